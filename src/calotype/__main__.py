@@ -1,0 +1,5 @@
+"""`python -m calotype`."""
+
+from calotype.cli.main import main
+
+main()

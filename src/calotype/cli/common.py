@@ -1,0 +1,157 @@
+"""What commands share: options, progress over files, and saying things."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from calotype.errors import CalotypeError, UsageError
+
+if TYPE_CHECKING:
+    from calotype.vae import VAE
+
+
+class Dtype(str, Enum):
+    """Types to compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Alpha(str, Enum):
+    """What becomes of transparency."""
+
+    over = "over"
+    keep = "keep"
+
+
+VaeOption = Annotated[
+    str | None,
+    typer.Option("--vae", help="Weights: a preset's name, or a file or folder in any layout.", show_default="built-in"),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--latent-format",
+        help="sd1, sdxl, sd3, flux or none, where weights can't tell.",
+        show_default="from the weights",
+    ),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the fastest there is")]
+DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; overflow falls back to float32.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Draw latents from the posterior with this seed.", show_default="its mode")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; made if it is not there.")]
+AlphaOption = Annotated[
+    Alpha, typer.Option(help="Composite transparent pictures over the background, or keep alpha aside.")
+]
+BackgroundOption = Annotated[str, typer.Option(help="Colour under transparent pictures: a name or #rrggbb.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
+
+
+def load_vae(vae: str | None, latent_format: str | None, device: str | None, dtype: Dtype) -> VAE:
+    """`calotype.load` with options as the command line gives them."""
+    import torch
+
+    from calotype.vae import load
+
+    return load(vae, latent_format=latent_format, device=device, dtype=getattr(torch, dtype.value))
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """A colour's name or #rrggbb -> red, green, blue."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(text)
+    except ValueError:
+        raise UsageError(f"--background {text}: give a colour's name or #rrggbb.") from None
+    return red, green, blue
+
+
+def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
+    """One path in `out` for each input, named after it.
+
+    Raises:
+        UsageError: if two inputs would be written to one path, an input would be overwritten, or `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: this is a file; give a folder.")
+    paths: dict[Path, Path] = {}
+    for source in inputs:
+        stem = (
+            source.name.removesuffix(".safetensors").removesuffix(".latents")
+            if "latents" in source.name
+            else source.stem
+        )
+        path = out / f"{stem}{ending}"
+        if path in paths:
+            raise UsageError(f"{paths[path]} and {source} would both be written to {path}; give them one at a time.")
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"{source} would be overwritten; give another --out.")
+        paths[path] = source
+    out.mkdir(parents=True, exist_ok=True)
+    return list(paths)
+
+
+def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, quiet: bool) -> tuple[list[Any], int]:
+    """work(0), work(1), ... with a progress bar; what fails is said and the others go on: (results, failures)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    results, failures = [], 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or len(inputs) < 2 or not console.is_terminal
+    ) as bar:
+        task = bar.add_task(doing, total=len(inputs))
+        for i in range(len(inputs)):
+            try:
+                results.append(work(i))
+            except UsageError:
+                raise
+            except CalotypeError as error:
+                failures += 1
+                complain(str(error))
+            bar.advance(task)
+    return results, failures
+
+
+def finish(document: dict[str, Any], *, as_json: bool, text: Callable[[], None], failures: int = 0) -> None:
+    """Prints the result one way or the other, and exits with 1 if anything failed."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        text()
+    if failures:
+        if not as_json:
+            complain(f"{failures} failed.")
+        raise typer.Exit(1)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns: a name and what it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, value)
+    Console(soft_wrap=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))).print(grid)

@@ -1,0 +1,52 @@
+"""`calotype convert`: weights from any layout to another."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calotype.cli.common import Dtype, FormatOption, JsonOption, finish
+
+NAME = "convert"
+EXAMPLE = "Example: [bold]calotype convert model.ckpt vae/ --layout diffusers --dtype float16[/]"
+
+
+class LayoutName(str, Enum):
+    """Layouts that can be written."""
+
+    ldm = "ldm"
+    diffusers = "diffusers"
+    keras = "keras"
+
+
+def command(
+    weights: Annotated[str, typer.Argument(help="A preset's name, or a file or folder in any layout.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, a folder for diffusers and keras.")],
+    layout: Annotated[LayoutName, typer.Option(help="Layout to write.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type to store.", show_default="as it is")] = None,
+    latent_format: FormatOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type."""
+    import torch
+
+    from calotype.vae import load_as_stored
+    from calotype.weights.save import save_weights
+
+    loaded = load_as_stored(weights, latent_format)
+    paths = save_weights(
+        loaded.module,
+        out,
+        layout=layout.value,
+        format_=loaded.format,
+        dtype=getattr(torch, dtype.value) if dtype else None,
+    )
+    document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
+
+    def text() -> None:
+        print(f"{loaded.layout} -> {layout.value}: {', '.join(document['files'])}")
+
+    finish(document, as_json=json, text=text)

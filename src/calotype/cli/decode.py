@@ -1,0 +1,70 @@
+"""`calotype decode`: latents on disk to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calotype.cli.common import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FormatOption,
+    JsonOption,
+    OutOption,
+    finish,
+    for_each,
+    load_vae,
+    outputs,
+)
+
+NAME = "decode"
+EXAMPLE = "Example: [bold]calotype decode photo.latents.safetensors --out pictures/[/]"
+
+
+def command(
+    latents: Annotated[list[Path], typer.Argument(metavar="LATENTS...", help="Files that `calotype encode` wrote.")],
+    vae: Annotated[
+        str | None,
+        typer.Option("--vae", help="Weights to decode with.", show_default="those the latents name"),
+    ] = None,
+    out: OutOption = Path(),
+    suffix: Annotated[str, typer.Option(help="Kind of picture: png, jpg, webp, avif or tiff.")] = "png",
+    any_vae: Annotated[bool, typer.Option("--any-vae", help="Decode another VAE's latents all the same.")] = False,
+    latent_format: FormatOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    json: JsonOption = False,
+) -> None:
+    """Decode latents to pictures of their true size."""
+    from calotype.latents import Latents, load_latents
+    from calotype.pixels import require_writable, write_picture
+    from calotype.vae import VAE, name_for
+
+    paths = outputs(latents, out, f".{suffix.removeprefix('.')}")
+    for path in paths[:1]:
+        require_writable(path)
+    loaded: dict[str, VAE] = {}
+
+    def vae_of(one: Latents, path: Path) -> VAE:
+        name = vae or name_for(one, path)
+        if name not in loaded:
+            loaded[name] = load_vae(name if name != "builtin" else None, latent_format, device, dtype)
+        return loaded[name]
+
+    def work(i: int) -> dict[str, Any]:
+        one = load_latents(latents[i])
+        decoder = vae_of(one, latents[i])
+        image = decoder.decode_image(one, any_vae=any_vae)
+        write_picture(paths[i], image)
+        return {"latents": str(latents[i]), "picture": str(paths[i]), "width": image.width, "height": image.height}
+
+    results, failures = for_each(latents, work, doing="Decoding", quiet=json)
+
+    def text() -> None:
+        for r in results:
+            print(f"{r['latents']} -> {r['picture']} ({r['width']}x{r['height']})")
+
+    finish({"results": results}, as_json=json, text=text, failures=failures)

@@ -1,0 +1,69 @@
+"""`calotype doctor`: what this machine has, and whether calotype works on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calotype.cli.common import JsonOption, finish, table
+
+NAME = "doctor"
+EXAMPLE = "Example: [bold]calotype doctor --json[/]"
+
+PACKAGES = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "h5py", "diffusers")
+
+
+def command(json: JsonOption = False) -> None:
+    """Show versions, devices and threads, and check the built-in weights."""
+    import platform
+    from importlib import metadata
+
+    import torch
+    from PIL import features
+
+    from calotype import __version__
+    from calotype.errors import CalotypeError
+    from calotype.vae import load, pick_device
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    devices = ["cpu"]
+    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        vae = load(device="cpu")
+        builtin = f"{vae!r}, sha256 {vae.sha256[:12]}"
+        failures = 0
+    except CalotypeError as error:
+        builtin, failures = str(error), 1
+    document: dict[str, Any] = {
+        "calotype": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "devices": devices,
+        "default_device": str(pick_device(None)),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "picture_formats": {
+            name: bool(features.check(name)) for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
+        },
+        "builtin": builtin,
+    }
+
+    def text() -> None:
+        table(
+            [
+                ("calotype", f"{__version__}, Python {document['python']}, {document['platform']}"),
+                ("packages", ", ".join(f"{k} {v}" for k, v in document["packages"].items())),
+                ("devices", f"{', '.join(devices)}; default {document['default_device']}"),
+                ("threads", f"{document['threads']}, {document['cpu_capability']}"),
+                ("pictures", ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in document["picture_formats"].items())),
+                ("built-in VAE", builtin),
+            ]
+        )
+
+    finish(document, as_json=json, text=text, failures=failures)

@@ -1,0 +1,90 @@
+"""`calotype encode`: pictures to latents on disk."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calotype.cli.common import (
+    Alpha,
+    AlphaOption,
+    BackgroundOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FormatOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    VaeOption,
+    colour,
+    complain,
+    finish,
+    for_each,
+    load_vae,
+    outputs,
+)
+
+NAME = "encode"
+EXAMPLE = "Example: [bold]calotype encode photos/*.jpg --vae sd-vae-ft-mse --space model --out latents/[/]"
+
+
+class SpaceName(str, Enum):
+    """Which latents are written."""
+
+    raw = "raw"
+    model = "model"
+
+
+def command(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
+    vae: VaeOption = None,
+    out: OutOption = Path(),
+    space: Annotated[
+        SpaceName, typer.Option(help="Raw latents as the encoder gives them, or scaled as diffusion models want them.")
+    ] = SpaceName.raw,
+    seed: SeedOption = None,
+    alpha: AlphaOption = Alpha.over,
+    background: BackgroundOption = "white",
+    latent_format: FormatOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    json: JsonOption = False,
+) -> None:
+    """Encode pictures to latents: PHOTO.latents.safetensors.
+
+    The file says which VAE made it, in which format, and the picture's true size, so `calotype decode` needs no more.
+    """
+    from calotype.latents import save_latents
+    from calotype.pixels import read_picture
+
+    under = colour(background)
+    paths = outputs(photos, out, ".latents.safetensors")
+    loaded = load_vae(vae, latent_format, device, dtype)
+    format_ = loaded.latent_format
+
+    def work(i: int) -> dict[str, Any]:
+        picture = read_picture(photos[i], alpha=alpha.value, background=under)
+        for notice in picture.notices:
+            complain(f"{photos[i]}: {notice}")
+        latents = loaded.encode_image(picture, seed=seed, space=space.value)
+        save_latents(paths[i], latents)
+        return {"photo": str(photos[i]), "latents": str(paths[i]), "shape": list(latents.tensor.shape)}
+
+    results, failures = for_each(photos, work, doing="Encoding", quiet=json)
+    document = {
+        "vae": loaded.name,
+        "vae_sha256": loaded.sha256,
+        "space": space.value,
+        "latent_format": format_.name,
+        "results": results,
+    }
+
+    def text() -> None:
+        for r in results:
+            print(f"{r['photo']} -> {r['latents']} {r['shape']}, {space.value}, format {format_.name}")
+
+    finish(document, as_json=json, text=text, failures=failures)

@@ -1,0 +1,68 @@
+"""The command `calotype`: its subcommands, and how errors reach people."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import typer
+
+from calotype import __version__
+from calotype.cli import convert, decode, doctor, encode, inspect, reconstruct, train
+from calotype.cli.common import complain
+from calotype.errors import CalotypeError, CalotypeWarning, UsageError
+
+app = typer.Typer(
+    help="The latent images of Stable Diffusion-style models: encode, decode, measure and train their autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (reconstruct, encode, decode, inspect, convert, train, doctor):
+    paragraphs = cleandoc(module.command.__doc__ or "").split("\n\n")
+    text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    app.command(module.NAME, help=text, epilog=module.EXAMPLE)(module.command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"calotype {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line: errors raised on purpose become one line; exit codes are 2 for usage, 1 for failure."""
+    show = warnings.showwarning
+
+    def showwarning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, CalotypeWarning):
+            complain(str(message))
+        else:
+            show(message, category, *rest, **more)
+
+    warnings.showwarning = showwarning
+    try:
+        app(prog_name="calotype")
+    except CalotypeError as error:
+        complain(str(error))
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        complain("Stopped.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

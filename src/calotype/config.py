@@ -1,0 +1,122 @@
+"""What an AutoencoderKL looks like: the few numbers from which the whole network follows. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calotype.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Architecture of an AutoencoderKL, in the vocabulary of latent-diffusion's ``ddconfig``.
+
+    The defaults are kl-f8, the autoencoder of Stable Diffusion 1 and 2.
+
+    Raises:
+        UsageError: if the numbers contradict each other.
+    """
+
+    ch: int = 128  # channels at full resolution
+    ch_mult: tuple[float, ...] = (1, 2, 4, 4)  # channels of each level, as multiples of ch
+    num_res_blocks: int = 2  # residual blocks a level (the decoder has one more)
+    z_channels: int = 4  # channels of the latents; the encoder gives twice as many (moments)
+    attn_levels: tuple[int, ...] = ()  # levels with attention after every block (kl-f16, kl-f32)
+    mid_attention: bool = True  # attention between the two middle blocks
+    quant_conv: bool = True  # 1x1 convolutions around the latents (absent in SD3 and FLUX)
+    decoder_ch: int | None = None  # narrower decoder (FLUX.2 small decoder); None: as ch
+    norm_groups: int = 32  # groups of every GroupNorm
+    in_channels: int = 3  # channels of the picture
+
+    def __post_init__(self) -> None:
+        for name in ("ch", "num_res_blocks", "z_channels", "norm_groups", "in_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"AutoencoderConfig.{name} must be a positive whole number, not {value!r}.")
+        if not self.ch_mult:
+            raise UsageError("AutoencoderConfig.ch_mult must name at least one level.")
+        if bad := [level for level in self.attn_levels if not 0 <= level < len(self.ch_mult)]:
+            raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(self.ch_mult)} levels.")
+        for channels in (*self.channels, *self.decoder_channels):
+            if channels % self.norm_groups:
+                raise UsageError(
+                    f"AutoencoderConfig: {channels} channels can't be split into {self.norm_groups} groups; "
+                    f"choose ch, ch_mult or norm_groups so that they can."
+                )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each encoder level, from full resolution down."""
+        return tuple(round(self.ch * m) for m in self.ch_mult)
+
+    @property
+    def decoder_channels(self) -> tuple[int, ...]:
+        """Channels of each decoder level, from full resolution down."""
+        return tuple(round((self.decoder_ch or self.ch) * m) for m in self.ch_mult)
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f: a latent stands for f x f pixels."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.z_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata; `config_from_dict` gives the config back."""
+        return {"kind": "autoencoder_kl", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Architecture of a TAESD-style autoencoder (madebyollin/taesd): 64 channels, f8, no norms but the pooled ones."""
+
+    z_channels: int = 4  # channels of the latents
+    pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f."""
+        return 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata."""
+        return {"kind": "taesd", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedConfig:
+    """Architecture of the built-in autoencoder: norm-free, f8, on folded pixels."""
+
+    z_channels: int = 16  # channels of the latents
+    ch: tuple[int, int] = (96, 160)  # channels at a quarter and at an eighth of the resolution
+    encoder_blocks: tuple[int, int] = (2, 3)  # residual blocks at these two, in the encoder
+    decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f."""
+        return 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata."""
+        return {"kind": "folded", **asdict(self)}
+
+
+NetworkConfig = AutoencoderConfig | FoldedConfig | TinyConfig
+
+NETWORK_KINDS: dict[str, type[NetworkConfig]] = {
+    "autoencoder_kl": AutoencoderConfig,
+    "folded": FoldedConfig,
+    "taesd": TinyConfig,
+}
+
+
+def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
+    """The inverse of `to_dict`, also after a trip through JSON (lists become tuples)."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return NETWORK_KINDS[fields.pop("kind")](**fields)

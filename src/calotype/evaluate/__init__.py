@@ -1,0 +1,1 @@
+"""How well pictures survive a VAE: metrics and the protocols around them."""

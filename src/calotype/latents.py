@@ -1,0 +1,258 @@
+"""Latent formats, and latents on disk.
+
+*Raw* latents are what the encoder gives. *Model* latents are what a diffusion model was trained on: raw latents,
+scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border between them, and the only one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calotype.errors import LatentsError, UsageError
+from calotype.files import atomic_path
+from calotype.pixels import Padding
+
+Space = Literal["raw", "model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFormat:
+    """One way from raw latents [N, C, h, w] to model latents and back."""
+
+    name: str  # how it is called on the command line and in files
+    channels: int  # C, of the raw latents
+
+    kind: ClassVar[str]
+    patch: ClassVar[int] = 1  # raw latents folded into one model latent, along each side
+
+    def fits(self, model: Tensor) -> bool:
+        """Whether model latents [C, h, w] have the channels of this format."""
+        return model.shape[0] == self.channels * self.patch**2
+
+    def to_model(self, raw: Tensor) -> Tensor:
+        """Raw latents -> model latents."""
+        raise AssertionError("every kind of format says how")
+
+    def to_raw(self, model: Tensor) -> Tensor:
+        """Model latents -> raw latents."""
+        raise AssertionError("every kind of format says how")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for metadata; `latent_format_from_dict` gives the format back."""
+        return {"kind": self.kind, **self.__dict__}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleShift(LatentFormat):
+    """model = (raw - shift_factor) * scaling_factor."""
+
+    scaling_factor: float
+    shift_factor: float = 0.0
+
+    kind: ClassVar[str] = "scale_shift"
+
+    def to_model(self, raw: Tensor) -> Tensor:
+        return (raw - self.shift_factor) * self.scaling_factor
+
+    def to_raw(self, model: Tensor) -> Tensor:
+        return model / self.scaling_factor + self.shift_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerChannel(LatentFormat):
+    """model = (raw - mean) / std, with a mean and a std for each channel, measured over a training set."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    kind: ClassVar[str] = "per_channel"
+
+    def to_model(self, raw: Tensor) -> Tensor:
+        return (raw - column(self.mean, raw)) / column(self.std, raw)
+
+    def to_raw(self, model: Tensor) -> Tensor:
+        return model * column(self.std, model) + column(self.mean, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(LatentFormat):
+    """FLUX.2: 2x2 latents side by side become one with four times the channels, normalised by running statistics.
+
+    Packed channel 4c + 2i + j is raw channel c at row i and column j of its 2x2 patch; then
+    model = (packed - running_mean) / sqrt(running_var + eps). (black-forest-labs/flux2, src/flux2/autoencoder.py.)
+    Heights and widths of the raw latents must be even. The statistics come with the weights; TAEF2's latents are
+    normalised already, so its format packs only.
+    """
+
+    running_mean: tuple[float, ...]
+    running_var: tuple[float, ...]
+    eps: float = 1e-4
+
+    kind: ClassVar[str] = "packed"
+    patch: ClassVar[int] = 2
+
+    def to_model(self, raw: Tensor) -> Tensor:
+        packed = torch.nn.functional.pixel_unshuffle(raw, 2)
+        return (packed - column(self.running_mean, raw)) / self._std(raw)
+
+    def to_raw(self, model: Tensor) -> Tensor:
+        return torch.nn.functional.pixel_shuffle(model * self._std(model) + column(self.running_mean, model), 2)
+
+    def _std(self, like: Tensor) -> Tensor:
+        return torch.sqrt(column(self.running_var, like) + self.eps)
+
+
+def column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """One value a channel, shaped [C, 1, 1] for broadcasting over latents."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...]) -> Packed:
+    """FLUX.2's format, from the batch-norm statistics in its weights (``bn.running_mean``, ``bn.running_var``)."""
+    return Packed(name="flux2", channels=len(running_mean) // 4, running_mean=running_mean, running_var=running_var)
+
+
+def same_as_model(name: str, channels: int) -> LatentFormat:
+    """The format of a TAESD: its raw latents are the model latents of the VAE it imitates."""
+    if name == "flux2":
+        n = 4 * channels
+        return Packed(name=name, channels=channels, running_mean=(0.0,) * n, running_var=(1.0,) * n, eps=0.0)
+    return ScaleShift(name=name, channels=channels, scaling_factor=1.0)
+
+
+KNOWN: Mapping[str, ScaleShift] = {
+    f.name: f
+    for f in (
+        ScaleShift(name="sd1", channels=4, scaling_factor=0.18215),  # also SD2: the same VAE
+        ScaleShift(name="sdxl", channels=4, scaling_factor=0.13025),
+        ScaleShift(name="sd3", channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+        ScaleShift(name="flux", channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+    )
+}
+
+
+def latent_format(name: str, channels: int) -> LatentFormat:
+    """The known format of that name; ``none`` leaves latents as they are.
+
+    Raises:
+        UsageError: if there is none, or it is for another number of channels.
+    """
+    if name == "none":
+        return ScaleShift(name="none", channels=channels, scaling_factor=1.0)
+    if name not in KNOWN:
+        raise UsageError(f"There is no latent format {name!r}; choose one of {', '.join([*KNOWN, 'none'])}.")
+    if KNOWN[name].channels != channels:
+        raise UsageError(
+            f"Latent format {name!r} is for {KNOWN[name].channels} channels, and this VAE has {channels}; "
+            f"choose another --latent-format."
+        )
+    return KNOWN[name]
+
+
+def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
+    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
+    return kinds[fields.pop("kind")](**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """The latents of one picture, with all that is needed to make it a picture again."""
+
+    tensor: Tensor  # [C, h, w], float
+    space: Space  # raw or model
+    format: LatentFormat  # how raw and model latents of this VAE differ
+    vae: str  # sha256 of the VAE's weights
+    padding: Padding  # the picture's true size, and what was added to make it a multiple of f
+    vae_name: str = ""  # for people
+    alpha: Tensor | None = None  # [height, width] in [0, 1], where it was kept aside
+
+    def __post_init__(self) -> None:
+        channels = self.format.channels * (self.format.patch**2 if self.space == "model" else 1)
+        if self.space not in get_args(Space):
+            raise LatentsError(f"Latents are raw or model, not {self.space!r}.")
+        if self.tensor.ndim != 3 or self.tensor.shape[0] != channels:
+            raise LatentsError(
+                f"{self.space.capitalize()} latents of format {self.format.name!r} must be [{channels}, h, w], "
+                f"not {list(self.tensor.shape)}."
+            )
+        if not torch.isfinite(self.tensor).all():
+            raise LatentsError("The latents hold NaN or infinity; make them again, in float32 if they were in float16.")
+
+    def to_raw(self) -> Latents:
+        """The same latents, raw."""
+        if self.space == "raw":
+            return self
+        return replace(self, tensor=self.format.to_raw(self.tensor[None])[0], space="raw")
+
+    def to_model(self) -> Latents:
+        """The same latents, as a diffusion model sees them."""
+        if self.space == "model":
+            return self
+        return replace(self, tensor=self.format.to_model(self.tensor[None])[0], space="model")
+
+
+def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
+    """Writes latents as safetensors: tensor ``latents`` (and ``alpha``), everything else as JSON in the metadata."""
+    metadata = {
+        "calotype": "latents/1",
+        "space": latents.space,
+        "latent_format": json.dumps(latents.format.to_dict()),
+        "vae_sha256": latents.vae,
+        "vae_name": latents.vae_name,
+        "padding": json.dumps(latents.padding.__dict__),
+    }
+    tensors = {"latents": latents.tensor.detach().cpu().contiguous()}
+    if latents.alpha is not None:
+        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8).cpu().contiguous()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return Path(path)
+
+
+def load_latents(path: str | os.PathLike[str]) -> Latents:
+    """Reads what `save_latents` wrote.
+
+    Raises:
+        LatentsError: if the file is missing, is no safetensors file, or holds anything but calotype's latents.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = set(file.keys())
+            if metadata.get("calotype") != "latents/1" or "latents" not in names:
+                raise LatentsError(
+                    f"{path}: these are not latents with calotype's metadata; make them with `calotype encode`."
+                )
+            tensor = file.get_tensor("latents")
+            alpha = file.get_tensor("alpha").float() / 255 if "alpha" in names else None
+    except (SafetensorError, OSError) as error:
+        raise LatentsError(f"{path}: this is not a whole safetensors file ({error}); make the latents again.") from None
+    try:
+        return Latents(
+            tensor=tensor,
+            space=metadata["space"],
+            format=latent_format_from_dict(json.loads(metadata["latent_format"])),
+            vae=metadata["vae_sha256"],
+            padding=Padding(**json.loads(metadata["padding"])),
+            vae_name=metadata.get("vae_name", ""),
+            alpha=alpha,
+        )
+    except LatentsError as error:
+        raise LatentsError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None

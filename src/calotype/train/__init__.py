@@ -1,0 +1,1 @@
+"""Training an AutoencoderKL: data, losses, optimiser, loop and checkpoints. Needs nothing beyond the core."""

@@ -1,0 +1,57 @@
+"""Muon for the matrices inside convolutions, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix to G (all singular values near 1), by five Newton-Schulz steps.
+
+    The quintic of Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon). It is run on the Gram matrix
+    G G^T: each step multiplies G from the left by a polynomial of it, so the wide matrix is touched twice only.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    rows, columns = g.shape
+    if rows > columns:
+        return orthogonalize(g.T).T
+    g = g / (g.norm() + 1e-7)
+    gram = g @ g.T
+    left = torch.eye(rows, device=g.device, dtype=g.dtype)
+    for _ in range(5):
+        step = b * gram + c * gram @ gram
+        step.diagonal().add_(a)
+        left = step @ left
+        gram = step @ gram @ step
+    return left @ g
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised; convolution weights are seen as [out, in * kh * kw] matrices.
+
+    The update is scaled by sqrt(max(1, rows / columns)), and weight decay is decoupled, as in the original.
+    """
+
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[p]
+                buffer = state.setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalize(p.grad.lerp(buffer, group["momentum"]).flatten(1))
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p), alpha=-group["lr"] * scale)

@@ -1,0 +1,378 @@
+"""VAE: what `calotype.load` returns. Tensors in, tensors out; or pictures in, pictures out."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from calotype.config import NetworkConfig
+from calotype.errors import CalotypeWarning, LatentsError, NonFiniteError, UsageError, WeightsError
+from calotype.latents import KNOWN, LatentFormat, Latents, Space
+from calotype.networks import Network
+from calotype.pixels import Picture, crop, pad, read_picture, to_pil
+from calotype.posterior import Posterior
+from calotype.weights.fetch import fetch
+from calotype.weights.load import Loaded, load_weights, require_format
+from calotype.weights.presets import PRESETS
+
+BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
+
+PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture
+Result = TypeVar("Result")
+
+
+def load(
+    vae: str | os.PathLike[str] | None = None,
+    *,
+    latent_format: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> VAE:
+    """Loads a VAE: the built-in one, a preset by name, or any weights by path.
+
+    Args:
+        vae: None for the weights that ship with calotype; the name of a preset (fetched from the hub on first use);
+            or a file or folder in any layout.
+        latent_format: sd1, sdxl, sd3, flux or none; needed only where the weights can't tell and model latents or
+            latents on disk are wanted.
+        device: where it runs; CUDA where there is one, else MPS, else the CPU.
+        dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
+
+    Raises:
+        WeightsError: if there are no usable weights there.
+        UsageError: for an unknown name, device or latent format.
+    """
+    path, name, latent_format = locate(vae, latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format)
+    return VAE(loaded, name=name, device=pick_device(device), dtype=dtype)
+
+
+def load_as_stored(vae: str | os.PathLike[str] | None, latent_format: str | None = None) -> Loaded:
+    """Weights as `load` finds them, in the dtype they are stored in and on the CPU; for conversion."""
+    path, _, latent_format = locate(vae, latent_format)
+    return load_weights(path, latent_format_name=latent_format)
+
+
+def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tuple[Path, str, str | None]:
+    """What `load` was given -> (where the weights lie, what to call them, the latent format if it is known).
+
+    Presets are fetched.
+    """
+    if vae is None or vae == "builtin":
+        return BUILTIN, "builtin", latent_format
+    if (text := os.fspath(vae)) in PRESETS and not Path(text).exists():
+        known = PRESETS[text].latent_format
+        return fetch(text).parent, text, latent_format or (known if known in KNOWN else None)
+    path = Path(text)
+    if not path.exists() and os.sep not in text and not path.suffix:
+        near = get_close_matches(text, PRESETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
+        raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
+    return path, path.name, latent_format
+
+
+def name_for(latents: Latents, path: Path) -> str:
+    """What `load` needs to get the VAE that made these latents.
+
+    Raises:
+        LatentsError: if it was loaded from a file.
+    """
+    if latents.vae_name == "builtin" or latents.vae_name in PRESETS:
+        return latents.vae_name
+    raise LatentsError(
+        f"{path}: these latents were made by {latents.vae_name or 'an unnamed VAE'} (sha256 {latents.vae[:12]}...); "
+        f"give its weights with --vae."
+    )
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"There is no device {str(device)!r} here; `calotype doctor` lists those there are.") from None
+    return chosen
+
+
+class VAE:
+    """A variational autoencoder with weights, ready to run.
+
+    Attributes:
+        module: the network (for training or a look inside).
+        name: what it was loaded as.
+        sha256: of its weights; the same whatever layout they came in.
+    """
+
+    def __init__(
+        self, loaded: Loaded, *, name: str = "", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.loaded = loaded
+        self.name = name
+        self.sha256 = loaded.sha256
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.module: Network = loaded.module.to(device=self.device, dtype=dtype)
+        self._wide: Network | None = None
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's architecture."""
+        return self.module.config
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f: a latent stands for f x f pixels."""
+        return self.config.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of raw latents."""
+        return self.config.z_channels
+
+    @property
+    def latent_format(self) -> LatentFormat:
+        """How raw and model latents differ.
+
+        Raises:
+            LatentFormatError: if the weights do not say; give `latent_format` to `load`.
+        """
+        return require_format(self.loaded)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels -> the posterior over raw latents, whose `mode()` and `sample()` are float32.
+
+        Args:
+            pixels: [N, 3, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
+                (reflected where large enough, else replicated).
+
+        Raises:
+            UsageError: for another shape, type or range, or if only a decoder was loaded.
+            NonFiniteError: if the result is not finite in float32 either.
+        """
+        self._require("encoder")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape or not pixels.is_floating_point():
+            raise UsageError(
+                f"encode takes float pixels [N, 3, H, W] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}; "
+                f"calotype.pixels.from_array makes them from uint8."
+            )
+        if not torch.isfinite(pixels).all():
+            raise NonFiniteError("The pixels to encode hold NaN or infinity.")
+        if pixels.abs().max() > 1.5:
+            raise UsageError(
+                f"Pixels must be in [-1, 1], and these reach {pixels.abs().max().item():.4g}; "
+                f"calotype.pixels.from_array maps 0..255 to it."
+            )
+        padded, _ = pad(pixels, self.factor)
+        return self._run(lambda module, x: module.encode(x).float(), padded, lambda p: p.moments)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Raw latents -> pixels [N, 3, H, W], float32, clamped to [-1, 1].
+
+        Args:
+            latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
+            size: (height, width) of the picture, to crop what `encode` padded; the whole h*f x w*f where not given.
+
+        Raises:
+            UsageError: for another shape or number of channels, or if only an encoder was loaded.
+            LatentsError: if the latents are not finite.
+            NonFiniteError: if the result is not finite in float32 either.
+        """
+        self._require("decoder")
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise UsageError(
+                f"decode takes raw latents [N, {self.latent_channels}, h, w], not {list(latents.shape)}: "
+                f"this VAE has {self.latent_channels} latent channels."
+            )
+        if not torch.isfinite(latents).all():
+            raise LatentsError("The latents hold NaN or infinity; nothing was decoded.")
+        if size is not None and not all(0 < n <= m * self.factor for n, m in zip(size, latents.shape[2:], strict=True)):
+            raise UsageError(
+                f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
+                f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
+            )
+        pixels = self._run(lambda module, z: module.decode(z).float(), latents, lambda y: y).clamp(-1, 1)
+        return pixels if size is None else pixels[:, :, : size[0], : size[1]]
+
+    def encode_image(
+        self,
+        picture: PictureSource,
+        *,
+        seed: int | None = None,
+        space: Space = "raw",
+        alpha: Literal["over", "keep"] = "over",
+        background: tuple[int, int, int] = (255, 255, 255),
+    ) -> Latents:
+        """One picture -> latents that know where they come from; see `encode_images`."""
+        return self.encode_images([picture], seed=seed, space=space, alpha=alpha, background=background)[0]
+
+    def encode_images(
+        self,
+        pictures: Sequence[PictureSource],
+        *,
+        seed: int | None = None,
+        space: Space = "raw",
+        alpha: Literal["over", "keep"] = "over",
+        background: tuple[int, int, int] = (255, 255, 255),
+        batch: int = 8,
+    ) -> list[Latents]:
+        """Pictures -> latents, one each. Sizes may differ: those of one size run together, at most `batch` at a time.
+
+        Args:
+            pictures: paths, bytes, PIL images or `Picture`s.
+            seed: None takes the posterior's mode. A seed draws from the posterior, for each picture with a generator
+                of its own, so that the draw does not depend on the other pictures.
+            space: raw or model latents.
+            alpha: composite transparent pictures over `background`, or keep their alpha aside for `decode_image`.
+
+        Raises:
+            PictureError: if a picture can't be read.
+            LatentFormatError: if the VAE's latent format is not known.
+        """
+        format_ = self.latent_format
+        read = [p if isinstance(p, Picture) else read_picture(p, alpha=alpha, background=background) for p in pictures]
+        padded = [pad(picture.pixels, self.factor * format_.patch) for picture in read]
+        results: dict[int, Latents] = {}
+        for group in _grouped([pixels.shape for pixels, _ in padded], batch):
+            posterior = self.encode(torch.stack([padded[i][0] for i in group]))
+            if seed is None:
+                latents = posterior.mode()
+            else:
+                latents = posterior.sample([torch.Generator().manual_seed(seed) for _ in group])
+            for i, z in zip(group, latents.cpu(), strict=True):
+                raw = Latents(
+                    tensor=z,
+                    space="raw",
+                    format=format_,
+                    vae=self.sha256,
+                    vae_name=self.name,
+                    padding=padded[i][1],
+                    alpha=read[i].alpha,
+                )
+                results[i] = raw if space == "raw" else raw.to_model()
+        return [results[i] for i in range(len(read))]
+
+    def decode_image(self, latents: Latents, *, any_vae: bool = False) -> Image.Image:
+        """Latents -> a PIL image of the picture's true size; see `decode_images`."""
+        return self.decode_images([latents], any_vae=any_vae)[0]
+
+    def decode_images(self, latents: Sequence[Latents], *, any_vae: bool = False, batch: int = 8) -> list[Image.Image]:
+        """Latents -> PIL images of the pictures' true sizes, RGB (or RGBA where alpha was kept), one each.
+
+        Args:
+            any_vae: also decode latents that another VAE made. They pass through model space, so VAEs of one family
+                (say, SDXL's and TAESDXL) understand each other.
+
+        Raises:
+            LatentsError: if another VAE made the latents and `any_vae` is not set.
+        """
+        raws = [self._own(one, any_vae) for one in latents]
+        results: dict[int, Image.Image] = {}
+        for group in _grouped([raw.shape for raw in raws], batch):
+            pixels = self.decode(torch.stack([raws[i] for i in group])).cpu()
+            for i, one in zip(group, pixels, strict=True):
+                results[i] = to_pil(crop(one, latents[i].padding), latents[i].alpha)
+        return [results[i] for i in range(len(raws))]
+
+    def _own(self, latents: Latents, any_vae: bool) -> Tensor:
+        """The raw latents of this VAE, [C, h, w]."""
+        if latents.vae == self.sha256:
+            return latents.to_raw().tensor
+        if not any_vae:
+            raise LatentsError(
+                f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
+                f"than this one ({self.name or 'unnamed'}, {self.sha256[:12]}); load that one, or decode them all the "
+                f"same with --any-vae (any_vae=True)."
+            )
+        if latents.format == self.latent_format:
+            raw = latents.to_raw().tensor
+        else:
+            model = latents.to_model().tensor
+            raw = self.latent_format.to_raw(model[None])[0] if self.latent_format.fits(model) else model
+        if raw.shape[0] != self.latent_channels:
+            raise LatentsError(
+                f"These latents have {latents.format.channels} channels, and this VAE decodes {self.latent_channels}."
+            )
+        return raw
+
+    def _run(
+        self, compute: Callable[[Network, Tensor], Result], x: Tensor, look_at: Callable[[Result], Tensor]
+    ) -> Result:
+        """compute(module, x), again in float32 where the narrower type overflowed."""
+        if self._wide is None:
+            result = compute(self.module, x.to(self.device, self.dtype))
+            if torch.isfinite(look_at(result)).all():
+                return result
+            if self.dtype != torch.float32:
+                warnings.warn(
+                    f"{self.name or 'This VAE'} gave NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
+                    f"computing in float32 from now on.",
+                    CalotypeWarning,
+                    stacklevel=4,
+                )
+                self._wide = copy.deepcopy(self.module).float()
+        if self._wide is not None:
+            result = compute(self._wide, x.to(self.device, torch.float32))
+            if torch.isfinite(look_at(result)).all():
+                return result
+        raise NonFiniteError(
+            f"{self.name or 'This VAE'} gives NaN or infinity in float32 too: its weights or this input are broken."
+        )
+
+    @torch.inference_mode()
+    def check_dtypes(self) -> dict[str, bool]:
+        """Whether a small noise picture goes through (encoded, decoded, or both) without NaN or infinity, by dtype."""
+        checks = {}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(1, 3, 8 * self.factor, 8 * self.factor, generator=generator) * 2 - 1
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            module = copy.deepcopy(self.module).to(dtype)
+            z = torch.randn(1, self.latent_channels, 8, 8, generator=generator)
+            finite = True
+            if "encoder" in self.loaded.parts:
+                z = module.encode(x.to(self.device, dtype)).mode()
+                finite = bool(torch.isfinite(z).all())
+            if "decoder" in self.loaded.parts:
+                finite = finite and bool(torch.isfinite(module.decode(z.to(self.device, dtype))).all())
+            checks[str(dtype).removeprefix("torch.")] = finite
+        return checks
+
+    def _require(self, part: Literal["encoder", "decoder"]) -> None:
+        if part not in self.loaded.parts:
+            other = "decoder" if part == "encoder" else "encoder"
+            raise WeightsError(
+                f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
+                f"their own, and give the folder."
+            )
+
+    def __repr__(self) -> str:
+        return f"VAE({self.name!r}, f{self.factor}, {self.latent_channels} channels, {self.device}, {self.dtype})"
+
+
+def _grouped(shapes: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
+    """Indices of equal shapes, at most `batch` together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(tuple(shape), []).append(i)
+    for indices in groups.values():
+        for start in range(0, len(indices), batch):
+            yield indices[start : start + batch]

@@ -1,0 +1,1 @@
+"""Weight files in every layout in circulation, read and written."""

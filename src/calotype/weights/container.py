@@ -1,0 +1,95 @@
+"""Containers of tensors: safetensors, torch files and Keras h5, opened so that only what is asked for is read."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from calotype.errors import WeightsError
+
+H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class Container(Protocol):
+    """Named tensors in a file."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape, read without the tensors."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says about itself."""
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in."""
+
+
+class SafetensorsFile:
+    """A safetensors file; tensors are read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        file: Any = safe_open(path, framework="pt")  # safetensors has no types
+        self._file = file
+        self.metadata: dict[str, str] = file.metadata() or {}
+        self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+    def read(self, key: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(key)
+        return tensor
+
+
+class TorchFile:
+    """A torch pickle, loaded with weights_only; tensors of the zip format are mapped, not read, until asked for."""
+
+    def __init__(self, path: Path) -> None:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        if not isinstance(content, dict):
+            raise WeightsError(f"the file holds a {type(content).__name__}, not named tensors")
+        self.metadata: dict[str, str] = {}
+        self._tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
+
+    def read(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+
+def open_container(path: Path) -> Container:
+    """Opens a safetensors or torch file, told apart by its first bytes.
+
+    Raises:
+        WeightsError: if the file is empty, damaged, of another kind, or a pickle that holds more than tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not head:
+        raise WeightsError("the file is empty; fetch it again")
+    try:
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            return TorchFile(path)
+        # safetensors begin with the length of a JSON header
+        if head[8:9] != b"{":
+            raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor Keras h5")
+        return SafetensorsFile(path)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "global" in str(error).lower():
+            raise WeightsError(
+                "this pickle holds Python objects that could run code, so it was not loaded; "
+                "get the weights as safetensors"
+            ) from None
+        raise WeightsError(f"the file is truncated or damaged ({_first_line(error)}); fetch it again") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"the file is truncated or damaged ({_first_line(error)}); fetch it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:120]

@@ -1,0 +1,96 @@
+"""Keras h5 files of Stable Diffusion's VAE: encoder and decoder apart, tensors known by their order only.
+
+Four such files are in circulation (fchollet/stable-diffusion and divamgupta's): decoder.h5 and encoder_newW.h5 keep
+all arrays in one nested group, kcv_decoder.h5 and vae_encoder.h5 one group a layer, as keras-cv loads them. Both kinds
+list arrays in the same order; the order and the HWIO kernels are those of divamgupta/stable-diffusion-tensorflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calotype.config import AutoencoderConfig, config_from_dict
+from calotype.errors import UsageError, WeightsError
+from calotype.files import atomic_path
+from calotype.weights.keys import keras_decoder, keras_encoder
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError("Keras h5 files need h5py; install it with: pip install 'calotype[keras]'") from None
+    return h5py
+
+
+def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor]]:
+    """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), and tensors under our keys.
+
+    Raises:
+        WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order.
+    """
+    h5py = _h5py()
+    try:
+        with h5py.File(path) as file:
+            root = file.get("model_weights", file)
+            arrays = [
+                np.asarray(root[_text(layer)][_text(name)])
+                for layer in root.attrs["layer_names"]
+                for name in root[_text(layer)].attrs["weight_names"]
+            ]
+            stored = file.attrs.get("calotype_config")
+    except (OSError, KeyError) as error:
+        raise WeightsError(f"this is no whole h5 file of Keras weights ({error})") from None
+    config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(_text(stored)))
+    assert isinstance(config, AutoencoderConfig)
+    for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
+        keys = [f"{module}.{leaf}" for _, modules in layers for module in modules for leaf in ("weight", "bias")]
+        first = arrays[0].shape if arrays else ()
+        if len(keys) == len(arrays) and first[2:3] == (
+            (config.in_channels if side == "encoder" else config.z_channels),
+        ):
+            return config, side, {key: _to_torch(array) for key, array in zip(keys, arrays, strict=True)}
+    raise WeightsError(
+        f"{len(arrays)} arrays are neither an encoder (108) nor a decoder (140) of Stable Diffusion's VAE in Keras"
+    )
+
+
+def write_keras(folder: Path, config: AutoencoderConfig, tensors: Mapping[str, Tensor]) -> list[Path]:
+    """Writes encoder.h5 and decoder.h5, one group a layer, as keras-cv's `load_weights` reads them."""
+    h5py = _h5py()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
+        with atomic_path(folder / f"{side}.h5") as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["layer_names"] = [name for name, _ in layers]
+            file.attrs["backend"] = "torch"
+            file.attrs["calotype_config"] = json.dumps(config.to_dict())
+            for name, modules in layers:
+                group = file.create_group(name)
+                keys = [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
+                group.attrs["weight_names"] = keys
+                for key in keys:
+                    group.create_dataset(key, data=_to_keras(tensors[key]))
+        paths.append(folder / f"{side}.h5")
+    return paths
+
+
+def _to_torch(array: np.ndarray) -> Tensor:
+    """HWIO kernels become OIHW; vectors stay."""
+    return torch.from_numpy(array.transpose(3, 2, 0, 1).copy() if array.ndim == 4 else array)
+
+
+def _to_keras(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.float().numpy()
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,319 @@
+"""From a file or folder, in any layout, to a network with weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig, config_from_dict
+from calotype.errors import LatentFormatError, UsageError, WeightsError
+from calotype.latents import (
+    KNOWN,
+    LatentFormat,
+    PerChannel,
+    ScaleShift,
+    flux2,
+    latent_format,
+    latent_format_from_dict,
+    same_as_model,
+)
+from calotype.networks import Network, make_network
+from calotype.weights.container import H5_SIGNATURE, Container, open_container
+from calotype.weights.detect import Detected, Layout, detect, listing
+from calotype.weights.keras import read_keras
+from calotype.weights.presets import KNOWN_FILES
+
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
+
+# The files diffusers looks for in a folder, best first.
+DIFFUSERS_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A network with its weights, and where they came from."""
+
+    module: Network
+    layout: Layout
+    parts: frozenset[str]  # "encoder", "decoder" or both
+    sha256: str  # of the tensors under our keys, so the same in every layout
+    dtypes: tuple[str, ...]  # as stored
+    files: tuple[Path, ...]
+    prefix: str = ""
+    format: LatentFormat | None = None  # None: the weights do not say
+    format_source: str = ""  # how the format is known, for people
+    metadata: Mapping[str, str] | None = None
+
+
+def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None = None) -> Loaded:
+    """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
+
+    Args:
+        path: a safetensors, torch or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's or a
+            pipeline's), or a folder with an encoder and a decoder file.
+        latent_format_name: how raw and model latents differ, where the weights can't tell.
+
+    Raises:
+        WeightsError: if there is no whole, finite VAE in it; the message names the file and what is wrong.
+        UsageError: if the latent format is unknown or for another number of channels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path}: there is no such file or folder; give weights, or the name of a preset.")
+    files, config_file = _locate(path)
+    pieces = []
+    for file in files:
+        try:
+            pieces.append(_read(file, config_file))
+        except WeightsError as error:
+            raise WeightsError(f"{file}: {str(error).rstrip('.')}.") from None
+        except PermissionError:
+            raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
+    piece = pieces[0] if len(pieces) == 1 else _join(path, *pieces)
+    module = build(piece.config, piece.parts, piece.tensors, where=str(path))
+    format_, source = _format(piece, config_file, files, latent_format_name)
+    return Loaded(
+        module=module,
+        layout=piece.layout,
+        parts=piece.parts,
+        sha256=tensors_sha256(module.state_dict()),
+        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in piece.tensors.values()})),
+        files=files,
+        prefix=piece.prefix,
+        format=format_,
+        format_source=source,
+        metadata=piece.metadata,
+    )
+
+
+def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Tensor], *, where: str) -> Network:
+    """The network of `config`, holding exactly these tensors; a half VAE loses the other half's modules.
+
+    Raises:
+        WeightsError: if any tensor is missing, unexpected, of another shape, or not finite; all are listed.
+    """
+    with torch.device("meta"):
+        module = make_network(config)
+    sides = {"encoder": "encoder", "quant_conv": "encoder", "decoder": "decoder", "post_quant_conv": "decoder"}
+    for name, side in sides.items():
+        if side not in parts and hasattr(module, name):
+            delattr(module, name)
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    problems = []
+    if missing := sorted(expected.keys() - tensors.keys()):
+        problems.append(listing("missing", missing))
+    if unexpected := sorted(tensors.keys() - expected.keys()):
+        problems.append(listing("unexpected", unexpected))
+    if misshapen := [
+        f"{key} {list(tensors[key].shape)} instead of {list(expected[key])}"
+        for key in sorted(expected.keys() & tensors.keys())
+        if tuple(tensors[key].shape) != expected[key]
+    ]:
+        problems.append(listing("misshapen", misshapen))
+    if not problems and (bad := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())):
+        problems.append(f"NaN or infinity in {listing('the', bad)}")
+    if problems:
+        raise WeightsError(f"{where}: these are not the weights of a whole VAE: {'; '.join(problems)}.")
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """What one file gave."""
+
+    layout: Layout
+    config: NetworkConfig
+    parts: frozenset[str]
+    tensors: dict[str, Tensor]
+    prefix: str = ""
+    statistics: tuple[Tensor, Tensor] | None = None
+    family: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+def _locate(path: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The weight files at `path`, and the config.json that describes them, if there is one."""
+    if path.is_file():
+        beside = path.with_name("config.json")
+        return (path,), beside if beside.is_file() else None
+    if (path / "vae").is_dir():
+        path = path / "vae"
+    config = path / "config.json"
+    for name in DIFFUSERS_FILES:
+        if (path / name).is_file():
+            return (path / name,), config if config.is_file() else None
+    files = tuple(sorted(file for file in path.iterdir() if file.suffix in SUFFIXES))
+    if len(files) not in (1, 2):
+        raise WeightsError(
+            f"{path}: this folder holds {len(files)} weight files; give one with a VAE in it "
+            f"(or an encoder and a decoder), or name the file itself."
+        )
+    return files, config if config.is_file() else None
+
+
+def _read(file: Path, config_file: Path | None) -> _Piece:
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    if head == H5_SIGNATURE:
+        config, side, tensors = read_keras(file)
+        return _Piece(layout="keras", config=config, parts=frozenset({side}), tensors=tensors)
+    container = open_container(file)
+    stored = _json(container.metadata.get("calotype_config"))
+    if stored.get("kind") == "folded":
+        return _Piece(
+            layout="calotype",
+            config=_stored_config(stored),
+            parts=frozenset({"encoder", "decoder"}),
+            tensors={key: container.read(key) for key in container.shapes},
+            metadata=container.metadata,
+        )
+    sibling = _json(config_file.read_text() if config_file else None)
+    found = detect(container.shapes, norm_groups=stored.get("norm_groups", sibling.get("norm_num_groups")))
+    return _Piece(
+        layout=found.layout,
+        config=found.config,
+        parts=found.parts,
+        tensors={key: _conv_shape(key, tensor) for key, tensor in _tensors(container, found)},
+        prefix=found.prefix,
+        statistics=tuple(container.read(key) for key in found.statistics) if found.statistics else None,  # type: ignore[arg-type]
+        family=found.family,
+        metadata=container.metadata,
+    )
+
+
+def _stored_config(stored: Mapping[str, Any]) -> NetworkConfig:
+    try:
+        return config_from_dict(stored)
+    except (KeyError, TypeError, UsageError):
+        raise WeightsError("its metadata describe no network that this version knows; update calotype") from None
+
+
+def _tensors(container: Container, found: Detected) -> list[tuple[str, Tensor]]:
+    return [(ours, container.read(key)) for ours, key in found.keys.items()]
+
+
+def _conv_shape(key: str, tensor: Tensor) -> Tensor:
+    """Attention projections are linear layers in newer diffusers files, and 1x1 convolutions everywhere else."""
+    if tensor.ndim == 2 and key.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")):
+        return tensor[:, :, None, None]
+    return tensor
+
+
+def _join(path: Path, a: _Piece, b: _Piece) -> _Piece:
+    if a.parts & b.parts or a.layout != b.layout:
+        raise WeightsError(
+            f"{path}: its two weight files are not the encoder and the decoder of one VAE; name the file itself."
+        )
+    if isinstance(a.config, AutoencoderConfig) and isinstance(b.config, AutoencoderConfig):
+        encoder = a if "encoder" in a.parts else b
+        config: NetworkConfig = encoder.config
+    elif a.config != b.config:
+        raise WeightsError(f"{path}: encoder and decoder differ: {a.config} and {b.config}.")
+    else:
+        config = a.config
+    return replace(a, config=config, parts=a.parts | b.parts, tensors={**a.tensors, **b.tensors})
+
+
+def _format(
+    piece: _Piece, config_file: Path | None, files: tuple[Path, ...], name: str | None
+) -> tuple[LatentFormat | None, str]:
+    """The latent format and how it is known: the user's word, the file's, a known file, config.json, its company."""
+    channels = piece.config.z_channels
+    if name is not None:
+        return _named(name, channels, piece), "--latent-format"
+    if stored := (piece.metadata or {}).get("calotype_latent_format"):
+        return latent_format_from_dict(json.loads(stored)), "the file's metadata"
+    if piece.statistics is not None:
+        mean, var = (tuple(t.double().tolist()) for t in piece.statistics)
+        return flux2(mean, var), "batch-norm statistics in the weights"
+    if isinstance(piece.config, TinyConfig) and piece.config.pool:
+        return same_as_model("flux2", channels), "the architecture (TAEF2)"
+    if piece.layout == "keras" and channels == 4:
+        return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)"
+    # big checkpoints are told by their company below; hashing them would read them whole
+    if not piece.prefix and (known := KNOWN_FILES.get(file_sha256(files[0]))):
+        return _named(known, channels, piece), "the sha256 of a known file"
+    if format_ := _from_config(_json(config_file.read_text() if config_file else None), piece):
+        return format_, "config.json"
+    if isinstance(piece.config, TinyConfig):
+        return same_as_model("taesd", channels), "the architecture (a TAESD's latents are model latents)"
+    if piece.family:
+        return _named(piece.family, channels, piece), "the other tensors of the checkpoint"
+    return None, ""
+
+
+def _named(name: str, channels: int, piece: _Piece) -> LatentFormat:
+    if isinstance(piece.config, TinyConfig):
+        return same_as_model(name, channels)
+    return latent_format(name, channels)
+
+
+def _from_config(config: Mapping[str, Any], piece: _Piece) -> LatentFormat | None:
+    channels = piece.config.z_channels
+    if (mean := config.get("latents_mean")) and (std := config.get("latents_std")):
+        return PerChannel(
+            name=config.get("latent_format", "custom"), channels=channels, mean=tuple(mean), std=tuple(std)
+        )
+    scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
+    if scale is None:
+        return None
+    for known in KNOWN.values():
+        if (known.scaling_factor, known.shift_factor, known.channels) == (scale, shift, channels):
+            return known
+    return ScaleShift(name="custom", channels=channels, scaling_factor=scale, shift_factor=shift)
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise WeightsError("its config.json is not valid JSON; fetch it again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def require_format(loaded: Loaded) -> LatentFormat:
+    """The latent format of a VAE.
+
+    Raises:
+        LatentFormatError: if nothing tells it.
+    """
+    if loaded.format is None:
+        channels = loaded.module.config.z_channels
+        fitting = [f.name for f in KNOWN.values() if f.channels == channels] or ["none"]
+        raise LatentFormatError(
+            f"{loaded.files[0]}: VAEs with {channels} latent channels look alike whatever the scale of their latents; "
+            f"say which this is with --latent-format {'|'.join(fitting)}."
+        )
+    return loaded.format

@@ -1,0 +1,119 @@
+"""Weights by name: where they are published, under which licence, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One published VAE."""
+
+    repo: str  # repository on the Hugging Face hub
+    files: tuple[str, ...]  # what is fetched from it; config.json is fetched too where there is one
+    latent_format: str
+    licence: str
+    about: str
+    gated: bool = False  # the hub asks for a login and consent
+
+
+def _diffusers(folder: str = "") -> tuple[str, ...]:
+    return tuple(f"{folder}{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors"))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "sd-vae-ft-mse": Preset(
+        repo="stabilityai/sd-vae-ft-mse",
+        files=_diffusers(),
+        latent_format="sd1",
+        licence="MIT",
+        about="Stable Diffusion 1 and 2; decoder finetuned on MSE + 0.1 LPIPS: smooth",
+    ),
+    "sd-vae-ft-ema": Preset(
+        repo="stabilityai/sd-vae-ft-ema",
+        files=_diffusers(),
+        latent_format="sd1",
+        licence="MIT",
+        about="Stable Diffusion 1 and 2; decoder finetuned on L1 + LPIPS: sharper",
+    ),
+    "sdxl-vae": Preset(
+        repo="stabilityai/sdxl-vae",
+        files=_diffusers(),
+        latent_format="sdxl",
+        licence="MIT",
+        about="Stable Diffusion XL; overflows in float16",
+    ),
+    "sdxl-vae-fp16-fix": Preset(
+        repo="madebyollin/sdxl-vae-fp16-fix",
+        files=_diffusers(),
+        latent_format="sdxl",
+        licence="MIT",
+        about="Stable Diffusion XL, finetuned to stay in float16's range",
+    ),
+    "sd3-vae": Preset(
+        repo="stabilityai/stable-diffusion-3-medium-diffusers",
+        files=_diffusers("vae/"),
+        latent_format="sd3",
+        licence="Stability AI Community",
+        about="Stable Diffusion 3",
+        gated=True,
+    ),
+    "flux-vae": Preset(
+        repo="black-forest-labs/FLUX.1-schnell",
+        files=_diffusers("vae/"),
+        latent_format="flux",
+        licence="Apache-2.0",
+        about="FLUX.1",
+        gated=True,
+    ),
+    "flux2-vae": Preset(
+        repo="black-forest-labs/FLUX.2-klein-4B",
+        files=_diffusers("vae/"),
+        latent_format="flux2",
+        licence="Apache-2.0",
+        about="FLUX.2",
+    ),
+    "taesd": Preset(
+        repo="madebyollin/taesd",
+        files=_diffusers(),
+        latent_format="sd1",
+        licence="MIT",
+        about="tiny, for Stable Diffusion 1 and 2's latents",
+    ),
+    "taesdxl": Preset(
+        repo="madebyollin/taesdxl",
+        files=_diffusers(),
+        latent_format="sdxl",
+        licence="MIT",
+        about="tiny, for Stable Diffusion XL's latents",
+    ),
+    "taesd3": Preset(
+        repo="madebyollin/taesd3",
+        files=_diffusers(),
+        latent_format="sd3",
+        licence="MIT",
+        about="tiny, for Stable Diffusion 3's latents",
+    ),
+    "taef1": Preset(
+        repo="madebyollin/taef1",
+        files=_diffusers(),
+        latent_format="flux",
+        licence="MIT",
+        about="tiny, for FLUX.1's latents",
+    ),
+}
+
+# sha256 of single files in circulation -> latent format, where shapes can't tell it
+KNOWN_FILES: Mapping[str, str] = {
+    # vae-ft-mse-840000-ema-pruned.safetensors
+    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": "sd1",
+    # stabilityai/sd-vae-ft-mse, diffusion_pytorch_model.safetensors
+    "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815": "sd1",
+    # stabilityai/sdxl-vae, sdxl_vae.safetensors
+    "63aeecb90ff7bc1c115395962d3e803571385b61938377bc7089b36e81e92e2e": "sdxl",
+    # madebyollin/sdxl-vae-fp16-fix, sdxl.vae.safetensors
+    "235745af8d86bf4a4c1b5b4f529868b37019a10f7c0b2e79ad0abca3a22bc6e1": "sdxl",
+    # FLUX.1, ae.safetensors
+    "afc8e28272cd15db3919bacdb6918ce9c1ed22e96cb12c4d5ed0fba823529e38": "flux",
+}

@@ -1,0 +1,146 @@
+"""Networks written as weight files, in any layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calotype.config import AutoencoderConfig
+from calotype.errors import UsageError
+from calotype.files import atomic_path
+from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
+from calotype.networks import Network
+from calotype.weights.keras import write_keras
+from calotype.weights.keys import ldm_to_diffusers
+
+WriteLayout = Literal["ldm", "diffusers", "keras"]
+
+
+def save_weights(
+    module: Network,
+    path: str | os.PathLike[str],
+    *,
+    layout: WriteLayout,
+    format_: LatentFormat | None = None,
+    dtype: torch.dtype | None = None,
+    metadata: dict[str, str] | None = None,
+) -> list[Path]:
+    """Writes a VAE; what was there before is replaced only when the new file is whole.
+
+    Args:
+        path: ``ldm``: a .safetensors file. ``diffusers``: a folder, which gets config.json and
+            diffusion_pytorch_model.safetensors. ``keras``: a folder, which gets encoder.h5 and decoder.h5.
+        format_: stored with the weights, where the layout can.
+        dtype: stored dtype; that of the module where not given.
+        metadata: further entries of a safetensors header.
+
+    Raises:
+        UsageError: if the layout can't hold this network, or the path does not fit the layout.
+    """
+    path = Path(path)
+    config = module.config
+    if layout not in get_args(WriteLayout):
+        raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
+    if layout != "ldm" and not isinstance(config, AutoencoderConfig):
+        raise UsageError(
+            f"Only an AutoencoderKL has a {layout} layout, and this is another network; "
+            f"--layout ldm writes it to a single file under its own keys."
+        )
+    tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    if dtype is not None:
+        tensors = {key: value.to(dtype) for key, value in tensors.items()}
+    header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
+    if format_ is not None:
+        header["calotype_latent_format"] = json.dumps(format_.to_dict())
+
+    if layout == "keras":
+        assert isinstance(config, AutoencoderConfig)
+        return write_keras(_folder(path, layout), config, tensors)
+    if isinstance(format_, Packed) and isinstance(config, AutoencoderConfig):
+        tensors |= _statistics(format_)
+    if layout == "ldm":
+        if path.suffix not in (".safetensors", ".sft"):
+            raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, header)
+        return [path]
+
+    assert isinstance(config, AutoencoderConfig)
+    folder = _folder(path, layout)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    with atomic_path(weights) as temporary:
+        save_file(_as_diffusers(tensors, config), temporary, header)
+    with atomic_path(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(diffusers_config(config, format_), indent=2, sort_keys=True) + "\n")
+    return [folder / "config.json", weights]
+
+
+def diffusers_config(config: AutoencoderConfig, format_: LatentFormat | None = None) -> dict[str, Any]:
+    """What diffusers' ``config.json`` says of such a network and its latents."""
+    levels = len(config.channels)
+    down = ["AttnDownEncoderBlock2D" if i in config.attn_levels else "DownEncoderBlock2D" for i in range(levels)]
+    up = ["AttnUpDecoderBlock2D" if i in config.attn_levels else "UpDecoderBlock2D" for i in reversed(range(levels))]
+    values: dict[str, Any] = {
+        "_class_name": "AutoencoderKLFlux2" if isinstance(format_, Packed) else "AutoencoderKL",
+        "_diffusers_version": "0.30.0",
+        "act_fn": "silu",
+        "block_out_channels": list(config.channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "force_upcast": True,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.z_channels,
+        "layers_per_block": config.num_res_blocks,
+        "mid_block_add_attention": config.mid_attention,
+        "norm_num_groups": config.norm_groups,
+        "sample_size": 512,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.quant_conv,
+    }
+    if config.decoder_ch is not None:
+        values["decoder_block_out_channels"] = list(config.decoder_channels)
+    if isinstance(format_, ScaleShift):
+        values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
+    elif isinstance(format_, PerChannel):
+        values |= {"scaling_factor": 1.0, "latents_mean": list(format_.mean), "latents_std": list(format_.std)}
+        values["latent_format"] = format_.name
+    elif isinstance(format_, Packed):
+        values |= {"batch_norm_eps": format_.eps, "patch_size": [2, 2]}
+    return values
+
+
+def _as_diffusers(tensors: dict[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in tensors.items():
+        if key.startswith("bn."):
+            renamed[key] = tensor
+            continue
+        name = ldm_to_diffusers(key, len(config.channels))
+        assert name is not None, key
+        if key.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")):
+            tensor = tensor[:, :, 0, 0].contiguous()
+        renamed[name] = tensor
+    return renamed
+
+
+def _statistics(format_: Packed) -> dict[str, Tensor]:
+    """FLUX.2's batch-norm buffers."""
+    return {
+        "bn.running_mean": torch.tensor(format_.running_mean),
+        "bn.running_var": torch.tensor(format_.running_var),
+        "bn.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def _folder(path: Path, layout: str) -> Path:
+    if path.suffix or path.is_file():
+        raise UsageError(f"{path}: the {layout} layout is a folder; give the name of a folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
