@@ -48,9 +48,6 @@ class Encoder(nn.Module):
         self.down = nn.Conv2d(wide, deep, 2, stride=2)
         self.eighth = blocks(deep, config.encoder_blocks[1])
         self.conv_out = nn.Conv2d(deep, 2 * config.z_channels, 1)
-        with torch.no_grad():  # begin with little noise, or the decoder has nothing to learn from
-            self.conv_out.weight[config.z_channels :].mul_(0.1)
-            self.conv_out.get_parameter("bias")[config.z_channels :].fill_(-10.0)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.quarter(self.conv_in(F.pixel_unshuffle(x, FOLD)))

@@ -43,6 +43,7 @@ class Trainer:
         """A fresh one; the same seed gives the same weights."""
         torch.manual_seed(recipe.seed)
         module = make_network(recipe.network).to(device)
+        quieten(module)
         return cls(recipe, module, EMA(module, recipe.ema_decay), _optimisers(recipe, module))
 
     def train_step(self, x: Tensor) -> dict[str, float]:
@@ -130,6 +131,15 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step = state["step"]
+
+
+@torch.no_grad()
+def quieten(module: Network) -> None:
+    """Begins with little posterior noise (std about 0.007): with much, a decoder has nothing to learn from for long."""
+    last: nn.Module = getattr(module, "quant_conv", None) or module.get_submodule("encoder.conv_out")
+    half = module.config.z_channels
+    last.get_parameter("weight")[half:].mul_(0.1)
+    last.get_parameter("bias")[half:].fill_(-10.0)
 
 
 def _optimisers(recipe: Recipe, module: nn.Module) -> list[torch.optim.Optimizer]:

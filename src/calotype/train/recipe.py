@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from calotype.config import NETWORK_KINDS, NetworkConfig
+from calotype.config import AutoencoderConfig, FoldedConfig
 from calotype.errors import UsageError
+
+
+# networks with a posterior, by the `kind` that recipes name
+TRAINABLE = {"autoencoder_kl": AutoencoderConfig, "folded": FoldedConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Recipe:
     """Everything that decides what a training run gives."""
 
     name: str
-    network: NetworkConfig
+    network: AutoencoderConfig | FoldedConfig
     sources: tuple[Source, ...]
 
     crop: int = 64  # side of the square crops, in pixels
@@ -126,12 +130,12 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is NetworkConfig:
+    if hint == AutoencoderConfig | FoldedConfig:
         value = dict(value) if isinstance(value, dict) else {}
         kind = value.pop("kind", None)
-        if kind not in NETWORK_KINDS:
-            raise UsageError(f"{where}.kind must be one of {', '.join(NETWORK_KINDS)}, not {kind!r}.")
-        return _build(NETWORK_KINDS[kind], value, where)
+        if kind not in TRAINABLE:
+            raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {kind!r}.")
+        return _build(TRAINABLE[kind], value, where)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     if origin is tuple:
