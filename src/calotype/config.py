@@ -40,7 +40,7 @@ class AutoencoderConfig:
         if bad := [level for level in self.attn_levels if not 0 <= level < len(self.ch_mult)]:
             raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(self.ch_mult)} levels.")
         for channels in (*self.channels, *self.decoder_channels):
-            if channels % self.norm_groups:
+            if channels < 1 or channels % self.norm_groups:
                 raise UsageError(
                     f"AutoencoderConfig: {channels} channels can't be split into {self.norm_groups} groups; "
                     f"choose ch, ch_mult or norm_groups so that they can."
@@ -96,6 +96,13 @@ class FoldedConfig:
     ch: tuple[int, int] = (96, 160)  # channels at a quarter and at an eighth of the resolution
     encoder_blocks: tuple[int, int] = (2, 3)  # residual blocks at these two, in the encoder
     decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
+
+    def __post_init__(self) -> None:
+        for name in ("z_channels", "ch", "encoder_blocks", "decoder_blocks"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(n, int) and n >= 1 for n in numbers):
+                raise UsageError(f"FoldedConfig.{name} must be positive whole numbers, not {value!r}.")
 
     @property
     def factor(self) -> int:

@@ -7,7 +7,9 @@ scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border betwee
 from __future__ import annotations
 
 import json
+import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ Space = Literal["raw", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentFormat:
+class LatentFormat(ABC):
     """One way from raw latents [N, C, h, w] to model latents and back."""
 
     name: str  # how it is called on the command line and in files
@@ -39,13 +41,13 @@ class LatentFormat:
         """Whether model latents [C, h, w] have the channels of this format."""
         return model.shape[0] == self.channels * self.patch**2
 
+    @abstractmethod
     def to_model(self, raw: Tensor) -> Tensor:
         """Raw latents -> model latents."""
-        raise AssertionError("every kind of format says how")
 
+    @abstractmethod
     def to_raw(self, model: Tensor) -> Tensor:
         """Model latents -> raw latents."""
-        raise AssertionError("every kind of format says how")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for metadata; `latent_format_from_dict` gives the format back."""
@@ -60,6 +62,11 @@ class ScaleShift(LatentFormat):
     shift_factor: float = 0.0
 
     kind: ClassVar[str] = "scale_shift"
+
+    def __post_init__(self) -> None:
+        _require_numbers(self, 2, (self.scaling_factor, self.shift_factor))
+        if self.scaling_factor == 0:
+            raise UsageError(f"Latent format {self.name!r} can't have a scaling factor of zero.")
 
     def to_model(self, raw: Tensor) -> Tensor:
         return (raw - self.shift_factor) * self.scaling_factor
@@ -76,6 +83,11 @@ class PerChannel(LatentFormat):
     std: tuple[float, ...]
 
     kind: ClassVar[str] = "per_channel"
+
+    def __post_init__(self) -> None:
+        _require_numbers(self, self.channels, self.mean, self.std)
+        if min(self.std) <= 0:
+            raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
 
     def to_model(self, raw: Tensor) -> Tensor:
         return (raw - column(self.mean, raw)) / column(self.std, raw)
@@ -101,6 +113,11 @@ class Packed(LatentFormat):
     kind: ClassVar[str] = "packed"
     patch: ClassVar[int] = 2
 
+    def __post_init__(self) -> None:
+        _require_numbers(self, 4 * self.channels, self.running_mean, self.running_var)
+        if min(self.running_var) + self.eps <= 0:
+            raise UsageError(f"Latent format {self.name!r} needs variances above zero.")
+
     def to_model(self, raw: Tensor) -> Tensor:
         packed = torch.nn.functional.pixel_unshuffle(raw, 2)
         return (packed - column(self.running_mean, raw)) / self._std(raw)
@@ -110,6 +127,12 @@ class Packed(LatentFormat):
 
     def _std(self, like: Tensor) -> Tensor:
         return torch.sqrt(column(self.running_var, like) + self.eps)
+
+
+def _require_numbers(format_: LatentFormat, count: int, *columns: tuple[float, ...]) -> None:
+    for values in columns:
+        if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {values!r:.60}.")
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -187,6 +210,8 @@ class Latents:
                 f"{self.space.capitalize()} latents of format {self.format.name!r} must be [{channels}, h, w], "
                 f"not {list(self.tensor.shape)}."
             )
+        if not self.tensor.is_floating_point():
+            raise LatentsError(f"Latents must be floats, not {self.tensor.dtype}.")
         if not torch.isfinite(self.tensor).all():
             raise LatentsError("The latents hold NaN or infinity; make them again, in float32 if they were in float16.")
 
@@ -204,7 +229,12 @@ class Latents:
 
 
 def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
-    """Writes latents as safetensors: tensor ``latents`` (and ``alpha``), everything else as JSON in the metadata."""
+    """Writes latents as safetensors: tensor ``latents`` (and ``alpha``), everything else as JSON in the metadata.
+
+    Raises:
+        LatentsError: if the file can't be written.
+        UsageError: if its folder does not exist.
+    """
     metadata = {
         "calotype": "latents/1",
         "space": latents.space,
@@ -216,8 +246,11 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
     tensors = {"latents": latents.tensor.detach().cpu().contiguous()}
     if latents.alpha is not None:
         tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8).cpu().contiguous()
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise LatentsError(f"{path}: the latents can't be written ({error}).") from None
     return Path(path)
 
 
@@ -248,11 +281,19 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
             space=metadata["space"],
             format=latent_format_from_dict(json.loads(metadata["latent_format"])),
             vae=metadata["vae_sha256"],
-            padding=Padding(**json.loads(metadata["padding"])),
+            padding=_padding(json.loads(metadata["padding"])),
             vae_name=metadata.get("vae_name", ""),
             alpha=alpha,
         )
     except LatentsError as error:
         raise LatentsError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+
+
+def _padding(values: Mapping[str, Any]) -> Padding:
+    padding = Padding(**values)
+    sizes = (padding.height, padding.width, padding.bottom, padding.right)
+    if not all(isinstance(n, int) for n in sizes) or min(padding.height, padding.width) < 1 or min(sizes) < 0:
+        raise ValueError(f"a picture can't have the size {sizes}")
+    return padding

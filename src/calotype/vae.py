@@ -71,7 +71,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         return BUILTIN, "builtin", latent_format
     if (text := os.fspath(vae)) in PRESETS and not Path(text).exists():
         known = PRESETS[text].latent_format
-        return fetch(text).parent, text, latent_format or (known if known in KNOWN else None)
+        return fetch(text), text, latent_format or (known if known in KNOWN else None)
     path = Path(text)
     if not path.exists() and os.sep not in text and not path.suffix:
         near = get_close_matches(text, PRESETS, n=1)
@@ -106,7 +106,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UsageError(f"There is no device {str(device)!r} here; `calotype doctor` lists those there are.") from None
     return chosen
@@ -156,7 +156,7 @@ class VAE:
         """
         return require_format(self.loaded)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Posterior:
         """Pixels -> the posterior over raw latents, whose `mode()` and `sample()` are float32.
 
@@ -165,7 +165,8 @@ class VAE:
                 (reflected where large enough, else replicated).
 
         Raises:
-            UsageError: for another shape, type or range, or if only a decoder was loaded.
+            UsageError: for another shape, type or range.
+            WeightsError: if only a decoder was loaded.
             NonFiniteError: if the result is not finite in float32 either.
         """
         self._require("encoder")
@@ -184,7 +185,7 @@ class VAE:
         padded, _ = pad(pixels, self.factor)
         return self._run(lambda module, x: module.encode(x).float(), padded, lambda p: p.moments)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Raw latents -> pixels [N, 3, H, W], float32, clamped to [-1, 1].
 
@@ -193,7 +194,8 @@ class VAE:
             size: (height, width) of the picture, to crop what `encode` padded; the whole h*f x w*f where not given.
 
         Raises:
-            UsageError: for another shape or number of channels, or if only an encoder was loaded.
+            UsageError: for another shape or number of channels.
+            WeightsError: if only an encoder was loaded.
             LatentsError: if the latents are not finite.
             NonFiniteError: if the result is not finite in float32 either.
         """
@@ -312,6 +314,12 @@ class VAE:
             raise LatentsError(
                 f"These latents have {latents.format.channels} channels, and this VAE decodes {self.latent_channels}."
             )
+        height = latents.padding.height + latents.padding.bottom
+        if height != raw.shape[1] * self.factor:
+            raise LatentsError(
+                f"These latents are f{height // raw.shape[1]}, and this VAE decodes f{self.factor}: "
+                f"no picture of the right size can come of them."
+            )
         return raw
 
     def _run(
@@ -338,7 +346,7 @@ class VAE:
             f"{self.name or 'This VAE'} gives NaN or infinity in float32 too: its weights or this input are broken."
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def check_dtypes(self) -> dict[str, bool]:
         """Whether a small noise picture goes through (encoded, decoded, or both) without NaN or infinity, by dtype."""
         checks = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
     from calotype.vae import VAE
+
+LATENTS_ENDING = ".latents.safetensors"  # of what `calotype encode` writes
 
 
 class Dtype(str, Enum):
@@ -41,14 +44,22 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="sd1, sdxl, sd3, flux or none, where weights can't tell.",
+        help="How diffusion models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux or none.",
         show_default="from the weights",
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the fastest there is")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", show_default="the fastest there is")
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; overflow falls back to float32.")]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Draw latents from the posterior with this seed.", show_default="its mode")
+    int | None,
+    typer.Option(
+        min=0,
+        max=2**63 - 1,  # what torch takes
+        help="Draw latents from the posterior with this seed.",
+        show_default="its mode, the likeliest latents",
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; made if it is not there.")]
 AlphaOption = Annotated[
@@ -89,23 +100,46 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
     Raises:
         UsageError: if two inputs would be written to one path, an input would be overwritten, or `out` is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: this is a file; give a folder.")
+    require_folder(out)
+    there = {source.resolve(): source for source in inputs}
     paths: dict[Path, Path] = {}
     for source in inputs:
-        stem = (
-            source.name.removesuffix(".safetensors").removesuffix(".latents")
-            if "latents" in source.name
-            else source.stem
-        )
+        stem = source.name.removesuffix(LATENTS_ENDING) if source.name.endswith(LATENTS_ENDING) else source.stem
         path = out / f"{stem}{ending}"
         if path in paths:
-            raise UsageError(f"{paths[path]} and {source} would both be written to {path}; give them one at a time.")
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"{source} would be overwritten; give another --out.")
+            if paths[path] == source:
+                raise UsageError(f"{source} is given twice; give it once.")
+            raise UsageError(
+                f"{paths[path]} and {source} would both be written to {path}; "
+                f"run them one by one, each with its own --out."
+            )
+        if overwritten := there.get(path.resolve()):
+            raise UsageError(f"{overwritten} would be overwritten; give another --out.")
         paths[path] = source
-    out.mkdir(parents=True, exist_ok=True)
     return list(paths)
+
+
+def require_folder(out: Path) -> None:
+    """Checks that `out` is a folder or can become one.
+
+    Raises:
+        UsageError: if it is a file, or would lie in one.
+    """
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"--out {out}: {nearest} is a file; give a folder.")
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder to write to; called late, so that a request that can't be met leaves nothing behind.
+
+    Raises:
+        UsageError: if it can't be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: this folder can't be made ({error.strerror}); give another.") from None
 
 
 def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, quiet: bool) -> tuple[list[Any], int]:
@@ -132,16 +166,27 @@ def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, 
     return results, failures
 
 
-def finish(document: dict[str, Any], *, as_json: bool, text: Callable[[], None], failures: int = 0) -> None:
-    """Prints the result one way or the other, and exits with 1 if anything failed."""
+def finish(
+    document: dict[str, Any], *, as_json: bool, text: Callable[[], None], failures: int = 0, of: int = 1
+) -> None:
+    """Prints the result one way or the other, and exits with 1 if any of so many failed."""
     if as_json:
-        print(json.dumps(document, indent=2))
+        print(json.dumps(_finite(document), indent=2, allow_nan=False))
     else:
         text()
     if failures:
-        if not as_json:
-            complain(f"{failures} failed.")
+        if of > 1:  # the reason of a single one was just given
+            complain(f"{failures} of {of} failed.")
         raise typer.Exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity (PSNR of equal pictures) and no NaN: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: Sequence[tuple[str, str]]) -> None:
@@ -154,4 +199,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value)
-    Console(soft_wrap=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))).print(grid)
+    columns = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() else int(columns) if columns.isdecimal() else 120
+    # paths may hold brackets and colons, which are neither markup nor emoji
+    Console(width=width, markup=False, emoji=False).print(grid)

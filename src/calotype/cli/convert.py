@@ -43,6 +43,7 @@ def command(
         layout=layout.value,
         format_=loaded.format,
         dtype=getattr(torch, dtype.value) if dtype else None,
+        metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith("calotype_training_")},
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

@@ -17,6 +17,7 @@ from calotype.cli.common import (
     finish,
     for_each,
     load_vae,
+    make_folder,
     outputs,
 )
 
@@ -38,14 +39,13 @@ def command(
     dtype: DtypeOption = Dtype.float32,
     json: JsonOption = False,
 ) -> None:
-    """Decode latents to pictures of their true size."""
+    """Decode latents to pictures of their true size: PHOTO-decoded.png."""
     from calotype.latents import Latents, load_latents
     from calotype.pixels import require_writable, write_picture
     from calotype.vae import VAE, name_for
 
-    paths = outputs(latents, out, f".{suffix.removeprefix('.')}")
-    for path in paths[:1]:
-        require_writable(path)
+    paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}")
+    require_writable(paths[0])
     loaded: dict[str, VAE] = {}
 
     def vae_of(one: Latents, path: Path) -> VAE:
@@ -58,6 +58,7 @@ def command(
         one = load_latents(latents[i])
         decoder = vae_of(one, latents[i])
         image = decoder.decode_image(one, any_vae=any_vae)
+        make_folder(out)
         write_picture(paths[i], image)
         return {"latents": str(latents[i]), "picture": str(paths[i]), "width": image.width, "height": image.height}
 
@@ -67,4 +68,4 @@ def command(
         for r in results:
             print(f"{r['latents']} -> {r['picture']} ({r['width']}x{r['height']})")
 
-    finish({"results": results}, as_json=json, text=text, failures=failures)
+    finish({"results": results}, as_json=json, text=text, failures=failures, of=len(latents))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from calotype.cli.common import (
+    LATENTS_ENDING,
     Alpha,
     AlphaOption,
     BackgroundOption,
@@ -25,6 +26,7 @@ from calotype.cli.common import (
     finish,
     for_each,
     load_vae,
+    make_folder,
     outputs,
 )
 
@@ -62,9 +64,10 @@ def command(
     from calotype.pixels import read_picture
 
     under = colour(background)
-    paths = outputs(photos, out, ".latents.safetensors")
+    paths = outputs(photos, out, LATENTS_ENDING)
     loaded = load_vae(vae, latent_format, device, dtype)
     format_ = loaded.latent_format
+    make_folder(out)
 
     def work(i: int) -> dict[str, Any]:
         picture = read_picture(photos[i], alpha=alpha.value, background=under)
@@ -87,4 +90,4 @@ def command(
         for r in results:
             print(f"{r['photo']} -> {r['latents']} {r['shape']}, {space.value}, format {format_.name}")
 
-    finish(document, as_json=json, text=text, failures=failures)
+    finish(document, as_json=json, text=text, failures=failures, of=len(photos))

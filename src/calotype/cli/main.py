@@ -8,13 +8,27 @@ from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from calotype import __version__
 from calotype.cli import convert, decode, doctor, encode, inspect, reconstruct, train
 from calotype.cli.common import complain
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
+
+class Commands(TyperGroup):
+    """Says that it was stopped; typer alone exits without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("Stopped.")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="The latent images of Stable Diffusion-style models: encode, decode, measure and train their autoencoders.",
     no_args_is_help=True,
     add_completion=False,
@@ -59,8 +73,10 @@ def main() -> None:
     except CalotypeError as error:
         complain(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        complain("Stopped.")
+    except OSError as error:  # a full disk, a folder that may not be read: the system's words are clear enough
+        complain(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}.")
+        sys.exit(1)
+    except KeyboardInterrupt:  # before a command began
         sys.exit(130)
 
 

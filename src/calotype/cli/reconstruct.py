@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,10 @@ from calotype.cli.common import (
     finish,
     for_each,
     load_vae,
+    make_folder,
     outputs,
 )
+from calotype.errors import UsageError
 
 NAME = "reconstruct"
 EXAMPLE = "Example: [bold]calotype reconstruct photo.jpg --vae sdxl-vae --out seen/[/]"
@@ -47,15 +50,19 @@ def command(
     """Encode pictures and decode them again; see and measure what the VAE loses.
 
     Writes PHOTO-reconstruction.png, and PHOTO-panel.png with the original, the reconstruction and their amplified
-    difference. Prints PSNR, SSIM, and how many numbers and bits a pixel takes before and after.
+    difference. Prints PSNR, SSIM, and how many numbers and bits a pixel takes before and after. In JSON, the PSNR of a
+    picture that comes back without any loss is null.
     """
     from calotype.evaluate.reconstruct import reconstruct
     from calotype.pixels import read_picture, to_pil, write_picture
 
+    if not (isfinite(amplify) and amplify >= 0):
+        raise UsageError(f"--amplify {amplify:g}: give a number from 0 up.")
     under = colour(background)
     plain = outputs(photos, out, "-reconstruction.png")
     panels = outputs(photos, out, "-panel.png")
     loaded = load_vae(vae, latent_format, device, dtype)
+    make_folder(out)
 
     def work(i: int) -> dict[str, Any]:
         picture = read_picture(photos[i], alpha=alpha.value, background=under)
@@ -65,8 +72,9 @@ def command(
         image = result.image()
         if picture.alpha is not None:
             image.putalpha(to_pil(picture.pixels, picture.alpha).getchannel("A"))
+        panel = result.panel(amplify)
         write_picture(plain[i], image)
-        write_picture(panels[i], result.panel(amplify))
+        write_picture(panels[i], panel)
         return {
             "photo": str(photos[i]),
             "width": picture.size[1],
@@ -96,4 +104,4 @@ def command(
         if len(results) > 1:
             print(f"mean PSNR {sum(r['psnr'] for r in results) / len(results):.2f} dB over {len(results)} pictures")
 
-    finish(document, as_json=json, text=text, failures=failures)
+    finish(document, as_json=json, text=text, failures=failures, of=len(photos))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from calotype.cli.common import DeviceOption, complain
+from calotype.cli.common import DeviceOption, complain, require_folder
 
 NAME = "train"
 EXAMPLE = "Example: [bold]calotype train recipes/builtin.toml --data data/ --out runs/builtin --set batch=4[/]"
@@ -18,7 +18,12 @@ def command(
     data: Annotated[Path, typer.Option(help="Folder that holds the recipe's sources.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, log and weights.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one value of the recipe, as in batch=4, network.z_channels=8, sources.0.repeat=2; repeatable.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     device: DeviceOption = None,
@@ -35,6 +40,7 @@ def command(
     from calotype.train.run import train
     from calotype.vae import pick_device
 
+    require_folder(out)
     console = Console(stderr=True)
 
     def report(line: dict[str, float]) -> None:

@@ -6,9 +6,10 @@ Because batch n depends on the seed and on n alone, a resumed run sees what an u
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import from_array, read_picture, to_uint8
+from calotype.pixels import from_array, pad, read_picture, to_uint8
 
 Array = NDArray[np.uint8]
 
@@ -29,6 +30,8 @@ def read_source(
 ) -> tuple[list[Array], list[str]]:
     """Decodes every picture of a folder or zip, over white: (uint8 [H, W, 3] in the order of names, what was skipped).
 
+    Hidden files are no pictures: macOS puts a ``._photo.jpg`` beside every ``photo.jpg``.
+
     Args:
         path: a folder, searched in depth, or a .zip.
         track: wraps the list of names to show progress.
@@ -37,19 +40,36 @@ def read_source(
         UsageError: if there is no such folder or zip, or no picture can be read.
     """
     if path.is_dir():
-        names: list[Path | str] = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        return _decode((Path(name).read_bytes() for name in track(names)), path)
+        files: list[Path | str] = sorted(p for p in path.rglob("*") if _is_picture(p) and p.is_file())
+        return _decode(lambda name: Path(name).read_bytes(), files, track, path)
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path}: there is no such folder or zip of pictures; see --data.")
     with zipfile.ZipFile(path) as archive:
-        members: list[Path | str] = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES)
-        return _decode((archive.read(str(name)) for name in track(members)), path)
+        names = (entry.filename for entry in archive.infolist() if not entry.is_dir())
+        members: list[Path | str] = sorted(name for name in names if _is_picture(PurePosixPath(name)))
+        return _decode(lambda name: archive.read(str(name)), members, track, path)
 
 
-def _decode(contents: Iterator[bytes], path: Path) -> tuple[list[Array], list[str]]:
+def _is_picture(path: PurePath) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _decode(
+    read: Callable[[Path | str], bytes],
+    names: Sequence[Path | str],
+    track: Callable[[Sequence[Path | str]], Iterable[Path | str]],
+    path: Path,
+) -> tuple[list[Array], list[str]]:
+    def decode(name: Path | str) -> Array | str:
+        try:
+            return to_uint8(read_picture(read(name)).pixels).permute(1, 2, 0).numpy()
+        # what a folder's file, a zip's damaged member, and one with a password give
+        except (PictureError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            return f"{name}: {error}"
+
     pictures, skipped = [], []
     with ThreadPoolExecutor() as pool:
-        for result in pool.map(_decode_one, contents):
+        for result, _ in zip(pool.map(decode, names), track(names), strict=True):
             if isinstance(result, str):
                 skipped.append(result)
             else:
@@ -57,13 +77,6 @@ def _decode(contents: Iterator[bytes], path: Path) -> tuple[list[Array], list[st
     if not pictures:
         raise UsageError(f"{path}: no picture in it can be read.")
     return pictures, skipped
-
-
-def _decode_one(content: bytes) -> Array | str:
-    try:
-        return to_uint8(read_picture(content).pixels).permute(1, 2, 0).numpy()
-    except PictureError as error:
-        return str(error)
 
 
 class Crops:
@@ -121,10 +134,13 @@ def ahead(make: Callable[[int], Array], first: int, last: int) -> Iterator[Array
 
 
 def centre_crop(picture: Array, multiple: int, most: int = 256) -> Tensor:
-    """The middle of a picture, at most `most` pixels a side and a multiple of `multiple`: [1, 3, h, w] in [-1, 1]."""
-    height, width = (min(n, most) // multiple * multiple for n in picture.shape[:2])
+    """The middle of a picture, at most `most` pixels a side and a multiple of `multiple`: [1, 3, h, w] in [-1, 1].
+
+    A side shorter than `multiple` is padded to it.
+    """
+    height, width = (min(n, max(min(n, most) // multiple, 1) * multiple) for n in picture.shape[:2])
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return from_array(np.ascontiguousarray(picture[top : top + height, left : left + width]))[None]
+    return pad(from_array(picture[top : top + height, left : left + width])[None], multiple)[0]
 
 
 def noise_generator(seed: int, step: int) -> torch.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,9 @@ class Trainer:
             NonFiniteError: if the loss is NaN or infinite; the weights are then as before the step.
         """
         recipe = self.recipe.at(self.step)
-        rate = min(1.0, (self.step + 1) / recipe.warmup) * min(1.0, (recipe.steps - self.step) / recipe.cooldown)
+        rate = min(1.0, (self.step + 1) / max(1, recipe.warmup)) * min(
+            1.0, (recipe.steps - self.step) / max(1, recipe.cooldown)
+        )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * (recipe.muon_rate if isinstance(optimiser, Muon) else recipe.learning_rate)
@@ -120,13 +123,27 @@ class Trainer:
         """Goes on from a checkpoint of the same network.
 
         Raises:
-            UsageError: if the checkpoint is of another network.
+            UsageError: if the checkpoint is damaged, or of another network or optimiser.
         """
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            first = str(error).strip().split("\n")[0].rstrip(".")
+            raise UsageError(f"{path}: this checkpoint is damaged ({first}); begin anew in another --out.") from None
+        if not isinstance(state, dict) or not state.keys() >= {"recipe", "step", "module", "ema", "optimisers"}:
+            raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
+        then = json.loads(state["recipe"])["optimiser"]
+        if then != self.recipe.optimiser:
+            raise UsageError(
+                f"{path}: this checkpoint was trained with {then}, and the recipe says {self.recipe.optimiser}; "
+                f"give its recipe, or another --out."
+            )
         try:
             self.module.load_state_dict(state["module"])
         except RuntimeError:
-            raise UsageError(f"{path}: this checkpoint is of another network; give another --out.") from None
+            raise UsageError(
+                f"{path}: this checkpoint is of another network; give its recipe, or another --out."
+            ) from None
         self.ema.load_state_dict(state["ema"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -201,9 +218,10 @@ def run(
                     log.write(json.dumps(line) + "\n")
                 report(line)
                 sums, count, seen, since = {}, 0, 0, time.perf_counter()
-            if checkpoint:
+            stop = bool(stopped)  # one look: a signal may have come since `last`, and may come during the next line
+            if checkpoint or stop:
                 trainer.save(out / "checkpoint.pt")
-            if stopped:
+            if stop:
                 return trainer.step == recipe.steps
     finally:
         for number, handler in previous.items():

@@ -74,7 +74,7 @@ def read_data(
     """The recipe's sources decoded: (for each, pictures repeated as it says; all held-out pictures).
 
     Raises:
-        UsageError: if a source is missing or more than 1% of its pictures can't be read.
+        UsageError: if a source is missing, more than 1% of its pictures can't be read, or all are held out.
     """
     training, held_out = [], []
     for source in recipe.sources:
@@ -85,9 +85,11 @@ def read_data(
             raise UsageError(
                 f"{data / source.path}: {len(skipped)} pictures can't be read, more than 1%; mend the data."
             )
-        kept = [i for i in range(len(pictures)) if source.hold_out and i % source.hold_out == 0]
-        held_out += [pictures[i] for i in kept]
-        training.append([p for i, p in enumerate(pictures) if i not in set(kept)] * source.repeat)
+        kept = {i for i in range(len(pictures)) if source.hold_out and i % source.hold_out == 0}
+        held_out += [pictures[i] for i in sorted(kept)]
+        training.append([p for i, p in enumerate(pictures) if i not in kept] * source.repeat)
+    if not any(training):
+        raise UsageError(f"{data}: no picture is left to train on; raise hold_out of the sources, or set it to 0.")
     return training, held_out
 
 
@@ -97,8 +99,13 @@ def set_once(pictures: list[Array]) -> list[Array]:
 
 
 def export(trainer: Trainer, pictures: Sequence[Array], held_out: Sequence[Array], path: Path, track: Track) -> Path:
-    """Writes the averaged weights as float16, with latent statistics over the training set and how they were made."""
+    """Writes the averaged weights as float16, with latent statistics over the training set and how they were made.
+
+    The trainer's average is rounded to float16 first, so what is measured is what is stored.
+    """
     recipe = trainer.recipe
+    for value in trainer.ema.shadow.values():
+        value.copy_(value.half())
     with trainer.averaged() as module:
         mean, std, noise = latent_statistics(module, pictures, track)
     quality = trainer.validate(held_out, trainer.module.config.factor) if held_out else None
@@ -143,5 +150,6 @@ def latent_statistics(
         squares = squares + z.square().sum((0, 2, 3))
         noise += posterior.std.double().mean().item() / len(pictures)
     mean = torch.as_tensor(total) / count
-    std = (torch.as_tensor(squares) / count - mean.square()).sqrt()
+    std = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-6, std, 1.0)  # a channel that never varies needs no scale
     return tuple(mean.tolist()), tuple(std.tolist()), noise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +53,12 @@ class TorchFile:
     """A torch pickle, loaded with weights_only; tensors of the zip format are mapped, not read, until asked for."""
 
     def __init__(self, path: Path) -> None:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
+            # given a path, torch believes the suffix .safetensors, whatever is in the file
+            mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+            with path.open("rb") as file:
+                content: Any = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             content = content["state_dict"]
         if not isinstance(content, dict):
@@ -74,22 +82,33 @@ def open_container(path: Path) -> Container:
     if not head:
         raise WeightsError("the file is empty; fetch it again")
     try:
+        # safetensors begin with the length of a JSON header, in eight bytes; the first may be those of a torch file
+        if head[4:] == b"\0\0\0\0{":
+            return SafetensorsFile(path)
         if head[:2] == b"PK" or head[:1] == b"\x80":
             return TorchFile(path)
-        # safetensors begin with the length of a JSON header
-        if head[8:9] != b"{":
-            raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor Keras h5")
-        return SafetensorsFile(path)
+        raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor Keras h5")
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "global" in str(error).lower():
+        if re.search(r"unsupported (global|class)|unrecognized function", str(error), re.IGNORECASE):
             raise WeightsError(
                 "this pickle holds Python objects that could run code, so it was not loaded; "
                 "get the weights as safetensors"
             ) from None
-        raise WeightsError(f"the file is truncated or damaged ({_first_line(error)}); fetch it again") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            "this pickle is damaged or holds more than tensors, so it was not loaded; get the weights as safetensors"
+        ) from None
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+    ) as error:
         raise WeightsError(f"the file is truncated or damaged ({_first_line(error)}); fetch it again") from None
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]
+    return str(error).strip().split("\n")[0][:120].rstrip(".") or type(error).__name__

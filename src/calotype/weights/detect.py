@@ -83,7 +83,8 @@ def _detect_tiny(shapes: Shapes) -> Detected | None:
     if unknown:
         raise WeightsError(f"{listing('unexpected', unknown)} beside a TAESD")
     parts = frozenset(side for side in ("encoder", "decoder") if any(key.startswith(side) for key in keys))
-    width = shapes[keys["decoder.1.weight"]][1] if "decoder" in parts else shapes[keys["encoder.14.weight"]][0]
+    first_or_last, axis = ("decoder.1.weight", 1) if "decoder" in parts else ("encoder.14.weight", 0)
+    width = _shape({ours: shapes[key] for ours, key in keys.items()}, first_or_last)[axis]
     pool = any(".pool." in key for key in keys)
     return Detected(layout="taesd", config=TinyConfig(z_channels=width, pool=pool), parts=parts, keys=keys)
 
@@ -122,7 +123,11 @@ def _detect_kl(shapes: Shapes, norm_groups: int | None) -> Detected:
 
     parts = frozenset(side for side in ("encoder", "decoder") if f"{side}.conv_in.weight" in keys)
     ours_shapes = {ours: shapes[key] for ours, key in keys.items()}
-    bn = (statistics["running_mean"], statistics["running_var"]) if len(statistics) >= 2 else None
+    bn = None
+    if statistics:
+        if lacking := [f"bn.{name}" for name in ("running_mean", "running_var") if name not in statistics]:
+            raise WeightsError(listing("missing", lacking))
+        bn = statistics["running_mean"], statistics["running_var"]
     family = next((f for start, f in FAMILIES if prefix and any(key.startswith(start) for key in shapes)), None)
     return Detected(
         layout="diffusers" if diffusers else "ldm",
@@ -147,15 +152,16 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
 
     stem, extra = ("encoder.down", 0) if "encoder" in parts else ("decoder.up", 1)
     channels = widths(stem)
-    if not channels:
-        raise WeightsError(f"the file holds no {stem}.0: it is not a whole VAE")
+    decoder_channels = widths("decoder.up") if "decoder" in parts else channels
+    if not channels or not decoder_channels:
+        raise WeightsError(f"the file holds no {'decoder.up' if channels else stem}.0: it is not a whole VAE")
     ch = _shape(shapes, "encoder.conv_in.weight")[0] if "encoder" in parts else channels[0]
     z_channels = (
         _shape(shapes, "decoder.conv_in.weight")[1]
         if "decoder" in parts
         else _shape(shapes, "encoder.conv_out.weight")[0] // 2
     )
-    decoder_ch = widths("decoder.up")[0] if "decoder" in parts else ch
+    decoder_ch = decoder_channels[0] if "decoder" in parts else ch
     side = stem.partition(".")[0]
     if norm_groups is None:
         if any(c % 32 for c in (*channels, decoder_ch)):

@@ -30,8 +30,8 @@ def _h5py() -> Any:
     return h5py
 
 
-def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor]]:
-    """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), and tensors under our keys.
+def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], dict[str, str]]:
+    """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), tensors under our keys, and metadata.
 
     Raises:
         WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order.
@@ -45,33 +45,42 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor]]:
                 for layer in root.attrs["layer_names"]
                 for name in root[_text(layer)].attrs["weight_names"]
             ]
-            stored = file.attrs.get("calotype_config")
+            metadata = {key: _text(value) for key, value in file.attrs.items() if key.startswith("calotype")}
     except (OSError, KeyError) as error:
         raise WeightsError(f"this is no whole h5 file of Keras weights ({error})") from None
-    config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(_text(stored)))
-    assert isinstance(config, AutoencoderConfig)
+    stored = metadata.get("calotype_config")
+    try:
+        config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(stored))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        config = None
+    if not isinstance(config, AutoencoderConfig):
+        raise WeightsError("its metadata describe no network that this version knows; update calotype")
     for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
         keys = [f"{module}.{leaf}" for _, modules in layers for module in modules for leaf in ("weight", "bias")]
         first = arrays[0].shape if arrays else ()
         if len(keys) == len(arrays) and first[2:3] == (
             (config.in_channels if side == "encoder" else config.z_channels),
         ):
-            return config, side, {key: _to_torch(array) for key, array in zip(keys, arrays, strict=True)}
+            return config, side, {k: _to_torch(a) for k, a in zip(keys, arrays, strict=True)}, metadata
     raise WeightsError(
         f"{len(arrays)} arrays are neither an encoder (108) nor a decoder (140) of Stable Diffusion's VAE in Keras"
     )
 
 
-def write_keras(folder: Path, config: AutoencoderConfig, tensors: Mapping[str, Tensor]) -> list[Path]:
+def write_keras(
+    folder: Path, config: AutoencoderConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> list[Path]:
     """Writes encoder.h5 and decoder.h5, one group a layer, as keras-cv's `load_weights` reads them."""
     h5py = _h5py()
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
+        if f"{side}.conv_in.weight" not in tensors:
+            continue  # half a VAE
         with atomic_path(folder / f"{side}.h5") as temporary, h5py.File(temporary, "w") as file:
             file.attrs["layer_names"] = [name for name, _ in layers]
             file.attrs["backend"] = "torch"
-            file.attrs["calotype_config"] = json.dumps(config.to_dict())
+            file.attrs.update(metadata)
             for name, modules in layers:
                 group = file.create_group(name)
                 keys = [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]

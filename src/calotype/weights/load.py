@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from calotype.weights.presets import KNOWN_FILES
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 # The files diffusers looks for in a folder, best first.
 DIFFUSERS_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -40,6 +42,9 @@ DIFFUSERS_FILES = (
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.bin",
 )
+
+
+F = TypeVar("F", LatentFormat, LatentFormat | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,9 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
         if tuple(tensors[key].shape) != expected[key]
     ]:
         problems.append(listing("misshapen", misshapen))
+    if integers := sorted(key for key, value in tensors.items() if value.dtype not in FLOATS):
+        kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in integers}))
+        problems.append(f"{kinds}, which no network computes in, in {listing('the', integers)}")
     if not problems and (bad := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())):
         problems.append(f"NaN or infinity in {listing('the', bad)}")
     if problems:
@@ -185,8 +193,8 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
     with file.open("rb") as opened:
         head = opened.read(8)
     if head == H5_SIGNATURE:
-        config, side, tensors = read_keras(file)
-        return _Piece(layout="keras", config=config, parts=frozenset({side}), tensors=tensors)
+        config, side, tensors, metadata = read_keras(file)
+        return _Piece(layout="keras", config=config, parts=frozenset({side}), tensors=tensors, metadata=metadata)
     container = open_container(file)
     stored = _json(container.metadata.get("calotype_config"))
     if stored.get("kind") == "folded":
@@ -197,8 +205,11 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
             tensors={key: container.read(key) for key in container.shapes},
             metadata=container.metadata,
         )
-    sibling = _json(config_file.read_text() if config_file else None)
-    found = detect(container.shapes, norm_groups=stored.get("norm_groups", sibling.get("norm_num_groups")))
+    sibling = _sibling(config_file)
+    try:
+        found = detect(container.shapes, norm_groups=stored.get("norm_groups", sibling.get("norm_num_groups")))
+    except UsageError as error:
+        raise WeightsError(str(error)) from None
     return _Piece(
         layout=found.layout,
         config=found.config,
@@ -213,8 +224,11 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
 
 def _stored_config(stored: Mapping[str, Any]) -> NetworkConfig:
     try:
-        return config_from_dict(stored)
-    except (KeyError, TypeError, UsageError):
+        config = config_from_dict(stored)
+        with torch.device("meta"):
+            make_network(config)
+        return config
+    except (KeyError, TypeError, ValueError, RuntimeError):
         raise WeightsError("its metadata describe no network that this version knows; update calotype") from None
 
 
@@ -235,8 +249,9 @@ def _join(path: Path, a: _Piece, b: _Piece) -> _Piece:
             f"{path}: its two weight files are not the encoder and the decoder of one VAE; name the file itself."
         )
     if isinstance(a.config, AutoencoderConfig) and isinstance(b.config, AutoencoderConfig):
-        encoder = a if "encoder" in a.parts else b
-        config: NetworkConfig = encoder.config
+        first, second = (a.config, b.config) if "encoder" in a.parts else (b.config, a.config)
+        decoder_ch = second.decoder_channels[0]
+        config: NetworkConfig = replace(first, decoder_ch=decoder_ch if decoder_ch != first.ch else None)
     elif a.config != b.config:
         raise WeightsError(f"{path}: encoder and decoder differ: {a.config} and {b.config}.")
     else:
@@ -252,10 +267,15 @@ def _format(
     if name is not None:
         return _named(name, channels, piece), "--latent-format"
     if stored := (piece.metadata or {}).get("calotype_latent_format"):
-        return latent_format_from_dict(json.loads(stored)), "the file's metadata"
+        return _readable(files[0], lambda: latent_format_from_dict(json.loads(stored))), "the file's metadata"
     if piece.statistics is not None:
-        mean, var = (tuple(t.double().tolist()) for t in piece.statistics)
-        return flux2(mean, var), "batch-norm statistics in the weights"
+        mean, var = (tuple(t.double().flatten().tolist()) for t in piece.statistics)
+        packed = _readable(files[0], lambda: flux2(mean, var))
+        if packed.channels != channels:
+            raise WeightsError(
+                f"{files[0]}: its {len(mean)} batch-norm statistics do not fit {channels} latent channels."
+            )
+        return packed, "batch-norm statistics in the weights"
     if isinstance(piece.config, TinyConfig) and piece.config.pool:
         return same_as_model("flux2", channels), "the architecture (TAEF2)"
     if piece.layout == "keras" and channels == 4:
@@ -263,13 +283,20 @@ def _format(
     # big checkpoints are told by their company below; hashing them would read them whole
     if not piece.prefix and (known := KNOWN_FILES.get(file_sha256(files[0]))):
         return _named(known, channels, piece), "the sha256 of a known file"
-    if format_ := _from_config(_json(config_file.read_text() if config_file else None), piece):
+    if config_file and (format_ := _readable(config_file, lambda: _from_config(_sibling(config_file), piece))):
         return format_, "config.json"
     if isinstance(piece.config, TinyConfig):
         return same_as_model("taesd", channels), "the architecture (a TAESD's latents are model latents)"
     if piece.family:
         return _named(piece.family, channels, piece), "the other tensors of the checkpoint"
     return None, ""
+
+
+def _readable(file: Path, make: Callable[[], F]) -> F:
+    try:
+        return make()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise WeightsError(f"{file}: what it says about its latents is damaged; fetch or convert it again.") from None
 
 
 def _named(name: str, channels: int, piece: _Piece) -> LatentFormat:
@@ -293,13 +320,17 @@ def _from_config(config: Mapping[str, Any], piece: _Piece) -> LatentFormat | Non
     return ScaleShift(name="custom", channels=channels, scaling_factor=scale, shift_factor=shift)
 
 
+def _sibling(config_file: Path | None) -> dict[str, Any]:
+    return _json(config_file.read_text(encoding="utf-8", errors="replace") if config_file else None)
+
+
 def _json(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
         value = json.loads(text)
     except ValueError:
-        raise WeightsError("its config.json is not valid JSON; fetch it again") from None
+        raise WeightsError("its config.json, or its own metadata, is not valid JSON; fetch it again") from None
     return value if isinstance(value, dict) else {}
 
 

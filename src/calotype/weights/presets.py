@@ -10,12 +10,13 @@ from dataclasses import dataclass
 class Preset:
     """One published VAE."""
 
-    repo: str  # repository on the Hugging Face hub
-    files: tuple[str, ...]  # what is fetched from it; config.json is fetched too where there is one
+    repo: str  # repository on the Hugging Face hub, or on GitHub where `sha256` is given
+    files: tuple[str, ...]  # what is fetched from it
     latent_format: str
     licence: str
     about: str
     gated: bool = False  # the hub asks for a login and consent
+    sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (which verifies its own)
 
 
 def _diffusers(folder: str = "") -> tuple[str, ...]:
@@ -101,6 +102,17 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="flux",
         licence="MIT",
         about="tiny, for FLUX.1's latents",
+    ),
+    "taef2": Preset(
+        repo="madebyollin/taesd",
+        files=("taef2_encoder.pth", "taef2_decoder.pth"),
+        sha256=(
+            "10a4e1021e89d7551eaf161352da8dbd0b1aa83872ae28b150c1df1ce2f147b6",
+            "0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5",
+        ),
+        latent_format="flux2",
+        licence="MIT",
+        about="tiny, for FLUX.2's latents",
     ),
 }
 

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.config import AutoencoderConfig
-from calotype.errors import UsageError
+from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.networks import Network
+from calotype.weights.detect import listing
 from calotype.weights.keras import write_keras
 from calotype.weights.keys import ldm_to_diffusers
+from calotype.weights.load import SUFFIXES
 
 WriteLayout = Literal["ldm", "diffusers", "keras"]
 
@@ -42,6 +44,7 @@ def save_weights(
 
     Raises:
         UsageError: if the layout can't hold this network, or the path does not fit the layout.
+        WeightsError: if a number is too large for `dtype`.
     """
     path = Path(path)
     config = module.config
@@ -55,13 +58,18 @@ def save_weights(
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     if dtype is not None:
         tensors = {key: value.to(dtype) for key, value in tensors.items()}
+        if lost := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+            raise WeightsError(
+                f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
+                f"choose bfloat16 or float32."
+            )
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
     if format_ is not None:
         header["calotype_latent_format"] = json.dumps(format_.to_dict())
 
     if layout == "keras":
         assert isinstance(config, AutoencoderConfig)
-        return write_keras(_folder(path, layout), config, tensors)
+        return write_keras(_folder(path, layout), config, tensors, header)
     if isinstance(format_, Packed) and isinstance(config, AutoencoderConfig):
         tensors |= _statistics(format_)
     if layout == "ldm":
@@ -140,7 +148,7 @@ def _statistics(format_: Packed) -> dict[str, Tensor]:
 
 
 def _folder(path: Path, layout: str) -> Path:
-    if path.suffix or path.is_file():
+    if path.suffix in SUFFIXES or path.is_file():
         raise UsageError(f"{path}: the {layout} layout is a folder; give the name of a folder.")
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,0 +1,69 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from calotype.cli.main import main
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `clikit`, whichever way pytest imports the tests
+
+from clikit import Calotype, Ran, small_vae
+
+
+@pytest.fixture
+def calotype(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Calotype:
+    """Runs the command line in this process."""
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["calotype", *map(str, words)])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            with pytest.raises(SystemExit) as stopped:
+                main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        code = stopped.value.code
+        assert code is None or isinstance(code, int)
+        return Ran(code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small VAE's file."""
+    return small_vae(tmp_path_factory.mktemp("vae") / "small.safetensors")
+
+
+@pytest.fixture(scope="session")
+def other_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one of the same network."""
+    return small_vae(tmp_path_factory.mktemp("vae") / "other.safetensors", seed=1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much to them where other programs are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # of subprocesses
+        yield
+    torch.set_num_threads(threads)

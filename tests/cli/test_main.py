@@ -1,0 +1,151 @@
+"""The command as a whole: help, version, cost of starting, `doctor`, and errors that no command expects."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from clikit import Calotype, Ran
+
+import calotype as package
+from calotype.cli import common
+from calotype.cli.main import app
+
+COMMANDS = ["reconstruct", "encode", "decode", "inspect", "convert", "train", "doctor"]
+HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
+
+
+def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+
+
+def test_every_command_is_known() -> None:
+    assert [command.name for command in app.registered_commands] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, calotype: Calotype) -> None:
+    ran = calotype(command, "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert f"Example: calotype {command}" in ran.out
+    assert "Usage: calotype" in ran.out
+    assert calotype(command, "-h").out == ran.out
+
+
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_the_overview_names_every_command(words: tuple[str, ...], calotype: Calotype) -> None:
+    ran = calotype(*words)
+    assert all(command in ran.out + ran.err for command in COMMANDS)
+
+
+def test_the_version(calotype: Calotype) -> None:
+    assert calotype("--version") == Ran(0, f"calotype {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom calotype.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    ran = python(code, *words)
+    assert ran.stderr == "[]\n"
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    ran = python(f"import sys, calotype; print([m for m in {(*HEAVY, 'typer', 'rich')!r} if m in sys.modules])")
+    assert ran.stdout == "[]\n"
+
+
+def test_help_comes_at_once() -> None:
+    command = [sys.executable, "-c", "from calotype.cli.main import main; main()", "--help"]
+    times = []
+    for _ in range(8):  # the best of several: other programs may be busy
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+        times.append(time.perf_counter() - start)
+        if times[-1] <= 0.3:
+            return
+    raise AssertionError(f"--help took {min(times):.2f} s")
+
+
+def test_the_module_runs_too() -> None:
+    ran = subprocess.run([sys.executable, "-m", "calotype", "--version"], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == f"calotype {package.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["paint"], ["encode"], ["encode", "a.png", "--colour"], ["decode", "--seed", "1"]])
+def test_words_that_make_no_sense_exit_with_2(words: list[str], calotype: Calotype) -> None:
+    ran = calotype(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Usage: calotype" in ran.err
+
+
+def test_an_error_of_the_system_is_one_line(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("calotype.vae.load", full)
+    ran = calotype("inspect")
+    assert (ran.code, ran.out, ran.err) == (1, "", "calotype: somewhere: No space left on device.\n")
+
+
+def test_ctrl_c_is_one_line(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calotype.vae.load", stop)
+    ran = calotype("inspect")
+    assert (ran.code, ran.out, ran.err) == (130, "", "calotype: Stopped.\n")
+
+
+def test_doctor_tells_what_there_is(calotype: Calotype) -> None:
+    ran = calotype("doctor", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    told = ran.json
+    assert told["calotype"] == package.__version__
+    assert told["devices"][0] == "cpu"
+    assert told["default_device"].split(":")[0] in [device.split(":")[0] for device in told["devices"]]
+    assert told["threads"] >= 1
+    assert told["packages"]["torch"].startswith(__import__("torch").__version__.split("+")[0])
+    assert told["picture_formats"]["jpg"] is True
+    assert "builtin" in told["builtin"]
+    text = calotype("doctor").out
+    assert all(word in text for word in ("calotype", "packages", "devices", "threads", "pictures", "built-in VAE"))
+
+
+def test_doctor_fails_when_the_built_in_weights_are_gone(
+    calotype: Calotype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("calotype.vae.BUILTIN", tmp_path / "gone.safetensors")
+    ran = calotype("doctor", "--json")
+    assert ran.code == 1
+    assert "gone.safetensors: there is no such file" in ran.json["builtin"]
+
+
+def test_tables_show_brackets_and_colons_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    common.table([("[bold]", "model[fp16].safetensors :smile: [/red]")])
+    assert "[bold]" in (line := capsys.readouterr().out)
+    assert "model[fp16].safetensors :smile: [/red]" in line
+
+
+@pytest.mark.parametrize("columns", ["", "wide", "60"])
+def test_a_strange_width_of_the_terminal_is_survived(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(os.environ, "COLUMNS", columns)
+    common.table([("name", "word " * 40)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= (60 if columns == "60" else 120)
+
+
+def test_colours() -> None:
+    assert common.colour("red") == (255, 0, 0)
+    assert common.colour("#102030") == (16, 32, 48)
+    assert common.colour("#10203040") == (16, 32, 48)
+    with pytest.raises(package.CalotypeError, match=r"--background mud: give a colour's name or #rrggbb\."):
+        common.colour("mud")

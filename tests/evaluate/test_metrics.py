@@ -1,0 +1,128 @@
+"""PSNR and SSIM against scikit-image and against arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from skimage import data as skimage_data, metrics as skimage_metrics
+from torch import Tensor
+
+from calotype.errors import UsageError
+from calotype.evaluate.metrics import psnr, ssim
+
+data: Any = skimage_data  # scikit-image is not typed
+reference: Any = skimage_metrics
+Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+def chw(array: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def noisy(array: npt.NDArray[np.uint8], sigma: float, seed: int = 0) -> npt.NDArray[np.uint8]:
+    noise = np.random.default_rng(seed).normal(0.0, sigma, array.shape)
+    return np.clip(np.rint(array + noise), 0, 255).astype(np.uint8)
+
+
+def random_pair(height: int, width: int) -> Pair:
+    a, b = np.random.default_rng(7).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    return a, b
+
+
+def pairs() -> dict[str, Pair]:
+    astronaut, coffee = data.astronaut()[:200, :300], data.coffee()[50:250, 100:311]
+    return {
+        "random": random_pair(37, 53),
+        "smallest": random_pair(11, 11),
+        "one row of positions": random_pair(11, 40),
+        "astronaut, some noise": (astronaut, noisy(astronaut, 5.0)),
+        "astronaut, much noise": (astronaut, noisy(astronaut, 40.0)),
+        "astronaut, darker": (astronaut, (astronaut // 2).astype(np.uint8)),
+        "coffee, blocks": (coffee, (coffee // 32 * 32).astype(np.uint8)),
+        "flat": (np.full((20, 20, 3), 90, np.uint8), np.full((20, 20, 3), 91, np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("name", pairs())
+def test_psnr_agrees_with_scikit_image(name: str) -> None:
+    a, b = pairs()[name]
+    assert psnr(chw(a), chw(b)) == pytest.approx(reference.peak_signal_noise_ratio(a, b, data_range=255), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", pairs())
+def test_ssim_agrees_with_scikit_image(name: str) -> None:
+    a, b = pairs()[name]
+    # scikit-image cuts its Gaussian at 3.5 sigma, which is the radius of 5 of an 11 x 11 window.
+    expected = reference.structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=-1
+    )
+    assert ssim(chw(a), chw(b)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_by_hand() -> None:
+    a = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    b = a.clone()
+    b[1, 2, 3] = 255
+    assert psnr(a, b) == pytest.approx(10.0 * math.log10(60.0))
+    assert psnr(a, torch.full_like(a, 255)) == 0.0
+    assert psnr(a, a + 1) == pytest.approx(48.1308036, abs=1e-6)
+
+
+def test_identical_pictures() -> None:
+    a = chw(data.astronaut()[:64, :64])
+    assert psnr(a, a) == math.inf
+    assert ssim(a, a) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_flat_pictures_differ_by_luminance_alone() -> None:
+    a, b = (torch.full((3, 16, 16), level, dtype=torch.uint8) for level in (50, 200))
+    c1 = 2.55**2
+    assert ssim(a, b) == pytest.approx((2 * 50 * 200 + c1) / (50**2 + 200**2 + c1), abs=1e-9)
+
+
+def test_a_difference_outside_all_windows_but_one_counts_once() -> None:
+    a = torch.full((3, 11, 30), 128, dtype=torch.uint8)
+    b = a.clone()
+    b[:, :, 0] = 0
+    score = ssim(a, b)
+    assert ssim(a[..., :11], b[..., :11]) < 1.0
+    assert score == pytest.approx((19 + ssim(a[..., :11], b[..., :11])) / 20, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_metrics_are_symmetric(metric: Callable[[Tensor, Tensor], float]) -> None:
+    a, b = map(chw, random_pair(20, 30))
+    assert metric(a, b) == pytest.approx(metric(b, a), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), r"uint8 \[3, H, W\], not torch.float32"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(3, 16, 16), "not torch.float32"),
+        (*torch.zeros(2, 16, 16, 3, dtype=torch.uint8), r"not torch.uint8 \[16, 16, 3\]"),
+        (*torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8), r"not torch.uint8 \[1, 3, 16, 16\]"),
+        (*torch.zeros(2, 3, 0, 16, dtype=torch.uint8), r"\[3, 0, 16\]"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(3, 16, 1, dtype=torch.uint8), "one shape"),
+    ],
+)
+def test_what_can_not_be_compared(
+    metric: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        metric(a, b)
+
+
+@pytest.mark.parametrize("size", [(10, 20), (20, 10), (1, 1)])
+def test_ssim_names_the_smallest_size(size: tuple[int, int]) -> None:
+    a = torch.zeros(3, *size, dtype=torch.uint8)
+    with pytest.raises(UsageError, match=f"at least 11 x 11 pixels, not {size[0]} x {size[1]}"):
+        ssim(a, a)
+    assert psnr(a, a) == math.inf

@@ -1,0 +1,259 @@
+"""Presets: from the cache, from a hub, or one clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import diffusers_tensors, kl, names, one_sentence, tensors_of, tiny, write
+
+import calotype
+from calotype.config import AutoencoderConfig, TinyConfig
+from calotype.errors import FetchError, UsageError
+from calotype.latents import KNOWN
+from calotype.vae import locate
+from calotype.weights import fetch as fetch_module
+from calotype.weights.fetch import fetch
+from calotype.weights.presets import PRESETS
+
+constants: Any = pytest.importorskip("huggingface_hub.constants")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+STABLE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass
+class Hub:
+    """A server on this machine with the few endpoints that are needed."""
+
+    url: str
+    files: dict[str, bytes] = field(default_factory=dict)  # path -> content
+    refuse: tuple[int, str] | None = None  # (status, X-Error-Code)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.asked.append(f"{self.command} {self.path}")
+            content = found.files.get(self.path)
+            if found.refuse or content is None:
+                status, code = found.refuse or (404, "EntryNotFound")
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Error-Message", "no")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Hub(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and an endpoint where nobody answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "calotype"))
+    point_at(monkeypatch, f"http://127.0.0.1:{port}")
+    return folder
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(fetch_module, "GITHUB", url)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small VAE as on the hub: file -> content."""
+    module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 2)))
+    path = write(tmp_path_factory.mktemp("published") / STABLE, diffusers_tensors(module))
+    return {"config.json": json.dumps({"scaling_factor": 0.5}).encode(), STABLE: path.read_bytes()}
+
+
+def publish(hub: Hub, name: str, files: dict[str, bytes]) -> None:
+    for file in PRESETS[name].files:
+        hub.files[f"/{PRESETS[name].repo}/resolve/main/{file}"] = files[file.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize("name", ["sd-vae-ft-mse", "flux-vae"])
+def test_a_preset_is_fetched_once(
+    hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    point_at(monkeypatch, hub.url)
+    publish(hub, name, published)
+    folder = fetch(name)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == published
+    asked = len(hub.asked)
+    assert any(request.startswith("GET") for request in hub.asked)
+    assert fetch(name) == folder
+    assert len(hub.asked) == asked
+
+
+def test_what_is_cached_needs_no_network(
+    hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        point_at(patch, hub.url)
+        publish(hub, "sdxl-vae", published)
+        fetch("sdxl-vae")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    vae = calotype.load("sdxl-vae", device="cpu")
+    assert vae.name == "sdxl-vae"
+    assert vae.latent_format == KNOWN["sdxl"]  # as the preset says, whatever is in config.json
+    assert calotype.load("sdxl-vae", device="cpu", latent_format="none").latent_format.name == "none"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("name", ["sdxl-vae", "flux-vae", "taesd"])
+def test_without_cache_and_network_there_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, offline: bool
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    start = time.monotonic()
+    with pytest.raises(
+        FetchError, match=rf"^{name}: \S+ is not in the local cache, and the hub can't be reached; "
+    ) as e:
+        calotype.load(name)
+    assert time.monotonic() - start < 10
+    one_sentence(str(e.value))
+    assert PRESETS[name].repo in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "refuse", "message"),
+    [
+        ("flux-vae", (401, "GatedRepo"), r"the hub answered 401; accept its licence at https://\S+ and log in"),
+        ("sd3-vae", (403, "GatedRepo"), r"the hub answered 403; accept its licence at https://\S+ and log in"),
+        ("flux-vae", (401, ""), "the hub answered 401; accept its licence"),
+        ("sdxl-vae", (401, "RepoNotFound"), "the hub answered 401; connect to the network"),
+        ("sdxl-vae", (404, "EntryNotFound"), "the hub answered 404; connect to the network"),
+    ],
+)
+def test_the_hubs_refusal_is_told(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, refuse: tuple[int, str], message: str
+) -> None:
+    point_at(monkeypatch, hub.url)
+    hub.refuse = refuse
+    with pytest.raises(FetchError, match=message) as caught:
+        fetch(name)
+    one_sentence(str(caught.value))
+
+
+def test_a_file_of_that_name_comes_before_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "taesd" / "x.safetensors", tensors_of(tiny()))
+    assert locate("taesd", None) == (Path("taesd"), "taesd", None)
+
+
+# From GitHub
+
+
+@pytest.fixture
+def two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """taef2 with other bytes than the published ones."""
+    tensors = tensors_of(tiny(TinyConfig(z_channels=32, pool=True)))
+    halves = {}
+    for side in ("encoder", "decoder"):
+        half = {k.removeprefix(f"{side}."): v for k, v in tensors.items() if k.startswith(side)}
+        halves[f"taef2_{side}.pth"] = write(tmp_path / side, half).read_bytes()
+    digests = tuple(hashlib.sha256(halves[file]).hexdigest() for file in PRESETS["taef2"].files)
+    monkeypatch.setattr(fetch_module, "PRESETS", {"taef2": replace(PRESETS["taef2"], sha256=digests)})
+    return halves
+
+
+def test_a_preset_from_github_is_fetched_once(
+    hub: Hub, two_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point_at(monkeypatch, hub.url)
+    hub.files = {f"/madebyollin/taesd/raw/main/{file}": content for file, content in two_files.items()}
+    vae = calotype.load("taef2", device="cpu")
+    assert vae.latent_format.name == "flux2"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "calotype" / "taef2").iterdir()} == two_files
+    assert len(hub.asked) == 2
+    fetch("taef2")
+    assert len(hub.asked) == 2
+
+
+def test_other_bytes_than_expected_are_not_kept(
+    hub: Hub, two_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point_at(monkeypatch, hub.url)
+    hub.files = {f"/madebyollin/taesd/raw/main/{file}": b"<html>" for file in two_files}
+    with pytest.raises(FetchError, match=r"gave other bytes than expected .* nothing was kept") as caught:
+        fetch("taef2")
+    one_sentence(str(caught.value))
+    assert names(tmp_path / "calotype") == []
+
+
+def test_github_refuses_or_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        FetchError, match=r"^taef2: taef2_encoder\.pth is not in the local cache, and it can't be reached"
+    ):
+        fetch("taef2")
+    point_at(monkeypatch, hub.url)
+    with pytest.raises(FetchError, match="the server answered 404 at http"):
+        fetch("taef2")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("sdxlvae", r"sdxl-vae"), ("sd-vae-ft-msee", "sd-vae-ft-mse"), ("tae-sd", "taesd"), ("Flux-vae", "flux")],
+)
+def test_a_near_miss_gets_a_suggestion(name: str, hint: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"'{name}' is neither a file, nor a folder, nor a preset; did you mean {hint}"
+    ) as e:
+        calotype.load(name)
+    one_sentence(str(e.value))
+
+
+def test_another_name_gets_the_list() -> None:
+    with pytest.raises(UsageError, match=r"presets are sd-vae-ft-mse, .*taef2"):
+        calotype.load("qqqq")
+
+
+def test_presets_name_what_is_known_of_them() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.latent_format in (*KNOWN, "flux2"), name
+        assert preset.repo.count("/") == 1
+        assert preset.licence
+        assert preset.about
+        assert not preset.sha256 or len(preset.sha256) == len(preset.files)
