@@ -110,7 +110,9 @@ def main() -> None:
         {
             "command": f"python bench/networks.py --data DATA --seconds {arguments.seconds:g}",
             "date": date.today().isoformat(),
-            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+            "commit": subprocess.run(
+                ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+            ).stdout.strip(),
             "versions": {
                 "calotype": calotype.__version__,
                 "torch": torch.__version__,
@@ -121,7 +123,7 @@ def main() -> None:
             "results": results,
         }
     )
-    (ROOT / "bench" / "results" / f"networks-{date.today().isoformat()}.json").write_text(line + "\n")
+    (ROOT / "bench" / "results" / "networks.json").write_text(line + "\n")
     print(line)
 
 

@@ -34,7 +34,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real weights and photos that may lie beside the repository."""
-    folder = HERE.parents[1] / "shared"
+    folder = Path(os.environ.get("CALOTYPE_TEST_DATA") or HERE.parents[1] / "shared")
     if not folder.is_dir():
-        pytest.skip("the folder with real weights is not here")
+        pytest.skip("there is no folder with real weights and photos; see CALOTYPE_TEST_DATA in CONTRIBUTING.md")
     return folder

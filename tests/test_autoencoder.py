@@ -199,20 +199,11 @@ def test_attention_is_a_softmax_over_all_positions_divided_by_the_root_of_the_ch
     assert_close(block(x), expected, 1e-5)
 
 
-def test_forward_gives_the_reconstruction_of_a_sample_and_the_posterior() -> None:
-    module = kl(SMALL)
-    x = pictures(0, 2, 16, 16)
-    torch.manual_seed(5)
-    result, posterior = module(x)
-    torch.manual_seed(5)
-    assert torch.equal(result, module.decode(module.encode(x).sample()))
-    assert torch.equal(posterior.moments, module.encode(x).moments)
-
-
 def test_gradients_reach_every_parameter() -> None:
     module = kl(AutoencoderConfig(ch=8, ch_mult=(1, 2), norm_groups=4, attn_levels=(1,), num_res_blocks=1))
     module.requires_grad_(True)
-    result, posterior = module(pictures(0, 1, 16, 16))
+    posterior = module.encode(pictures(0, 1, 16, 16))
+    result = module.decode(posterior.sample())
     (result.square().sum() + posterior.kl().sum()).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name

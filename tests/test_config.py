@@ -60,7 +60,7 @@ def test_the_factor_is_two_for_every_change_of_level(config: AutoencoderConfig) 
 def test_the_defaults_are_those_of_stable_diffusion() -> None:
     config = AutoencoderConfig()
     assert config.channels == config.decoder_channels == (128, 256, 512, 512)
-    assert (config.factor, config.latent_channels, config.num_res_blocks, config.norm_groups) == (8, 4, 2, 32)
+    assert (config.factor, config.z_channels, config.num_res_blocks, config.norm_groups) == (8, 4, 2, 32)
     assert config.quant_conv
     assert config.mid_attention
     assert config.attn_levels == ()

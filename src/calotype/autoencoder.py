@@ -213,8 +213,3 @@ class AutoencoderKL(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [N, z_channels, h, w] -> pixels [N, 3, h * f, w * f], about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.config.quant_conv else latents)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, DiagonalGaussian]:
-        """Pixels -> (their reconstruction from a sample of the posterior, the posterior), as training needs them."""
-        posterior = self.encode(pixels)
-        return self.decode(posterior.sample()), posterior

@@ -61,11 +61,6 @@ class AutoencoderConfig:
         """Spatial compression f: a latent stands for f x f pixels."""
         return int(2 ** (len(self.ch_mult) - 1))
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return self.z_channels
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata; `config_from_dict` gives the config back."""
         return {"kind": "autoencoder_kl", **asdict(self)}

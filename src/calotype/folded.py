@@ -1,8 +1,8 @@
 """The built-in network: a small norm-free autoencoder that works on folded pixels.
 
 4x4 pixels are folded into channels first (pixel unshuffle), so every convolution runs at a quarter or an eighth of the
-resolution; there are no norms and no attention, so what a latent holds depends on a bounded neighbourhood only, and
-any picture can be cut anywhere without changing the result. f8, with a diagonal Gaussian posterior.
+resolution. There are no norms and no attention: a latent, and a decoded pixel, depends on a bounded neighbourhood only
+(some 20 latents to each side), whatever the size of the picture. f8, with a diagonal Gaussian posterior.
 """
 
 from __future__ import annotations

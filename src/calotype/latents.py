@@ -140,9 +140,10 @@ def column(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...]) -> Packed:
+def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...], eps: float = 1e-4) -> Packed:
     """FLUX.2's format, from the batch-norm statistics in its weights (``bn.running_mean``, ``bn.running_var``)."""
-    return Packed(name="flux2", channels=len(running_mean) // 4, running_mean=running_mean, running_var=running_var)
+    channels = len(running_mean) // 4
+    return Packed(name="flux2", channels=channels, running_mean=running_mean, running_var=running_var, eps=eps)
 
 
 def same_as_model(name: str, channels: int) -> LatentFormat:
@@ -189,7 +190,7 @@ def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
     return kinds[fields.pop("kind")](**fields)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
     """The latents of one picture, with all that is needed to make it a picture again."""
 
@@ -212,6 +213,11 @@ class Latents:
             )
         if not self.tensor.is_floating_point():
             raise LatentsError(f"Latents must be floats, not {self.tensor.dtype}.")
+        if self.alpha is not None and tuple(self.alpha.shape) != (self.padding.height, self.padding.width):
+            raise LatentsError(
+                f"The alpha beside the latents is {list(self.alpha.shape)}, and the picture "
+                f"{self.padding.height}x{self.padding.width}."
+            )
         if not torch.isfinite(self.tensor).all():
             raise LatentsError("The latents hold NaN or infinity; make them again, in float32 if they were in float16.")
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from calotype.errors import UsageError
+
 
 class DiagonalGaussian:
     """Diagonal Gaussian over latents, from the moments an encoder gives.
@@ -21,7 +23,7 @@ class DiagonalGaussian:
 
     def __init__(self, moments: Tensor) -> None:
         if moments.ndim != 4 or moments.shape[1] % 2:
-            raise ValueError(f"moments must be [N, 2C, h, w], not {list(moments.shape)}.")
+            raise UsageError(f"moments must be [N, 2C, h, w], not {list(moments.shape)}.")
         self.moments = moments
         self.mean, logvar = moments.chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
@@ -63,7 +65,7 @@ class DiagonalGaussian:
             eps = torch.randn(self.mean.shape, generator=generator, device=generator.device)
         else:
             if len(generator) != len(self.mean):
-                raise ValueError(f"{len(generator)} generators were given for {len(self.mean)} pictures.")
+                raise UsageError(f"{len(generator)} generators were given for {len(self.mean)} pictures.")
             shape = self.mean.shape[1:]
             eps = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generator])
         return eps.to(self.mean)

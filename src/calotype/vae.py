@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.config import NetworkConfig
-from calotype.errors import CalotypeWarning, LatentsError, NonFiniteError, UsageError, WeightsError
+from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
 from calotype.pixels import Picture, crop, pad, read_picture, to_pil
@@ -51,6 +53,8 @@ def load(
         WeightsError: if there are no usable weights there.
         UsageError: for an unknown name, device or latent format.
     """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
     loaded = load_weights(path, latent_format_name=latent_format)
     return VAE(loaded, name=name, device=pick_device(device), dtype=dtype)
@@ -77,7 +81,34 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         near = get_close_matches(text, PRESETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
-    return path, path.name, latent_format
+    # a file that is called like a preset must not be taken for it when its latents are decoded
+    name = path.name if path.name not in ("builtin", *PRESETS) else f"./{path.name}"
+    return path, name, latent_format
+
+
+def picture_generator(seed: int, pixels: Tensor) -> torch.Generator:
+    """The generator that draws one picture's latents: the same whenever the seed and the padded pixels are the same."""
+    digest = hashlib.sha256(str(seed).encode())
+    digest.update(pixels.detach().cpu().contiguous().numpy().data)
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little") >> 1)
+
+
+@contextmanager
+def enough_memory(shape: Sequence[int]) -> Iterator[None]:
+    """Turns what torch raises when memory runs out into one sentence.
+
+    Raises:
+        MemoryLimitError: if it did.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise MemoryLimitError(
+                f"There is not enough memory for {' x '.join(map(str, shape))}; give a smaller picture or fewer at a "
+                f"time, a narrower --dtype, or --device cpu."
+            ) from None
+        raise
 
 
 def name_for(latents: Latents, path: Path) -> str:
@@ -129,7 +160,9 @@ class VAE:
         self.sha256 = loaded.sha256
         self.device = torch.device(device)
         self.dtype = dtype
-        self.module: Network = loaded.module.to(device=self.device, dtype=dtype)
+        # a narrower copy computes, and the weights as stored stay for what overflows in it
+        own = loaded.module if dtype == torch.float32 else copy.deepcopy(loaded.module)
+        self.module: Network = own.to(device=self.device, dtype=dtype)
         self._wide: Network | None = None
 
     @property
@@ -182,8 +215,9 @@ class VAE:
                 f"Pixels must be in [-1, 1], and these reach {pixels.abs().max().item():.4g}; "
                 f"calotype.pixels.from_array maps 0..255 to it."
             )
-        padded, _ = pad(pixels, self.factor)
-        return self._run(lambda module, x: module.encode(x).float(), padded, lambda p: p.moments)
+        with enough_memory(pixels.shape):
+            padded, _ = pad(pixels, self.factor)
+            return self._run(lambda module, x: module.encode(x).float(), padded, lambda p: p.moments)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -212,7 +246,8 @@ class VAE:
                 f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
                 f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
             )
-        pixels = self._run(lambda module, z: module.decode(z).float(), latents, lambda y: y).clamp(-1, 1)
+        with enough_memory(latents.shape):
+            pixels = self._run(lambda module, z: module.decode(z).float(), latents, lambda y: y).clamp(-1, 1)
         return pixels if size is None else pixels[:, :, : size[0], : size[1]]
 
     def encode_image(
@@ -241,8 +276,8 @@ class VAE:
 
         Args:
             pictures: paths, bytes, PIL images or `Picture`s.
-            seed: None takes the posterior's mode. A seed draws from the posterior, for each picture with a generator
-                of its own, so that the draw does not depend on the other pictures.
+            seed: None takes the posterior's mode. A seed draws from the posterior, with a generator for each picture
+                (`picture_generator`), so that a draw does not depend on the other pictures, and differs from theirs.
             space: raw or model latents.
             alpha: composite transparent pictures over `background`, or keep their alpha aside for `decode_image`.
 
@@ -259,7 +294,7 @@ class VAE:
             if seed is None:
                 latents = posterior.mode()
             else:
-                latents = posterior.sample([torch.Generator().manual_seed(seed) for _ in group])
+                latents = posterior.sample([picture_generator(seed, padded[i][0]) for i in group])
             for i, z in zip(group, latents.cpu(), strict=True):
                 raw = Latents(
                     tensor=z,
@@ -297,28 +332,30 @@ class VAE:
 
     def _own(self, latents: Latents, any_vae: bool) -> Tensor:
         """The raw latents of this VAE, [C, h, w]."""
-        if latents.vae == self.sha256:
-            return latents.to_raw().tensor
-        if not any_vae:
+        own = latents.vae == self.sha256
+        if not own and not any_vae:
             raise LatentsError(
                 f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
                 f"than this one ({self.name or 'unnamed'}, {self.sha256[:12]}); load that one, or decode them all the "
                 f"same with --any-vae (any_vae=True)."
             )
-        if latents.format == self.latent_format:
+        if own or latents.format == self.latent_format:
             raw = latents.to_raw().tensor
         else:
             model = latents.to_model().tensor
-            raw = self.latent_format.to_raw(model[None])[0] if self.latent_format.fits(model) else model
-        if raw.shape[0] != self.latent_channels:
+            if not self.latent_format.fits(model):
+                raise LatentsError(
+                    f"These latents have {latents.format.channels} channels, and this VAE decodes "
+                    f"{self.latent_channels}; load one of their kind."
+                )
+            raw = self.latent_format.to_raw(model[None])[0]
+        padding = latents.padding
+        padded = (padding.height + padding.bottom, padding.width + padding.right)
+        if padded != (raw.shape[1] * self.factor, raw.shape[2] * self.factor):
             raise LatentsError(
-                f"These latents have {latents.format.channels} channels, and this VAE decodes {self.latent_channels}."
-            )
-        height = latents.padding.height + latents.padding.bottom
-        if height != raw.shape[1] * self.factor:
-            raise LatentsError(
-                f"These latents are f{height // raw.shape[1]}, and this VAE decodes f{self.factor}: "
-                f"no picture of the right size can come of them."
+                f"These latents are of a picture padded to {padded[0]}x{padded[1]}, and {raw.shape[1]}x{raw.shape[2]} "
+                f"of them make {raw.shape[1] * self.factor}x{raw.shape[2] * self.factor} at f{self.factor}: "
+                f"they are damaged, or for a VAE of another f."
             )
         return raw
 
@@ -337,7 +374,7 @@ class VAE:
                     CalotypeWarning,
                     stacklevel=4,
                 )
-                self._wide = copy.deepcopy(self.module).float()
+                self._wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
         if self._wide is not None:
             result = compute(self._wide, x.to(self.device, torch.float32))
             if torch.isfinite(look_at(result)).all():

@@ -208,7 +208,6 @@ def test_amplify_scales_the_difference(calotype: Calotype, vae: Path) -> None:
         (["--background", "mud"], "--background mud: give a colour's name or #rrggbb."),
         (["--amplify", "nan"], "--amplify nan: give a number from 0 up."),
         (["--amplify", "-1"], "--amplify -1: give a number from 0 up."),
-        (["--latent-format", "sd9"], "There is no latent format 'sd9'"),
         (["--out", "a.png"], "--out a.png: a.png is a file; give a folder."),
         (["--out", "a.png/below/it"], "--out a.png/below/it: a.png is a file; give a folder."),
         (["a.png"], "a.png is given twice; give it once."),

@@ -120,6 +120,8 @@ def test_a_misspelt_preset(calotype: Calotype) -> None:
 
 def test_there_and_back_changes_no_bit(module: AutoencoderKL, calotype: Calotype) -> None:
     ran = calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers")
+    assert (ran.code, ran.said[0].endswith("--latent-format sd1|sdxl.")) == (2, True)
+    ran = calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers", "--latent-format", "sdxl")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "ldm -> diffusers: d/config.json, d/diffusion_pytorch_model.safetensors\n"
     ran = calotype("convert", "d", "again.safetensors", "--layout", "ldm", "--json")
@@ -147,12 +149,11 @@ def test_types_are_changed_when_asked(module: AutoencoderKL, calotype: Calotype)
 
 
 def test_keras(here: Path, calotype: Calotype) -> None:
-    pytest.importorskip("h5py")
     from support import NARROW
 
     module = kl(NARROW)
     save_weights(module, here / "narrow.safetensors", layout="ldm")
-    ran = calotype("convert", "narrow.safetensors", "k", "--layout", "keras")
+    ran = calotype("convert", "narrow.safetensors", "k", "--layout", "keras", "--latent-format", "sdxl")
     assert ran.code == 0
     assert files("k") == ["decoder.h5", "encoder.h5"]
     assert calotype("convert", "k", "again.safetensors", "--layout", "ldm").code == 0

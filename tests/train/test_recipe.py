@@ -118,7 +118,7 @@ def test_another_network(toml: Path) -> None:
         (["network.kind=taesd"], "network.kind must be one of autoencoder_kl, folded, not 'taesd'"),
         (["network.kind=[1]"], r"network.kind must be one of autoencoder_kl, folded, not \[1\]"),
         (["network=3"], "network must be a table, not 3"),
-        (["network.ch=[0, 8]"], r"network: ch must be at least 1, not \(0, 8\)"),
+        (["network.ch=[0, 8]"], r"FoldedConfig\.ch must be positive whole numbers, not \(0, 8\)"),
         (["sources=[]"], "sources must name at least one folder or zip"),
         (["sources.0=3"], r"sources\[0\] must be a table, not 3"),
         (["sources.0.hold_out=-1"], r"sources\[0\]: hold_out must be at least 0, not -1"),

@@ -48,6 +48,13 @@ def test_a_config_beside_the_file_tells(tmp_path: Path, channels: int, config: d
         assert (loaded.format, loaded.format_source) == (KNOWN[name], "config.json")
 
 
+def test_an_old_config_leaves_out_what_was_the_default(tmp_path: Path) -> None:
+    config = {"_class_name": "AutoencoderKL", "latent_channels": 4}
+    assert load_weights(weights(tmp_path, 4, config)).format == KNOWN["sd1"]
+    assert load_weights(weights(tmp_path, 16, config)).format is None
+    assert load_weights(weights(tmp_path, 4, {"latent_channels": 4})).format is None
+
+
 def test_other_numbers_are_a_format_of_their_own(tmp_path: Path) -> None:
     loaded = load_weights(weights(tmp_path, 4, {"scaling_factor": 0.5, "shift_factor": 0.25}))
     assert loaded.format == ScaleShift(name="custom", channels=4, scaling_factor=0.5, shift_factor=0.25)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from calotype.autoencoder import AutoencoderKL
 from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
-from calotype.errors import UsageError
+from calotype.errors import UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Packed, PerChannel, flux2
 from calotype.networks import make_network
 from calotype.weights import load as load_module
@@ -441,3 +441,12 @@ def test_a_format_fits_its_network(tmp_path: Path) -> None:
         (path,) = save_weights(MODULE, tmp_path / "x.safetensors", layout="ldm", format_=format_)
         loaded = load_weights(path)
         assert (loaded.format, loaded.format_source) == (format_, "the file's metadata")
+
+
+def test_numbers_too_large_for_the_type_are_not_written(tmp_path: Path) -> None:
+    module = kl(MODULE.config, 0)
+    with torch.no_grad():
+        module.decoder.conv_out.bias.fill_(1e5)
+    with pytest.raises(WeightsError, match=r"decoder\.conv_out\.bias would overflow in float16"):
+        save_weights(module, tmp_path / "x.safetensors", layout="ldm", dtype=torch.float16)
+    assert names(tmp_path) == []

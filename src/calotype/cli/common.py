@@ -157,8 +157,6 @@ def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, 
         for i in range(len(inputs)):
             try:
                 results.append(work(i))
-            except UsageError:
-                raise
             except CalotypeError as error:
                 failures += 1
                 complain(str(error))

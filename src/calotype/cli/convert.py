@@ -34,9 +34,12 @@ def command(
     import torch
 
     from calotype.vae import load_as_stored
+    from calotype.weights.load import require_format
     from calotype.weights.save import save_weights
 
     loaded = load_as_stored(weights, latent_format)
+    if layout is not LayoutName.ldm:  # readers of these layouts take a missing scale for Stable Diffusion 1's
+        require_format(loaded)
     paths = save_weights(
         loaded.module,
         out,

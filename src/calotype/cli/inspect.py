@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from json import loads
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ def command(
     Everything is told from the tensors. The checks encode and decode a small picture in each type.
     """
     from calotype.vae import load
+    from calotype.weights.presets import PRESETS
 
     vae = load(weights, latent_format=latent_format, device="cpu")
     loaded = vae.loaded
@@ -47,6 +49,7 @@ def command(
         "dtypes": list(loaded.dtypes),
         "sha256": loaded.sha256,
         "finite_in": vae.check_dtypes(),
+        "licence": PRESETS[weights].licence if weights is not None and weights in PRESETS else None,
         "training": training_facts(loaded.metadata or {}),
     }
 
@@ -68,6 +71,7 @@ def command(
                 "checks",
                 ", ".join(f"{k}: {'finite' if v else 'NaN or infinity'}" for k, v in document["finite_in"].items()),
             ),
+            *([("licence", document["licence"])] if document["licence"] else []),
             *((f"trained: {k}", str(v)) for k, v in document["training"].items() if k != "recipe"),
         ]
         table(rows)
@@ -78,4 +82,9 @@ def command(
 def training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What `calotype train` wrote into a file about how its weights were made."""
     prefix = "calotype_training_"
-    return {key.removeprefix(prefix): loads(value) for key, value in sorted(metadata.items()) if key.startswith(prefix)}
+    facts: dict[str, Any] = {}
+    for key, value in sorted(metadata.items()):
+        if key.startswith(prefix):
+            with suppress(ValueError):
+                facts[key.removeprefix(prefix)] = loads(value)
+    return facts

@@ -15,7 +15,6 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    FormatOption,
     JsonOption,
     OutOption,
     SeedOption,
@@ -42,7 +41,6 @@ def command(
     seed: SeedOption = None,
     alpha: AlphaOption = Alpha.over,
     background: BackgroundOption = "white",
-    latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
     json: JsonOption = False,
@@ -61,7 +59,7 @@ def command(
     under = colour(background)
     plain = outputs(photos, out, "-reconstruction.png")
     panels = outputs(photos, out, "-panel.png")
-    loaded = load_vae(vae, latent_format, device, dtype)
+    loaded = load_vae(vae, None, device, dtype)
     make_folder(out)
 
     def work(i: int) -> dict[str, Any]:

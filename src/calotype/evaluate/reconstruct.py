@@ -11,9 +11,9 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.evaluate.metrics import psnr, ssim
-from calotype.pixels import Picture, crop, pad, to_pil, to_uint8
+from calotype.pixels import Picture, crop, pad, to_uint8
 from calotype.posterior import DiagonalGaussian
-from calotype.vae import VAE
+from calotype.vae import VAE, picture_generator
 
 LABEL_HEIGHT = 24
 
@@ -45,8 +45,8 @@ class Reconstruction:
 
     def panel(self, amplify: float = 4.0) -> Image.Image:
         """Original, reconstruction and their difference (amplified around mid-grey), side by side with labels."""
-        difference = (self.reconstruction.float() - self.original.float()) * (amplify / 127.5)
-        parts = [_image(self.original), self.image(), to_pil(difference)]
+        difference = 128 + amplify * (self.reconstruction.float() - self.original.float())
+        parts = [_image(self.original), self.image(), _image(difference.clamp(0, 255).to(torch.uint8))]
         height, width = self.original.shape[1:]
         ssim_text = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
         labels = [
@@ -73,7 +73,7 @@ def reconstruct(vae: VAE, picture: Picture, *, seed: int | None = None) -> Recon
     """
     padded, padding = pad(picture.pixels, vae.factor)
     posterior = vae.encode(padded[None])
-    latents = posterior.mode() if seed is None else posterior.sample([torch.Generator().manual_seed(seed)])
+    latents = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, padded)])
     decoded = crop(vae.decode(latents)[0].cpu(), padding)
     before, after = to_uint8(picture.pixels), to_uint8(decoded)
     n = padding.height * padding.width

@@ -26,6 +26,9 @@ from calotype.train.losses import autoencoder_loss
 from calotype.train.optim import Muon
 from calotype.train.recipe import Recipe
 
+# What may differ between the parts of a run: its length, and what lies ahead.
+MAY_CHANGE = {"steps", "cooldown", "phases", "log_every", "checkpoint_every"}
+
 Report = Callable[[dict[str, float]], None]
 
 
@@ -72,6 +75,10 @@ class Trainer:
             raise NonFiniteError(f"The loss at step {self.step} is {loss.item()}; resume with a lower learning_rate.")
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"The gradient at step {self.step} is {norm.item()}; resume with a lower learning_rate."
+            )
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -132,10 +139,10 @@ class Trainer:
             raise UsageError(f"{path}: this checkpoint is damaged ({first}); begin anew in another --out.") from None
         if not isinstance(state, dict) or not state.keys() >= {"recipe", "step", "module", "ema", "optimisers"}:
             raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
-        then = json.loads(state["recipe"])["optimiser"]
-        if then != self.recipe.optimiser:
+        then, now = json.loads(state["recipe"]), json.loads(json.dumps(self.recipe.to_dict()))
+        if changed := sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key]):
             raise UsageError(
-                f"{path}: this checkpoint was trained with {then}, and the recipe says {self.recipe.optimiser}; "
+                f"{path}: this checkpoint was trained with another {', '.join(changed)}; "
                 f"give its recipe, or another --out."
             )
         try:

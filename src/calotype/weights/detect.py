@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from calotype.config import AutoencoderConfig, TinyConfig
+from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.errors import WeightsError
 from calotype.weights.keys import diffusers_to_ldm
 
@@ -39,7 +39,7 @@ class Detected:
     """A VAE found in a file."""
 
     layout: Layout
-    config: AutoencoderConfig | TinyConfig
+    config: NetworkConfig
     parts: frozenset[str]  # "encoder", "decoder" or both
     keys: Mapping[str, str]  # our key -> key in the file
     prefix: str = ""  # what stands before every key of the VAE
@@ -59,7 +59,7 @@ def detect(shapes: Shapes, *, norm_groups: int | None = None) -> Detected:
     """
     if not shapes:
         raise WeightsError("the file holds no tensors")
-    return _detect_tiny(shapes) or _detect_kl(shapes, norm_groups)
+    return _detect_tiny(shapes) or _detect_folded(shapes) or _detect_kl(shapes, norm_groups)
 
 
 def _detect_tiny(shapes: Shapes) -> Detected | None:
@@ -87,6 +87,27 @@ def _detect_tiny(shapes: Shapes) -> Detected | None:
     width = _shape({ours: shapes[key] for ours, key in keys.items()}, first_or_last)[axis]
     pool = any(".pool." in key for key in keys)
     return Detected(layout="taesd", config=TinyConfig(z_channels=width, pool=pool), parts=parts, keys=keys)
+
+
+def _detect_folded(shapes: Shapes) -> Detected | None:
+    if "encoder.quarter.0.conv1.weight" not in shapes:
+        return None
+
+    def blocks(side: str) -> tuple[int, int]:
+        quarter, eighth = (
+            len({m[1] for key in shapes if (m := re.match(rf"{side}\.{stage}\.([0-9]+)\.", key))})
+            for stage in ("quarter", "eighth")
+        )
+        return quarter, eighth
+
+    config = FoldedConfig(
+        z_channels=_shape(shapes, "encoder.conv_out.weight")[0] // 2,
+        ch=(_shape(shapes, "encoder.conv_in.weight")[0], _shape(shapes, "encoder.down.weight")[0]),
+        encoder_blocks=blocks("encoder"),
+        decoder_blocks=blocks("decoder"),
+    )
+    keys = {key: key for key in shapes}
+    return Detected(layout="calotype", config=config, parts=frozenset({"encoder", "decoder"}), keys=keys)
 
 
 def _detect_kl(shapes: Shapes, norm_groups: int | None) -> Detected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -40,6 +41,10 @@ def _from_hub(name: str, preset: Preset) -> Path:
             get_hf_file_metadata(hf_hub_url(preset.repo, preset.files[0]))  # a download tries for long, this only once
             paths = [hf_hub_download(preset.repo, file) for file in preset.files]
         except Exception as error:  # of whichever HTTP library this huggingface_hub uses
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+                raise FetchError(
+                    f"{name}: {error.filename or 'the cache'} can't be written: {error.strerror}."
+                ) from None
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = f"the hub answered {status}" if status else "the hub can't be reached"
             if preset.gated and status in (401, 403):

@@ -46,7 +46,7 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
                 for name in root[_text(layer)].attrs["weight_names"]
             ]
             metadata = {key: _text(value) for key, value in file.attrs.items() if key.startswith("calotype")}
-    except (OSError, KeyError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise WeightsError(f"this is no whole h5 file of Keras weights ({error})") from None
     stored = metadata.get("calotype_config")
     try:
@@ -97,7 +97,9 @@ def _to_torch(array: np.ndarray) -> Tensor:
 
 
 def _to_keras(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.float().numpy()
+    if tensor.dtype == torch.bfloat16:
+        raise UsageError("h5 files have no bfloat16; give --dtype float32.")
+    array: np.ndarray = tensor.numpy()
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig, config_from_dict
+from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
@@ -26,8 +26,8 @@ from calotype.latents import (
     same_as_model,
 )
 from calotype.networks import Network, make_network
-from calotype.weights.container import H5_SIGNATURE, Container, open_container
-from calotype.weights.detect import Detected, Layout, detect, listing
+from calotype.weights.container import H5_SIGNATURE, open_container
+from calotype.weights.detect import Layout, detect, listing
 from calotype.weights.keras import read_keras
 from calotype.weights.presets import KNOWN_FILES
 
@@ -197,14 +197,6 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
         return _Piece(layout="keras", config=config, parts=frozenset({side}), tensors=tensors, metadata=metadata)
     container = open_container(file)
     stored = _json(container.metadata.get("calotype_config"))
-    if stored.get("kind") == "folded":
-        return _Piece(
-            layout="calotype",
-            config=_stored_config(stored),
-            parts=frozenset({"encoder", "decoder"}),
-            tensors={key: container.read(key) for key in container.shapes},
-            metadata=container.metadata,
-        )
     sibling = _sibling(config_file)
     try:
         found = detect(container.shapes, norm_groups=stored.get("norm_groups", sibling.get("norm_num_groups")))
@@ -214,26 +206,12 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
         layout=found.layout,
         config=found.config,
         parts=found.parts,
-        tensors={key: _conv_shape(key, tensor) for key, tensor in _tensors(container, found)},
+        tensors={ours: _conv_shape(ours, container.read(key)) for ours, key in found.keys.items()},
         prefix=found.prefix,
         statistics=tuple(container.read(key) for key in found.statistics) if found.statistics else None,  # type: ignore[arg-type]
         family=found.family,
         metadata=container.metadata,
     )
-
-
-def _stored_config(stored: Mapping[str, Any]) -> NetworkConfig:
-    try:
-        config = config_from_dict(stored)
-        with torch.device("meta"):
-            make_network(config)
-        return config
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise WeightsError("its metadata describe no network that this version knows; update calotype") from None
-
-
-def _tensors(container: Container, found: Detected) -> list[tuple[str, Tensor]]:
-    return [(ours, container.read(key)) for ours, key in found.keys.items()]
 
 
 def _conv_shape(key: str, tensor: Tensor) -> Tensor:
@@ -270,7 +248,8 @@ def _format(
         return _readable(files[0], lambda: latent_format_from_dict(json.loads(stored))), "the file's metadata"
     if piece.statistics is not None:
         mean, var = (tuple(t.double().flatten().tolist()) for t in piece.statistics)
-        packed = _readable(files[0], lambda: flux2(mean, var))
+        eps = _sibling(config_file).get("batch_norm_eps", 1e-4)
+        packed = _readable(files[0], lambda: flux2(mean, var, eps))
         if packed.channels != channels:
             raise WeightsError(
                 f"{files[0]}: its {len(mean)} batch-norm statistics do not fit {channels} latent channels."
@@ -278,7 +257,7 @@ def _format(
         return packed, "batch-norm statistics in the weights"
     if isinstance(piece.config, TinyConfig) and piece.config.pool:
         return same_as_model("flux2", channels), "the architecture (TAEF2)"
-    if piece.layout == "keras" and channels == 4:
+    if piece.layout == "keras" and channels == 4 and "calotype_config" not in (piece.metadata or {}):
         return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)"
     # big checkpoints are told by their company below; hashing them would read them whole
     if not piece.prefix and (known := KNOWN_FILES.get(file_sha256(files[0]))):
@@ -312,8 +291,9 @@ def _from_config(config: Mapping[str, Any], piece: _Piece) -> LatentFormat | Non
             name=config.get("latent_format", "custom"), channels=channels, mean=tuple(mean), std=tuple(std)
         )
     scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
-    if scale is None:
-        return None
+    if scale is None:  # old files leave out what was diffusers' default; ours leave out what is not known
+        old = config.get("_class_name") == "AutoencoderKL" and "calotype_config" not in (piece.metadata or {})
+        return KNOWN["sd1"] if old and channels == 4 else None
     for known in KNOWN.values():
         if (known.scaling_factor, known.shift_factor, known.channels) == (scale, shift, channels):
             return known

@@ -16,7 +16,7 @@ class Preset:
     licence: str
     about: str
     gated: bool = False  # the hub asks for a login and consent
-    sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (which verifies its own)
+    sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)
 
 
 def _diffusers(folder: str = "") -> tuple[str, ...]:

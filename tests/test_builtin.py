@@ -1,0 +1,69 @@
+"""The weights that ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import calotype
+from calotype.latents import PerChannel
+from calotype.vae import BUILTIN
+
+
+@pytest.fixture(scope="module")
+def vae() -> calotype.VAE:
+    return calotype.load(device="cpu")
+
+
+def test_they_are_small() -> None:
+    assert BUILTIN.stat().st_size <= 12_000_000
+
+
+def test_they_say_how_they_were_made(vae: calotype.VAE) -> None:
+    metadata = vae.loaded.metadata
+    assert metadata is not None
+    recipe = json.loads(metadata["calotype_training_recipe"])
+    assert recipe["name"] == "builtin"
+    assert recipe["kl_weight"] > 0
+    assert json.loads(metadata["calotype_training_steps"]) == recipe["steps"]
+    assert json.loads(metadata["calotype_training_held_out_psnr"]) > 30
+    assert json.loads(metadata["calotype_training_pictures"]) > 8_000
+
+
+def test_their_format_is_measured_per_channel(vae: calotype.VAE) -> None:
+    format_ = vae.latent_format
+    assert isinstance(format_, PerChannel)
+    assert len(format_.mean) == len(format_.std) == vae.latent_channels == 16
+    assert all(0.01 < std < 100 for std in format_.std)
+
+
+def test_they_are_stored_in_float16_and_run_in_float32(vae: calotype.VAE) -> None:
+    assert vae.loaded.dtypes == ("float16",)
+    assert next(vae.module.parameters()).dtype == torch.float32
+
+
+def test_the_posterior_is_narrow_and_used(vae: calotype.VAE) -> None:
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    posterior = vae.encode(x)
+    assert 1e-4 < posterior.std.mean().item() < 0.5
+    drawn = posterior.sample(torch.Generator().manual_seed(0))
+    assert not torch.equal(drawn, posterior.mode())
+
+
+def test_what_they_decode_does_not_depend_on_what_is_far_away(vae: calotype.VAE) -> None:
+    z = torch.randn(1, 16, 8, 64, generator=torch.Generator().manual_seed(0))
+    changed = z.clone()
+    changed[..., -1] += 3
+    left = vae.decode(z)[..., :64], vae.decode(changed)[..., :64]
+    assert (left[0] - left[1]).abs().max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_they_reach_the_mark_on_kodak(vae: calotype.VAE, shared: Path) -> None:
+    paths = sorted((shared / "photos" / "kodak").glob("*.png"))
+    assert len(paths) == 24
+    scores = [calotype.reconstruct(vae, calotype.read_picture(path)).psnr for path in paths]
+    assert sum(scores) / len(scores) >= 30.5
