@@ -35,7 +35,7 @@ def measure(name: str, pictures: list[Path]) -> dict[str, Any]:
         result = calotype.reconstruct(vae, calotype.read_picture(path))
         rows.append({"picture": path.name, "psnr": result.psnr, "ssim": result.ssim})
     return {
-        "vae": vae.name,
+        "vae": vae.name.removeprefix("./"),
         "sha256": vae.sha256,
         "latent_channels": vae.latent_channels,
         "factor": vae.factor,

@@ -97,7 +97,6 @@ LEAST: dict[type, dict[str, int]] = {  # numbers that no run can have less of
     },
     Phase: {"start": 0, "crop": 1, "batch": 1, "muon_rate": 0},
     Source: {"repeat": 1, "hold_out": 0},
-    FoldedConfig: {"z_channels": 1, "ch": 1, "encoder_blocks": 0, "decoder_blocks": 0},
 }
 
 
