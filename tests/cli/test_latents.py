@@ -49,10 +49,14 @@ def test_json(calotype: Calotype, vae: Path) -> None:
     assert told["latent_format"] == "small"
     assert told["results"] == [{"photo": "a.png", "latents": "a.latents.safetensors", "shape": [4, 2, 3]}]
     assert load_latents("a.latents.safetensors").vae == told["vae_sha256"]
-    ran = calotype("decode", "a.latents.safetensors", "--vae", vae, "--out", "o", "--json")
-    assert ran.json == {
-        "results": [{"latents": "a.latents.safetensors", "picture": "o/a-decoded.png", "width": 20, "height": 12}]
-    }
+    ran = calotype("decode", "a.latents.safetensors", "none.safetensors", "--vae", vae, "--out", "o", "--json")
+    assert ran.code == 1
+    assert ran.json["results"] == [
+        {"latents": "a.latents.safetensors", "picture": "o/a-decoded.png", "width": 20, "height": 12}
+    ]
+    (failure,) = ran.json["failures"]
+    assert failure["file"] == "none.safetensors"
+    assert "there is no such file" in failure["error"]
 
 
 @pytest.mark.parametrize("space", ["raw", "model"])

@@ -142,12 +142,18 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"--out {out}: this folder can't be made ({error.strerror}); give another.") from None
 
 
-def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, quiet: bool) -> tuple[list[Any], int]:
+Failure = dict[str, str]  # file and error
+
+
+def for_each(
+    inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, quiet: bool
+) -> tuple[list[Any], list[Failure]]:
     """work(0), work(1), ... with a progress bar; what fails is said and the others go on: (results, failures)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    results, failures = [], 0
+    results: list[Any] = []
+    failures: list[Failure] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(
@@ -158,23 +164,24 @@ def for_each(inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, 
             try:
                 results.append(work(i))
             except CalotypeError as error:
-                failures += 1
+                failures.append({"file": str(inputs[i]), "error": str(error)})
                 complain(str(error))
             bar.advance(task)
     return results, failures
 
 
 def finish(
-    document: dict[str, Any], *, as_json: bool, text: Callable[[], None], failures: int = 0, of: int = 1
+    document: dict[str, Any], *, as_json: bool, text: Callable[[], None], failures: Sequence[Failure] = (), of: int = 1
 ) -> None:
     """Prints the result one way or the other, and exits with 1 if any of so many failed."""
     if as_json:
-        print(json.dumps(_finite(document), indent=2, allow_nan=False))
+        whole = {**document, "failures": list(failures)} if "results" in document else document
+        print(json.dumps(_finite(whole), indent=2, allow_nan=False))
     else:
         text()
     if failures:
         if of > 1:  # the reason of a single one was just given
-            complain(f"{failures} of {of} failed.")
+            complain(f"{len(failures)} of {of} failed.")
         raise typer.Exit(1)
 
 

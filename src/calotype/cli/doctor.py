@@ -36,9 +36,9 @@ def command(json: JsonOption = False) -> None:
     try:
         vae = load(device="cpu")
         builtin = f"{vae!r}, sha256 {vae.sha256[:12]}"
-        failures = 0
+        failures = []
     except CalotypeError as error:
-        builtin, failures = str(error), 1
+        builtin, failures = str(error), [{"file": "built-in weights", "error": str(error)}]
     document: dict[str, Any] = {
         "calotype": __version__,
         "python": platform.python_version(),
