@@ -11,7 +11,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for `support`, whichever way pytest imports the tests
-os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports keras
+os.environ["KERAS_BACKEND"] = "torch"  # before anything imports keras
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 

@@ -53,12 +53,23 @@ def test_the_posterior_is_narrow_and_used(vae: calotype.VAE) -> None:
     assert not torch.equal(drawn, posterior.mode())
 
 
-def test_what_they_decode_does_not_depend_on_what_is_far_away(vae: calotype.VAE) -> None:
-    z = torch.randn(1, 16, 8, 64, generator=torch.Generator().manual_seed(0))
+def test_a_pixel_sees_sixteen_latents_to_each_side(vae: calotype.VAE) -> None:
+    z = torch.randn(1, 16, 4, 40, generator=torch.Generator().manual_seed(0))
     changed = z.clone()
     changed[..., -1] += 3
-    left = vae.decode(z)[..., :64], vae.decode(changed)[..., :64]
-    assert (left[0] - left[1]).abs().max() <= 1e-5
+    difference = (vae.decode(z) - vae.decode(changed)).abs().amax((0, 1, 2))
+    reach = 8 * (39 - 16)
+    assert difference[:reach].max() <= 1e-6
+    assert difference[reach + 8 * 6 :].max() > 1e-3
+
+
+def test_a_latent_sees_nine_latents_of_pixels_to_each_side(vae: calotype.VAE) -> None:
+    x = torch.rand(1, 3, 32, 8 * 24, generator=torch.Generator().manual_seed(0)) - 0.5
+    changed = x.clone()
+    changed[..., -8:] += 0.5
+    difference = (vae.encode(x).mode() - vae.encode(changed).mode()).abs().amax((0, 1, 2))
+    assert difference[: 23 - 9].max() <= 1e-5
+    assert difference[-2:].max() > 1e-2
 
 
 @pytest.mark.slow

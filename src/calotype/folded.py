@@ -1,8 +1,9 @@
 """The built-in network: a small norm-free autoencoder that works on folded pixels.
 
 4x4 pixels are folded into channels first (pixel unshuffle), so every convolution runs at a quarter or an eighth of the
-resolution. There are no norms and no attention: a latent, and a decoded pixel, depends on a bounded neighbourhood only
-(some 20 latents to each side), whatever the size of the picture. f8, with a diagonal Gaussian posterior.
+resolution. There are no norms and no attention: what is computed depends on a bounded neighbourhood only, whatever the
+size of the picture. In the built-in configuration a latent sees 9 latents' worth of pixels to each side, and a decoded
+pixel 16 latents. f8, with a diagonal Gaussian posterior.
 """
 
 from __future__ import annotations
