@@ -14,7 +14,7 @@ from pathlib import Path
 from calotype.weights.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("", "reconstruct", "encode", "decode", "inspect", "convert", "train", "doctor")
+COMMANDS = ("", "reconstruct", "encode", "decode", "inspect", "plan", "convert", "train", "doctor")
 
 
 def help_of(command: str) -> str:

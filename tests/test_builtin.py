@@ -59,7 +59,7 @@ def test_a_pixel_sees_sixteen_latents_to_each_side(vae: calotype.VAE) -> None:
     changed[..., -1] += 3
     difference = (vae.decode(z) - vae.decode(changed)).abs().amax((0, 1, 2))
     reach = 8 * (39 - 16)
-    assert difference[:reach].max() <= 1e-6
+    assert difference[:reach].max() <= 1e-5  # tiles reach further, but with rounding errors only
     assert difference[reach + 8 * 6 :].max() > 1e-3
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageCms, ImageFile, ImageOps, features
+from PIL import Image, ImageCms, ImageFile, features
 from torch import Tensor
 
 from calotype import pixels as module
@@ -27,7 +29,9 @@ from calotype.pixels import (
     crop,
     from_array,
     pad,
+    pad_rows,
     read_picture,
+    read_picture_rows,
     to_pil,
     to_uint8,
     write_picture,
@@ -429,7 +433,7 @@ def test_damaged_exif_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image: Image.Image) -> None:
         raise SyntaxError("not a TIFF file")
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
     picture = read_picture(encoded(colours(), "PNG"))
     assert torch.equal(picture.pixels, from_array(colours()))
     assert picture.notices == ("The EXIF data can't be read, so the picture was left the way it is stored.",)
@@ -904,6 +908,106 @@ def test_threads_leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) ->
     assert filters == list(warnings.filters)
 
 
+# Reading by rows
+
+
+def kinds() -> dict[str, Any]:
+    """Files of all kinds."""
+    turned = Image.Exif()
+    turned[274] = 6
+    grey16 = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
+    photo, glass = Image.fromarray(smooth()), np.dstack([smooth(), smooth()[..., :1]])
+    glass[:3, :5, 3] = 0
+    return {
+        "rgb": encoded(photo, "PNG"),
+        "jpeg": encoded(photo, "JPEG"),
+        "grey": encoded(photo.convert("L"), "PNG"),
+        "bilevel": encoded(photo.convert("1"), "PNG"),
+        "palette": encoded(photo.quantize(16), "PNG"),
+        "palette with alpha": encoded(Image.fromarray(glass).quantize(16), "PNG"),
+        "rgba": encoded(glass, "PNG"),
+        "rgba, turned": encoded(glass, "PNG", exif=turned.tobytes()),
+        "grey with alpha": encoded(Image.fromarray(glass).convert("LA"), "PNG"),
+        "colour key": encoded(photo, "PNG", transparency=tuple(map(int, smooth()[5, 6]))),
+        "profile": encoded(photo, "PNG", icc_profile=rgb_profile(P3_PRIMARIES)),
+        "profile, turned": encoded(photo, "PNG", icc_profile=rgb_profile(P3_PRIMARIES), exif=turned.tobytes()),
+        "grey with a colour profile": encoded(photo.convert("L"), "PNG", icc_profile=rgb_profile(P3_PRIMARIES)),
+        "grey with a profile": encoded(photo.convert("L"), "PNG", icc_profile=linear_grey_profile()),
+        "cmyk": encoded(photo.convert("CMYK"), "TIFF"),
+        "cmyk with a profile": encoded(photo.convert("CMYK"), "TIFF", icc_profile=cmyk_profile()),
+        "lab": encoded(Image.new("LAB", (64, 48), (100, 120, 140)), "TIFF"),
+        "16-bit grey": encoded(grey16, "PNG"),
+        "16-bit grey, turned": encoded(grey16, "PNG", exif=turned.tobytes()),
+        "16-bit grey with a key": encoded(Image.fromarray(grey16), "PNG", transparency=int(grey16[5, 6])),
+        "floats": encoded(grey16.astype(np.float32) / 65535, "TIFF"),
+        "an image": Image.fromarray(glass).convert("RGBa"),
+    }
+
+
+@pytest.mark.parametrize("alpha", ["over", "keep"])
+@pytest.mark.parametrize("kind", kinds())
+def test_rows_are_those_of_the_whole(kind: str, alpha: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = kinds()[kind]
+    whole = read_picture(source, alpha=alpha, background=(10, 200, 30))
+    monkeypatch.setattr(module, "_STRIPE", 1000)  # so that there are many
+    rows = read_picture_rows(source, alpha=alpha, background=(10, 200, 30))
+    assert (rows.size, rows.notices) == (whole.size, whole.notices)
+    height = rows.size[0]
+    for step in (1, 7, 16, height):
+        parts = [rows.pixels(top, min(top + step, height)) for top in range(0, height, step)]
+        assert torch.equal(torch.cat(parts, dim=1), whole.pixels)
+    assert (rows.alpha is None) == (whole.alpha is None)
+    if rows.alpha is not None and whole.alpha is not None:
+        assert rows.alpha.dtype == torch.uint8
+        assert torch.equal(rows.alpha.float().div(255.0), whole.alpha)
+
+
+def test_rows_belong_to_the_caller() -> None:
+    for source in (encoded(colours(), "PNG"), encoded(np.full((4, 5), 900, np.uint16), "PNG")):
+        rows = read_picture_rows(source)
+        before = rows.pixels(0, 2).clone()
+        rows.pixels(0, 2).zero_()
+        assert torch.equal(rows.pixels(0, 2), before)
+
+
+def test_reading_by_rows_refuses_what_reading_does() -> None:
+    with pytest.raises(UsageError, match="alpha must be"):
+        read_picture_rows(Image.new("RGB", (2, 2)), alpha="lose")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="background must be"):
+        read_picture_rows(Image.new("RGB", (2, 2)), background=(0, 0, 256))
+    with pytest.raises(PictureError, match="does not exist"):
+        read_picture_rows("nowhere.png")
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from calotype.pixels import read_picture_rows
+
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+read_picture_rows(sys.argv[1])
+before = memory("VmRSS")
+picture = read_picture_rows(sys.argv[2])
+print(memory("VmHWM") - before, memory("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_reading_by_rows_takes_7_bytes_a_pixel_and_keeps_3(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    for side in (64, 4096):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png", exif=exif.tobytes())
+    paths = [str(tmp_path / f"{side}.png") for side in (64, 4096)]
+    run = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, timeout=120, check=True)
+    peak, kept = map(float, run.stdout.split())
+    assert peak < 7 * 16 + 16
+    assert kept < 3 * 16 + 16
+
+
 # Arrays and rounding
 
 
@@ -1055,6 +1159,30 @@ def test_padding_of_odd_sizes(size: tuple[int, int], expected: tuple[int, int], 
     assert padded.dtype == dtype
     assert padding.mode == mode
     assert torch.equal(crop(padded, padding), pixels)
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), factor=st.sampled_from([1, 2, 3, 8, 16, 32]))
+@settings(deadline=None, max_examples=200)
+def test_padding_by_rows_is_the_same(height: int, width: int, factor: int) -> None:
+    pixels = torch.rand(3, height, width)
+    expected, padding = pad(pixels, factor)
+
+    def rows(top: int, bottom: int) -> Tensor:
+        assert 0 <= top < bottom <= height
+        return pixels[:, top:bottom]
+
+    padded, done = pad_rows(rows, height, width, factor)
+    assert done == padding
+    for top in range(expected.shape[1]):
+        for bottom in range(top + 1, expected.shape[1] + 1):
+            assert torch.equal(padded(top, bottom), expected[:, top:bottom])
+
+
+def test_padding_by_rows_refuses() -> None:
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        pad_rows(lambda top, bottom: torch.zeros(3, bottom - top, 5), 4, 5, 0)
+    with pytest.raises(UsageError, match="at least 1 x 1 pixels, not 0 x 5"):
+        pad_rows(lambda top, bottom: torch.zeros(3, bottom - top, 5), 0, 5, 8)
 
 
 def test_padding_carries_gradients() -> None:

@@ -6,22 +6,26 @@ import copy
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from calotype.config import NetworkConfig
+from calotype.config import NetworkConfig, TinyConfig
+from calotype.engine.executor import Progress
+from calotype.engine.program import Direction
+from calotype.engine.run import Engine, EngineName, choose, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
 from calotype.pixels import Picture, crop, pad, read_picture, to_pil
-from calotype.posterior import Posterior
+from calotype.posterior import DiagonalGaussian, Point, Posterior
+from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
 from calotype.weights.load import Loaded, load_weights, require_format
 from calotype.weights.presets import PRESETS
@@ -29,7 +33,6 @@ from calotype.weights.presets import PRESETS
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture
-Result = TypeVar("Result")
 
 
 def load(
@@ -38,6 +41,7 @@ def load(
     latent_format: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    engine: EngineName = "auto",
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
@@ -48,6 +52,7 @@ def load(
             latents on disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
+        engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
 
     Raises:
         WeightsError: if there are no usable weights there.
@@ -57,7 +62,7 @@ def load(
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
     loaded = load_weights(path, latent_format_name=latent_format)
-    return VAE(loaded, name=name, device=pick_device(device), dtype=dtype)
+    return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
 
 
 def load_as_stored(vae: str | os.PathLike[str] | None, latent_format: str | None = None) -> Loaded:
@@ -86,11 +91,21 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     return path, name, latent_format
 
 
-def picture_generator(seed: int, pixels: Tensor) -> torch.Generator:
-    """The generator that draws one picture's latents: the same whenever the seed and the padded pixels are the same."""
+def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Generator:
+    """The generator that draws one picture's latents: the same whenever the seed and the padded pixels are the same.
+
+    Args:
+        pixels: [3, H, W], or its parts: channel after channel, each from the top down.
+    """
     digest = hashlib.sha256(str(seed).encode())
-    digest.update(pixels.detach().cpu().contiguous().numpy().data)
+    for part in [pixels] if isinstance(pixels, Tensor) else pixels:
+        digest.update(part.detach().cpu().contiguous().numpy().data)
     return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little") >> 1)
+
+
+def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
+    """The posterior that a network's encoder means by its moments."""
+    return Point(moments) if isinstance(config, TinyConfig) else DiagonalGaussian(moments)
 
 
 @contextmanager
@@ -153,7 +168,13 @@ class VAE:
     """
 
     def __init__(
-        self, loaded: Loaded, *, name: str = "", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        loaded: Loaded,
+        *,
+        name: str = "",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        engine: EngineName = "auto",
     ) -> None:
         self.loaded = loaded
         self.name = name
@@ -163,7 +184,10 @@ class VAE:
         # a narrower copy computes, and the weights as stored stay for what overflows in it
         own = loaded.module if dtype == torch.float32 else copy.deepcopy(loaded.module)
         self.module: Network = own.to(device=self.device, dtype=dtype)
-        self._wide: Network | None = None
+        chosen = choose(self.module, self.device, dtype) if engine == "auto" else engine
+        # the CPU kernels round to bfloat16 themselves, and later than stored weights would be
+        self.engine = Engine(loaded.module if chosen == "winograd" else self.module, self.device, dtype, chosen)
+        self._wide: Engine | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -190,16 +214,22 @@ class VAE:
         return require_format(self.loaded)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Posterior:
+    def encode(self, pixels: Tensor, *, memory: int | str | None = None, progress: Progress | None = None) -> Posterior:
         """Pixels -> the posterior over raw latents, whose `mode()` and `sample()` are float32.
+
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles.
 
         Args:
             pixels: [N, 3, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
                 (reflected where large enough, else replicated).
+            memory: at most so much beside the weights and what goes in and out: bytes, or words like "1GB". None: what
+                is fast, and free.
+            progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
 
         Raises:
             UsageError: for another shape, type or range.
             WeightsError: if only a decoder was loaded.
+            MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
             NonFiniteError: if the result is not finite in float32 either.
         """
         self._require("encoder")
@@ -217,22 +247,117 @@ class VAE:
             )
         with enough_memory(pixels.shape):
             padded, _ = pad(pixels, self.factor)
-            return self._run(lambda module, x: module.encode(x).float(), padded, lambda p: p.moments)
+            return posterior_of(self.config, self._run("encode", padded, memory, progress))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Raw latents -> pixels [N, 3, H, W], float32, clamped to [-1, 1].
+    def decode(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        clamp: bool = True,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Raw latents -> pixels [N, 3, H, W], float32.
+
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles.
 
         Args:
             latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
             size: (height, width) of the picture, to crop what `encode` padded; the whole h*f x w*f where not given.
+            clamp: pixels to [-1, 1].
+            memory, progress: as for `encode`.
 
         Raises:
             UsageError: for another shape or number of channels.
             WeightsError: if only an encoder was loaded.
+            MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
             LatentsError: if the latents are not finite.
             NonFiniteError: if the result is not finite in float32 either.
         """
+        self._check_latents(latents)
+        if size is not None and not all(0 < n <= m * self.factor for n, m in zip(size, latents.shape[2:], strict=True)):
+            raise UsageError(
+                f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
+                f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
+            )
+        with enough_memory(latents.shape):
+            pixels = self._run("decode", latents, memory, progress)
+        if clamp:
+            pixels = pixels.clamp_(-1, 1)
+        return pixels if size is None else pixels[:, :, : size[0], : size[1]]
+
+    def decode_rows(
+        self, latents: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
+    ) -> Iterator[Tensor]:
+        """Raw latents [C, h, w] of one picture -> its pixels from the top down, [3, n, w * f] at a time, in [-1, 1].
+
+        The whole picture is never in memory. Rows belong to the caller.
+
+        Raises:
+            NonFiniteError: if rows are not finite; unlike in `decode` nothing is computed again, for rows are gone.
+            UsageError, WeightsError, LatentsError, MemoryLimitError: as `decode`.
+        """
+        self._check_latents(latents[None])
+        engine = self._wide or self.engine
+        with enough_memory(latents.shape):
+            height, width = (n * self.factor for n in latents.shape[1:])
+            source = rows_of(latents.to(self.device))
+            try:
+                for _, _, rows in engine.rows("decode", source, height, width, memory=memory, progress=progress):
+                    yield rows.float().clamp(-1, 1).cpu()
+            except NonFiniteError:
+                raise self._not_finite(engine.dtype) from None
+
+    @torch.no_grad()
+    def encode_rows(
+        self,
+        pixels: Callable[[int, int], Tensor],
+        height: int,
+        width: int,
+        *,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Posterior:
+        """One picture -> the posterior over its raw latents [1, C, h, w], without the whole picture in memory.
+
+        Args:
+            pixels: (top, bottom) -> its rows, [3, bottom - top, width], float in [-1, 1]; called from the top down, and
+                for the rows near a stripe's end more than once.
+            height, width: of the picture; multiples of f (`pixels.pad_rows` pads others).
+
+        Raises:
+            UsageError, WeightsError, MemoryLimitError, NonFiniteError: as `encode`.
+        """
+        self._require("encoder")
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise UsageError(f"encode_rows takes sides that are multiples of {self.factor}, not {height}x{width}.")
+
+        def source(start: int, end: int) -> Tensor:
+            return pixels(start, end).permute(1, 2, 0).to(self.device)
+
+        def moments(engine: Engine) -> Tensor:
+            target = engine.program("encode").target
+            made = torch.empty(1, target.channels, *target.size(height, width), device=self.device)
+            for start, end, rows in engine.rows("encode", source, height, width, memory=memory, progress=progress):
+                made[0, :, start:end] = rows
+            return made
+
+        with enough_memory((3, height, width)):
+            if self._wide is None:
+                with suppress(NonFiniteError):
+                    return posterior_of(self.config, moments(self.engine))
+                if self.dtype == torch.float32:
+                    raise self._not_finite(torch.float32)
+                self.widen(stacklevel=4)
+            assert self._wide is not None
+            try:
+                return posterior_of(self.config, moments(self._wide))
+            except NonFiniteError:
+                raise self._not_finite(torch.float32) from None
+
+    def _check_latents(self, latents: Tensor) -> None:
         self._require("decoder")
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise UsageError(
@@ -241,14 +366,6 @@ class VAE:
             )
         if not torch.isfinite(latents).all():
             raise LatentsError("The latents hold NaN or infinity; nothing was decoded.")
-        if size is not None and not all(0 < n <= m * self.factor for n, m in zip(size, latents.shape[2:], strict=True)):
-            raise UsageError(
-                f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
-                f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
-            )
-        with enough_memory(latents.shape):
-            pixels = self._run(lambda module, z: module.decode(z).float(), latents, lambda y: y).clamp(-1, 1)
-        return pixels if size is None else pixels[:, :, : size[0], : size[1]]
 
     def encode_image(
         self,
@@ -258,9 +375,13 @@ class VAE:
         space: Space = "raw",
         alpha: Literal["over", "keep"] = "over",
         background: tuple[int, int, int] = (255, 255, 255),
+        memory: int | str | None = None,
+        progress: Progress | None = None,
     ) -> Latents:
         """One picture -> latents that know where they come from; see `encode_images`."""
-        return self.encode_images([picture], seed=seed, space=space, alpha=alpha, background=background)[0]
+        return self.encode_images(
+            [picture], seed=seed, space=space, alpha=alpha, background=background, memory=memory, progress=progress
+        )[0]
 
     def encode_images(
         self,
@@ -270,9 +391,10 @@ class VAE:
         space: Space = "raw",
         alpha: Literal["over", "keep"] = "over",
         background: tuple[int, int, int] = (255, 255, 255),
-        batch: int = 8,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
     ) -> list[Latents]:
-        """Pictures -> latents, one each. Sizes may differ: those of one size run together, at most `batch` at a time.
+        """Pictures -> latents, one each; sizes may differ.
 
         Args:
             pictures: paths, bytes, PIL images or `Picture`s.
@@ -280,58 +402,118 @@ class VAE:
                 (`picture_generator`), so that a draw does not depend on the other pictures, and differs from theirs.
             space: raw or model latents.
             alpha: composite transparent pictures over `background`, or keep their alpha aside for `decode_image`.
+            memory, progress: as for `encode`.
 
         Raises:
             PictureError: if a picture can't be read.
             LatentFormatError: if the VAE's latent format is not known.
         """
         format_ = self.latent_format
-        read = [p if isinstance(p, Picture) else read_picture(p, alpha=alpha, background=background) for p in pictures]
-        padded = [pad(picture.pixels, self.factor * format_.patch) for picture in read]
-        results: dict[int, Latents] = {}
-        for group in _grouped([pixels.shape for pixels, _ in padded], batch):
-            posterior = self.encode(torch.stack([padded[i][0] for i in group]))
-            if seed is None:
-                latents = posterior.mode()
+        results = []
+        for i, source in enumerate(pictures):
+            if isinstance(source, Picture):
+                picture = source
             else:
-                latents = posterior.sample([picture_generator(seed, padded[i][0]) for i in group])
-            for i, z in zip(group, latents.cpu(), strict=True):
-                raw = Latents(
-                    tensor=z,
-                    space="raw",
-                    format=format_,
-                    vae=self.sha256,
-                    vae_name=self.name,
-                    padding=padded[i][1],
-                    alpha=read[i].alpha,
-                )
-                results[i] = raw if space == "raw" else raw.to_model()
-        return [results[i] for i in range(len(read))]
+                picture = read_picture(source, alpha=alpha, background=background)
+            pixels, padding = pad(picture.pixels, self.factor * format_.patch)
+            posterior = self.encode(pixels[None], memory=memory, progress=share(progress, i, len(pictures)))
+            z = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, pixels)])
+            raw = Latents(
+                tensor=z[0].cpu(),
+                space="raw",
+                format=format_,
+                vae=self.sha256,
+                vae_name=self.name,
+                padding=padding,
+                alpha=picture.alpha,
+            )
+            results.append(raw if space == "raw" else raw.to_model())
+        return results
 
-    def decode_image(self, latents: Latents, *, any_vae: bool = False) -> Image.Image:
+    def decode_image(
+        self,
+        latents: Latents,
+        *,
+        any_vae: bool = False,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Image.Image:
         """Latents -> a PIL image of the picture's true size; see `decode_images`."""
-        return self.decode_images([latents], any_vae=any_vae)[0]
+        return self.decode_images([latents], any_vae=any_vae, memory=memory, progress=progress)[0]
 
-    def decode_images(self, latents: Sequence[Latents], *, any_vae: bool = False, batch: int = 8) -> list[Image.Image]:
+    def decode_images(
+        self,
+        latents: Sequence[Latents],
+        *,
+        any_vae: bool = False,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> list[Image.Image]:
         """Latents -> PIL images of the pictures' true sizes, RGB (or RGBA where alpha was kept), one each.
 
         Args:
             any_vae: also decode latents that another VAE made. They pass through model space, so VAEs of one family
                 (say, SDXL's and TAESDXL) understand each other.
+            memory, progress: as for `encode`.
 
         Raises:
             LatentsError: if another VAE made the latents and `any_vae` is not set.
         """
-        raws = [self._own(one, any_vae) for one in latents]
-        results: dict[int, Image.Image] = {}
-        for group in _grouped([raw.shape for raw in raws], batch):
-            pixels = self.decode(torch.stack([raws[i] for i in group])).cpu()
-            for i, one in zip(group, pixels, strict=True):
-                results[i] = to_pil(crop(one, latents[i].padding), latents[i].alpha)
-        return [results[i] for i in range(len(raws))]
+        results = []
+        raws = [self.own(one, any_vae) for one in latents]
+        for i, (one, raw) in enumerate(zip(latents, raws, strict=True)):
+            pixels = self.decode(raw[None], memory=memory, progress=share(progress, i, len(latents)))
+            results.append(to_pil(crop(pixels[0].cpu(), one.padding), one.alpha))
+        return results
 
-    def _own(self, latents: Latents, any_vae: bool) -> Tensor:
-        """The raw latents of this VAE, [C, h, w]."""
+    def write_image(
+        self,
+        path: str | os.PathLike[str],
+        latents: Latents,
+        *,
+        any_vae: bool = False,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Latents -> a picture file of the true size; PNG and TIFF are written row by row.
+
+        The picture is never whole in memory (but for other formats, which need that), so it can be larger than it.
+
+        Args:
+            path: its suffix names the format.
+            any_vae, memory, progress: as for `decode_images`.
+
+        Raises:
+            UsageError: for a suffix or a size that can't be written.
+            PictureError: if the disk or the encoder refuses it.
+            LatentsError: if another VAE made the latents and `any_vae` is not set.
+        """
+        raw, padding = self.own(latents, any_vae), latents.padding
+        width, height = padding.width, padding.height
+        require_rows_writable(Path(path), width, height, alpha=latents.alpha is not None)
+
+        def rows() -> Iterator[Tensor]:
+            left = height
+            for part in self.decode_rows(raw, memory=memory, progress=progress):
+                if left:
+                    part = part[:, :left, :width]
+                    left -= part.shape[1]
+                    yield part
+
+        try:
+            return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
+        except NonFiniteError:
+            if self.dtype == torch.float32 or self._wide is not None:
+                raise
+            self.widen(stacklevel=3)
+            return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
+
+    def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
+        """Latents -> the raw latents of this VAE, [C, h, w].
+
+        Raises:
+            LatentsError: if another VAE made them and `any_vae` is not set, or they are damaged.
+        """
         own = latents.vae == self.sha256
         if not own and not any_vae:
             raise LatentsError(
@@ -359,29 +541,38 @@ class VAE:
             )
         return raw
 
-    def _run(
-        self, compute: Callable[[Network, Tensor], Result], x: Tensor, look_at: Callable[[Result], Tensor]
-    ) -> Result:
-        """compute(module, x), again in float32 where the narrower type overflowed."""
+    def _run(self, direction: Direction, x: Tensor, memory: int | str | None, progress: Progress | None) -> Tensor:
+        """Moments or pixels, float32; computed again in float32 where the narrower type overflowed."""
         if self._wide is None:
-            result = compute(self.module, x.to(self.device, self.dtype))
-            if torch.isfinite(look_at(result)).all():
-                return result
-            if self.dtype != torch.float32:
-                warnings.warn(
-                    f"{self.name or 'This VAE'} gave NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
-                    f"computing in float32 from now on.",
-                    CalotypeWarning,
-                    stacklevel=4,
-                )
-                self._wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
+            with suppress(NonFiniteError):
+                return self.engine(direction, x.to(self.device, self.dtype), memory=memory, progress=progress)
+            if self.dtype == torch.float32:
+                raise self._not_finite(torch.float32)
+            self.widen(stacklevel=5)
+        assert self._wide is not None
+        try:
+            return self._wide(direction, x.to(self.device, torch.float32), memory=memory, progress=progress)
+        except NonFiniteError:
+            raise self._not_finite(torch.float32) from None
+
+    def widen(self, stacklevel: int = 2) -> None:
+        """Computes in float32 from now on, and warns that it does; once."""
         if self._wide is not None:
-            result = compute(self._wide, x.to(self.device, torch.float32))
-            if torch.isfinite(look_at(result)).all():
-                return result
-        raise NonFiniteError(
-            f"{self.name or 'This VAE'} gives NaN or infinity in float32 too: its weights or this input are broken."
+            return
+        warnings.warn(
+            f"{self.name or 'This VAE'} gave NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
+            f"computing in float32 from now on.",
+            CalotypeWarning,
+            stacklevel=stacklevel,
         )
+        wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
+        self._wide = Engine(wide, self.device, torch.float32)
+
+    def _not_finite(self, dtype: torch.dtype) -> NonFiniteError:
+        name = self.name or "This VAE"
+        if dtype == torch.float32:
+            return NonFiniteError(f"{name} gives NaN or infinity in float32 too: its weights or this input are broken.")
+        return NonFiniteError(f"{name} gives NaN or infinity in {str(dtype).removeprefix('torch.')}; use float32.")
 
     @torch.no_grad()
     def check_dtypes(self) -> dict[str, bool]:
@@ -411,13 +602,3 @@ class VAE:
 
     def __repr__(self) -> str:
         return f"VAE({self.name!r}, f{self.factor}, {self.latent_channels} channels, {self.device}, {self.dtype})"
-
-
-def _grouped(shapes: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
-    """Indices of equal shapes, at most `batch` together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, shape in enumerate(shapes):
-        groups.setdefault(tuple(shape), []).append(i)
-    for indices in groups.values():
-        for start in range(0, len(indices), batch):
-            yield indices[start : start + batch]

@@ -15,7 +15,7 @@ import calotype as package
 from calotype.cli import common
 from calotype.cli.main import app
 
-COMMANDS = ["reconstruct", "encode", "decode", "inspect", "convert", "train", "doctor"]
+COMMANDS = ["reconstruct", "encode", "decode", "inspect", "plan", "convert", "train", "doctor"]
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 
 

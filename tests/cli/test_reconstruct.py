@@ -141,7 +141,7 @@ def test_json_stays_json_when_a_picture_fails(calotype: Calotype, vae: Path) -> 
 def test_a_lossless_picture_has_a_psnr_of_null_in_json(
     calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calotype.evaluate.reconstruct.psnr", lambda a, b: math.inf)
+    monkeypatch.setattr("calotype.evaluate.metrics.RowMetrics.psnr", lambda self: math.inf)
     draw("a.png")
     assert calotype("reconstruct", "a.png", "--vae", vae, "--json").json["results"][0]["psnr"] is None
     assert "PSNR inf dB" in calotype("reconstruct", "a.png", "--vae", vae).out
@@ -197,6 +197,23 @@ def test_amplify_scales_the_difference(calotype: Calotype, vae: Path) -> None:
     assert np.unique(levels("a-panel.png")[LABELS:, 80:]).tolist() == [128]
 
 
+def test_little_memory_gives_the_same(calotype: Calotype, vae: Path) -> None:
+    draw("a.png", 500, 300)
+    for memory in ("16MB", "1GB"):
+        assert calotype("reconstruct", "a.png", "--vae", vae, "--memory", memory, "--out", memory).code == 0
+    for kind in ("reconstruction", "panel"):
+        few, many = (levels(f"{memory}/a-{kind}.png")[LABELS:] for memory in ("16MB", "1GB"))
+        assert np.abs(few - many).max() <= 4  # the panel's differences are amplified by as much
+
+
+def test_too_little_memory_leaves_nothing(calotype: Calotype, vae: Path) -> None:
+    draw("a.png", 500, 300)
+    ran = calotype("reconstruct", "a.png", "--vae", vae, "--memory", "10KB", "--out", "o")
+    assert (ran.code, len(ran.said)) == (1, 1)
+    assert "can't be done in 10" in ran.said[0]
+    assert files("o") == []
+
+
 # What makes no sense
 
 
@@ -208,6 +225,7 @@ def test_amplify_scales_the_difference(calotype: Calotype, vae: Path) -> None:
         (["--background", "mud"], "--background mud: give a colour's name or #rrggbb."),
         (["--amplify", "nan"], "--amplify nan: give a number from 0 up."),
         (["--amplify", "-1"], "--amplify -1: give a number from 0 up."),
+        (["--memory", "much"], "'much' is no amount of memory"),
         (["--out", "a.png"], "--out a.png: a.png is a file; give a folder."),
         (["--out", "a.png/below/it"], "--out a.png/below/it: a.png is a file; give a folder."),
         (["a.png"], "a.png is given twice; give it once."),
@@ -276,16 +294,15 @@ def test_weights_that_are_no_vae_leave_nothing(name: str, calotype: Calotype) ->
 def test_a_full_disk_leaves_whole_files_only(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         draw(f"{name}.png")
-    save, written = Image.Image.save, []
+    compressor, begun = zlib.compressobj, []
 
-    def fill_up(self: Image.Image, path: Path, **options: object) -> None:
-        if len(written) == 2:  # a's pictures
-            Path(path).write_bytes(b"half")
+    def fill_up(*words: int) -> object:
+        if len(begun) == 2:  # a's pictures
             raise OSError(28, "No space left on device")
-        save(self, path, **options)  # type: ignore[arg-type]
-        written.append(path)
+        begun.append(words)
+        return compressor(*words)
 
-    monkeypatch.setattr(Image.Image, "save", fill_up)
+    monkeypatch.setattr(zlib, "compressobj", fill_up)
     ran = calotype("reconstruct", "a.png", "b.png", "c.png", "--vae", vae, "--out", "o")
     assert ran.code == 1
     assert ran.said == [

@@ -14,7 +14,8 @@ from skimage import data as skimage_data, metrics as skimage_metrics
 from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.evaluate.metrics import psnr, ssim
+from calotype.evaluate import metrics as module
+from calotype.evaluate.metrics import RowMetrics, psnr, ssim
 
 data: Any = skimage_data  # scikit-image is not typed
 reference: Any = skimage_metrics
@@ -126,3 +127,76 @@ def test_ssim_names_the_smallest_size(size: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match=f"at least 11 x 11 pixels, not {size[0]} x {size[1]}"):
         ssim(a, a)
     assert psnr(a, a) == math.inf
+
+
+# Row by row
+
+
+def by_rows(a: Tensor, b: Tensor, *heights: int) -> RowMetrics:
+    """In stripes of these heights, of which the last is repeated."""
+    metrics = RowMetrics(*a.shape[1:])
+    top, i = 0, 0
+    while top < a.shape[1]:
+        n = heights[min(i, len(heights) - 1)]
+        metrics.add(a[:, top : top + n], b[:, top : top + n])
+        top, i = top + n, i + 1
+    return metrics
+
+
+@pytest.mark.parametrize("name", pairs())
+@pytest.mark.parametrize("heights", [(1,), (3, 1, 7), (9, 2), (10,), (11,), (64,), (1000,)])
+@pytest.mark.parametrize("band", [1, 2000, 2**16])
+def test_rows_give_what_the_whole_gives(
+    name: str, heights: tuple[int, ...], band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BAND", band)
+    a, b = map(chw, pairs()[name])
+    metrics = by_rows(a, b, *heights)
+    assert metrics.psnr() == pytest.approx(psnr(a, b), abs=1e-9)
+    assert metrics.ssim() == pytest.approx(ssim(a, b), abs=1e-9)
+
+
+def test_rows_without_a_difference() -> None:
+    a = chw(data.astronaut()[:64, :64])
+    assert by_rows(a, a, 10).psnr() == math.inf
+    assert by_rows(a, a, 10).ssim() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_rows_do_not_keep_the_stripes_they_came_in() -> None:
+    a, b = map(chw, random_pair(40, 30))
+    expected = ssim(a, b)
+    metrics = RowMetrics(40, 30)
+    for top in range(0, 40, 8):
+        stripes = a[:, top : top + 8].clone(), b[:, top : top + 8].clone()
+        metrics.add(*stripes)
+        for stripe in stripes:
+            stripe.zero_()
+    assert metrics.ssim() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(10, 20), (20, 10), (1, 1)])
+def test_rows_of_pictures_smaller_than_the_window(size: tuple[int, int]) -> None:
+    a = torch.zeros(3, *size, dtype=torch.uint8)
+    metrics = by_rows(a, a + 1, 3)
+    assert metrics.psnr() == pytest.approx(psnr(a, a + 1))
+    with pytest.raises(UsageError, match=f"at least 11 x 11 pixels, not {size[0]} x {size[1]}"):
+        metrics.ssim()
+
+
+def test_rows_must_all_come_and_no_more() -> None:
+    metrics = RowMetrics(20, 30)
+    stripe = torch.zeros(3, 15, 30, dtype=torch.uint8)
+    metrics.add(stripe, stripe)
+    for figure in (metrics.psnr, metrics.ssim):
+        with pytest.raises(UsageError, match="only 15 of 20 rows"):
+            figure()
+    with pytest.raises(UsageError, match=r"must be \[3, n, 30\], 20 in all: after 15 of them \[3, 15, 30\]"):
+        metrics.add(stripe, stripe)
+    with pytest.raises(UsageError, match=r"\[3, 5, 29\]"):
+        metrics.add(stripe[:, :5, :29], stripe[:, :5, :29])
+    with pytest.raises(UsageError, match="one shape"):
+        metrics.add(stripe[:, :5], stripe[:, :4])
+    with pytest.raises(UsageError, match="must be uint8"):
+        metrics.add(stripe[:, :5].float(), stripe[:, :5].float())
+    metrics.add(stripe[:, :5], stripe[:, :5])
+    assert metrics.psnr() == math.inf

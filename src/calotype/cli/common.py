@@ -16,6 +16,9 @@ import typer
 from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from calotype.engine.executor import Progress
     from calotype.vae import VAE
 
 LATENTS_ENDING = ".latents.safetensors"  # of what `calotype encode` writes
@@ -66,6 +69,14 @@ AlphaOption = Annotated[
     Alpha, typer.Option(help="Composite transparent pictures over the background, or keep alpha aside.")
 ]
 BackgroundOption = Annotated[str, typer.Option(help="Colour under transparent pictures: a name or #rrggbb.")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="At most so much memory, beside weights and picture: 512MB, 2GB. The result is the same.",
+        show_default="what is fast, and free",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -81,6 +92,18 @@ def load_vae(vae: str | None, latent_format: str | None, device: str | None, dty
     from calotype.vae import load
 
     return load(vae, latent_format=latent_format, device=device, dtype=getattr(torch, dtype.value))
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> (width, height).
+
+    Raises:
+        UsageError: if it is no such size.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) <= 2**16 and 0 < int(height) <= 2**16):
+        raise UsageError(f"{text!r} is no size; give WIDTHxHEIGHT in pixels, up to 65536 each, as in 2048x1024.")
+    return int(width), int(height)
 
 
 def colour(text: str) -> tuple[int, int, int]:
@@ -146,27 +169,30 @@ Failure = dict[str, str]  # file and error
 
 
 def for_each(
-    inputs: Sequence[Path], work: Callable[[int], Any], *, doing: str, quiet: bool
+    inputs: Sequence[Path], work: Callable[[int, Progress | None], Any], *, doing: str, quiet: bool
 ) -> tuple[list[Any], list[Failure]]:
-    """work(0), work(1), ... with a progress bar; what fails is said and the others go on: (results, failures)."""
+    """work(0, told), work(1, told), ...: what fails is said and the others go on: (results, failures).
+
+    `told` moves the progress bar: it takes the part of this input that is done, from 0 to 1.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     results: list[Any] = []
     failures: list[Failure] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or len(inputs) < 2 or not console.is_terminal
-    ) as bar:
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(doing, total=len(inputs))
-        for i in range(len(inputs)):
+        for i, name in enumerate(inputs):
+            if len(inputs) > 1:
+                bar.update(task, description=f"{doing} {name.name} ({i + 1} of {len(inputs)})")
             try:
-                results.append(work(i))
+                results.append(work(i, lambda part, i=i: bar.update(task, completed=i + part)))  # type: ignore[misc]
             except CalotypeError as error:
                 failures.append({"file": str(inputs[i]), "error": str(error)})
                 complain(str(error))
-            bar.advance(task)
+            bar.update(task, completed=i + 1)
     return results, failures
 
 
@@ -196,7 +222,6 @@ def _finite(value: Any) -> Any:
 
 def table(rows: Sequence[tuple[str, str]]) -> None:
     """Two columns: a name and what it is."""
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))
@@ -204,6 +229,13 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value)
+    show(grid)
+
+
+def show(grid: Table) -> None:
+    """Prints a table, on a terminal as wide as it and else 120 columns wide."""
+    from rich.console import Console
+
     columns = os.environ.get("COLUMNS", "")
     width = None if sys.stdout.isatty() else int(columns) if columns.isdecimal() else 120
     # paths may hold brackets and colons, which are neither markup nor emoji

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from calotype.cli.common import (
     DtypeOption,
     FormatOption,
     JsonOption,
+    MemoryOption,
     OutOption,
     finish,
     for_each,
@@ -20,6 +21,9 @@ from calotype.cli.common import (
     make_folder,
     outputs,
 )
+
+if TYPE_CHECKING:
+    from calotype.engine.executor import Progress
 
 NAME = "decode"
 EXAMPLE = "Example: [bold]calotype decode photo.latents.safetensors --out pictures/[/]"
@@ -37,15 +41,22 @@ def command(
     latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Decode latents to pictures of their true size: PHOTO-decoded.png."""
+    """Decode latents to pictures of their true size: PHOTO-decoded.png.
+
+    Pictures of any size are decoded exactly, without tiles, and PNG and TIFF are written row by row.
+    """
+    from calotype.engine.plan import parse_memory
     from calotype.latents import Latents, load_latents
-    from calotype.pixels import require_writable, write_picture
+    from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for
 
     paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}")
     require_writable(paths[0])
+    if memory is not None:
+        parse_memory(memory)
     loaded: dict[str, VAE] = {}
 
     def vae_of(one: Latents, path: Path) -> VAE:
@@ -54,13 +65,15 @@ def command(
             loaded[name] = load_vae(name if name != "builtin" else None, latent_format, device, dtype)
         return loaded[name]
 
-    def work(i: int) -> dict[str, Any]:
+    def work(i: int, told: Progress | None) -> dict[str, Any]:
         one = load_latents(latents[i])
         decoder = vae_of(one, latents[i])
-        image = decoder.decode_image(one, any_vae=any_vae)
-        make_folder(out)
-        write_picture(paths[i], image)
-        return {"latents": str(latents[i]), "picture": str(paths[i]), "width": image.width, "height": image.height}
+        _, rows, columns = decoder.own(one, any_vae).shape
+        decoder.engine.plan("decode", rows * decoder.factor, columns * decoder.factor, memory)
+        make_folder(out)  # now that nothing is refused any more
+        decoder.write_image(paths[i], one, any_vae=any_vae, memory=memory, progress=told)
+        height, width = one.padding.height, one.padding.width
+        return {"latents": str(latents[i]), "picture": str(paths[i]), "width": width, "height": height}
 
     results, failures = for_each(latents, work, doing="Decoding", quiet=json)
 

@@ -9,7 +9,7 @@ from calotype.cli.common import JsonOption, finish, table
 NAME = "doctor"
 EXAMPLE = "Example: [bold]calotype doctor --json[/]"
 
-PACKAGES = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "h5py", "diffusers")
+PACKAGES = ("torch", "numba", "numpy", "pillow", "safetensors", "huggingface_hub", "h5py", "diffusers")
 
 
 def command(json: JsonOption = False) -> None:
@@ -21,6 +21,8 @@ def command(json: JsonOption = False) -> None:
     from PIL import features
 
     from calotype import __version__
+    from calotype.engine import cuda
+    from calotype.engine.run import half_available, winograd_available
     from calotype.errors import CalotypeError
     from calotype.vae import load, pick_device
 
@@ -39,6 +41,11 @@ def command(json: JsonOption = False) -> None:
         failures = []
     except CalotypeError as error:
         builtin, failures = str(error), [{"file": "built-in weights", "error": str(error)}]
+    missing = winograd_available()
+    if missing:
+        engine = f"reference, because {missing}"
+    else:
+        engine = f"winograd, bfloat16 products {'yes' if half_available() else 'no'}"
     document: dict[str, Any] = {
         "calotype": __version__,
         "python": platform.python_version(),
@@ -51,6 +58,8 @@ def command(json: JsonOption = False) -> None:
         "picture_formats": {
             name: bool(features.check(name)) for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
         },
+        "cpu_engine": engine,
+        "cuda_engine": cuda.available(),
         "builtin": builtin,
     }
 
@@ -61,6 +70,8 @@ def command(json: JsonOption = False) -> None:
                 ("packages", ", ".join(f"{k} {v}" for k, v in document["packages"].items())),
                 ("devices", f"{', '.join(devices)}; default {document['default_device']}"),
                 ("threads", f"{document['threads']}, {document['cpu_capability']}"),
+                ("CPU engine", engine),
+                ("CUDA engine", document["cuda_engine"]),
                 ("pictures", ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in document["picture_formats"].items())),
                 ("built-in VAE", builtin),
             ]

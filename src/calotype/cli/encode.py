@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from calotype.cli.common import (
     DtypeOption,
     FormatOption,
     JsonOption,
+    MemoryOption,
     OutOption,
     SeedOption,
     VaeOption,
@@ -29,6 +30,9 @@ from calotype.cli.common import (
     make_folder,
     outputs,
 )
+
+if TYPE_CHECKING:
+    from calotype.engine.executor import Progress
 
 NAME = "encode"
 EXAMPLE = "Example: [bold]calotype encode photos/*.jpg --vae sd-vae-ft-mse --space model --out latents/[/]"
@@ -54,26 +58,30 @@ def command(
     latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encode pictures to latents: PHOTO.latents.safetensors.
 
     The file says which VAE made it, in which format, and the picture's true size, so `calotype decode` needs no more.
     """
+    from calotype.engine.plan import parse_memory
     from calotype.latents import save_latents
     from calotype.pixels import read_picture
 
+    if memory is not None:
+        parse_memory(memory)
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING)
     loaded = load_vae(vae, latent_format, device, dtype)
     format_ = loaded.latent_format
     make_folder(out)
 
-    def work(i: int) -> dict[str, Any]:
+    def work(i: int, told: Progress | None) -> dict[str, Any]:
         picture = read_picture(photos[i], alpha=alpha.value, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
-        latents = loaded.encode_image(picture, seed=seed, space=space.value)
+        latents = loaded.encode_image(picture, seed=seed, space=space.value, memory=memory, progress=told)
         save_latents(paths[i], latents)
         return {"photo": str(photos[i]), "latents": str(paths[i]), "shape": list(latents.tensor.shape)}
 

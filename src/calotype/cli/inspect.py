@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from json import loads
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype.cli.common import FormatOption, JsonOption, finish, table
+from calotype.cli.common import FormatOption, JsonOption, finish, show, size_of, table
+
+if TYPE_CHECKING:
+    from calotype.engine.program import Direction
+    from calotype.vae import VAE
 
 NAME = "inspect"
 EXAMPLE = "Example: [bold]calotype inspect v1-5-pruned-emaonly.safetensors[/]"
@@ -21,16 +25,23 @@ def command(
         typer.Argument(help="A preset's name, or a file or folder in any layout.", show_default="built-in"),
     ] = None,
     latent_format: FormatOption = None,
+    program: Annotated[bool, typer.Option("--program", help="List the steps of encode and decode instead.")] = False,
+    size: Annotated[str, typer.Option(help="With --program: of the picture, WIDTHxHEIGHT in pixels.")] = "512x512",
     json: JsonOption = False,
 ) -> None:
     """Say what weights are: layout, network, latent format, size, types, and whether they compute.
 
-    Everything is told from the tensors. The checks encode and decode a small picture in each type.
+    Everything is told from the tensors. The checks encode and decode a small picture in each type. With --program,
+    every step of the network with what it makes: shapes, operations of direct products, and bytes in float32.
     """
     from calotype.vae import load
     from calotype.weights.presets import PRESETS
 
+    width, height = size_of(size)
     vae = load(weights, latent_format=latent_format, device="cpu")
+    if program:
+        _program(vae, width, height, json)
+        return
     loaded = vae.loaded
     encoder = sum(p.numel() for name, p in vae.module.named_parameters() if not name.startswith(("decoder", "post")))
     total = sum(p.numel() for p in vae.module.parameters())
@@ -75,6 +86,50 @@ def command(
             *((f"trained: {k}", str(v)) for k, v in document["training"].items() if k != "recipe"),
         ]
         table(rows)
+
+    finish(document, as_json=json, text=text)
+
+
+def _program(vae: VAE, width: int, height: int, json: bool) -> None:
+    """Prints what is computed for a picture of this size, step by step."""
+    factor = vae.factor
+    width, height = (-(-n // factor) * factor for n in (width, height))
+    directions: dict[Direction, str] = {"encode": "encoder", "decode": "decoder"}
+    document: dict[str, Any] = {"width": width, "height": height}
+    for direction, part in directions.items():
+        if part in vae.loaded.parts:
+            document[direction] = [
+                {
+                    "makes": step.target.name,
+                    "from": step.source.name,
+                    "does": str(step),
+                    "shape": [step.target.channels, *step.target.size(height, width)],
+                    "flops": step.flops(height, width),
+                    "bytes": 4 * step.target.values(height, width),
+                }
+                for step in vae.engine.program(direction).steps
+            ]
+
+    def text() -> None:
+        from rich.table import Table
+
+        for direction in directions:
+            if direction not in document:
+                continue
+            steps = document[direction]
+            grid = Table(box=None, padding=(0, 2, 0, 0), title=f"{direction}, {width}x{height}", title_justify="left")
+            for name in ("makes", "does", "shape"):
+                grid.add_column(name, overflow="fold")
+            for name in ("GFLOP", "MB"):
+                grid.add_column(name, justify="right")
+            for step in steps:
+                shape = "x".join(map(str, step["shape"]))
+                grid.add_row(
+                    step["makes"], step["does"], shape, f"{step['flops'] / 1e9:,.2f}", f"{step['bytes'] / 1e6:,.2f}"
+                )
+            grid.add_section()
+            grid.add_row("in all", "", "", f"{sum(step['flops'] for step in steps) / 1e9:,.2f}", "")
+            show(grid)
 
     finish(document, as_json=json, text=text)
 

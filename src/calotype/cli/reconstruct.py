@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from calotype.cli.common import (
     Dtype,
     DtypeOption,
     JsonOption,
+    MemoryOption,
     OutOption,
     SeedOption,
     VaeOption,
@@ -28,6 +29,9 @@ from calotype.cli.common import (
     outputs,
 )
 from calotype.errors import UsageError
+
+if TYPE_CHECKING:
+    from calotype.engine.executor import Progress
 
 NAME = "reconstruct"
 EXAMPLE = "Example: [bold]calotype reconstruct photo.jpg --vae sdxl-vae --out seen/[/]"
@@ -43,6 +47,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encode pictures and decode them again; see and measure what the VAE loses.
@@ -50,29 +55,37 @@ def command(
     Writes PHOTO-reconstruction.png, and PHOTO-panel.png with the original, the reconstruction and their amplified
     difference. Prints PSNR, SSIM, and how many numbers and bits a pixel takes before and after. In JSON, the PSNR of a
     picture that comes back without any loss is null.
+
+    Pictures of any size are encoded and decoded exactly, without tiles, and written row by row.
     """
-    from calotype.evaluate.reconstruct import reconstruct
-    from calotype.pixels import read_picture, to_pil, write_picture
+    from calotype.engine.plan import parse_memory
+    from calotype.evaluate.reconstruct import reconstruct_files
+    from calotype.pixels import read_picture_rows
 
     if not (isfinite(amplify) and amplify >= 0):
         raise UsageError(f"--amplify {amplify:g}: give a number from 0 up.")
     under = colour(background)
+    if memory is not None:
+        parse_memory(memory)
     plain = outputs(photos, out, "-reconstruction.png")
     panels = outputs(photos, out, "-panel.png")
     loaded = load_vae(vae, None, device, dtype)
     make_folder(out)
 
-    def work(i: int) -> dict[str, Any]:
-        picture = read_picture(photos[i], alpha=alpha.value, background=under)
+    def work(i: int, told: Progress | None) -> dict[str, Any]:
+        picture = read_picture_rows(photos[i], alpha=alpha.value, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
-        result = reconstruct(loaded, picture, seed=seed)
-        image = result.image()
-        if picture.alpha is not None:
-            image.putalpha(to_pil(picture.pixels, picture.alpha).getchannel("A"))
-        panel = result.panel(amplify)
-        write_picture(plain[i], image)
-        write_picture(panels[i], panel)
+        result = reconstruct_files(
+            loaded,
+            picture,
+            reconstruction=plain[i],
+            panel=panels[i],
+            amplify=amplify,
+            seed=seed,
+            memory=memory,
+            progress=told,
+        )
         return {
             "photo": str(photos[i]),
             "width": picture.size[1],

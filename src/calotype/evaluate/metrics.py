@@ -6,13 +6,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from calotype.errors import UsageError
 
 _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
+_BAND = 2**16  # pixels that are compared at a time, where they come in rows
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -52,9 +52,74 @@ def ssim(a: Tensor, b: Tensor) -> float:
         UsageError: another dtype or shape, the shapes differ, or a side is shorter than the window.
     """
     _check(a, b)
-    if min(a.shape[-2:]) < _WINDOW:
-        height, width = a.shape[-2:]
-        raise UsageError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, not {height} x {width}.")
+    _require_window(*a.shape[-2:])
+    return _similarity(a, b).mean().item()
+
+
+class RowMetrics:
+    """`psnr` and `ssim` of pictures that come in rows, without holding more than a few of them.
+
+    Args:
+        height, width: of the whole pictures.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self._height, self._width = height, width
+        self._rows = 0
+        self._squares = 0  # exact: an int has no end
+        self._similarity = 0.0
+        self._carried = torch.empty(2, 3, 0, width, dtype=torch.uint8)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """The next rows, from the top: uint8 [3, n, width] of either picture.
+
+        Raises:
+            UsageError: another dtype or shape, the shapes differ, or rows come after the last.
+        """
+        _check(a, b)
+        if a.shape[-1] != self._width or self._rows + a.shape[-2] > self._height:
+            raise UsageError(
+                f"rows to compare must be [3, n, {self._width}], {self._height} in all: after {self._rows} of them "
+                f"{list(a.shape)} is wrong."
+            )
+        self._rows += a.shape[-2]
+        step = max(1, _BAND // self._width)
+        for top in range(0, a.shape[-2], step):
+            band = torch.stack([x[:, top : top + step].cpu() for x in (a, b)])
+            self._squares += int((band[0].int() - band[1].int()).square().sum(dtype=torch.int64).item())
+            band = torch.cat([self._carried, band], dim=-2)
+            if min(band.shape[-2:]) >= _WINDOW:
+                self._similarity += _similarity(band[0], band[1]).sum().item()
+            # A window that ends in the next row starts ten rows before it.
+            self._carried = band[..., 1 - _WINDOW :, :].clone()
+
+    def psnr(self) -> float:
+        """As `psnr`, once all rows are there.
+
+        Raises:
+            UsageError: some are not.
+        """
+        self._require_all()
+        mse = self._squares / (3 * self._height * self._width)
+        return 10.0 * math.log10(_PEAK**2 / mse) if mse else math.inf
+
+    def ssim(self) -> float:
+        """As `ssim`, once all rows are there.
+
+        Raises:
+            UsageError: some are not, or a side is shorter than the window.
+        """
+        self._require_all()
+        _require_window(self._height, self._width)
+        return self._similarity / (3 * (self._height - _WINDOW + 1) * (self._width - _WINDOW + 1))
+
+    def _require_all(self) -> None:
+        if self._rows < self._height or not self._rows:
+            raise UsageError(f"only {self._rows} of {self._height} rows to compare were added; add all of them first.")
+
+
+def _similarity(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM at all positions of the window: uint8 [3, H, W] -> float64 [3, H - 10, W - 10]."""
     x, y = a.double(), b.double()
     mean_x, mean_y = _blur(x), _blur(y)
     var_x = _blur(x.square()) - mean_x.square()
@@ -63,16 +128,25 @@ def ssim(a: Tensor, b: Tensor) -> float:
     c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
     luminance = (2.0 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2.0 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).mean().item()
+    return luminance * structure
 
 
 def _blur(x: Tensor) -> Tensor:
     """The window's weighted mean at all positions inside: [3, H, W] -> [3, H - 10, W - 10]."""
-    offsets = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2.0 * _SIGMA**2))
-    weights = weights / weights.sum()
-    rows = functional.conv2d(x[:, None], weights.view(1, 1, _WINDOW, 1))
-    return functional.conv2d(rows, weights.view(1, 1, 1, _WINDOW))[:, 0]
+    weights = [math.exp(-((i - _WINDOW // 2) ** 2) / (2.0 * _SIGMA**2)) for i in range(_WINDOW)]
+    # Sums of shifted pictures: torch's convolution would first copy each pixel eleven times.
+    for axis in (-2, -1):
+        inside = x.shape[axis] - _WINDOW + 1
+        total = torch.zeros_like(x.narrow(axis, 0, inside))
+        for i, weight in enumerate(weights):
+            total.add_(x.narrow(axis, i, inside), alpha=weight / sum(weights))
+        x = total
+    return x
+
+
+def _require_window(height: int, width: int) -> None:
+    if min(height, width) < _WINDOW:
+        raise UsageError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, not {height} x {width}.")
 
 
 def _check(a: Tensor, b: Tensor) -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from calotype.errors import UsageError
-from calotype.evaluate.metrics import psnr, ssim
-from calotype.pixels import Picture, crop, pad, to_uint8
-from calotype.posterior import DiagonalGaussian
+from calotype.engine.executor import Progress
+from calotype.engine.memory import Spill
+from calotype.engine.program import Map
+from calotype.engine.run import share
+from calotype.errors import NonFiniteError, UsageError
+from calotype.evaluate.metrics import RowMetrics
+from calotype.pixels import Picture, PictureRows, Rows, crop, pad, pad_rows, to_uint8
+from calotype.posterior import DiagonalGaussian, Posterior
+from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE, picture_generator
 
 LABEL_HEIGHT = 24
 
+_BAND = 2**17  # pixels that are compared or drawn at a time
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Reconstruction:
-    """A picture before and after, with figures.
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How far a reconstruction is from its picture, and what it takes.
 
     Attributes:
-        original, reconstruction: [3, H, W], uint8.
         psnr: in dB, over all values.
         ssim: gaussian window, RGB; None for pictures smaller than its window.
         numbers_per_pixel: latent numbers for each pixel (a pixel itself is 3).
@@ -31,13 +40,23 @@ class Reconstruction:
         kl_bits_per_pixel: KL(posterior || N(0, I)), the rate of the variational bound; None without a posterior.
     """
 
-    original: Tensor
-    reconstruction: Tensor
     psnr: float
     ssim: float | None
     numbers_per_pixel: float
     bits_per_pixel: float
     kl_bits_per_pixel: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction(Figures):
+    """A picture before and after, with figures.
+
+    Attributes:
+        original, reconstruction: [3, H, W], uint8.
+    """
+
+    original: Tensor
+    reconstruction: Tensor
 
     def image(self) -> Image.Image:
         """The reconstruction, RGB."""
@@ -45,52 +64,208 @@ class Reconstruction:
 
     def panel(self, amplify: float = 4.0) -> Image.Image:
         """Original, reconstruction and their difference (amplified around mid-grey), side by side with labels."""
-        difference = 128 + amplify * (self.reconstruction.float() - self.original.float())
-        parts = [_image(self.original), self.image(), _image(difference.clamp(0, 255).to(torch.uint8))]
         height, width = self.original.shape[1:]
-        ssim_text = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
-        labels = [
-            f"original {width}x{height}",
-            f"reconstruction {self.psnr:.2f} dB{ssim_text}",
-            f"difference x{amplify:g}",
-        ]
-        panel = Image.new("RGB", (3 * width, height + LABEL_HEIGHT), "white")
-        draw = ImageDraw.Draw(panel)
-        font = ImageFont.load_default(14)
-        for i, (part, label) in enumerate(zip(parts, labels, strict=True)):
-            panel.paste(part, (i * width, LABEL_HEIGHT))
-            if draw.textlength(label, font) <= width:
-                draw.text((i * width + 4, 4), label, "black", font)
-        return panel
+        before, after = _rows_of(self.original), _rows_of(self.reconstruction)
+        return _image(torch.cat(list(_panel(self, before, after, height, width, amplify)), dim=1))
 
 
-def reconstruct(vae: VAE, picture: Picture, *, seed: int | None = None) -> Reconstruction:
+def reconstruct(
+    vae: VAE,
+    picture: Picture,
+    *,
+    seed: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Reconstruction:
     """Encodes and decodes one picture.
 
     Args:
         picture: its alpha, if it was kept, is not part of the comparison.
         seed: None decodes the posterior's mode, a seed a sample of it.
+        memory, progress: as for `VAE.encode`.
     """
     padded, padding = pad(picture.pixels, vae.factor)
-    posterior = vae.encode(padded[None])
+    posterior = vae.encode(padded[None], memory=memory, progress=share(progress, 0, 2))
     latents = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, padded)])
-    decoded = crop(vae.decode(latents)[0].cpu(), padding)
-    before, after = to_uint8(picture.pixels), to_uint8(decoded)
-    n = padding.height * padding.width
-    numbers = latents.numel() / n
+    decoded = vae.decode(latents, memory=memory, progress=share(progress, 1, 2))[0].cpu()
+    before, after = to_uint8(picture.pixels), to_uint8(crop(decoded, padding))
+    size = padding.height, padding.width
+    metrics = RowMetrics(*size)
+    for top, bottom in _bands(*size):
+        metrics.add(before[:, top:bottom], after[:, top:bottom])
+    figures = _figures(metrics, size, latents.numel(), _rate(posterior))
+    return Reconstruction(original=before, reconstruction=after, **vars(figures))
+
+
+def reconstruct_files(
+    vae: VAE,
+    picture: PictureRows,
+    *,
+    reconstruction: Path,
+    panel: Path,
+    amplify: float = 4.0,
+    seed: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Figures:
+    """Encodes and decodes one picture as `reconstruct` does, and writes what came out and the panel, all by rows.
+
+    Beside the picture and its latents only a few rows are in memory. What is decoded waits in a temporary file, of 3
+    bytes a pixel, that has no name.
+
+    Args:
+        picture: its alpha, if it was kept, is that of the reconstruction; it is not part of the comparison.
+        reconstruction, panel: where to write to; PNG or TIFF, for other formats need the picture whole.
+        amplify: how much the panel's difference is amplified.
+        seed: None decodes the posterior's mode, a seed a sample of it.
+        memory, progress: as for `VAE.encode`.
+
+    Raises:
+        UsageError: a picture that the files can't hold.
+        PictureError: the disk refuses them.
+        MemoryLimitError: it can't be done in so much memory, or there is no room for the temporary file.
+        NonFiniteError: what is decoded is not finite in float32 either.
+    """
+    height, width = picture.size
+    require_rows_writable(reconstruction, width, height, alpha=picture.alpha is not None)
+    require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
+    rows, padding = pad_rows(picture.pixels, height, width, vae.factor)
+    padded = (height + padding.bottom, width + padding.right)
+    posterior = vae.encode_rows(rows, *padded, memory=memory, progress=share(progress, 0, 4))
+    rate = _rate(posterior)
+    drawn = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, _parts(rows, *padded))])
+    latents = drawn[0].clone()
+    del posterior, drawn  # which hold more than twice as much
+
+    spool = _Spool(width)
     try:
-        similarity = ssim(before, after)
+        told = share(progress, 1, 4)
+        try:
+            spool.fill(vae.decode_rows(latents, memory=memory, progress=told), height)
+        except NonFiniteError:
+            if vae.dtype == torch.float32:
+                raise
+            vae.widen(stacklevel=3)
+            spool.fill(vae.decode_rows(latents, memory=memory, progress=told), height)
+
+        metrics = RowMetrics(height, width)
+
+        def before(top: int, bottom: int) -> Tensor:
+            return to_uint8(picture.pixels(top, bottom))
+
+        def compared() -> Iterator[Tensor]:
+            for top, bottom in _bands(height, width, share(progress, 2, 4)):
+                after = spool.rows(top, bottom)
+                metrics.add(before(top, bottom), after)
+                yield after
+
+        write_rows(reconstruction, compared(), width=width, height=height, alpha=picture.alpha)
+        figures = _figures(metrics, picture.size, latents.numel(), rate)
+        panel_rows = _panel(figures, before, spool.rows, height, width, amplify, share(progress, 3, 4))
+        write_rows(panel, panel_rows, width=3 * width, height=height + LABEL_HEIGHT)
+    finally:
+        spool.close()
+    return figures
+
+
+def _parts(rows: Rows, height: int, width: int) -> Iterator[Tensor]:
+    """The values of a picture in the order of [3, H, W]."""
+    for channel in range(3):
+        for top, bottom in _bands(height, width):
+            yield rows(top, bottom)[channel]
+
+
+class _Spool:
+    """Levels of a picture in a temporary file: uint8 rows, which can be read in any order."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._spill = Spill()
+        self._map = Map("picture", channels=3, factor=1)
+
+    def fill(self, rows: Iterator[Tensor], height: int) -> None:
+        """Takes pixels [3, n, W'] from the top down, cropped to `height` rows and the width."""
+        top = 0
+        for part in rows:
+            levels = to_uint8(part[:, : height - top, : self._width])
+            if levels.shape[1]:  # the last rows may all be padding
+                self._spill.write(self._map, top, levels.permute(1, 2, 0))
+            top += levels.shape[1]
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """[3, bottom - top, W], uint8."""
+        levels = torch.empty(bottom - top, self._width, 3, dtype=torch.uint8)
+        self._spill.read(self._map, top, levels)
+        return levels.permute(2, 0, 1)
+
+    def close(self) -> None:
+        self._spill.close()
+
+
+def _bands(height: int, width: int, progress: Progress | None = None) -> Iterator[tuple[int, int]]:
+    """(top, bottom) of some rows after others, the same for all that is compared: sums of floats depend on them."""
+    step = max(1, _BAND // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        yield top, bottom
+        if progress is not None:
+            progress(bottom / height)
+
+
+def _figures(metrics: RowMetrics, size: tuple[int, int], numbers: int, nats: float | None) -> Figures:
+    n = size[0] * size[1]
+    try:
+        similarity = metrics.ssim()
     except UsageError:
         similarity = None
-    return Reconstruction(
-        original=before,
-        reconstruction=after,
-        psnr=psnr(before, after),
+    return Figures(
+        psnr=metrics.psnr(),
         ssim=similarity,
-        numbers_per_pixel=numbers,
-        bits_per_pixel=16 * numbers,
-        kl_bits_per_pixel=posterior.kl().item() / n / log(2) if isinstance(posterior, DiagonalGaussian) else None,
+        numbers_per_pixel=numbers / n,
+        bits_per_pixel=16 * numbers / n,
+        kl_bits_per_pixel=None if nats is None else nats / n / log(2),
     )
+
+
+def _rate(posterior: Posterior) -> float | None:
+    """KL(posterior || N(0, I)) in nats, a few rows at a time; None without a posterior."""
+    if not isinstance(posterior, DiagonalGaussian):
+        return None
+    moments = posterior.moments
+    return sum(DiagonalGaussian(moments[:, :, top:bottom]).kl().item() for top, bottom in _bands(*moments.shape[2:]))
+
+
+def _panel(
+    figures: Figures,
+    before: Rows,
+    after: Rows,
+    height: int,
+    width: int,
+    amplify: float,
+    progress: Progress | None = None,
+) -> Iterator[Tensor]:
+    """The panel by rows, from the labels down: uint8 [3, n, 3 W]."""
+    ssim_text = "" if figures.ssim is None else f", SSIM {figures.ssim:.3f}"
+    labels = [
+        f"original {width}x{height}",
+        f"reconstruction {figures.psnr:.2f} dB{ssim_text}",
+        f"difference x{amplify:g}",
+    ]
+    strip = Image.new("RGB", (3 * width, LABEL_HEIGHT), "white")
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(14)
+    for i, label in enumerate(labels):
+        if draw.textlength(label, font) <= width:
+            draw.text((i * width + 4, 4), label, "black", font)
+    yield torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    for top, bottom in _bands(height, width, progress):
+        a, b = before(top, bottom), after(top, bottom)
+        difference = 128 + amplify * (b.float() - a.float())
+        yield torch.cat([a, b, difference.clamp(0, 255).to(torch.uint8)], dim=2)
+
+
+def _rows_of(levels: Tensor) -> Rows:
+    return lambda top, bottom: levels[:, top:bottom]
 
 
 def _image(values: Tensor) -> Image.Image:

@@ -1,0 +1,89 @@
+"""Single-head attention over all positions of a map, in bounded memory and exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calotype.engine.plan import KEYS, QUERIES
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The four 1x1 convolutions of an attention block as two matrices and two vectors.
+
+    A score q . k = (Wq x + bq) . (Wk y + bk) is (A x + a) . y with A = Wk^T Wq and a = Wk^T bq, but for what is the
+    same for every y, and softmax does not see that. And the sum of values p (Wv y + bv), projected by Wo, is
+    Wo Wv (sum of p y) + Wo bv + bo, for the p sum to one. So keys and values are the normalised map itself, and need
+    no memory.
+
+    Attributes:
+        query: [C, C], A with the scale 1 / sqrt(C); `query_bias`: [C].
+        out: [C, C], Wo Wv; `out_bias`: [C].
+    """
+
+    query: Tensor
+    query_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+
+    @classmethod
+    def of(cls, weights: Callable[[str], Tensor]) -> Folded:
+        """From q, k, v and proj_out, multiplied in float64."""
+
+        def matrix(name: str) -> Tensor:
+            return weights(f"{name}.weight").double().flatten(1)
+
+        def vector(name: str) -> Tensor:
+            return weights(f"{name}.bias").double()
+
+        q, k = matrix("q"), matrix("k")
+        scale = len(q) ** -0.5
+        query, query_bias = (k.T @ q * scale).float(), (vector("q") @ k * scale).float()
+        del q, k
+        o = matrix("proj_out")
+        return cls(query, query_bias, (o @ matrix("v")).float(), (o @ vector("v") + vector("proj_out")).float())
+
+
+def attend(
+    positions: int,
+    read: Callable[[int, int], Tensor],
+    write: Callable[[int, int, Tensor], None],
+    folded: Folded,
+    scale: Tensor,
+    shift: Tensor,
+) -> None:
+    """x + proj_out(attention(norm(x))), a block of queries and a block of keys at a time.
+
+    The running maximum and sum of each query make the softmax exact whatever the blocks (Milakov & Gimelshein 2018,
+    arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682).
+
+    Args:
+        positions: of the whole map.
+        read: (start, end) -> positions of it, float [n, C].
+        write: (start, end, values) puts the result.
+        scale, shift: [C], the norm.
+    """
+
+    def normalised(start: int, end: int) -> Tensor:
+        return torch.addcmul(shift, read(start, end).float(), scale)
+
+    for start in range(0, positions, QUERIES):
+        end = min(positions, start + QUERIES)
+        query = torch.addmm(folded.query_bias, normalised(start, end), folded.query.T)
+        highest = torch.full((end - start, 1), float("-inf"), device=query.device)
+        total = torch.zeros_like(highest)
+        mixed = torch.zeros_like(query)
+        for first in range(0, positions, KEYS):
+            keys = normalised(first, min(positions, first + KEYS))
+            scores = query @ keys.T
+            above = torch.maximum(highest, scores.amax(1, keepdim=True))
+            scores = scores.sub_(above).exp_()
+            fade = (highest - above).exp_()
+            total.mul_(fade).add_(scores.sum(1, keepdim=True))
+            mixed.mul_(fade).addmm_(scores, keys)
+            highest = above
+        write(start, end, read(start, end).float() + torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T))

@@ -1,0 +1,265 @@
+"""Runs a plan: passes over stripes of rows, statistics merged as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from calotype.engine.attention import Folded, attend
+from calotype.engine.memory import Memory, Rows, Spill
+from calotype.engine.plan import PANEL, Pass, Plan, Run, read_by
+from calotype.engine.program import Attention, Conv, Fold, Map, Norm, Step
+from calotype.engine.reference import Moments, Reference, fold
+
+if TYPE_CHECKING:
+    from calotype.engine.winograd import Winograd
+
+Progress = Callable[[float], None]
+"""Called with the part of the work that is done, from 0 to 1."""
+
+Source = Callable[[int, int], Tensor]
+"""(start, end) -> rows [n, width, channels] of what goes in; rows may be asked for more than once."""
+
+
+_not_finite = np.errstate(over="ignore", invalid="ignore")  # it stays so, and the result's is told
+
+
+@dataclass
+class Statistics:
+    """Of a map, by channel: count, mean, and M2, the sum of squared deviations from the mean."""
+
+    count: int
+    mean: npt.NDArray[np.float64]
+    m2: npt.NDArray[np.float64]
+
+    @_not_finite
+    def add(self, count: int, mean: npt.NDArray[np.float64], m2: npt.NDArray[np.float64]) -> None:
+        """Merges those of other positions (Chan, Golub & LeVeque 1979)."""
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.m2 = self.m2 + m2 + delta**2 * (self.count * count / total)
+        self.count = total
+
+    @_not_finite
+    def normalise(
+        self, norm: Norm, weight: Tensor, bias: Tensor
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Scale and shift by channel, [C] each, that apply this GroupNorm to the map."""
+        mean, m2 = self.mean.reshape(norm.groups, -1), self.m2.reshape(norm.groups, -1)
+        centre = mean.mean(1, keepdims=True)
+        variance = (m2 / self.count + (mean - centre) ** 2).mean(1, keepdims=True)
+        gamma = weight.detach().double().cpu().numpy().reshape(norm.groups, -1)
+        beta = bias.detach().double().cpu().numpy().reshape(norm.groups, -1)
+        scale = gamma / np.sqrt(variance + norm.eps)
+        return scale.astype(np.float32).ravel(), (beta - centre * scale).astype(np.float32).ravel()
+
+
+class Executor:
+    """Runs a plan with a network's weights.
+
+    Args:
+        plan: for one size.
+        module: the network.
+        device, dtype: of the maps.
+        backend: what convolves.
+        progress: told how far it is, now and then; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        backend: Reference | Winograd,
+        progress: Progress | None = None,
+    ) -> None:
+        self.plan, self.module, self.device, self.dtype = plan, module, device, dtype
+        self.backend = backend
+        self._progress = progress
+        self._weights = dict(module.named_parameters())
+        self._work = 0.0
+        self._done = 0.0
+
+    @torch.no_grad()
+    def run(self, source: Source) -> Iterator[tuple[int, int, Tensor]]:
+        """One picture: (start, end, rows [end - start, width, channels]) of the result, from the top down.
+
+        Rows are a view that the next turn overwrites. Closing the iterator, or an error in it, gives all memory and
+        the temporary file back.
+        """
+        plan = self.plan
+        self._source = source
+        self._statistics: dict[str, Statistics] = {}
+        self._kept: dict[str, Rows] = {}
+        self._windows: dict[str, Rows] = {}
+        self._memory = Memory(plan.kept + max(one.temporary for one in plan.passes), self.device)
+        self._spill = Spill()
+        self._done, self._work = 0.0, sum(self._cost(step) for one in plan.passes for step in one.steps)
+        last_read = {one.name: i for i, part in enumerate(plan.passes) for step in part.steps for one in read_by(step)}
+        try:
+            for i, part in enumerate(plan.passes):
+                yield from self._pass(part)
+                for name, last in last_read.items():
+                    if last == i:
+                        self._spill.forget(name)
+        finally:
+            self._kept.clear()
+            self._windows.clear()
+            self._spill.close()
+            self._memory.close()
+
+    def _cost(self, step: Step) -> float:
+        return float(self.plan.computed[step.target.name]) + 1.0
+
+    def _advance(self, work: float) -> None:
+        self._done += work
+        if self._progress is not None:
+            self._progress(min(1.0, self._done / self._work))
+
+    def _view(self, one: Map, offset: int, rows: int) -> Rows:
+        width = one.size(self.plan.height, self.plan.width)[1]
+        return Rows(one, self._memory.view(offset, rows, width, one.channels, self.dtype))
+
+    def _pass(self, one: Pass) -> Iterator[tuple[int, int, Tensor]]:
+        base = self.plan.kept
+        self._windows = {
+            m.name: self._view(m, base + one.offsets[m.name], one.windows[m.name])
+            for step in one.steps for m in (*read_by(step), step.target) if m.name in one.offsets
+        }  # fmt: skip
+        for name in one.measured:
+            self._statistics.pop(name, None)
+        for step in one.steps:
+            if one.places[step.target.name] == "kept" and step.target.name not in self._windows:
+                rows, _ = step.target.size(self.plan.height, self.plan.width)
+                self._kept[step.target.name] = self._view(step.target, self.plan.offsets[step.target.name], rows)
+            if isinstance(step, Conv):
+                self._prepare(one, step)
+        if isinstance(one.steps[-1], Attention):
+            self._attend(one, one.steps[-1])
+            return
+        for iteration in range(one.iterations):
+            for run in one.runs(iteration):
+                self._run(one, run)
+                if run.map == self.plan.program.target:
+                    yield run.start, run.end, self._windows[run.map.name][slice(run.start, run.end)]
+
+    def _prepare(self, one: Pass, step: Conv) -> None:
+        weight = self._weights[f"{step.weights}.weight"]
+        bias = self._weights[f"{step.weights}.bias"] if step.bias else None
+        if isinstance(self.backend, Reference):
+            self.backend.prepare(step, weight, bias)
+        else:
+            self.backend.prepare(step, weight, bias, self._address(one, f"weights {step.weights}"))
+
+    def _address(self, one: Pass, name: str) -> int:
+        return self._memory.address + self.plan.kept + one.offsets[name]
+
+    def _rows(self, one: Map) -> Rows:
+        return self._windows.get(one.name) or self._kept[one.name]
+
+    def _run(self, one: Pass, run: Run) -> None:
+        if run.map.name in self._windows:
+            self._windows[run.map.name].make_room(run.end, run.drop)
+        target = self._rows(run.map)
+        if run.step < 0:
+            rows = target[slice(run.start, run.end)]
+            if run.map == self.plan.program.source:
+                rows.copy_(self._source(run.start, run.end))
+            else:
+                self._spill.read(run.map, run.start, rows)
+            return
+        step = one.steps[run.step]
+        if isinstance(step, Fold):
+            block = step.block
+            down = step.target.factor > step.source.factor
+            start, end = (run.start * block, run.end * block) if down else (run.start // block, run.end // block)
+            target[slice(run.start, run.end)].copy_(fold(step, self._rows(step.source)[slice(start, end)]))
+        elif isinstance(step, Conv):
+            self._convolve(one, step, run, target)
+        rows_of, _ = step.target.size(self.plan.height, self.plan.width)
+        if one.stores and one.places[run.map.name] == "spilled":
+            self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
+        self._advance(self._cost(step) * (run.end - run.start) / rows_of)
+
+    def _convolve(self, one: Pass, step: Conv, run: Run, target: Rows) -> None:
+        source = self._rows(step.source)
+        residual = self._rows(step.residual) if step.residual else None
+        scale, shift = self._scale(step)
+        measure = step.target.name in one.measured
+        moments: Moments | None
+        if step.activation == "clamp":  # of latents only, so small that a copy costs nothing
+            clamped = Rows(step.source, torch.tanh(source.tensor.float() / 3).mul_(3).to(self.dtype), source.first)
+            source = clamped
+        if isinstance(self.backend, Reference):
+            moments = self.backend.run(
+                step, run.start, run.end, source=source, target=target, residual=residual,
+                scale=torch.from_numpy(scale).to(self.device), shift=torch.from_numpy(shift).to(self.device),
+                measure=measure,
+            )  # fmt: skip
+        else:
+            moments = self.backend.run(
+                step, run.start, run.end, source=source, target=target, residual=residual, scale=scale, shift=shift,
+                weights=self._address(one, f"weights {step.weights}"), scratch=self._address(one, "scratch"),
+                measure=measure,
+            )  # fmt: skip
+        if moments is not None:
+            self._measured(step.target, moments)
+
+    def _measured(self, one: Map, moments: Moments) -> None:
+        if one.name in self._statistics:
+            self._statistics[one.name].add(*moments)
+        else:
+            self._statistics[one.name] = Statistics(*moments)
+
+    def _scale(self, step: Conv | Attention) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        if step.norm is None:
+            scale, shift = (isinstance(step, Conv) and step.affine) or (1.0, 0.0)
+            n = step.source.channels
+            return np.full(n, scale, dtype=np.float32), np.full(n, shift, dtype=np.float32)
+        weight, bias = (self._weights[f"{step.norm.weights}.{part}"] for part in ("weight", "bias"))
+        return self._statistics[step.source.name].normalise(step.norm, weight, bias)
+
+    def _attend(self, one: Pass, step: Attention) -> None:
+        height, width = step.source.size(self.plan.height, self.plan.width)
+        channels = step.source.channels
+        spilled = one.places[step.source.name] == "spilled"
+
+        def read(start: int, end: int) -> Tensor:
+            if not spilled:
+                return self._kept[step.source.name].tensor.view(-1, channels)[start:end]
+            block = torch.empty(end - start, 1, channels, dtype=self.dtype, device=self.device)
+            self._spill.read(step.source, start, block)
+            return block.view(-1, channels)
+
+        def write(start: int, end: int, values: Tensor, moments: Moments) -> None:
+            if spilled:
+                self._spill.write(step.target, start, values.view(-1, 1, channels))
+            else:
+                self._kept[step.target.name].tensor.view(-1, channels)[start:end] = values
+            self._measured(step.target, moments)
+            self._advance(self._cost(step) * (end - start) / (height * width))
+
+        def measure(start: int, end: int, values: Tensor) -> None:
+            variance, mean = torch.var_mean(values, dim=0, correction=0)
+            n = end - start
+            moments = n, mean.double().cpu().numpy(), n * variance.double().cpu().numpy()
+            write(start, end, values.to(self.dtype), moments)
+
+        folded = Folded.of(lambda name: self._weights[f"{step.weights}.{name}"].detach())
+        scale, shift = self._scale(step)
+        self._statistics.pop(step.target.name, None)
+        if isinstance(self.backend, Reference) or channels % PANEL:
+            on_device = (torch.from_numpy(part).to(self.device) for part in (scale, shift))
+            attend(height * width, read, measure, folded, *on_device)
+        else:
+            start = self.plan.kept + one.offsets["scratch"]
+            scratch = self._memory.bytes[start : self.plan.kept + one.temporary]
+            self.backend.attend(height * width, read, write, folded, scale, shift, scratch)

@@ -1,0 +1,217 @@
+"""Memory and temporary files of one run."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from calotype.engine.program import Map
+from calotype.errors import MemoryLimitError
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated now: what the system has free, or the device, or the container's limit leaves."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - torch.mps.driver_allocated_memory()
+    limits = [_available()]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit) as a, open(used) as b:  # noqa: PTH123 - these are no ordinary files
+                limits.append(int(a.read()) - int(b.read()))
+        except (OSError, ValueError):
+            continue  # no such limit, or "max"
+    return max(0, min(limits))
+
+
+def _available() -> int:
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    if sys.platform == "win32":
+        status = (ctypes.c_ulonglong * 8)()
+        ctypes.cast(status, ctypes.POINTER(ctypes.c_ulong))[0] = ctypes.sizeof(status)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+        return int(status[2])
+    try:  # macOS tells the whole only; half of it is a cautious guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return 2**62
+
+
+IDLE = 2 * 2**30  # bytes at most that stay mapped for the next run
+
+
+class Memory:
+    """One block of memory on a device.
+
+    On the CPU a block of moderate size stays mapped when it is closed, for the next run: touching new pages costs more
+    than a tenth of a decode. The system is told that it may take them whenever it likes.
+
+    Raises:
+        MemoryLimitError: if there is not so much.
+    """
+
+    _idle: ClassVar[list[mmap.mmap]] = []  # one at most
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device = device
+        self._map: mmap.mmap | None = None
+        try:
+            if device.type == "cpu":
+                self._map = self._reused(size) or _mapped(size)
+                self.bytes = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8))
+            else:
+                self.bytes = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+        except (OSError, ValueError, OverflowError, torch.OutOfMemoryError):
+            raise MemoryLimitError(
+                f"{size / 1e9:.2f} GB of memory can't be allocated; allow less with --memory (memory=)."
+            ) from None
+        self.address = self.bytes.data_ptr()
+
+    @classmethod
+    def _reused(cls, size: int) -> mmap.mmap | None:
+        try:
+            idle = cls._idle.pop()  # atomic: runs in several threads never share one
+        except IndexError:
+            return None
+        return idle if size <= len(idle) <= 2 * size + 2**26 else None
+
+    def close(self) -> None:
+        """Lets go of it; views of it may be overwritten from now on."""
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+        if self._map is not None and len(self._map) <= IDLE and hasattr(mmap, "MADV_FREE"):
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_FREE)
+                self._idle[:] = [self._map]
+        self._map = None
+
+    def view(self, offset: int, rows: int, width: int, channels: int, dtype: torch.dtype) -> Tensor:
+        """[rows, width, channels] from a place on."""
+        size = rows * width * channels * dtype.itemsize
+        return self.bytes[offset : offset + size].view(dtype).view(rows, width, channels)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """Memory straight from the system, in large pages: the allocator's would be faulted in one by one."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    mapped = mmap.mmap(-1, max(size, mmap.PAGESIZE), **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return mapped
+
+
+@dataclass(eq=False)
+class Rows:
+    """Rows of a map in memory: all of them, or a window that moves down.
+
+    Attributes:
+        tensor: [rows, width, channels].
+        first: which row of the map the first one is.
+        end: the row after the last that is there.
+    """
+
+    map: Map
+    tensor: Tensor
+    first: int = 0
+    end: int = 0
+
+    def make_room(self, end: int, drop: int) -> None:
+        """Room for rows before `end`, if need be over those before `drop`."""
+        if end - self.first > len(self.tensor):
+            drop = min(drop, self.end)
+            kept = self.end - drop
+            if kept:
+                held = self.tensor[drop - self.first : self.end - self.first]
+                if self.tensor.device.type == "cpu":
+                    ctypes.memmove(self.tensor.data_ptr(), held.data_ptr(), held.numel() * held.element_size())
+                else:
+                    self.tensor[:kept] = held.clone()
+            self.first = drop
+        self.end = max(self.end, end)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Rows by their number in the map, a view."""
+        return self.tensor[rows.start - self.first : rows.stop - self.first]
+
+    @property
+    def address(self) -> int:
+        """Of the first row that is there."""
+        return self.tensor.data_ptr()
+
+
+@dataclass(eq=False)
+class Spill:
+    """Maps in temporary files that have no name any more, so that nothing is left of them however the process ends."""
+
+    folder: str | None = None
+    _files: dict[str, IO[bytes]] = field(default_factory=dict)
+
+    def write(self, one: Map, row: int, rows: Tensor) -> None:
+        """Puts rows [n, width, channels] into a map from a row on.
+
+        Raises:
+            MemoryLimitError: if the disk is full, or there is no place for files.
+        """
+        data = _bytes(rows)
+        try:
+            if one.name not in self._files:
+                self._files[one.name] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `forget`
+                    buffering=0, prefix="calotype-", dir=self.folder
+                )
+            self._move(one.name, row * len(data) // len(rows), data, "write")
+        except OSError as error:
+            raise MemoryLimitError(
+                f"A temporary file can't be written in {self.folder or tempfile.tempdir or 'any folder'} "
+                f"({error.strerror}); give more --memory, or a TMPDIR with more room."
+            ) from None
+
+    def read(self, one: Map, row: int, rows: Tensor) -> None:
+        """Fills rows [n, width, channels] with those of a map from a row on."""
+        data = _bytes(rows) if rows.device.type == "cpu" else memoryview(bytearray(rows.numel() * rows.element_size()))
+        self._move(one.name, row * len(data) // len(rows), data, "readinto")
+        if rows.device.type != "cpu":
+            rows.copy_(torch.frombuffer(data, dtype=rows.dtype).view(rows.shape))
+
+    def _move(self, name: str, at: int, data: memoryview, how: Literal["write", "readinto"]) -> None:
+        """Moves all bytes; the system may move fewer than it was asked to."""
+        file = self._files[name]
+        file.seek(at)
+        while len(data):
+            moved = getattr(file, how)(data)
+            if not moved:
+                raise OSError(0, "it ends too early")
+            data = data[moved:]
+
+    def forget(self, one: str) -> None:
+        """Gives a map's room on the disk back."""
+        if one in self._files:
+            self._files.pop(one).close()
+
+    def close(self) -> None:
+        """Gives back all of it."""
+        for name in list(self._files):
+            self.forget(name)
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    flat: npt.NDArray[np.uint8] = rows.contiguous().cpu().view(torch.uint8).numpy().reshape(-1)
+    return flat.data

@@ -1,0 +1,230 @@
+"""The engine: which executor runs a network where, and how pictures pass through it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from calotype.autoencoder import AutoencoderKL
+from calotype.engine import cuda
+from calotype.engine.executor import Executor, Progress, Source
+from calotype.engine.memory import free_memory
+from calotype.engine.plan import Kernels, Plan, parse_memory, plan
+from calotype.engine.program import Direction, Program, program
+from calotype.engine.reference import Reference
+from calotype.errors import NonFiniteError, UsageError
+from calotype.networks import Network
+
+if TYPE_CHECKING:
+    from calotype.engine.winograd import Winograd, Workers
+
+EngineName = Literal["auto", "winograd", "fused", "reference"]
+
+MARGIN = 0.1  # of what is free stays free
+WHOLE_MAPS = 4  # maps of the largest size that the fused path has at once, with what convolutions take
+
+
+@cache
+def winograd_available() -> str:
+    """Why the CPU kernels can't be used here; empty if they can."""
+    try:
+        from llvmlite import binding
+    except ImportError:
+        return "Numba is not installed"
+    features = dict(binding.get_host_cpu_features())
+    if not (features.get("avx2") and features.get("fma")):
+        return "the processor has no AVX2"
+    return ""
+
+
+def half_available() -> bool:
+    """Whether the processor multiplies bfloat16."""
+    if winograd_available():
+        return False
+    from calotype.engine import kernels
+
+    return kernels.BF16
+
+
+def choose(module: Network, device: torch.device, dtype: torch.dtype) -> EngineName:
+    """The fastest engine there is for a network on a device."""
+    if device.type == "cpu" and not winograd_available():
+        if dtype == torch.float32 or (dtype == torch.bfloat16 and half_available()):
+            return "winograd"
+    elif device.type == "cuda" and isinstance(module, AutoencoderKL):
+        return "fused"
+    return "reference"
+
+
+class Engine:
+    """Encodes and decodes with one network: the numbers of the whole picture, in bounded memory.
+
+    Args:
+        module: the network; its weights are read at every call.
+        device: where it runs; the weights must be there.
+        dtype: of computation. On the CPU with bfloat16 the products are bfloat16, and sums, maps and norms float32.
+        name: which executor; "auto" is the fastest there is.
+
+    Raises:
+        UsageError: if that executor can't run here.
+    """
+
+    def __init__(self, module: Network, device: torch.device, dtype: torch.dtype, name: EngineName = "auto") -> None:
+        self.module, self.device, self.dtype = module, device, dtype
+        self.name = choose(module, device, dtype) if name == "auto" else name
+        if self.name == "winograd":
+            reason = winograd_available() or (device.type != "cpu" and f"it runs on the CPU, not on {device.type}")
+            if not reason and dtype == torch.float16:
+                reason = "it computes in float32 or bfloat16"
+            if not reason and dtype == torch.bfloat16 and not half_available():
+                reason = "the processor does not multiply bfloat16"
+            if reason:
+                raise UsageError(f"The engine 'winograd' can't be used: {reason}; leave it out, or give 'reference'.")
+        elif self.name == "fused" and not isinstance(module, AutoencoderKL):
+            raise UsageError("The engine 'fused' runs AutoencoderKL only; leave it out, or give 'reference'.")
+        elif self.name not in ("fused", "reference"):
+            raise UsageError(f"There is no engine {self.name!r}; there are auto, winograd, fused and reference.")
+
+    def program(self, direction: Direction) -> Program:
+        """What is computed."""
+        return program(self.module.config, direction)
+
+    def plan(self, direction: Direction, height: int, width: int, memory: int | str | None = None) -> Plan:
+        """How a picture of height x width pixels (multiples of the factor) is run; see `plan.plan`.
+
+        Raises:
+            MemoryLimitError: if it can't be done in so much memory.
+        """
+        kernels: Kernels = "winograd" if self.name == "winograd" else "reference"
+        return plan(
+            self.program(direction), height, width,
+            memory=None if memory is None else parse_memory(memory),
+            free=int(free_memory(self.device) * (1 - MARGIN)),
+            kernels=kernels, threads=torch.get_num_threads(),
+            itemsize=4 if kernels == "winograd" else self.dtype.itemsize,
+            half=kernels == "winograd" and self.dtype == torch.bfloat16,
+        )  # fmt: skip
+
+    def rows(
+        self,
+        direction: Direction,
+        source: Source,
+        height: int,
+        width: int,
+        *,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """One picture of height x width pixels: (start, end, rows [C, n, W]) of the result, from the top down.
+
+        Args:
+            source: (start, end) -> rows [n, W, C] of what goes in, pixels or latents.
+
+        Rows are on the device, and a view that the next turn overwrites.
+
+        Raises:
+            NonFiniteError: if rows hold NaN or infinity.
+        """
+        for start, end, rows in self._rows(direction, source, height, width, memory, progress):
+            if not torch.isfinite(rows).all():
+                raise NonFiniteError(f"{str(self.dtype).removeprefix('torch.')} gave NaN or infinity.")
+            yield start, end, rows
+
+    def _rows(
+        self,
+        direction: Direction,
+        source: Source,
+        height: int,
+        width: int,
+        memory: int | str | None,
+        progress: Progress | None,
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        if self.name == "fused" and self._whole_fits(direction, height, width, memory):
+            whole = source(0, height if direction == "encode" else height // self.module.config.factor)
+            result = self._fused(direction, whole.permute(2, 0, 1)[None])[0]
+            yield 0, result.shape[1], result
+            return
+        made = self.plan(direction, height, width, memory)
+        dtype = torch.float32 if self.name == "winograd" else self.dtype
+        backend: Winograd | Reference
+        if self.name == "winograd":
+            workers = _workers()
+            from calotype.engine.winograd import Winograd
+
+            backend = Winograd(workers, height, width, half=self.dtype == torch.bfloat16)
+        else:
+            backend = Reference(height, width, dtype)
+        executor = Executor(made, self.module, self.device, dtype, backend, progress)
+        for start, end, rows in executor.run(source):
+            yield start, end, rows.permute(2, 0, 1)
+
+    def __call__(
+        self, direction: Direction, x: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """Pixels or latents [N, C, H, W] -> moments or pixels [N, C', H', W'], one picture after another.
+
+        A picture's result does not depend on the others.
+
+        Raises:
+            MemoryLimitError: if it can't be done in so much memory.
+            NonFiniteError: if the result holds NaN or infinity.
+        """
+        target = self.program(direction).target
+        factor = self.module.config.factor
+        height, width = (n * (factor if direction == "decode" else 1) for n in x.shape[2:])
+        result = torch.empty(len(x), target.channels, *target.size(height, width), device=x.device)
+        for i, one in enumerate(x):
+            told = share(progress, i, len(x))
+            source = rows_of(one)
+            for start, end, rows in self.rows(direction, source, height, width, memory=memory, progress=told):
+                result[i, :, start:end] = rows
+        return result
+
+    def _fused(self, direction: Direction, x: Tensor) -> Tensor:
+        assert isinstance(self.module, AutoencoderKL)
+        run = cuda.encode_moments if direction == "encode" else cuda.decode
+        return run(self.module, x.to(self.dtype))
+
+    def _whole_fits(self, direction: Direction, height: int, width: int, memory: int | str | None) -> bool:
+        largest = max(step.target.values(height, width) for step in self.program(direction).steps)
+        limit = free_memory(self.device) * (1 - MARGIN) if memory is None else parse_memory(memory)
+        return WHOLE_MAPS * largest * self.dtype.itemsize <= limit
+
+
+def rows_of(picture: Tensor) -> Source:
+    """Rows [n, W, C] of a tensor [C, H, W]."""
+    rows = picture.detach().permute(1, 2, 0)
+    return lambda start, end: rows[start:end]
+
+
+def share(progress: Progress | None, i: int, n: int) -> Progress | None:
+    """Progress of picture i of n, as part of all."""
+    return None if progress is None else lambda part: progress((i + part) / n)
+
+
+_log = logging.getLogger("calotype")
+_lock = threading.Lock()
+_pool: dict[int, Workers] = {}
+
+
+def _workers() -> Workers:
+    """Threads for the kernels, as many as torch uses; kept between calls."""
+    with _lock:
+        announce = threading.Timer(
+            2.0, _log.warning, ["Compiling the CPU kernels for this machine; this happens once and takes some seconds."]
+        )
+        announce.start()
+        try:
+            from calotype.engine.winograd import Workers
+        finally:
+            announce.cancel()
+        threads = torch.get_num_threads()
+        if threads not in _pool:
+            _pool[threads] = Workers(threads)
+        return _pool[threads]

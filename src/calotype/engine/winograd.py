@@ -1,0 +1,277 @@
+"""Convolutions on the CPU by the kernels of `kernels.py`, on as many threads as torch has."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from calotype.engine import kernels
+from calotype.engine.attention import Folded
+from calotype.engine.memory import Rows
+from calotype.engine.plan import ATTENTION_BLOCK, KEYS, QUERIES, algorithm_of, aligned, block_of, scratch_floats
+from calotype.engine.program import Conv, Map
+
+Floats = npt.NDArray[np.float32]
+Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
+_CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "clamp": kernels.NONE}
+_FLOORS = {relu: np.array([0.0 if relu else -np.inf, -np.inf], dtype=np.float32) for relu in (False, True)}
+
+
+class Workers:
+    """Threads that share blocks among them. Blocks hold no lock, so plain threads do."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="calotype") if threads > 1 else None
+
+    def run(self, count: int, work: Callable[[int, int], None]) -> None:
+        """work(thread, i) for every i below `count`; an error or an interrupt stops the others before their next."""
+        turns, stop = itertools.count(), threading.Event()
+
+        def take(thread: int) -> None:
+            try:
+                while not stop.is_set() and (i := next(turns)) < count:
+                    work(thread, i)
+            except BaseException:
+                stop.set()
+                raise
+
+        if self._pool is None or count == 1:
+            take(0)
+            return
+        futures: list[Future[None]] = [self._pool.submit(take, thread) for thread in range(min(self.threads, count))]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
+            for future in futures:  # nobody may write into memory that is about to be given back
+                future.exception()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+class Winograd:
+    """Runs convolutions of one plan.
+
+    Args:
+        half: whether products are of bfloat16 (sums, maps and statistics stay float32).
+    """
+
+    def __init__(self, workers: Workers, height: int, width: int, half: bool) -> None:
+        self.workers, self.height, self.width, self.half = workers, height, width, half
+        self._biases: dict[str, Floats] = {}
+
+    def prepare(self, step: Conv, weight: Tensor, bias: Tensor | None, address: int) -> None:
+        """Transforms a convolution's weights [N, K, taps, taps] (or [N, K]) into memory."""
+        out, channels = weight.shape[:2] if step.kernel == 3 else (weight.shape[0], weight[0].numel())
+        wide, deep = -(-out // kernels.PANEL) * kernels.PANEL, channels + (channels % 2 if self.half else 0)
+        weight = weight.detach().float().reshape(out, channels, step.kernel, step.kernel)
+        scale, shift = step.gain or (1.0, 0.0)
+        if scale != 1.0:
+            weight = weight * scale
+        if (wide, deep) != (out, channels):
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, deep - channels, 0, wide - out))
+        weight = weight.contiguous()
+        code = kernels.ALGORITHMS.index(algorithm_of(step))
+        self.workers.run(
+            wide // kernels.PANEL,
+            lambda _, panel: kernels.transform_weights(code, self.half, weight.data_ptr(), wide, deep, address, panel),
+        )
+        padded = np.full(wide, shift, dtype=np.float32)
+        if bias is not None:
+            padded[:out] += scale * bias.detach().float().numpy()
+        self._biases[step.weights] = padded
+
+    def run(
+        self,
+        step: Conv,
+        start: int,
+        end: int,
+        *,
+        source: Rows,
+        target: Rows,
+        residual: Rows | None,
+        scale: Floats,
+        shift: Floats,
+        weights: int,
+        scratch: int,
+        measure: bool,
+    ) -> Moments | None:
+        """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel."""
+        algorithm = algorithm_of(step)
+        rows, width = step.target.size(self.height, self.width)
+        high, wide = step.source.size(self.height, self.width)
+        block = block_of(step, self.height, self.width, self.workers.threads, end - start)
+        first, last = start // algorithm.tile, -(-end // algorithm.tile)
+        across = -(-width // algorithm.tile)
+        blocks = -(-(last - first) // block[0]) * -(-across // block[1])
+        sizes = [aligned(4 * n) for n in scratch_floats(step, block)]
+        places = [[scratch + t * sum(sizes) + sum(sizes[:i]) for i in range(4)] for t in range(self.workers.threads)]
+        n = step.target.channels
+        statistics = np.empty((blocks, 3, n)) if measure else None
+        bias, floor = self._biases[step.weights], _FLOORS[step.relu]
+        fixed = (
+            kernels.ALGORITHMS.index(algorithm), self.half, source.address, source.first, high, wide,
+            step.source.channels, scale.ctypes.data, shift.ctypes.data, _CODES[step.activation], step.pad,
+            target.address, target.first, rows, width, n,
+            residual.address if residual else 0, residual.first if residual else 0, floor.ctypes.data,
+            weights, bias.ctypes.data, first, last, across, *block,
+            statistics.ctypes.data if statistics is not None else 0,
+        )  # fmt: skip
+        self.workers.run(blocks, lambda thread, i: kernels.convolve_block(i, *fixed, *places[thread]))
+        return merged(statistics) if statistics is not None else None
+
+    def attend(
+        self,
+        positions: int,
+        read: Callable[[int, int], Tensor],
+        write: Callable[[int, int, Tensor, Moments], None],
+        folded: Folded,
+        scale: Floats,
+        shift: Floats,
+        scratch: Tensor,
+    ) -> None:
+        """`attention.attend` with these kernels' products; no operation of torch, whose threads would go on spinning.
+
+        Args:
+            write: (start, end, values, their moments by channel).
+            scratch: bytes to work in, `plan.attention_bytes` of them.
+        """
+        channels, step, panel = len(scale), kernels.ATTENTION_ROWS, kernels.PANEL
+        padded = -(-min(KEYS, positions) // panel) * panel
+        rows = -(-min(QUERIES, positions) // step) * step
+        take = _Carver(scratch)
+        keys, values = (take(padded, channels) for _ in range(2))
+        query, sums, result = (take(rows, channels) for _ in range(3))
+        state = take(rows, 4)
+        places = [take(step, padded + channels) for _ in range(self.workers.threads)]
+        linear = _Linear(self.workers, channels, take)
+        ask, answer = linear.weights(folded.query), linear.weights(folded.out)
+        one, zero = np.ones(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32)
+        for start in range(0, positions, QUERIES):
+            end = min(positions, start + QUERIES)
+            asked = read(start, end)
+            linear.run(asked.data_ptr(), end - start, ask, folded.query_bias, scale, shift, query)
+            sums.fill(0.0)
+            state[:] = (-np.inf, 0.0, 0.0, 0.0)
+            for first in range(0, positions, KEYS):
+                block = read(first, min(positions, first + KEYS))
+                self._attend_block(block, query, end - start, sums, state, keys, values, places, scale, shift)
+            sums[: end - start] /= state[: end - start, 1:2]
+            moments = linear.run(
+                sums.ctypes.data, end - start, answer, folded.out_bias, one, zero, result, residual=asked.data_ptr()
+            )
+            write(start, end, torch.from_numpy(result[: end - start]), moments)
+
+    def _attend_block(
+        self,
+        block: Tensor,
+        query: Floats,
+        queries: int,
+        sums: Floats,
+        state: Floats,
+        keys: Floats,
+        values: Floats,
+        scratch: list[Floats],
+        scale: Floats,
+        shift: Floats,
+    ) -> None:
+        """All queries against one block of positions [n, C]."""
+        (count, channels), step, panel = block.shape, kernels.ATTENTION_ROWS, kernels.PANEL
+        padded = -(-count // panel) * panel
+        source, norm = block.data_ptr(), (scale.ctypes.data, shift.ctypes.data)
+        packed = keys.ctypes.data, values.ctypes.data
+        self.workers.run(
+            padded // panel, lambda _, i: kernels.pack_keys(i, source, count, channels, *norm, *packed, padded)
+        )
+        places = [part.ctypes.data for part in scratch]
+        q, s, t = query.ctypes.data, sums.ctypes.data, state.ctypes.data
+
+        def attend(thread: int, i: int) -> None:
+            at, scores = 4 * i * step * channels, places[thread]
+            kernels.attend_rows(
+                q + at, channels, *packed, count, padded, scores, scores + 4 * step * padded, s + at, t + 16 * i * step
+            )
+
+        self.workers.run(-(-queries // step), attend)
+
+
+class _Carver:
+    """Arrays of float32 out of one piece of memory, each at the beginning of a page."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._memory, self._used = memory, 0
+
+    def __call__(self, *shape: int) -> Floats:
+        size = 4 * prod(shape)
+        part = self._memory[self._used : self._used + size]
+        self._used += aligned(size)
+        array: Floats = part.numpy().view(np.float32).reshape(shape)
+        return array
+
+
+class _Linear:
+    """Linear maps of positions [n, C] to [n, C], by the kernel of 1x1 convolutions."""
+
+    def __init__(self, workers: Workers, channels: int, take: _Carver) -> None:
+        self.workers, self.channels, self._take = workers, channels, take
+        one = Map("", channels, 1)
+        sizes = scratch_floats(Conv(source=one, target=one, weights="", kernel=1), ATTENTION_BLOCK)
+        self._scratch = [[take(n) for n in sizes] for _ in range(workers.threads)]
+
+    def weights(self, matrix: Tensor) -> Floats:
+        """A matrix [C, C] as the kernel takes it."""
+        n = self.channels
+        made = self._take(n, n)
+        self.workers.run(
+            n // kernels.PANEL,
+            lambda _, i: kernels.transform_weights(
+                kernels.POINTWISE, False, matrix.data_ptr(), n, n, made.ctypes.data, i
+            ),
+        )
+        return made
+
+    def run(
+        self,
+        source: int,
+        count: int,
+        weights: Floats,
+        bias: Tensor,
+        scale: Floats,
+        shift: Floats,
+        target: Floats,
+        residual: int = 0,
+    ) -> Moments:
+        """target = weights (scale * source + shift) + bias (+ residual), and its moments by channel."""
+        n = self.channels
+        blocks = -(-count // ATTENTION_BLOCK[1])
+        statistics = np.empty((blocks, 3, n))
+        fixed = (
+            kernels.POINTWISE, False, source, 0, 1, count, n, scale.ctypes.data, shift.ctypes.data, kernels.NONE, 0,
+            target.ctypes.data, 0, 1, count, n, residual, 0, _FLOORS[False].ctypes.data,
+            weights.ctypes.data, bias.data_ptr(), 0, 1, count, *ATTENTION_BLOCK, statistics.ctypes.data,
+        )  # fmt: skip
+        places = [[part.ctypes.data for part in parts] for parts in self._scratch]
+        self.workers.run(blocks, lambda thread, i: kernels.convolve_block(i, *fixed, *places[thread]))
+        return merged(statistics)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is told at the end
+def merged(parts: npt.NDArray[np.float64]) -> Moments:
+    """Counts, means and M2 [parts, 3, channels] of disjoint parts -> those of the whole (Chan et al. 1979)."""
+    counts, means, m2 = parts[:, 0], parts[:, 1], parts[:, 2]
+    n = counts.sum(0)
+    mean = (counts * means).sum(0) / n
+    return int(n[0]), mean, m2.sum(0) + (counts * (means - mean) ** 2).sum(0)
