@@ -416,7 +416,7 @@ def aligned(size: int) -> int:
     return ceil(size / ALIGN) * ALIGN
 
 
-FIXED = 6 * 2**20  # what small arrays, threads and statistics take beside all that is counted
+FIXED = 12 * 2**20  # what small arrays, threads and statistics take beside all that is counted
 BLOCKS_AT_ONCE = 256  # of a map without windows, so that its statistics stay few and progress is seen
 
 

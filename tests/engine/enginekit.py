@@ -1,0 +1,351 @@
+"""Helpers for tests of the engine: configurations, and a replay of plans that knows nothing of how they were made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import ceil, gcd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from support import NARROW, SMALL
+from torch import Tensor
+
+from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
+from calotype.engine import plan as plans
+from calotype.engine.executor import Executor
+from calotype.engine.plan import Kernels, Pass, Plan
+from calotype.engine.program import Attention, Conv, Direction, Map, Step, program
+from calotype.engine.reference import Reference
+from calotype.networks import Network
+
+FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
+
+CONFIGS: dict[str, NetworkConfig] = {
+    "small": SMALL,
+    "narrow": NARROW,
+    "attention-at-two-levels": AutoencoderConfig(ch=8, ch_mult=(1, 2, 2), norm_groups=4, attn_levels=(1, 2)),
+    "no-mid-attention": replace(SMALL, mid_attention=False, num_res_blocks=2),
+    "no-quant-conv": replace(SMALL, quant_conv=False, z_channels=16),
+    "narrower-decoder": AutoencoderConfig(ch=32, ch_mult=(1, 2), z_channels=32, decoder_ch=24, norm_groups=8),
+    "narrowing-steeply": AutoencoderConfig(ch=8, ch_mult=(1, 4, 8), num_res_blocks=1, norm_groups=4),
+    "odd": AutoencoderConfig(ch=9, ch_mult=(1, 3), num_res_blocks=1, norm_groups=3, z_channels=5),
+    "one-group": AutoencoderConfig(ch=6, ch_mult=(1, 2), num_res_blocks=1, norm_groups=1),
+    "one-level": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, z_channels=1),
+    "folded": FoldedConfig(z_channels=4, ch=(8, 12), encoder_blocks=(1, 2), decoder_blocks=(2, 1)),
+    "tiny": TinyConfig(),
+    "tiny-pool": TinyConfig(pool=True, z_channels=16),
+}
+
+
+def candidates(
+    config: NetworkConfig,
+    direction: Direction,
+    height: int,
+    width: int,
+    *,
+    kernels: Kernels = "winograd",
+    threads: int = 2,
+    itemsize: int = 4,
+    half: bool = False,
+) -> tuple[Plan, ...]:
+    """Every plan that there is, of a picture of so many latents."""
+    job = plans._Job(
+        program(config, direction), height * config.factor, width * config.factor, kernels, threads, itemsize, half
+    )
+    return plans._candidates(job)
+
+
+def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[int, int]:
+    """Rows of a map, `height` rows high, that a step looks at for rows `start` to `end` of its target."""
+    if isinstance(step, Attention):
+        return 0, height
+    if not isinstance(step, Conv):  # a row of blocks for each row, or a row of pixels within one
+        n = step.block
+        return (start * n, end * n) if step.target.factor > step.source.factor else (start // n, (end - 1) // n + 1)
+    first, last = height, 0
+    if one == step.residual:
+        first, last = start, end
+    if one == step.source:
+        taps = [0] if step.kernel == 1 else [-1, 0, 1]
+        for row in (start, end - 1):
+            if step.kernel == 3 and step.resample == "up":
+                seen = [(row + tap) // 2 for tap in taps if 0 <= row + tap < 2 * height]
+            elif step.kernel == 3 and step.resample == "down":
+                seen = [2 * row - step.pad + 1 + tap for tap in taps]
+            else:
+                seen = [row + tap for tap in taps]
+            seen = [row for row in seen if 0 <= row < height]
+            first, last = min(first, *seen), max(last, seen[-1] + 1)
+    return first, last
+
+
+@dataclass
+class _Window:
+    """Rows of a map that move down, each remembered by its number."""
+
+    rows: npt.NDArray[np.int64]
+    first: int = 0
+    end: int = 0
+
+    def move(self, end: int, drop: int) -> None:
+        """As `Rows.make_room` says."""
+        if end - self.first > len(self.rows):
+            drop = min(drop, self.end)
+            held = self.rows[drop - self.first : self.end - self.first].copy()
+            self.rows[:] = -1
+            self.rows[: len(held)] = held
+            self.first = drop
+        self.end = max(self.end, end)
+        assert self.end - self.first <= len(self.rows), "a window is too small"
+
+    def __getitem__(self, rows: tuple[int, int]) -> npt.NDArray[np.int64]:
+        assert self.first <= rows[0] <= rows[1] <= self.end, f"rows {rows} of {self.first}..{self.end}"
+        return self.rows[rows[0] - self.first : rows[1] - self.first]
+
+
+@dataclass
+class Replay:
+    """Runs a plan on a byte map instead of memory: every row of every map is a token.
+
+    Asserts that nothing reads what was overwritten, was never written, was dropped from its window, or is forgotten;
+    that maps are normalised only by statistics of all their rows; and that windows, weights and scratch lie apart.
+    """
+
+    plan: Plan
+    runs: int = 0
+    slid: int = 0  # maps written over another that was still being read
+    spilled: dict[str, set[int]] = field(default_factory=dict)
+    measured: dict[str, list[int]] = field(default_factory=dict)
+    windows: dict[str, _Window] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.maps = {m.name: m for step in plan.program.steps for m in (step.source, step.target)}
+        self.numbers = {name: i << 24 for i, name in enumerate(self.maps)}
+        unit = plan.kept or 1
+        for name, offset in plan.offsets.items():
+            unit = gcd(unit, gcd(offset, self.row_bytes(self.maps[name])))
+            assert offset >= 0
+            assert offset + self.rows(self.maps[name]) * self.row_bytes(self.maps[name]) <= plan.kept
+        self.unit = unit
+        self.arena = np.full(plan.kept // unit, -1, dtype=np.int64)
+        assert plan.peak >= plan.kept + max(one.temporary for one in plan.passes)
+
+    def row_bytes(self, one: Map) -> int:
+        return one.size(self.plan.height, self.plan.width)[1] * one.channels * self.plan.itemsize
+
+    def rows(self, one: Map) -> int:
+        return one.size(self.plan.height, self.plan.width)[0]
+
+    def tokens(self, one: Map, start: int, end: int) -> npt.NDArray[np.int64]:
+        return self.numbers[one.name] + np.arange(start, end)
+
+    def kept(self, one: Map, start: int, end: int) -> npt.NDArray[np.int64]:
+        """The part of memory where these rows lie, [rows, units]."""
+        per_row = self.row_bytes(one) // self.unit
+        begin = self.plan.offsets[one.name] // self.unit
+        return self.arena[begin + start * per_row : begin + end * per_row].reshape(end - start, per_row)
+
+    def assert_there(self, one: Map, start: int, end: int) -> None:
+        expected = self.tokens(one, start, end)
+        if one.name in self.windows:
+            assert np.array_equal(self.windows[one.name][start, end], expected), f"window of {one.name}"
+        else:
+            assert self.plan.places[one.name] == "kept"
+            there = self.kept(one, start, end)
+            assert (there == expected[:, None]).all(), f"{one.name} is overwritten, or was never written"
+
+    def put(self, one: Map, start: int, end: int) -> None:
+        if one.name in self.windows:
+            self.windows[one.name][start, end][:] = self.tokens(one, start, end)
+        else:
+            there = self.kept(one, start, end)
+            self.slid += bool((there >= 0).any())
+            there[:] = self.tokens(one, start, end)[:, None]
+
+    def run(self) -> Replay:
+        """All of it."""
+        plan = self.plan
+        came = 0
+        last = {
+            m.name: i
+            for i, one in enumerate(plan.passes) for step in one.steps
+            for m in (step.source, getattr(step, "residual", None) or step.source)
+        }  # fmt: skip
+        for i, one in enumerate(plan.passes):
+            came += self._pass(one)
+            for name, until in last.items():
+                if until == i:
+                    self.spilled.pop(name, None)
+        assert came == self.rows(plan.program.target), "not all rows came"
+        assert self.made == {step.target.name for step in plan.program.steps}
+        assert not self.spilled
+        return self
+
+    def _pass(self, one: Pass) -> int:
+        self._layout(one)
+        maps = {m.name: m for step in one.steps for m in (step.source, getattr(step, "residual", None) or step.target)}
+        maps |= {step.target.name: step.target for step in one.steps}
+        self.windows = {
+            name: _Window(np.full(one.windows[name], -1)) for name in maps if name in one.offsets
+        }  # fmt: skip
+        for name in one.measured:
+            self.measured[name] = []
+        if isinstance(one.steps[-1], Attention):
+            assert len(one.steps) == 1
+            self._attend(one.steps[-1])
+            return 0
+        came = 0
+        for iteration in range(one.iterations):
+            for run in one.runs(iteration):
+                self.runs += 1
+                assert run.start < run.end <= self.rows(run.map)
+                if run.map.name in self.windows:
+                    window = self.windows[run.map.name]
+                    assert window.end == run.start, "rows come in order"
+                    window.move(run.end, run.drop)
+                if run.step >= 0:
+                    self._step(one, one.steps[run.step], run.start, run.end)
+                elif run.map != self.plan.program.source:
+                    assert self.spilled[run.map.name] >= set(range(run.start, run.end))
+                self.put(run.map, run.start, run.end)
+                if run.step >= 0:
+                    self._after(one, one.steps[run.step], run.start, run.end)
+                    if run.map == self.plan.program.target:
+                        assert run.start == came
+                        came = run.end
+        for step in one.steps:
+            if one.stores or step.target.name in one.measured:
+                assert self.windows.get(step.target.name, _Window(np.empty(0), 0, 0)).end in (0, self.rows(step.target))
+        return came
+
+    def _read(self, step: Step, start: int, end: int) -> Sequence[tuple[Map, int, int]]:
+        maps = [step.source]
+        if isinstance(step, Conv) and step.residual and step.residual != step.source:
+            maps.append(step.residual)
+        return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps]
+
+    def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
+        if not isinstance(step, Attention) and getattr(step, "norm", None):
+            assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
+        if isinstance(step, Conv) and self.plan.kernels == "winograd":
+            tile = plans.algorithm_of(step).tile
+            assert start % tile == 0
+            assert end % tile == 0 or end == self.rows(step.target)
+            block = plans.block_of(step, self.plan.height, self.plan.width, self.plan.threads, end - start)
+            floats = plans.scratch_floats(step, block)
+            need = self.plan.threads * sum(ceil(4 * n / 4096) * 4096 for n in floats)
+            assert need <= one.temporary - one.offsets["scratch"]
+        for source, first, last in self._read(step, start, end):
+            self.assert_there(source, first, last)
+
+    def _after(self, one: Pass, step: Step, start: int, end: int) -> None:
+        """Blocks of a run come in any order, so what the first writes must not be what the last still reads."""
+        self.made.add(step.target.name)
+        for source, first, last in self._read(step, start, end):
+            over = isinstance(step, Conv) and source == step.residual and source != step.source
+            kept = source.name not in self.windows and step.target.name not in self.windows
+            if over and kept and self.plan.offsets[source.name] == self.plan.offsets[step.target.name]:
+                assert self.row_bytes(source) == self.row_bytes(step.target)
+                continue  # a sum over its own term, number by number
+            self.assert_there(source, first, last)
+        if step.target.name in one.measured:
+            self.measured[step.target.name] += range(start, end)
+        if one.stores and one.places[step.target.name] == "spilled":
+            self.spilled.setdefault(step.target.name, set()).update(range(start, end))
+
+    def _attend(self, step: Attention) -> None:
+        rows = self.rows(step.source)
+        assert sorted(self.measured[step.source.name]) == list(range(rows))
+        assert step.target.name not in self.windows
+        assert self.plan.places[step.source.name] == self.plan.places[step.target.name]
+        self.made.add(step.target.name)
+        if self.plan.places[step.source.name] == "spilled":
+            assert self.spilled[step.source.name] == set(range(rows))
+            self.spilled[step.target.name] = set(range(rows))
+        else:
+            self.assert_there(step.source, 0, rows)
+            self.put(step.target, 0, rows)
+            self.assert_there(step.source, 0, rows)
+        self.measured[step.target.name] = list(range(rows))
+
+    def _layout(self, one: Pass) -> None:
+        """Windows, weights and scratch of a pass lie apart, in its part of the memory."""
+        parts = []
+        for name, offset in one.offsets.items():
+            if name == "scratch":
+                size = one.temporary - offset
+            elif name.startswith("weights "):
+                step = next(s for s in one.steps if isinstance(s, Conv) and f"weights {s.weights}" == name)
+                algorithm = plans.algorithm_of(step)
+                channels = step.source.channels + (step.source.channels % 2 if self.plan.half else 0)
+                wide = ceil(step.target.channels / 32) * 32
+                size = algorithm.positions**2 * channels * wide * (2 if self.plan.half else 4)
+            else:
+                size = one.windows[name] * self.row_bytes(self.maps[name])
+            parts.append((offset, offset + size))
+        parts.sort()
+        assert parts[-1][1] <= one.temporary
+        assert parts[0][0] >= 0
+        for (_, end), (start, _) in pairwise(parts):
+            assert end <= start
+
+
+def execute(
+    module: Network,
+    made: Plan,
+    x: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """What a plan makes of latents or pixels [C, H, W]."""
+    backend: Any
+    if made.kernels == "winograd":
+        from calotype.engine.winograd import Winograd, Workers
+
+        workers = Workers(made.threads)
+        backend = Winograd(workers, made.height, made.width, made.half)
+        dtype = torch.float32
+    else:
+        workers = None
+        backend = Reference(made.height, made.width, dtype)
+    executor = Executor(made, module, torch.device("cpu"), dtype, backend, progress)
+    source = x.permute(1, 2, 0)
+    parts = [rows.clone() for _, _, rows in executor.run(lambda start, end: source[start:end])]
+    if workers:
+        workers.close()
+    return torch.cat(parts).permute(2, 0, 1)
+
+
+def exact(module: Network, direction: Direction, x: Tensor) -> Tensor:
+    """What the whole network makes of latents or pixels [C, H, W], in float64."""
+    double: Any = copy.deepcopy(module).double()
+    return plain(double, direction, x.double())
+
+
+def plain(module: Network, direction: Direction, x: Tensor) -> Tensor:
+    """What the network itself makes of latents or pixels [C, H, W]."""
+    with torch.no_grad():
+        if direction == "decode":
+            return module.decode(x[None])[0]
+        return module.encode(x[None]).moments[0]
+
+
+def inputs(kind: str, channels: int, height: int, width: int) -> Tensor:
+    """What goes in: [channels, height, width]."""
+    noise = torch.randn(channels, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
+    if kind == "noise":
+        return noise
+    if kind == "zero":
+        return torch.zeros(channels, height, width)
+    if kind == "constant":
+        return torch.linspace(-0.8, 0.9, channels).view(-1, 1, 1).expand(channels, height, width).contiguous()
+    ramp = torch.linspace(-1, 1, height).view(-1, 1) + torch.linspace(0, 1, width)
+    return ramp.expand(channels, height, width) + 0.01 * noise

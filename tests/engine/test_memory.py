@@ -1,0 +1,303 @@
+"""Memory, windows and temporary files; and that runs take what their plans say."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from support import names, one_sentence
+
+from calotype.engine.memory import Memory, Rows, Spill, free_memory
+from calotype.engine.program import Map
+from calotype.engine.run import winograd_available
+from calotype.errors import MemoryLimitError
+
+CPU = torch.device("cpu")
+HERE = Path(__file__).resolve().parent
+MAP = Map("m", 3, 1)
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells what memory is used")
+
+
+def window(rows: int, width: int = 5, dtype: torch.dtype = torch.float32) -> Rows:
+    return Rows(MAP, torch.full((rows, width, 3), -1.0, dtype=dtype))
+
+
+def numbered(start: int, end: int, width: int = 5) -> torch.Tensor:
+    """Rows that hold their number."""
+    return torch.arange(start, end).view(-1, 1, 1).expand(end - start, width, 3).float()
+
+
+# Windows
+
+
+@settings(max_examples=60)
+@given(data=st.data(), capacity=st.integers(1, 12))
+def test_a_window_moves_down(data: Any, capacity: int) -> None:
+    rows = window(capacity)
+    end = drop = 0
+    for _ in range(20):
+        drop = data.draw(st.integers(drop, end))
+        until = data.draw(st.integers(end, max(end, drop + capacity)))
+        rows.make_room(until, drop)
+        rows[slice(end, until)][:] = numbered(end, until)
+        end = until
+        assert rows.first <= drop
+        assert rows.end == end
+        assert torch.equal(rows[slice(drop, end)], numbered(drop, end))
+        assert rows.address == rows.tensor.data_ptr()
+
+
+def test_rows_stay_where_they_are_while_there_is_room() -> None:
+    rows = window(8)
+    rows.make_room(4, 0)
+    rows.make_room(8, 3)
+    assert (rows.first, rows.end) == (0, 8)
+    rows.make_room(9, 3)
+    assert (rows.first, rows.end) == (3, 9)
+
+
+def test_a_map_that_is_whole_never_moves() -> None:
+    rows = window(8)
+    for end in range(1, 9):
+        rows.make_room(end, end - 1)
+    assert rows.first == 0
+
+
+# Memory
+
+
+def test_memory_is_one_block() -> None:
+    memory = Memory(4096 + 4 * 60, CPU)
+    memory.view(4096, 2, 10, 3, torch.float32).fill_(2.5)
+    assert memory.bytes.data_ptr() == memory.address
+    assert memory.address % 4096 == 0
+    assert (memory.view(4096, 1, 20, 3, torch.float32) == 2.5).all()
+    half = memory.view(4096, 2, 10, 3, torch.float16)
+    assert half.shape == (2, 10, 3)
+    assert half.data_ptr() == memory.address + 4096
+    memory.close()
+    assert len(memory.bytes) == 0
+
+
+@pytest.mark.parametrize("size", [2**62, 2**63, 2**80])
+def test_memory_that_there_is_not_is_one_sentence(size: int) -> None:
+    with pytest.raises(MemoryLimitError, match=r"GB of memory can't be allocated; .*--memory") as caught:
+        Memory(size, CPU)
+    one_sentence(str(caught.value))
+
+
+def test_an_empty_block() -> None:
+    Memory(0, CPU).close()
+
+
+def test_some_memory_is_free() -> None:
+    free = free_memory(CPU)
+    assert isinstance(free, int)
+    assert 2**20 < free < 2**62
+
+
+# Temporary files
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_come_back_from_a_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    spill = Spill(str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 7, 3, generator=generator).to(dtype)
+    other = Map("other", 3, 2)
+    for start, end in ((0, 3), (3, 4), (4, 20)):
+        spill.write(MAP, start, rows[start:end])
+        spill.write(other, start, -rows[start:end])
+    back = torch.empty(6, 7, 3, dtype=dtype)
+    spill.read(MAP, 2, back)
+    assert torch.equal(back, rows[2:8])
+    spill.read(other, 14, back)
+    assert torch.equal(back, -rows[14:20])
+    spill.write(MAP, 2, -rows[2:8])  # over what is there
+    spill.read(MAP, 2, back)
+    assert torch.equal(back, -rows[2:8])
+    assert names(tmp_path) == []  # it has no name
+    spill.forget("other")
+    spill.forget("never written")
+    with pytest.raises(KeyError):
+        spill.read(other, 0, back)
+    spill.close()
+    spill.close()
+
+
+def test_rows_beyond_the_end_are_an_error() -> None:
+    spill = Spill()
+    spill.write(MAP, 0, torch.zeros(2, 5, 3))
+    with pytest.raises(OSError, match="ends too early"):
+        spill.read(MAP, 1, torch.zeros(2, 5, 3))
+    spill.close()
+
+
+class Slow:
+    """A file that moves a few bytes at a time, and may be full at some point."""
+
+    def __init__(self, file: IO[bytes], room: int | None = None) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: memoryview) -> int:
+        if self.room is not None:
+            if self.room < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room -= len(data)
+        return self.file.write(data[:13])
+
+    def readinto(self, data: memoryview) -> int:
+        return self.file.readinto(data[:11])  # type: ignore[attr-defined, no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def slow_files(monkeypatch: pytest.MonkeyPatch, room: int | None = None) -> None:
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: Slow(original(**options), room))
+
+
+def test_a_system_that_moves_fewer_bytes_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_files(monkeypatch)
+    spill = Spill()
+    rows = torch.randn(4, 5, 3)
+    spill.write(MAP, 0, rows)
+    back = torch.empty_like(rows)
+    spill.read(MAP, 0, back)
+    assert torch.equal(back, rows)
+    spill.close()
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow_files(monkeypatch, room=100)
+    for folder in (None, str(tmp_path)):
+        spill = Spill(folder)
+        with pytest.raises(MemoryLimitError, match=r"No space left on device.*TMPDIR") as caught:
+            spill.write(MAP, 0, torch.zeros(10, 5, 3))
+        assert (folder or tempfile.gettempdir()) in str(caught.value)
+        one_sentence(str(caught.value))
+        spill.close()
+
+
+def test_no_place_for_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(**options: Any) -> IO[bytes]:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    spill = Spill()
+    with pytest.raises(MemoryLimitError, match="TMPDIR") as caught:
+        spill.write(MAP, 0, torch.zeros(1, 5, 3))
+    one_sentence(str(caught.value))
+    spill.close()
+
+
+# Whole runs, in processes of their own
+
+SETUP = """
+import os, sys
+sys.path[:0] = [{tests!r}, {here!r}]
+import torch
+from support import kl
+from calotype.config import AutoencoderConfig
+from calotype.engine import memory, plan as plans
+from calotype.engine.run import Engine, rows_of
+torch.set_num_threads(2)
+memory.IDLE = 0
+config = AutoencoderConfig(ch=64)
+engine = Engine(kl(config), torch.device("cpu"), torch.float32, {engine!r})
+
+def status(key):
+    return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
+"""
+
+MEASURE = """
+engine("decode", torch.randn(1, 4, 3, 3))  # what is loaded and compiled once
+z = torch.randn(1, 4, {rows}, {columns})
+peak = engine.plan("decode", 8 * {rows}, 8 * {columns}, {memory}).peak
+result = torch.zeros(3, 8 * {rows}, 8 * {columns}) + 1  # in memory before
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+for start, end, rows in engine.rows("decode", rows_of(z[0]), 8 * {rows}, 8 * {columns}, memory={memory}):
+    result[:, start:end] = rows
+print(peak, status("VmHWM") - before)
+"""
+
+SPILL = """
+plans.SMALLEST_SPILL = 1
+job = plans._Job(engine.program("decode"), 192, 192, {kernels!r}, 2, 4, False)
+small = min((one for one in plans._candidates(job) if one.spill), key=lambda one: one.peak)
+engine.plan = lambda *given: small
+
+def open_files():
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink("/proc/self/fd/" + fd)
+        except OSError:
+            pass
+
+def progress(part):
+    if part > 0.3:
+        print(sum(os.environ["TMPDIR"] in name for name in open_files()), flush=True)
+        import time
+        time.sleep(60)
+
+engine("decode", torch.randn(1, 4, 24, 24), progress=progress)
+"""
+
+
+def script(body: str, engine: str, **values: Any) -> list[str]:
+    text = (SETUP + body).format(
+        tests=str(HERE.parent), here=str(HERE), engine=engine,
+        kernels="winograd" if engine == "winograd" else "reference", **values,
+    )  # fmt: skip
+    return [sys.executable, "-c", text]
+
+
+ENGINES = [
+    "reference",
+    pytest.param("winograd", marks=pytest.mark.skipif(bool(winograd_available()), reason="no CPU kernels here")),
+]
+
+
+@pytest.mark.slow
+@linux_only
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("rows", "columns", "memory"), [(64, 64, None), (64, 96, 200_000_000), (24, 200, None)])
+def test_runs_take_what_plans_say(engine: str, rows: int, columns: int, memory: int | None) -> None:
+    """Never more, and not much less."""
+    command = script(MEASURE, engine, rows=rows, columns=columns, memory=memory)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    peak, measured = map(int, done.stdout.split())
+    assert peak > 80e6
+    print(f"planned {peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured <= peak <= 1.15 * measured
+
+
+@pytest.mark.slow
+@linux_only
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_leaves_no_file(stop: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        script(SPILL, "reference"), env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    told = process.stdout.readline()
+    while_running = [name for name in names(tmp_path) if "calotype" in name]
+    process.send_signal(stop)
+    process.communicate(timeout=60)
+    assert int(told) > 0, "the run had nothing in files, so this shows nothing"
+    assert process.returncode != 0
+    assert while_running == []
+    assert [name for name in names(tmp_path) if "calotype" in name] == []

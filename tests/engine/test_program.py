@@ -1,0 +1,157 @@
+"""Programs: what they compute is what the plain networks have, key by key and product by product."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from enginekit import CONFIGS
+from torch import nn
+
+from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
+from calotype.engine.program import Attention, Conv, Direction, Fold, program
+from calotype.networks import make_network
+
+ALL = {
+    **CONFIGS,
+    "sd": AutoencoderConfig(),
+    "flux2-small-decoder": AutoencoderConfig(z_channels=32, decoder_ch=96),
+    "kl-f16": AutoencoderConfig(ch_mult=(1, 1, 2, 2, 4), z_channels=16, attn_levels=(4,)),
+    "builtin": FoldedConfig(),
+}
+
+
+def on_meta(config: NetworkConfig) -> Any:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return make_network(config)
+
+
+def keys(config: NetworkConfig, direction: Direction) -> list[str]:
+    """Every key that a program reads, as often as it does."""
+    found: list[str] = []
+    for step in program(config, direction).steps:
+        if isinstance(step, Fold):
+            continue
+        if step.norm:
+            found += [f"{step.norm.weights}.weight", f"{step.norm.weights}.bias"]
+        if isinstance(step, Attention):
+            found += [f"{step.weights}.{x}.{y}" for x in ("q", "k", "v", "proj_out") for y in ("weight", "bias")]
+        else:
+            found += [f"{step.weights}.weight"] + ([f"{step.weights}.bias"] if step.bias else [])
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_weight_is_used_once(name: str) -> None:
+    module = on_meta(ALL[name])
+    used = Counter(keys(ALL[name], "encode") + keys(ALL[name], "decode"))
+    assert set(used) == set(module.state_dict())
+    assert set(used.values()) == {1}
+    for key in keys(ALL[name], "encode"):
+        assert key.startswith(("encoder.", "quant_conv."))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_steps_have_the_shapes_of_the_weights(name: str, direction: Direction) -> None:
+    state = on_meta(ALL[name]).state_dict()
+    before = set()
+    for step in program(ALL[name], direction).steps:
+        maps = [step.source, *([step.residual] if isinstance(step, Conv) and step.residual else [])]
+        assert all(one.name in before or not before for one in maps)
+        assert step.target.name not in before
+        before |= {one.name for one in maps} | {step.target.name}
+        if isinstance(step, Conv):
+            n, k, *taps = state[f"{step.weights}.weight"].shape
+            assert n == step.target.channels
+            assert k * (taps[0] * taps[1] if taps else 1) == step.source.channels * step.kernel**2
+            if step.residual:
+                assert (step.residual.channels, step.residual.factor) == (n, step.target.factor)
+        if not isinstance(step, Fold) and step.norm:
+            assert state[f"{step.norm.weights}.weight"].shape == (step.source.channels,)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_steps_are_the_plain_networks_layers(name: str) -> None:
+    """Norms, strides and padding, where the plain module says them."""
+    modules = dict(on_meta(ALL[name]).named_modules())
+    for direction in ("encode", "decode"):
+        for step in program(ALL[name], direction).steps:
+            if isinstance(step, Fold):
+                continue
+            if step.norm:
+                norm: Any = modules[step.norm.weights]
+                assert (norm.num_groups, norm.eps) == (step.norm.groups, step.norm.eps)
+            if isinstance(step, Conv) and not step.weights.endswith("encoder.down"):
+                conv: Any = modules[step.weights]
+                assert conv.stride == ((2, 2) if step.resample == "down" else (1, 1))
+                assert conv.padding == (step.pad, step.pad)
+
+
+def counted(module: nn.Module, x: torch.Tensor, direction: Direction) -> int:
+    """Operations of all convolutions, and of attention's two products, in the plain network."""
+    total = 0
+
+    def convolution(conv: Any, given: Any, result: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * result.numel() * conv.weight[0].numel()
+
+    def attention(block: Any, given: Any, result: torch.Tensor) -> None:
+        nonlocal total
+        n, c = result.shape[2] * result.shape[3], result.shape[1]
+        total += 2 * (2 * n * n * c)
+
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            child.register_forward_hook(convolution)
+        elif type(child).__name__.startswith("Attn"):
+            child.register_forward_hook(attention)
+    run: Any = module.encode if direction == "encode" else module.decode
+    run(x)
+    return total
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize("name", ALL)
+def test_operations_are_those_of_the_plain_network(name: str, direction: Direction) -> None:
+    config = ALL[name]
+    f = config.factor
+    shape = (1, 3, 5 * f, 3 * f) if direction == "encode" else (1, config.z_channels, 5, 3)
+    expected = counted(on_meta(config), torch.empty(shape, device="meta"), direction)
+    assert program(config, direction).flops(5 * f, 3 * f) == expected
+
+
+def test_a_picture_of_stable_diffusion() -> None:
+    decoder, encoder = (program(AutoencoderConfig(), direction) for direction in ("decode", "encode"))
+    assert decoder.flops(512, 512) == 2_514_518_933_504  # 2.5 TFLOP
+    assert encoder.flops(512, 512) == 1_116_658_466_816
+    assert (decoder.source.name, decoder.target.channels, decoder.target.factor) == ("latents", 3, 1)
+    assert (encoder.source.name, encoder.target.channels, encoder.target.factor) == ("pixels", 8, 8)
+    assert decoder.source.size(512, 768) == (64, 96)
+    assert decoder.source.values(512, 768) == 4 * 64 * 96
+
+
+@pytest.mark.parametrize("config", [AutoencoderConfig(), TinyConfig(pool=True), FoldedConfig()])
+def test_steps_can_be_read(config: NetworkConfig) -> None:
+    for direction in ("encode", "decode"):
+        for step in program(config, direction).steps:
+            assert str(step)
+            assert "Map(" not in str(step)
+            assert "\n" not in str(step)
+
+
+def test_what_steps_say() -> None:
+    decoder = {step.target.name: str(step) for step in program(AutoencoderConfig(), "decode").steps}
+    assert decoder["post_quant_conv"] == "conv 1x1"
+    assert decoder["decoder.mid.block_1.conv2"] == "GroupNorm(32), silu, conv 3x3, + decoder.conv_in"
+    assert decoder["decoder.mid.attn_1"] == ("GroupNorm(32), attention over all positions, + decoder.mid.block_1.conv2")
+    assert decoder["decoder.up.1.upsample.conv"] == "nearest x2, conv 3x3"
+    encoder = {step.target.name: str(step) for step in program(TinyConfig(), "encode").steps}
+    assert encoder["encoder.2"] == "conv 3x3 /2"
+    assert encoder["encoder.1.conv.4"] == "relu, conv 3x3, + encoder.0, relu"
+    folded = [str(step) for step in program(FoldedConfig(), "decode").steps]
+    assert folded[-1] == "pixel shuffle 4x4"
+    assert str(program(FoldedConfig(), "encode").steps[0]) == "pixel unshuffle 4x4"
