@@ -19,7 +19,7 @@ from torch import Tensor
 from calotype.config import NetworkConfig, TinyConfig
 from calotype.engine.executor import Progress
 from calotype.engine.program import Direction
-from calotype.engine.run import Engine, EngineName, choose, rows_of, share
+from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
@@ -184,9 +184,7 @@ class VAE:
         # a narrower copy computes, and the weights as stored stay for what overflows in it
         own = loaded.module if dtype == torch.float32 else copy.deepcopy(loaded.module)
         self.module: Network = own.to(device=self.device, dtype=dtype)
-        chosen = choose(self.module, self.device, dtype) if engine == "auto" else engine
-        # the CPU kernels round to bfloat16 themselves, and later than stored weights would be
-        self.engine = Engine(loaded.module if chosen == "winograd" else self.module, self.device, dtype, chosen)
+        self.engine = Engine(self.module, self.device, dtype, engine)
         self._wide: Engine | None = None
 
     @property

@@ -696,9 +696,13 @@ def convolve_block(
                         _write(target + place + offset + 4 * c, value)
 
         if statistics:
-            if i == 0:  # deviations from one of the values, so that a large mean costs no precision
+            if i == 0:  # deviations from the first tile's mean, so that a large mean costs no precision
                 for c in range(out_channels):
-                    _write(sums + 4 * c, _read(target + place + 4 * c))
+                    total = np.float32(0)
+                    for r in range(down):
+                        for k in range(along):
+                            total += _read(target + place + 4 * ((r * out_width + k) * out_channels + c))
+                    _write(sums + 4 * c, total / np.float32(down * along))
                 _zero(sums + 4 * wide, 2 * wide)
             for r in range(down):
                 line = target + place + 4 * r * out_width * out_channels
@@ -715,10 +719,10 @@ def convolve_block(
     if statistics:
         to = statistics + 8 * index * 3 * out_channels
         for c in range(out_channels):
-            total, squares = np.float64(_read(sums + 4 * (wide + c))), np.float64(_read(sums + 4 * (2 * wide + c)))
+            first_sum, squares = np.float64(_read(sums + 4 * (wide + c))), np.float64(_read(sums + 4 * (2 * wide + c)))
             _write_double(to + 8 * c, np.float64(seen))
-            _write_double(to + 8 * (out_channels + c), np.float64(_read(sums + 4 * c)) + total / seen)
-            _write_double(to + 8 * (2 * out_channels + c), max(0.0, squares - total * total / seen))
+            _write_double(to + 8 * (out_channels + c), np.float64(_read(sums + 4 * c)) + first_sum / seen)
+            _write_double(to + 8 * (2 * out_channels + c), max(0.0, squares - first_sum * first_sum / seen))
 
 
 @_kernel("ib" + "i" * 5)

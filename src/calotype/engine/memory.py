@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, ClassVar, Literal
 
 import numpy as np
@@ -27,13 +29,14 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory()) - torch.mps.driver_allocated_memory()
     limits = [_available()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            with open(limit) as a, open(used) as b:  # noqa: PTH123 - these are no ordinary files
-                limits.append(int(a.read()) - int(b.read()))
+            texts = [Path(folder, name).read_text() for name in (limit, used, "memory.stat")]
+            files = re.search(r"^(?:total_)?inactive_file (\d+)", texts[2], re.MULTILINE)  # given back when asked for
+            limits.append(int(texts[0]) - int(texts[1]) + int(files[1] if files else 0))
         except (OSError, ValueError):
             continue  # no such limit, or "max"
     return max(0, min(limits))
@@ -41,8 +44,8 @@ def free_memory(device: torch.device) -> int:
 
 def _available() -> int:
     try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass
     if sys.platform == "win32":

@@ -383,7 +383,8 @@ def block_of(step: Conv, height: int, width: int, threads: int, rows: int | None
     channels = max(step.source.channels, step.target.channels)
     many = step.kernel == 1 or channels > 256
     tiles = (192 if many else 96 if channels > 128 else 48) if algorithm.positions <= 6 else (144 if many else 96)
-    tiles = min(tiles, max(TILES_AT_ONCE, ceil(down * across / threads)))
+    # one thread and two share a map alike, so that they give the same bits
+    tiles = min(tiles, max(TILES_AT_ONCE, ceil(down * across / max(2, threads))))
     columns = ceil(across / ceil(across / min(across, max(TILES_AT_ONCE, ceil(tiles**0.5)))))
     return min(down, max(1, round(tiles / columns))), columns
 
