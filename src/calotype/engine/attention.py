@@ -50,7 +50,7 @@ class Folded:
 
 def attend(
     positions: int,
-    read: Callable[[int, int], Tensor],
+    read: Callable[[int, int, int], Tensor],
     write: Callable[[int, int, Tensor], None],
     folded: Folded,
     scale: Tensor,
@@ -63,22 +63,23 @@ def attend(
 
     Args:
         positions: of the whole map.
-        read: (start, end) -> positions of it, float [n, C].
+        read: (start, end, slot) -> positions of it, float [n, C], until the same slot is read again: 0 for queries, 1
+            for keys.
         write: (start, end, values) puts the result.
         scale, shift: [C], the norm.
     """
 
-    def normalised(start: int, end: int) -> Tensor:
-        return torch.addcmul(shift, read(start, end).float(), scale)
+    def normalised(start: int, end: int, slot: int) -> Tensor:
+        return torch.addcmul(shift, read(start, end, slot).float(), scale)
 
     for start in range(0, positions, QUERIES):
         end = min(positions, start + QUERIES)
-        query = torch.addmm(folded.query_bias, normalised(start, end), folded.query.T)
+        query = torch.addmm(folded.query_bias, normalised(start, end, 0), folded.query.T)
         highest = torch.full((end - start, 1), float("-inf"), device=query.device)
         total = torch.zeros_like(highest)
         mixed = torch.zeros_like(query)
         for first in range(0, positions, KEYS):
-            keys = normalised(first, min(positions, first + KEYS))
+            keys = normalised(first, min(positions, first + KEYS), 1)
             scores = query @ keys.T
             above = torch.maximum(highest, scores.amax(1, keepdim=True))
             scores = scores.sub_(above).exp_()
@@ -86,4 +87,4 @@ def attend(
             total.mul_(fade).add_(scores.sum(1, keepdim=True))
             mixed.mul_(fade).addmm_(scores, keys)
             highest = above
-        write(start, end, read(start, end).float() + torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T))
+        write(start, end, read(start, end, 0).float() + torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calotype.engine.attention import Folded, attend
 from calotype.engine.memory import Memory, Rows, Spill
-from calotype.engine.plan import PANEL, Pass, Plan, Run, read_by
+from calotype.engine.plan import KEYS, PANEL, QUERIES, Pass, Plan, Run, read_by
 from calotype.engine.program import Attention, Conv, Fold, Map, Norm, Step
 from calotype.engine.reference import Moments, Reference, fold
 
@@ -232,10 +232,14 @@ class Executor:
         channels = step.source.channels
         spilled = one.places[step.source.name] == "spilled"
 
-        def read(start: int, end: int) -> Tensor:
+        scratch = self._memory.bytes[self.plan.kept + one.offsets["scratch"] : self.plan.kept + one.temporary]
+
+        def read(start: int, end: int, slot: int) -> Tensor:
             if not spilled:
                 return self._kept[step.source.name].tensor.view(-1, channels)[start:end]
-            block = torch.empty(end - start, 1, channels, dtype=self.dtype, device=self.device)
+            size = max(QUERIES, KEYS) * channels * self.dtype.itemsize
+            place = scratch[len(scratch) - (slot + 1) * size :][:size].view(self.dtype)
+            block = place[: (end - start) * channels].view(end - start, 1, channels)
             self._spill.read(step.source, start, block)
             return block.view(-1, channels)
 
@@ -260,6 +264,4 @@ class Executor:
             on_device = (torch.from_numpy(part).to(self.device) for part in (scale, shift))
             attend(height * width, read, measure, folded, *on_device)
         else:
-            start = self.plan.kept + one.offsets["scratch"]
-            scratch = self._memory.bytes[start : self.plan.kept + one.temporary]
             self.backend.attend(height * width, read, write, folded, scale, shift, scratch)

@@ -59,7 +59,7 @@ def _available() -> int:
         return 2**62
 
 
-IDLE = 2 * 2**30  # bytes at most that stay mapped for the next run
+IDLE = 8 * 2**30  # bytes at most that stay mapped for the next run
 
 
 class Memory:

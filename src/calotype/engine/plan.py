@@ -500,7 +500,7 @@ def _plan(job: _Job, places: Mapping[str, Place], stripe: int, known: dict[tuple
     return Plan(
         program=job.program, height=job.height, width=job.width, kernels=job.kernels, threads=job.threads,
         itemsize=job.itemsize, half=job.half, passes=tuple(passes), places=places, offsets=offsets, kept=kept,
-        peak=kept + max(one.temporary for one in passes) + FIXED,
+        peak=kept + max(one.temporary for one in passes) + _heap(job),
         work=flops + overhead + SPILL_COST * spill + RUN_COST * runs, flops=flops, spill=spill,
         attention=sum(computed[s.target.name] for s in job.program.steps if isinstance(s, Attention)),
         computed=computed,
@@ -598,6 +598,12 @@ def _telling(iterations: int) -> list[int]:
     return sorted({*range(min(iterations, 6)), *range(max(0, iterations - 3), iterations)})
 
 
+def _heap(job: _Job) -> int:
+    """Bytes outside the planned block; the matrices of attention are multiplied in float64."""
+    widths = [step.source.channels for step in job.program.steps if isinstance(step, Attention)]
+    return FIXED + 48 * max(widths, default=0) ** 2
+
+
 def attention_bytes(job: _Job, step: Attention, spilled: bool) -> int:
     """Scratch of attention: queries and their sums, keys in both layouts, scores; and blocks of a spilled map."""
     rows, columns = step.source.size(job.height, job.width)
@@ -609,8 +615,7 @@ def attention_bytes(job: _Job, step: Attention, spilled: bool) -> int:
         one = Conv(source=step.source, target=step.target, weights="", kernel=1)
         at_once = job.threads * (TILES_AT_ONCE * 4 * (keys + c) + sum(scratch_floats(one, ATTENTION_BLOCK)))
         floats = 3 * queries * c + 2 * keys * c + 4 * queries + 2 * c * c + at_once
-    # the four matrices are multiplied in float64
-    return 4 * floats + 24 * c * c + 32 * ALIGN + (2 * max(queries, keys) * c * job.itemsize if spilled else 0)
+    return 4 * floats + 32 * ALIGN + (2 * aligned(max(QUERIES, KEYS) * c * job.itemsize) if spilled else 0)
 
 
 def reference_bytes(job: _Job, step: Step, rows: int) -> int:

@@ -136,7 +136,7 @@ class Winograd:
     def attend(
         self,
         positions: int,
-        read: Callable[[int, int], Tensor],
+        read: Callable[[int, int, int], Tensor],
         write: Callable[[int, int, Tensor, Moments], None],
         folded: Folded,
         scale: Floats,
@@ -162,12 +162,12 @@ class Winograd:
         one, zero = np.ones(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32)
         for start in range(0, positions, QUERIES):
             end = min(positions, start + QUERIES)
-            asked = read(start, end)
+            asked = read(start, end, 0)
             linear.run(asked.data_ptr(), end - start, ask, folded.query_bias, scale, shift, query)
             sums.fill(0.0)
             state[:] = (-np.inf, 0.0, 0.0, 0.0)
             for first in range(0, positions, KEYS):
-                block = read(first, min(positions, first + KEYS))
+                block = read(first, min(positions, first + KEYS), 1)
                 self._attend_block(block, query, end - start, sums, state, keys, values, places, scale, shift)
             sums[: end - start] /= state[: end - start, 1:2]
             moments = linear.run(
