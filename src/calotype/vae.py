@@ -120,8 +120,8 @@ def enough_memory(shape: Sequence[int]) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
             raise MemoryLimitError(
-                f"There is not enough memory for {' x '.join(map(str, shape))}; give a smaller picture or fewer at a "
-                f"time, a narrower --dtype, or --device cpu."
+                f"There is not enough memory for {' x '.join(map(str, shape))}; give --memory (memory=), a smaller "
+                f"picture, a narrower --dtype, or --device cpu."
             ) from None
         raise
 
@@ -498,13 +498,11 @@ class VAE:
                     left -= part.shape[1]
                     yield part
 
-        try:
-            return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
-        except NonFiniteError:
-            if self.dtype == torch.float32 or self._wide is not None:
-                raise
+        if self.dtype != torch.float32 and self._wide is None:
+            with suppress(NonFiniteError):
+                return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
             self.widen(stacklevel=3)
-            return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
+        return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
 
     def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
         """Latents -> the raw latents of this VAE, [C, h, w].
@@ -543,7 +541,7 @@ class VAE:
         """Moments or pixels, float32; computed again in float32 where the narrower type overflowed."""
         if self._wide is None:
             with suppress(NonFiniteError):
-                return self.engine(direction, x.to(self.device, self.dtype), memory=memory, progress=progress)
+                return self.engine(direction, x.to(self.device), memory=memory, progress=progress)
             if self.dtype == torch.float32:
                 raise self._not_finite(torch.float32)
             self.widen(stacklevel=5)
@@ -564,7 +562,7 @@ class VAE:
             stacklevel=stacklevel,
         )
         wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
-        self._wide = Engine(wide, self.device, torch.float32)
+        self._wide = Engine(wide, self.device, torch.float32, self.engine.asked)
 
     def _not_finite(self, dtype: torch.dtype) -> NonFiniteError:
         name = self.name or "This VAE"

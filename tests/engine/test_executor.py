@@ -82,7 +82,7 @@ def test_every_plan_gives_the_whole_pictures_numbers(name: str, kernels: Any, di
         for one in some(CONFIGS[name], direction, height, width, kernels, 3):
             assert error(execute(module, one, x), expected) <= TOLERANCE
             spilled += one.spill > 0
-        assert spilled or name in ("folded", "tiny")
+        assert spilled or name in ("folded", "tiny") or height == 1
 
 
 @pytest.mark.usefixtures("spill_everything")

@@ -75,13 +75,13 @@ def command(
     paths = outputs(photos, out, LATENTS_ENDING)
     loaded = load_vae(vae, latent_format, device, dtype)
     format_ = loaded.latent_format
-    make_folder(out)
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
         picture = read_picture(photos[i], alpha=alpha.value, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
         latents = loaded.encode_image(picture, seed=seed, space=space.value, memory=memory, progress=told)
+        make_folder(out)
         save_latents(paths[i], latents)
         return {"photo": str(photos[i]), "latents": str(paths[i]), "shape": list(latents.tensor.shape)}
 

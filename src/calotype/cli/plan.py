@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from calotype.cli.common import (
     size_of,
     table,
 )
+from calotype.errors import WeightsError
+
+if TYPE_CHECKING:
+    from calotype.engine.program import Direction
 
 NAME = "plan"
 EXAMPLE = "Example: [bold]calotype plan sd-vae-ft-mse 4096x4096 --memory 1GB[/]"
@@ -45,9 +49,15 @@ def command(
         parse_memory(memory)
     width, height = size_of(size)
     vae = load_vae(weights, None, device, dtype)
+    direction: Direction = "encode" if encode else "decode"
+    if f"{direction}r" not in vae.loaded.parts:
+        raise WeightsError(f"{weights} holds no {direction}r; leave --encode out, or give the other half too.")
     factor = vae.factor
     height, width = (-(-n // factor) * factor for n in (height, width))
-    plan = vae.engine.plan("encode" if encode else "decode", height, width, memory)
+    plan = vae.engine.plan(direction, height, width, memory)
+    notices = plan.notices()
+    if vae.engine.whole_fits(direction, height, width, memory):
+        notices.append("The picture fits whole on the device and is computed at once; what follows is for less memory.")
     passes: list[dict[str, Any]] = []
     for one in plan.passes:
         target = one.target
@@ -80,7 +90,7 @@ def command(
         "direct_flops": plan.direct_flops,
         "attention_flops": plan.attention,
         "spilled_bytes": plan.spill,
-        "notices": plan.notices(),
+        "notices": notices,
         "passes": passes,
     }
 
@@ -95,7 +105,7 @@ def command(
                 ("work", f"{plan.flops / 1e12:.4g} TFLOP (direct convolutions: {plan.direct_flops / 1e12:.4g})"),
                 ("attention", f"{plan.attention / 1e12:.4g} TFLOP of it"),
                 ("to and from disk", in_words(plan.spill) if plan.spill else "nothing"),
-                *(("notice", notice) for notice in plan.notices()),
+                *(("notice", notice) for notice in notices),
             ]
         )
         grid = Table(box=None, padding=(0, 2, 0, 0))

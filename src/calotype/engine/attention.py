@@ -32,20 +32,22 @@ class Folded:
 
     @classmethod
     def of(cls, weights: Callable[[str], Tensor]) -> Folded:
-        """From q, k, v and proj_out, multiplied in float64."""
+        """From q, k, v and proj_out, multiplied in float64, on the CPU: not every device has it."""
 
         def matrix(name: str) -> Tensor:
-            return weights(f"{name}.weight").double().flatten(1)
+            return weights(f"{name}.weight").cpu().double().flatten(1)
 
         def vector(name: str) -> Tensor:
-            return weights(f"{name}.bias").double()
+            return weights(f"{name}.bias").cpu().double()
 
         q, k = matrix("q"), matrix("k")
         scale = len(q) ** -0.5
-        query, query_bias = (k.T @ q * scale).float(), (vector("q") @ k * scale).float()
+        query, query_bias = k.T @ q * scale, vector("q") @ k * scale
         del q, k
         o = matrix("proj_out")
-        return cls(query, query_bias, (o @ matrix("v")).float(), (o @ vector("v") + vector("proj_out")).float())
+        parts = query, query_bias, o @ matrix("v"), o @ vector("v") + vector("proj_out")
+        device = weights("q.weight").device
+        return cls(*(part.float().to(device) for part in parts))
 
 
 def attend(

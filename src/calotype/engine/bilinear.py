@@ -8,7 +8,8 @@ Computations, 1980; Lavin & Gray 2015, arXiv:1509.09308.)
 A convolution after nearest upsampling is two convolutions of two taps, one for even and one for odd outputs; one of
 stride 2 is a two-tap convolution over even inputs and a product with odd ones. Both fit the same form.
 
-No torch, no NumPy: matrices are exact fractions.
+No torch, no NumPy: matrices are exact fractions. The compiled kernels on disk follow `kernels.py` alone: after a change
+here, change that file too.
 """
 
 from __future__ import annotations

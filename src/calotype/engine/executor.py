@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from calotype.engine.attention import Folded, attend
-from calotype.engine.memory import Memory, Rows, Spill
-from calotype.engine.plan import KEYS, PANEL, QUERIES, Pass, Plan, Run, read_by
+from calotype.engine.memory import Memory, Rows, Spill, spill_folder
+from calotype.engine.plan import KEYS, PANEL, QUERIES, Pass, Plan, Run, computed_flops, read_by
 from calotype.engine.program import Attention, Conv, Fold, Map, Norm, Step
 from calotype.engine.reference import Moments, Reference, fold
 
@@ -27,7 +27,7 @@ Source = Callable[[int, int], Tensor]
 """(start, end) -> rows [n, width, channels] of what goes in; rows may be asked for more than once."""
 
 
-_not_finite = np.errstate(over="ignore", invalid="ignore")  # it stays so, and the result's is told
+_not_finite = np.errstate(over="ignore", invalid="ignore")  # what is not finite stays so, and `Engine.rows` refuses it
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Statistics:
         mean, m2 = self.mean.reshape(norm.groups, -1), self.m2.reshape(norm.groups, -1)
         centre = mean.mean(1, keepdims=True)
         variance = (m2 / self.count + (mean - centre) ** 2).mean(1, keepdims=True)
-        gamma = weight.detach().double().cpu().numpy().reshape(norm.groups, -1)
-        beta = bias.detach().double().cpu().numpy().reshape(norm.groups, -1)
+        gamma = weight.detach().cpu().double().numpy().reshape(norm.groups, -1)
+        beta = bias.detach().cpu().double().numpy().reshape(norm.groups, -1)
         scale = gamma / np.sqrt(variance + norm.eps)
         return scale.astype(np.float32).ravel(), (beta - centre * scale).astype(np.float32).ravel()
 
@@ -101,7 +101,7 @@ class Executor:
         self._kept: dict[str, Rows] = {}
         self._windows: dict[str, Rows] = {}
         self._memory = Memory(plan.kept + max(one.temporary for one in plan.passes), self.device)
-        self._spill = Spill()
+        self._spill = Spill(spill_folder())
         self._done, self._work = 0.0, sum(self._cost(step) for one in plan.passes for step in one.steps)
         last_read = {one.name: i for i, part in enumerate(plan.passes) for step in part.steps for one in read_by(step)}
         try:
@@ -117,7 +117,7 @@ class Executor:
             self._memory.close()
 
     def _cost(self, step: Step) -> float:
-        return float(self.plan.computed[step.target.name]) + 1.0
+        return computed_flops(step, self.plan.height, self.plan.width, self.plan.kernels) + 1.0
 
     def _advance(self, work: float) -> None:
         self._done += work
@@ -254,7 +254,7 @@ class Executor:
         def measure(start: int, end: int, values: Tensor) -> None:
             variance, mean = torch.var_mean(values, dim=0, correction=0)
             n = end - start
-            moments = n, mean.double().cpu().numpy(), n * variance.double().cpu().numpy()
+            moments = n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
             write(start, end, values.to(self.dtype), moments)
 
         folded = Folded.of(lambda name: self._weights[f"{step.weights}.{name}"].detach())

@@ -9,9 +9,10 @@ Addresses travel as integers. A block touches no Python object and holds no lock
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from math import factorial, log
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
@@ -489,10 +490,26 @@ NONE, SILU, RELU = range(3)
 ATTENTION_ROWS = 48  # queries that a thread takes at once
 
 
+_log = logging.getLogger("calotype")
+_announced: list[bool] = []
+
+
 def _kernel(kinds: str) -> Callable[[Any], Any]:
     """Compiles a function of integers ("i") and booleans ("b") that returns nothing, or reads it from the disk."""
     known = {"i": types.intp, "b": types.boolean}
-    return cast(Callable[[Any], Any], njit(types.void(*(known[kind] for kind in kinds)), nogil=True, cache=True))
+    signature = types.void(*(known[kind] for kind in kinds))
+
+    def compiled(function: Any) -> Any:
+        try:
+            made = njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:  # there is no folder for a cache that may be written
+            made = njit(signature, nogil=True)(function)
+        if not made.stats.cache_hits and not _announced:
+            _announced.append(True)
+            _log.warning("Compiling the CPU kernels for this machine; this happens once and takes some seconds.")
+        return made
+
+    return compiled
 
 
 @_kernel("ii")

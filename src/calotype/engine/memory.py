@@ -25,9 +25,10 @@ from calotype.errors import MemoryLimitError
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated now: what the system has free, or the device, or the container's limit leaves."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
-        return int(torch.mps.recommended_max_memory()) - torch.mps.driver_allocated_memory()
+        return max(0, int(torch.mps.recommended_max_memory()) - torch.mps.current_allocated_memory())
     limits = [_available()]
     for folder, limit, used in (
         ("/sys/fs/cgroup", "memory.max", "memory.current"),
@@ -95,7 +96,7 @@ class Memory:
             idle = cls._idle.pop()  # atomic: runs in several threads never share one
         except IndexError:
             return None
-        return idle if size <= len(idle) <= 2 * size + 2**26 else None
+        return idle if size <= len(idle) <= 1.125 * size + 2**22 else None
 
     def close(self) -> None:
         """Lets go of it; views of it may be overwritten from now on."""
@@ -159,6 +160,13 @@ class Rows:
     def address(self) -> int:
         """Of the first row that is there."""
         return self.tensor.data_ptr()
+
+
+def spill_folder() -> str | None:
+    """Where maps are spilled: TMPDIR, or else a folder that is hardly ever in memory itself, as /tmp may be."""
+    if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK):
+        return "/var/tmp"
+    return None
 
 
 @dataclass(eq=False)

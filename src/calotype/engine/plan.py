@@ -213,6 +213,8 @@ class Plan:
         flops: operations of the products alone, as computed; `direct_flops`: of direct convolutions.
         spill: bytes that go to the temporary file and come from it.
         attention: operations of attention over all positions.
+        computed: operations of the products of each map, over all passes that make it.
+        threads, itemsize, half: what it was made for; see `plan`.
     """
 
     program: Program
@@ -534,13 +536,13 @@ def _pass(
         places={name: ("rows" if measures and name == measures else places[name]) for name in maps}, granules=granules,
     )  # fmt: skip
     windows = {m.name: 0 for m in windowed}
-    runs_rows = {step.target.name: 1 for step in steps}
+    lengths: dict[str, set[int]] = {step.target.name: set() for step in steps}
     for k in _telling(one.iterations):
         for run in one.runs(k):
             if run.map.name in windows:
                 windows[run.map.name] = max(windows[run.map.name], run.end - run.drop)
             if run.step >= 0:
-                runs_rows[run.map.name] = max(runs_rows[run.map.name], run.end - run.start)
+                lengths[run.map.name].add(run.end - run.start)
     offsets: dict[str, int] = {}
     end = 0
     for m in windowed:
@@ -555,10 +557,11 @@ def _pass(
         elif isinstance(step, Conv) and job.kernels == "winograd":
             offsets["weights " + step.weights] = end
             end += aligned(weight_bytes(step, job.half))
-            block = block_of(step, job.height, job.width, job.threads, runs_rows[step.target.name])
-            scratch = max(scratch, job.threads * sum(aligned(4 * n) for n in scratch_floats(step, block)))
+            for length in lengths[step.target.name]:
+                block = block_of(step, job.height, job.width, job.threads, length)
+                scratch = max(scratch, job.threads * sum(aligned(4 * n) for n in scratch_floats(step, block)))
         else:
-            scratch = max(scratch, reference_bytes(job, step, runs_rows[step.target.name]))
+            scratch = max(scratch, reference_bytes(job, step, max(lengths[step.target.name])))
     offsets["scratch"] = end
     return Pass(
         steps=one.steps, stripe=stripe, measured=one.measured, stores=one.stores, rows=one.rows, places=one.places,
@@ -609,13 +612,17 @@ def attention_bytes(job: _Job, step: Attention, spilled: bool) -> int:
     rows, columns = step.source.size(job.height, job.width)
     c, n = step.source.channels, rows * columns
     queries, keys = min(QUERIES, n) + TILES_AT_ONCE * 4, min(KEYS, n) + PANEL
-    if job.kernels == "reference":
+    if job.kernels == "reference" or c % PANEL:
         floats = 5 * queries * c + 4 * keys * c + 2 * queries * keys
     else:
         one = Conv(source=step.source, target=step.target, weights="", kernel=1)
         at_once = job.threads * (TILES_AT_ONCE * 4 * (keys + c) + sum(scratch_floats(one, ATTENTION_BLOCK)))
         floats = 3 * queries * c + 2 * keys * c + 4 * queries + 2 * c * c + at_once
-    return 4 * floats + 32 * ALIGN + (2 * aligned(max(QUERIES, KEYS) * c * job.itemsize) if spilled else 0)
+    return (
+        4 * floats
+        + (8 + 5 * job.threads) * ALIGN
+        + (2 * aligned(max(QUERIES, KEYS) * c * job.itemsize) if spilled else 0)
+    )
 
 
 def reference_bytes(job: _Job, step: Step, rows: int) -> int:
@@ -714,7 +721,7 @@ def _arrange(chains: list[_Chain]) -> tuple[dict[str, int], int]:
     return offsets, max((home.end for home in settled), default=0)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _candidates(job: _Job, everything: bool = True) -> tuple[Plan, ...]:
     """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
 
@@ -765,16 +772,22 @@ def plan(
     job = _Job(program, height, width, kernels, threads, itemsize, half)
     limit = memory if memory is not None else free
     fastest = _candidates(job, everything=False)[0]
-    if fastest.peak <= (limit or fastest.peak) and (memory is not None or fastest.peak <= COMFORT):
+    if (limit is None or fastest.peak <= limit) and (memory is not None or fastest.peak <= COMFORT):
         return fastest
     candidates = _candidates(job)
     fitting = [one for one in candidates if limit is None or one.peak <= limit]
     if not fitting:
         least = min(candidates, key=lambda one: one.peak)
         enough = in_words(least.peak, up=True)
+        what = f"The {program.direction} of {width}x{height} pixels can't be done in {in_words(limit or 0)}"
+        if memory is None:
+            raise MemoryLimitError(
+                f"{what}, which is what is free: the smallest plan takes {enough} beside the weights; give a smaller "
+                f"picture, or free some memory."
+            )
         raise MemoryLimitError(
-            f"The {program.direction} of {width}x{height} pixels can't be done in {in_words(limit or 0)}: the smallest "
-            f"plan takes {enough} beside the weights; give --memory {enough} (memory=), or a smaller picture."
+            f"{what}: the smallest plan takes {enough} beside the weights; give --memory {enough} (memory=), or a "
+            f"smaller picture."
         )
     if memory is not None:
         return fitting[0]

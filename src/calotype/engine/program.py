@@ -192,7 +192,7 @@ class _Builder:
         return target
 
     def fold(self, source: Map, name: str, block: int) -> Map:
-        """Blocks into channels; back for 1 / block, given as a negative number."""
+        """Blocks into channels, or back where `block` is negative."""
         inwards = block > 0
         n = abs(block)
         target = Map(name, source.channels * n * n if inwards else source.channels // (n * n),

@@ -79,7 +79,7 @@ class Reference:
             return None
         variance, mean = torch.var_mean(y.float(), dim=(0, 2, 3), correction=0)
         n = y.shape[2] * y.shape[3]
-        return n, mean.double().cpu().numpy(), n * variance.double().cpu().numpy()
+        return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
 
 
 def _nchw(rows: Tensor) -> Tensor:

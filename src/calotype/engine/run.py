@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -34,6 +34,7 @@ WHOLE_MAPS = 4  # maps of the largest size that the fused path has at once, with
 def winograd_available() -> str:
     """Why the CPU kernels can't be used here; empty if they can."""
     try:
+        import numba  # noqa: F401
         from llvmlite import binding
     except ImportError:
         return "Numba is not installed"
@@ -47,9 +48,9 @@ def half_available() -> bool:
     """Whether the processor multiplies bfloat16."""
     if winograd_available():
         return False
-    from calotype.engine import kernels
+    from llvmlite import binding
 
-    return kernels.BF16
+    return bool(dict(binding.get_host_cpu_features()).get("avx512bf16"))
 
 
 def choose(module: Network, device: torch.device, dtype: torch.dtype) -> EngineName:
@@ -76,7 +77,7 @@ class Engine:
     """
 
     def __init__(self, module: Network, device: torch.device, dtype: torch.dtype, name: EngineName = "auto") -> None:
-        self.module, self.device, self.dtype = module, device, dtype
+        self.module, self.device, self.dtype, self.asked = module, device, dtype, name
         self.name = choose(module, device, dtype) if name == "auto" else name
         if self.name == "winograd":
             reason = winograd_available() or (device.type != "cpu" and f"it runs on the CPU, not on {device.type}")
@@ -123,10 +124,10 @@ class Engine:
     ) -> Iterator[tuple[int, int, Tensor]]:
         """One picture of height x width pixels: (start, end, rows [C, n, W]) of the result, from the top down.
 
+        Rows are on the device, and a view that the next turn overwrites.
+
         Args:
             source: (start, end) -> rows [n, W, C] of what goes in, pixels or latents.
-
-        Rows are on the device, and a view that the next turn overwrites.
 
         Raises:
             NonFiniteError: if rows hold NaN or infinity.
@@ -145,16 +146,18 @@ class Engine:
         memory: int | str | None,
         progress: Progress | None,
     ) -> Iterator[tuple[int, int, Tensor]]:
-        if self.name == "fused" and self._whole_fits(direction, height, width, memory):
+        if self.whole_fits(direction, height, width, memory):
             whole = source(0, height if direction == "encode" else height // self.module.config.factor)
             result = self._fused(direction, whole.permute(2, 0, 1)[None])[0]
             yield 0, result.shape[1], result
+            if progress is not None:
+                progress(1.0)
             return
         made = self.plan(direction, height, width, memory)
         dtype = torch.float32 if self.name == "winograd" else self.dtype
         backend: Winograd | Reference
         if self.name == "winograd":
-            workers = _workers()
+            workers = _workers(made.threads)
             from calotype.engine.winograd import Winograd
 
             backend = Winograd(workers, height, width, half=self.dtype == torch.bfloat16)
@@ -189,9 +192,12 @@ class Engine:
     def _fused(self, direction: Direction, x: Tensor) -> Tensor:
         assert isinstance(self.module, AutoencoderKL)
         run = cuda.encode_moments if direction == "encode" else cuda.decode
-        return run(self.module, x.to(self.dtype))
+        return run(self.module, x.to(self.device, self.dtype))
 
-    def _whole_fits(self, direction: Direction, height: int, width: int, memory: int | str | None) -> bool:
+    def whole_fits(self, direction: Direction, height: int, width: int, memory: int | str | None) -> bool:
+        """Whether the fused engine computes a picture at once."""
+        if self.name != "fused":
+            return False
         largest = max(step.target.values(height, width) for step in self.program(direction).steps)
         limit = free_memory(self.device) * (1 - MARGIN) if memory is None else parse_memory(memory)
         return WHOLE_MAPS * largest * self.dtype.itemsize <= limit
@@ -208,23 +214,17 @@ def share(progress: Progress | None, i: int, n: int) -> Progress | None:
     return None if progress is None else lambda part: progress((i + part) / n)
 
 
-_log = logging.getLogger("calotype")
 _lock = threading.Lock()
 _pool: dict[int, Workers] = {}
+if hasattr(os, "register_at_fork"):  # threads do not come along
+    os.register_at_fork(after_in_child=_pool.clear)
 
 
-def _workers() -> Workers:
-    """Threads for the kernels, as many as torch uses; kept between calls."""
+def _workers(threads: int) -> Workers:
+    """So many threads for the kernels, kept between calls."""
     with _lock:
-        announce = threading.Timer(
-            2.0, _log.warning, ["Compiling the CPU kernels for this machine; this happens once and takes some seconds."]
-        )
-        announce.start()
-        try:
-            from calotype.engine.winograd import Workers
-        finally:
-            announce.cancel()
-        threads = torch.get_num_threads()
+        from calotype.engine.winograd import Workers
+
         if threads not in _pool:
             _pool[threads] = Workers(threads)
         return _pool[threads]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from math import prod
 
 import numpy as np
@@ -18,9 +18,9 @@ from calotype.engine.attention import Folded
 from calotype.engine.memory import Rows
 from calotype.engine.plan import ATTENTION_BLOCK, KEYS, QUERIES, algorithm_of, aligned, block_of, scratch_floats
 from calotype.engine.program import Conv, Map
+from calotype.engine.reference import Moments
 
 Floats = npt.NDArray[np.float32]
-Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 _CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "clamp": kernels.NONE}
 _FLOORS = {relu: np.array([0.0 if relu else -np.inf, -np.inf], dtype=np.float32) for relu in (False, True)}
 
@@ -47,19 +47,33 @@ class Workers:
         if self._pool is None or count == 1:
             take(0)
             return
-        futures: list[Future[None]] = [self._pool.submit(take, thread) for thread in range(min(self.threads, count))]
+        futures: list[Future[None]] = []
         try:
+            for thread in range(min(self.threads, count)):
+                futures.append(self._pool.submit(take, thread))
             for future in futures:
                 future.result()
         finally:
             stop.set()
-            for future in futures:  # nobody may write into memory that is about to be given back
-                future.exception()
+            _outlast(futures)
 
     def close(self) -> None:
         """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _outlast(futures: list[Future[None]]) -> None:
+    """Waits until all are done, also through interrupts: memory they write into is about to be given back."""
+    interrupted = False
+    while True:
+        try:
+            wait(futures)
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 class Winograd:
