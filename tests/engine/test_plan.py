@@ -199,9 +199,7 @@ def test_what_is_free_bounds_a_plan_that_is_not_told() -> None:
     smallest = min(one.peak for one in candidates(KL, "decode", 256, 256))
     free = plan(steps, 2048, 2048, threads=2, free=10**11)
     assert plan(steps, 2048, 2048, threads=2, free=free.peak - 1).peak < free.peak
-    with pytest.raises(
-        MemoryLimitError, match=r"decode of 2048x2048 pixels can't be done in 1MB, which is"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"decode of 2048x2048 pixels can't be done in 1MB, which is"):
         plan(steps, 2048, 2048, threads=2, free=10**6)
     assert plan(steps, 2048, 2048, threads=2, memory=smallest, free=10**6).peak == smallest
 
