@@ -631,7 +631,7 @@ def reference_bytes(job: _Job, step: Step, rows: int) -> int:
     read = source * job.row_bytes(step.source) * (4 if isinstance(step, Conv) and step.resample == "up" else 1)
     made = rows * job.row_bytes(step.target)
     weights = 9 * step.source.channels * step.target.channels * 4 if isinstance(step, Conv) else 0
-    return int((3 * read + 3 * made) * max(1, 4 // job.itemsize) + 2 * weights)
+    return int((5 * read + 3 * made) * max(1, 4 // job.itemsize) + 2 * weights)
 
 
 def _place(
