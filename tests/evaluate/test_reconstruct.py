@@ -353,7 +353,7 @@ from calotype.vae import load
 
 def run(side):
     paths = {kind: folder / f"{side}-{kind}.png" for kind in ("reconstruction", "panel")}
-    reconstruct_files(vae, read_picture_rows(folder / f"{side}.png"), **paths, memory="400MB")
+    reconstruct_files(vae, read_picture_rows(folder / f"{side}.png"), **paths, memory="480MB")
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -376,7 +376,7 @@ def test_a_large_picture_in_bounded_memory(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, timeout=1200, check=True
     )
-    assert float(run.stdout) < 650.0
+    assert float(run.stdout) < 730.0
     for kind, size in (("reconstruction", (4096, 4096)), ("panel", (3 * 4096, 4096 + LABEL_HEIGHT))):
         with Image.open(tmp_path / f"4096-{kind}.png") as image:
             assert image.size == size
