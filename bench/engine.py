@@ -46,9 +46,10 @@ from torch import Tensor, nn
 import calotype
 from calotype.autoencoder import AutoencoderKL
 from calotype.config import AutoencoderConfig
+from calotype.engine.blocks import Job, aligned
+from calotype.engine.budget import parse_memory
 from calotype.engine.executor import Executor
 from calotype.engine.memory import Memory, Rows
-from calotype.engine.plan import aligned, block_of, parse_memory, scratch_floats, weight_bytes
 from calotype.engine.program import Conv, Direction, Map
 from calotype.errors import MemoryLimitError
 from calotype.weights.save import save_weights
@@ -321,10 +322,11 @@ def matrix_rates() -> dict[str, tuple[Callable[[], object], float]]:
 
     step = Conv(source=Map("in", channels, 1), target=Map("out", channels, 1), weights="w", kernel=1)
     threads = torch.get_num_threads()
-    backend = Winograd(Workers(threads), side, side, half=False)
-    block = block_of(step, side, side, threads)
-    room = aligned(weight_bytes(step, False))
-    memory = Memory(room + threads * sum(aligned(4 * n) for n in scratch_floats(step, block)), torch.device("cpu"))
+    job = Job(side, side, threads=threads)
+    backend = Winograd(Workers(threads), job)
+    room = aligned(job.weight_bytes(step))
+    scratch = threads * sum(aligned(4 * n) for n in job.scratch_floats(step, job.block(step)))
+    memory = Memory(room + scratch, torch.device("cpu"))
     backend.prepare(step, torch.randn(channels, channels), None, memory.address)
     source = Rows(step.source, torch.randn(side, side, channels), 0, side)
     target = Rows(step.target, torch.zeros(side, side, channels), 0, side)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.engine import plan as plans
+from calotype.engine.blocks import Job, Kernels
 from calotype.engine.executor import Executor
-from calotype.engine.plan import Kernels, Pass, Plan
+from calotype.engine.passes import Pass
+from calotype.engine.plan import Plan
 from calotype.engine.program import Attention, Conv, Direction, Map, Step, program
 from calotype.engine.reference import Reference
 from calotype.networks import Network
@@ -54,10 +56,8 @@ def candidates(
     half: bool = False,
 ) -> tuple[Plan, ...]:
     """Every plan that there is, of a picture of so many latents."""
-    job = plans._Job(
-        program(config, direction), height * config.factor, width * config.factor, kernels, threads, itemsize, half
-    )
-    return plans._candidates(job)
+    job = Job(height * config.factor, width * config.factor, kernels, threads, itemsize, half)
+    return plans._candidates(job, program(config, direction))
 
 
 def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[int, int]:
@@ -138,10 +138,10 @@ class Replay:
         assert plan.peak >= plan.kept + max(one.temporary for one in plan.passes)
 
     def row_bytes(self, one: Map) -> int:
-        return one.size(self.plan.height, self.plan.width)[1] * one.channels * self.plan.itemsize
+        return one.size(self.plan.job.height, self.plan.job.width)[1] * one.channels * self.plan.job.itemsize
 
     def rows(self, one: Map) -> int:
-        return one.size(self.plan.height, self.plan.width)[0]
+        return one.size(self.plan.job.height, self.plan.job.width)[0]
 
     def tokens(self, one: Map, start: int, end: int) -> npt.NDArray[np.int64]:
         return self.numbers[one.name] + np.arange(start, end)
@@ -234,13 +234,12 @@ class Replay:
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
         if not isinstance(step, Attention) and getattr(step, "norm", None):
             assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
-        if isinstance(step, Conv) and self.plan.kernels == "winograd":
-            tile = plans.algorithm_of(step).tile
+        if isinstance(step, Conv) and self.plan.job.kernels == "winograd":
+            tile = self.plan.job.algorithm(step).tile
             assert start % tile == 0
             assert end % tile == 0 or end == self.rows(step.target)
-            block = plans.block_of(step, self.plan.height, self.plan.width, self.plan.threads, end - start)
-            floats = plans.scratch_floats(step, block)
-            need = self.plan.threads * sum(ceil(4 * n / 4096) * 4096 for n in floats)
+            floats = self.plan.job.scratch_floats(step, self.plan.job.block(step, end - start))
+            need = self.plan.job.threads * sum(ceil(4 * n / 4096) * 4096 for n in floats)
             assert need <= one.temporary - one.offsets["scratch"]
         for source, first, last in self._read(step, start, end):
             self.assert_there(source, first, last)
@@ -283,10 +282,10 @@ class Replay:
                 size = one.temporary - offset
             elif name.startswith("weights "):
                 step = next(s for s in one.steps if isinstance(s, Conv) and f"weights {s.weights}" == name)
-                algorithm = plans.algorithm_of(step)
-                channels = step.source.channels + (step.source.channels % 2 if self.plan.half else 0)
+                algorithm = self.plan.job.algorithm(step)
+                channels = step.source.channels + (step.source.channels % 2 if self.plan.job.half else 0)
                 wide = ceil(step.target.channels / 32) * 32
-                size = algorithm.positions**2 * channels * wide * (2 if self.plan.half else 4)
+                size = algorithm.positions**2 * channels * wide * (2 if self.plan.job.half else 4)
             else:
                 size = one.windows[name] * self.row_bytes(self.maps[name])
             parts.append((offset, offset + size))
@@ -307,15 +306,15 @@ def execute(
 ) -> Tensor:
     """What a plan makes of latents or pixels [C, H, W]."""
     backend: Any
-    if made.kernels == "winograd":
+    if made.job.kernels == "winograd":
         from calotype.engine.winograd import Winograd, Workers
 
-        workers = Workers(made.threads)
-        backend = Winograd(workers, made.height, made.width, made.half)
+        workers = Workers(made.job.threads)
+        backend = Winograd(workers, made.job)
         dtype = torch.float32
     else:
         workers = None
-        backend = Reference(made.height, made.width, dtype)
+        backend = Reference(made.job, dtype)
     executor = Executor(made, module, torch.device("cpu"), dtype, backend, progress)
     source = x.permute(1, 2, 0)
     parts = [rows.clone() for _, _, rows in executor.run(lambda start, end: source[start:end])]

@@ -12,23 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calotype.engine import plan as plans
+from calotype.engine import bilinear, blocks, vectors
+from calotype.engine.bilinear import Algorithm
+from calotype.engine.blocks import Job, aligned, fastest
 from calotype.engine.memory import Rows
-from calotype.engine.plan import algorithm_of, aligned, block_of, scratch_floats, weight_bytes
 from calotype.engine.program import Conv, Map
 from calotype.engine.run import winograd_available
 
 if reason := winograd_available():
     pytest.skip(reason, allow_module_level=True)
 
-from calotype.engine import kernels
 from calotype.engine.winograd import Winograd, Workers, merged
 
 Kind = Literal["1x1", "3x3", "up", "down", "down-tiny"]
-KINDS: tuple[Kind, ...] = ("1x1", "3x3", "up", "down", "down-tiny")
+RESAMPLES = {"3x3": "none", "up": "up", "down": "down", "down-tiny": "down"}
+# each kind by every algorithm that it has: (kind, number of the algorithm)
+KINDS: list[tuple[Kind, int]] = [("1x1", 0)]
+KINDS += [(kind, i) for kind, resample in RESAMPLES.items() for i in range(len(bilinear.ALGORITHMS[resample]))]  # type: ignore[misc]
 SENTINEL = -7.77e33
-half_only = pytest.mark.skipif(not kernels.BF16, reason="the processor does not multiply bfloat16")
+half_only = pytest.mark.skipif(not vectors.BF16, reason="the processor does not multiply bfloat16")
 PRECISIONS = [False, pytest.param(True, marks=half_only)]
+
+
+@dataclass(frozen=True)
+class Given(Job):
+    """A job whose algorithm is given."""
+
+    given: Algorithm | None = None
+
+    def algorithm(self, step: Conv) -> Algorithm:
+        assert self.given
+        return self.given
 
 
 @dataclass
@@ -44,6 +58,7 @@ class Case:
     residual: Tensor | None
     height: int
     width: int
+    algorithm: Algorithm
 
     def expected(self, *, relu: bool = True) -> Tensor:
         """In float64, [rows, columns, channels]; without its last ReLU if not wanted."""
@@ -76,11 +91,11 @@ class Case:
         rows, columns = step.target.size(self.height, self.width)
         stripe = stripe or rows
         workers = Workers(threads)
-        winograd = Winograd(workers, self.height, self.width, half)
-        weights = torch.full((weight_bytes(step, half) // 4 + guard,), SENTINEL)
+        job = Given(self.height, self.width, threads=threads, half=half, given=self.algorithm)
+        winograd = Winograd(workers, job)
+        weights = torch.full((job.weight_bytes(step) // 4 + guard,), SENTINEL)
         winograd.prepare(step, self.weight, self.bias, weights.data_ptr())
-        block = block_of(step, self.height, self.width, threads)
-        sizes = [aligned(4 * n) for n in scratch_floats(step, block)]
+        sizes = [aligned(4 * n) for n in job.scratch_floats(step, job.block(step))]
         scratch = torch.full((threads * sum(sizes) // 4 + guard,), SENTINEL)
         memory = torch.full((rows * columns * step.target.channels + guard,), SENTINEL)
         target = memory[: len(memory) - guard].view(rows, columns, step.target.channels)
@@ -101,7 +116,7 @@ class Case:
 
 
 def case(
-    kind: Kind,
+    which: tuple[Kind, int],
     rows: int = 13,
     columns: int = 21,
     channels: int = 32,
@@ -116,6 +131,8 @@ def case(
 ) -> Case:
     """A convolution whose result is rows x columns (even ones where it is twice the source)."""
     g = torch.Generator().manual_seed(seed)
+    kind, i = which
+    algorithm = bilinear.pointwise() if kind == "1x1" else bilinear.ALGORITHMS[RESAMPLES[kind]][i]
     if kind == "up":
         rows, columns = rows + rows % 2, columns + columns % 2
     down = kind.startswith("down")
@@ -134,7 +151,7 @@ def case(
     return Case(
         step, x, weight, torch.randn(out, generator=g) if bias else None,
         1 + 0.2 * torch.randn(channels, generator=g), 0.3 * torch.randn(channels, generator=g),
-        torch.randn(rows, columns, out, generator=g) if residual else None, height, width,
+        torch.randn(rows, columns, out, generator=g) if residual else None, height, width, algorithm,
     )  # fmt: skip
 
 
@@ -172,7 +189,7 @@ LARGEST = {False: 2e-5, True: 0.12}
 @pytest.mark.parametrize("half", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("channels", "out"), [(1, 1), (3, 32), (32, 3), (16, 64), (33, 17), (64, 96), (5, 31)])
-def test_convolutions(kind: Kind, channels: int, out: int, half: bool) -> None:
+def test_convolutions(kind: tuple[Kind, int], channels: int, out: int, half: bool) -> None:
     check(case(kind, 9, 14, channels, out), half=half)
 
 
@@ -180,14 +197,14 @@ def test_convolutions(kind: Kind, channels: int, out: int, half: bool) -> None:
 @pytest.mark.parametrize("half", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("channels", "out"), [(512, 512), (128, 3), (256, 128)])
-def test_wide_convolutions(kind: Kind, channels: int, out: int, half: bool) -> None:
+def test_wide_convolutions(kind: tuple[Kind, int], channels: int, out: int, half: bool) -> None:
     check(case(kind, 33, 40, channels, out, activation="silu", residual=True), half=half, threads=2)
 
 
 @pytest.mark.parametrize("half", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 2), (4, 4), (8, 16), (5, 3), (15, 17)])
-def test_sizes(kind: Kind, size: tuple[int, int], half: bool) -> None:
+def test_sizes(kind: tuple[Kind, int], size: tuple[int, int], half: bool) -> None:
     check(case(kind, *size, 16, 24), half=half, threads=2)
 
 
@@ -199,7 +216,13 @@ def test_sizes(kind: Kind, size: tuple[int, int], half: bool) -> None:
     ("residual", "relu", "bias"), [(False, False, False), (True, False, True), (False, True, True), (True, True, False)]
 )
 def test_what_comes_before_and_after(
-    kind: Kind, channels: tuple[int, int], activation: str, residual: bool, relu: bool, bias: bool, half: bool
+    kind: tuple[Kind, int],
+    channels: tuple[int, int],
+    activation: str,
+    residual: bool,
+    relu: bool,
+    bias: bool,
+    half: bool,
 ) -> None:
     one = case(kind, 10, 7, *channels, activation=activation, residual=residual, relu=relu, bias=bias)
     result = check(one, half=half)
@@ -207,23 +230,23 @@ def test_what_comes_before_and_after(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gain_belongs_to_the_weights(kind: Kind) -> None:
+def test_a_gain_belongs_to_the_weights(kind: tuple[Kind, int]) -> None:
     check(case(kind, 9, 9, 16, 3, gain=(2.0, -1.0)), half=False)
 
 
 @pytest.mark.parametrize("half", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_stripes_and_threads_change_no_bit(kind: Kind, half: bool) -> None:
+def test_stripes_and_threads_change_no_bit(kind: tuple[Kind, int], half: bool) -> None:
     one = case(kind, 50, 40, 20, 40, activation="silu", residual=True)
     whole, _ = one.ours(half=half)
-    tile = algorithm_of(one.step).tile
+    tile = one.algorithm.tile
     for options in ({"stripe": tile}, {"stripe": 3 * tile, "threads": 2}, {"threads": 4}):
         result, _ = one.ours(half=half, **options)  # type: ignore[arg-type]
         assert torch.equal(result, whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_large_mean_costs_no_precision(kind: Kind) -> None:
+def test_a_large_mean_costs_no_precision(kind: tuple[Kind, int]) -> None:
     """Values of 10000 that spread by 0.05, of which sums of squares in float32 know nothing."""
     for out in (32, 5):
         one = case(kind, 60, 60, 16, out)
@@ -253,7 +276,7 @@ def test_statistics_of_parts_are_those_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_finite_stays_so(kind: Kind) -> None:
+def test_what_is_not_finite_stays_so(kind: tuple[Kind, int]) -> None:
     for value in (float("nan"), float("inf")):
         for relu in (False, True):
             one = case(kind, 9, 9, 16, 32, activation="silu", relu=relu)
@@ -265,7 +288,7 @@ def test_what_is_not_finite_stays_so(kind: Kind) -> None:
 def test_extremes_of_silu() -> None:
     """Large arguments neither overflow nor turn into NaN."""
     for channels in (16, 3):
-        one = case("1x1", 8, 8, channels, 32, activation="silu", bias=False)
+        one = case(("1x1", 0), 8, 8, channels, 32, activation="silu", bias=False)
         one.scale.fill_(1)
         one.shift.fill_(0)
         one.weight.fill_(0)
@@ -278,15 +301,26 @@ def test_extremes_of_silu() -> None:
 
 
 def test_plans_know_what_the_kernels_need() -> None:
-    assert plans.LANES == kernels.LANES
-    assert plans.PANEL % kernels.PANEL == 0
-    assert plans.TILES_AT_ONCE % kernels.ROWS == 0
-    assert kernels.SKEW <= 4 * plans.LANES
+    assert blocks.LANES == vectors.LANES
+    assert blocks.PANEL % vectors.PANEL == 0
+    assert blocks.TILES_AT_ONCE % vectors.ROWS == 0
+    assert vectors.SKEW <= 4 * blocks.LANES
+
+
+@pytest.mark.parametrize("resample", ["none", "up", "down"])
+def test_large_maps_take_large_tiles_and_small_ones_small(resample: Any) -> None:
+    """Few positions do not pay for the transforms of many weights."""
+    source = Map("source", 512, 2 if resample == "up" else 1)
+    step = Conv(source=source, target=Map("target", 512, 1), weights="w", kernel=3, resample=resample)
+    chosen = [bilinear.ALGORITHMS[resample].index(fastest(step, side, side)) for side in (4, 8, 16, 32, 64, 128, 512)]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[0] > 0
+    assert chosen[-1] == 0
 
 
 @pytest.mark.parametrize("half", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_written_beside_its_place(kind: Kind, half: bool) -> None:
+def test_nothing_is_written_beside_its_place(kind: tuple[Kind, int], half: bool) -> None:
     """Scratch, weights and targets end exactly where plans think; what lies behind stays as it was."""
     for channels, out in ((32, 64), (5, 33)):
         one = case(kind, 13, 22, channels, out)

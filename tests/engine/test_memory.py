@@ -211,6 +211,7 @@ import torch
 from support import kl
 from calotype.config import AutoencoderConfig
 from calotype.engine import memory, plan as plans
+from calotype.engine.blocks import Job
 from calotype.engine.run import Engine, rows_of
 torch.set_num_threads(2)
 memory.IDLE = 0
@@ -235,8 +236,8 @@ print(peak, status("VmHWM") - before)
 
 SPILL = """
 plans.SMALLEST_SPILL = 1
-job = plans._Job(engine.program("decode"), 192, 192, {kernels!r}, 2, 4, False)
-small = min((one for one in plans._candidates(job) if one.spill), key=lambda one: one.peak)
+job = Job(192, 192, {kernels!r}, 2)
+small = min((one for one in plans._candidates(job, engine.program("decode")) if one.spill), key=lambda one: one.peak)
 engine.plan = lambda *given: small
 
 def open_files():

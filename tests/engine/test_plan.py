@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from support import SMALL, one_sentence
 
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
-from calotype.engine import plan as plans
-from calotype.engine.plan import FIXED, Plan, in_words, parse_memory, plan
+from calotype.engine import passes, plan as plans
+from calotype.engine.blocks import ALIGN
+from calotype.engine.budget import in_words, parse_memory
+from calotype.engine.passes import first_source_row, read_by
+from calotype.engine.plan import FIXED, Plan, plan
 from calotype.engine.program import Attention, Conv, Direction, Step, program
 from calotype.errors import MemoryLimitError, UsageError
 
@@ -104,18 +107,18 @@ def test_the_replay_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spill_e
         return False
 
     assert not caught()
-    shift, first_source_row = plans._shift, plans.first_source_row
+    shift = plans._shift
 
     def later(step: Step, row: int) -> int:
         return first_source_row(step, row) + (isinstance(step, Conv) and step.resample == "up")
 
-    for attribute, wrong in {
-        "_shift": lambda *given: max(0, shift(*given) - plans.ALIGN),  # over a page that is still read
-        "_telling": lambda iterations: [0],  # windows as large as the first stripe needs them
-        "first_source_row": later,  # a row is dropped too early
-    }.items():
+    for module, attribute, wrong in (
+        (plans, "_shift", lambda *given: max(0, shift(*given) - ALIGN)),  # over a page that is still read
+        (plans, "_telling", lambda iterations: [0]),  # windows as large as the first stripe needs them
+        (passes, "first_source_row", later),  # a row is dropped too early
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(plans, attribute, wrong)
+            patch.setattr(module, attribute, wrong)
             assert caught(), attribute
     plans._candidates.cache_clear()
 
@@ -125,7 +128,7 @@ def test_maps_are_written_over_what_is_not_needed_any_more() -> None:
     kept = candidates(CONFIGS["narrow"], "decode", 16, 16)[0]
     assert Replay(kept).run().slid > 0
     steps = kept.program.steps
-    last_read = {m.name: i for i, step in enumerate(steps) for m in plans.read_by(step)}
+    last_read = {m.name: i for i, step in enumerate(steps) for m in read_by(step)}
     apart = max(
         sum(
             made.target.values(128, 128) * 4
@@ -234,7 +237,7 @@ def test_attention_that_costs_more_than_all_else_is_told() -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys, calotype.engine.plan, calotype.engine.program, calotype.engine.bilinear\n"
+        "import sys, calotype.engine.plan\n"
         "from calotype.config import AutoencoderConfig\n"
         "calotype.engine.plan.plan(calotype.engine.program.program(AutoencoderConfig(), 'decode'), 512, 512)\n"
         "print(sorted({'torch', 'numpy', 'numba', 'llvmlite'} & set(sys.modules)))"

@@ -48,7 +48,7 @@ def command(
 
     Pictures of any size are decoded exactly, without tiles, and PNG and TIFF are written row by row.
     """
-    from calotype.engine.plan import parse_memory
+    from calotype.engine.budget import parse_memory
     from calotype.latents import Latents, load_latents
     from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for

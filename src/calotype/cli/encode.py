@@ -65,7 +65,7 @@ def command(
 
     The file says which VAE made it, in which format, and the picture's true size, so `calotype decode` needs no more.
     """
-    from calotype.engine.plan import parse_memory
+    from calotype.engine.budget import parse_memory
     from calotype.latents import save_latents
     from calotype.pixels import read_picture
 

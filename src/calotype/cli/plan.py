@@ -43,7 +43,7 @@ def command(
     A map is kept whole, spilled to a temporary file, or exists as a few rows at a time; passes run one after another,
     their steps together. Nothing is computed.
     """
-    from calotype.engine.plan import in_words, parse_memory
+    from calotype.engine.budget import in_words, parse_memory
 
     if memory is not None:
         parse_memory(memory)
@@ -83,7 +83,7 @@ def command(
         "width": width,
         "height": height,
         "engine": vae.engine.name,
-        "threads": plan.threads,
+        "threads": plan.job.threads,
         "memory": parse_memory(memory) if memory is not None else None,
         "peak_bytes": plan.peak,
         "flops": plan.flops,

@@ -58,7 +58,7 @@ def command(
 
     Pictures of any size are encoded and decoded exactly, without tiles, and written row by row.
     """
-    from calotype.engine.plan import parse_memory
+    from calotype.engine.budget import parse_memory
     from calotype.evaluate.reconstruct import reconstruct_files
     from calotype.pixels import read_picture_rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calotype.engine.plan import KEYS, QUERIES
+from calotype.engine.blocks import KEYS, QUERIES
 
 
 @dataclass(frozen=True)

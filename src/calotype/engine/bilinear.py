@@ -18,14 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import log2, prod
+from math import ceil, log2, prod
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-# Dyadic with few bits, so that the matrices are exact in float32, and those under which rounding grows least: F(4,3)
-# has half the error here that it has with the usual 0, 1, -1, 2, -2.
-_THREE_TAPS = ("0", "5/8", "-5/8", "3/2", "-3/2")
-_TWO_TAPS = ("0", "3/4", "-3/4", "7/4")
+# Points by the number of taps and of outputs: dyadic with few bits, so that the matrices are exact in float32, and
+# those under which rounding grows least: F(4,3) has half the error here that it has with the usual 0, 1, -1, 2, -2.
+_POINTS = {
+    (3, 4): ("0", "5/8", "-5/8", "3/2", "-3/2"),
+    (3, 2): ("0", "1", "-1"),
+    (2, 4): ("0", "3/4", "-3/4", "7/4"),
+    (2, 2): ("0", "1"),
+    (2, 1): ("0",),
+}
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,9 @@ class Algorithm:
         """Weights of the kernel along one axis."""
         return len(self.kernel[0])
 
-    @property
-    def multiplications(self) -> float:
-        """Of each output, input channel and output channel, in two dimensions; a direct 3x3 convolution has 9."""
-        return (self.positions / self.tile) ** 2
+    def products(self, rows: int, columns: int) -> int:
+        """Multiplications for a map of rows x columns outputs, of each input channel and output channel."""
+        return ceil(rows / self.tile) * ceil(columns / self.tile) * self.positions**2
 
 
 def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
@@ -131,20 +135,21 @@ def pointwise() -> Algorithm:
 
 
 @cache
-def winograd() -> Algorithm:
-    """A 3x3 convolution: F(4x4, 3x3)."""
-    tile = 4
-    return Algorithm("F(4,3)", tile, tile + 2, tile, *toom_cook(tile, 3, _THREE_TAPS))
+def winograd(tile: int) -> Algorithm:
+    """A 3x3 convolution: F(4x4, 3x3), F(2x2, 3x3), or directly with a tile of 1."""
+    if tile == 1:
+        unit = _unit(3)
+        return Algorithm("direct", 1, 3, 1, unit, unit, ((Fraction(1),) * 3,))
+    return Algorithm(f"F({tile},3)", tile, tile + 2, tile, *toom_cook(tile, 3, _POINTS[3, tile]))
 
 
 @cache
-def upsampling() -> Algorithm:
-    """Nearest upsampling by 2, then a 3x3 convolution, on the smaller map.
+def upsampling(half: int) -> Algorithm:
+    """Nearest upsampling by 2, then a 3x3 convolution, on the smaller map, of which a tile stands on `half` x `half`.
 
     y[2i] = w0 x[i-1] + (w1 + w2) x[i] and y[2i+1] = (w0 + w1) x[i] + w2 x[i+1].
     """
-    half = 4
-    bt, g, at = toom_cook(half, 2, _TWO_TAPS)
+    bt, g, at = toom_cook(half, 2, _POINTS[2, half])
     width = half + 2
     inputs = _padded(bt, range(half + 1), width) + _padded(bt, range(1, half + 2), width)
     kernels = _times(g, [[1, 0, 0], [0, 1, 1]]) + _times(g, [[1, 1, 0], [0, 0, 1]])
@@ -152,17 +157,29 @@ def upsampling() -> Algorithm:
     outputs = []
     for row in at:
         outputs += [_padded((row,), range(n), 2 * n)[0], _padded((row,), range(n, 2 * n), 2 * n)[0]]
-    return Algorithm("up F(4,2)x2", 2 * half, width, half, inputs, kernels, tuple(outputs))
+    return Algorithm(f"up F({half},2)x2", 2 * half, width, half, inputs, kernels, tuple(outputs))
 
 
 @cache
-def downsampling() -> Algorithm:
+def downsampling(tile: int) -> Algorithm:
     """A 3x3 convolution of stride 2: y[i] = w0 x[2i] + w2 x[2i+2] (two taps over even inputs) + w1 x[2i+1]."""
-    tile = 4
-    bt, g, at = toom_cook(tile, 2, _TWO_TAPS)
+    bt, g, at = toom_cook(tile, 2, _POINTS[2, tile])
     width = 2 * tile + 1
-    unit: Matrix = tuple(tuple(Fraction(int(i == j)) for j in range(tile)) for i in range(tile))
+    unit = _unit(tile)
     inputs = _padded(bt, range(0, width, 2), width) + _padded(unit, range(1, width, 2), width)
     kernels = _times(g, [[1, 0, 0], [0, 0, 1]]) + ((Fraction(0), Fraction(1), Fraction(0)),) * tile
     outputs = tuple(row + unit[i] for i, row in enumerate(at))
-    return Algorithm("down F(4,2)", tile, width, 2 * tile, inputs, kernels, outputs)
+    return Algorithm(f"down F({tile},2)", tile, width, 2 * tile, inputs, kernels, outputs)
+
+
+def _unit(size: int) -> Matrix:
+    return tuple(tuple(Fraction(int(i == j)) for j in range(size)) for i in range(size))
+
+
+# By what happens before a 3x3 convolution, large tiles first. F(4,2) of stride 2 would save a fifth of F(2,2)'s
+# products, and loses more in its transforms, which have 81 positions.
+ALGORITHMS = {
+    "none": (winograd(4), winograd(2), winograd(1)),
+    "up": (upsampling(4), upsampling(2), upsampling(1)),
+    "down": (downsampling(2), downsampling(1)),
+}

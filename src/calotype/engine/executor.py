@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from calotype.engine.attention import Folded, attend
+from calotype.engine.blocks import KEYS, PANEL, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
-from calotype.engine.plan import KEYS, PANEL, QUERIES, Pass, Plan, Run, computed_flops, read_by
+from calotype.engine.passes import Pass, Run, read_by
+from calotype.engine.plan import Plan
 from calotype.engine.program import Attention, Conv, Fold, Map, Norm, Step
 from calotype.engine.reference import Moments, Reference, fold
 
@@ -117,7 +119,7 @@ class Executor:
             self._memory.close()
 
     def _cost(self, step: Step) -> float:
-        return computed_flops(step, self.plan.height, self.plan.width, self.plan.kernels) + 1.0
+        return self.plan.job.flops(step) + 1.0
 
     def _advance(self, work: float) -> None:
         self._done += work
@@ -125,7 +127,7 @@ class Executor:
             self._progress(min(1.0, self._done / self._work))
 
     def _view(self, one: Map, offset: int, rows: int) -> Rows:
-        width = one.size(self.plan.height, self.plan.width)[1]
+        width = self.plan.job.size(one)[1]
         return Rows(one, self._memory.view(offset, rows, width, one.channels, self.dtype))
 
     def _pass(self, one: Pass) -> Iterator[tuple[int, int, Tensor]]:
@@ -138,7 +140,7 @@ class Executor:
             self._statistics.pop(name, None)
         for step in one.steps:
             if one.places[step.target.name] == "kept" and step.target.name not in self._windows:
-                rows, _ = step.target.size(self.plan.height, self.plan.width)
+                rows, _ = self.plan.job.size(step.target)
                 self._kept[step.target.name] = self._view(step.target, self.plan.offsets[step.target.name], rows)
             if isinstance(step, Conv):
                 self._prepare(one, step)
@@ -184,7 +186,7 @@ class Executor:
             target[slice(run.start, run.end)].copy_(fold(step, self._rows(step.source)[slice(start, end)]))
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
-        rows_of, _ = step.target.size(self.plan.height, self.plan.width)
+        rows_of, _ = self.plan.job.size(step.target)
         if one.stores and one.places[run.map.name] == "spilled":
             self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
         self._advance(self._cost(step) * (run.end - run.start) / rows_of)
@@ -228,7 +230,7 @@ class Executor:
         return self._statistics[step.source.name].normalise(step.norm, weight, bias)
 
     def _attend(self, one: Pass, step: Attention) -> None:
-        height, width = step.source.size(self.plan.height, self.plan.width)
+        height, width = self.plan.job.size(step.source)
         channels = step.source.channels
         spilled = one.places[step.source.name] == "spilled"
 

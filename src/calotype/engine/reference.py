@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calotype.engine.blocks import Job
 from calotype.engine.memory import Rows
-from calotype.engine.plan import end_source_row, first_source_row
+from calotype.engine.passes import end_source_row, first_source_row
 from calotype.engine.program import Conv, Fold
 
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -19,12 +20,12 @@ class Reference:
     """Runs convolutions of one plan.
 
     Args:
-        height, width: of the picture, in pixels.
+        job: of that plan.
         dtype: of computation; statistics are float32 and merged in float64 whatever it is.
     """
 
-    def __init__(self, height: int, width: int, dtype: torch.dtype) -> None:
-        self.height, self.width, self.dtype = height, width, dtype
+    def __init__(self, job: Job, dtype: torch.dtype) -> None:
+        self.job, self.dtype = job, dtype
         self._weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def prepare(self, step: Conv, weight: Tensor, bias: Tensor | None) -> None:
@@ -47,7 +48,7 @@ class Reference:
         measure: bool,
     ) -> Moments | None:
         """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel."""
-        high, _ = step.source.size(self.height, self.width)
+        high, _ = self.job.size(step.source)
         first, last = first_source_row(step, start), end_source_row(step, end)
         x = _nchw(source[slice(max(0, first), min(high, last))])
         if step.norm or step.affine:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from calotype.autoencoder import AutoencoderKL
 from calotype.engine import cuda
+from calotype.engine.blocks import Kernels
+from calotype.engine.budget import parse_memory
 from calotype.engine.executor import Executor, Progress, Source
 from calotype.engine.memory import free_memory
-from calotype.engine.plan import Kernels, Plan, parse_memory, plan
+from calotype.engine.plan import Plan, plan
 from calotype.engine.program import Direction, Program, program
 from calotype.engine.reference import Reference
 from calotype.errors import NonFiniteError, UsageError
@@ -157,12 +159,12 @@ class Engine:
         dtype = torch.float32 if self.name == "winograd" else self.dtype
         backend: Winograd | Reference
         if self.name == "winograd":
-            workers = _workers(made.threads)
+            workers = _workers(made.job.threads)
             from calotype.engine.winograd import Winograd
 
-            backend = Winograd(workers, height, width, half=self.dtype == torch.bfloat16)
+            backend = Winograd(workers, made.job)
         else:
-            backend = Reference(height, width, dtype)
+            backend = Reference(made.job, dtype)
         executor = Executor(made, self.module, self.device, dtype, backend, progress)
         for start, end, rows in executor.run(source):
             yield start, end, rows.permute(2, 0, 1)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from calotype.engine import kernels
 from calotype.engine.attention import Folded
+from calotype.engine.blocks import ATTENTION_BLOCK, KEYS, QUERIES, Job, aligned
 from calotype.engine.memory import Rows
-from calotype.engine.plan import ATTENTION_BLOCK, KEYS, QUERIES, algorithm_of, aligned, block_of, scratch_floats
 from calotype.engine.program import Conv, Map
 from calotype.engine.reference import Moments
+from calotype.engine.vectors import PANEL
 
 Floats = npt.NDArray[np.float32]
 _CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "clamp": kernels.NONE}
@@ -80,17 +81,18 @@ class Winograd:
     """Runs convolutions of one plan.
 
     Args:
-        half: whether products are of bfloat16 (sums, maps and statistics stay float32).
+        job: of that plan; with `half`, sums, maps and statistics stay float32.
     """
 
-    def __init__(self, workers: Workers, height: int, width: int, half: bool) -> None:
-        self.workers, self.height, self.width, self.half = workers, height, width, half
+    def __init__(self, workers: Workers, job: Job) -> None:
+        self.workers, self.job = workers, job
         self._biases: dict[str, Floats] = {}
 
     def prepare(self, step: Conv, weight: Tensor, bias: Tensor | None, address: int) -> None:
         """Transforms a convolution's weights [N, K, taps, taps] (or [N, K]) into memory."""
         out, channels = weight.shape[:2] if step.kernel == 3 else (weight.shape[0], weight[0].numel())
-        wide, deep = -(-out // kernels.PANEL) * kernels.PANEL, channels + (channels % 2 if self.half else 0)
+        half = self.job.half
+        wide, deep = -(-out // PANEL) * PANEL, channels + (channels % 2 if half else 0)
         weight = weight.detach().float().reshape(out, channels, step.kernel, step.kernel)
         scale, shift = step.gain or (1.0, 0.0)
         if scale != 1.0:
@@ -98,10 +100,10 @@ class Winograd:
         if (wide, deep) != (out, channels):
             weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, deep - channels, 0, wide - out))
         weight = weight.contiguous()
-        code = kernels.ALGORITHMS.index(algorithm_of(step))
+        code = kernels.ALGORITHMS.index(self.job.algorithm(step))
         self.workers.run(
-            wide // kernels.PANEL,
-            lambda _, panel: kernels.transform_weights(code, self.half, weight.data_ptr(), wide, deep, address, panel),
+            wide // PANEL,
+            lambda _, panel: kernels.transform_weights(code, half, weight.data_ptr(), wide, deep, address, panel),
         )
         padded = np.full(wide, shift, dtype=np.float32)
         if bias is not None:
@@ -124,20 +126,20 @@ class Winograd:
         measure: bool,
     ) -> Moments | None:
         """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel."""
-        algorithm = algorithm_of(step)
-        rows, width = step.target.size(self.height, self.width)
-        high, wide = step.source.size(self.height, self.width)
-        block = block_of(step, self.height, self.width, self.workers.threads, end - start)
+        algorithm = self.job.algorithm(step)
+        rows, width = self.job.size(step.target)
+        high, wide = self.job.size(step.source)
+        block = self.job.block(step, end - start)
         first, last = start // algorithm.tile, -(-end // algorithm.tile)
         across = -(-width // algorithm.tile)
         blocks = -(-(last - first) // block[0]) * -(-across // block[1])
-        sizes = [aligned(4 * n) for n in scratch_floats(step, block)]
+        sizes = [aligned(4 * n) for n in self.job.scratch_floats(step, block)]
         places = [[scratch + t * sum(sizes) + sum(sizes[:i]) for i in range(4)] for t in range(self.workers.threads)]
         n = step.target.channels
         statistics = np.empty((blocks, 3, n)) if measure else None
         bias, floor = self._biases[step.weights], _FLOORS[step.relu]
         fixed = (
-            kernels.ALGORITHMS.index(algorithm), self.half, source.address, source.first, high, wide,
+            kernels.ALGORITHMS.index(algorithm), self.job.half, source.address, source.first, high, wide,
             step.source.channels, scale.ctypes.data, shift.ctypes.data, _CODES[step.activation], step.pad,
             target.address, target.first, rows, width, n,
             residual.address if residual else 0, residual.first if residual else 0, floor.ctypes.data,
@@ -163,7 +165,7 @@ class Winograd:
             write: (start, end, values, their moments by channel).
             scratch: bytes to work in, `plan.attention_bytes` of them.
         """
-        channels, step, panel = len(scale), kernels.ATTENTION_ROWS, kernels.PANEL
+        channels, step, panel = len(scale), kernels.ATTENTION_ROWS, PANEL
         padded = -(-min(KEYS, positions) // panel) * panel
         rows = -(-min(QUERIES, positions) // step) * step
         take = _Carver(scratch)
@@ -171,7 +173,7 @@ class Winograd:
         query, sums, result = (take(rows, channels) for _ in range(3))
         state = take(rows, 4)
         places = [take(step, padded + channels) for _ in range(self.workers.threads)]
-        linear = _Linear(self.workers, channels, take)
+        linear = _Linear(self.workers, self.job, channels, take)
         ask, answer = linear.weights(folded.query), linear.weights(folded.out)
         one, zero = np.ones(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32)
         for start in range(0, positions, QUERIES):
@@ -203,7 +205,7 @@ class Winograd:
         shift: Floats,
     ) -> None:
         """All queries against one block of positions [n, C]."""
-        (count, channels), step, panel = block.shape, kernels.ATTENTION_ROWS, kernels.PANEL
+        (count, channels), step, panel = block.shape, kernels.ATTENTION_ROWS, PANEL
         padded = -(-count // panel) * panel
         source, norm = block.data_ptr(), (scale.ctypes.data, shift.ctypes.data)
         packed = keys.ctypes.data, values.ctypes.data
@@ -239,10 +241,10 @@ class _Carver:
 class _Linear:
     """Linear maps of positions [n, C] to [n, C], by the kernel of 1x1 convolutions."""
 
-    def __init__(self, workers: Workers, channels: int, take: _Carver) -> None:
+    def __init__(self, workers: Workers, job: Job, channels: int, take: _Carver) -> None:
         self.workers, self.channels, self._take = workers, channels, take
         one = Map("", channels, 1)
-        sizes = scratch_floats(Conv(source=one, target=one, weights="", kernel=1), ATTENTION_BLOCK)
+        sizes = job.scratch_floats(Conv(source=one, target=one, weights="", kernel=1), ATTENTION_BLOCK)
         self._scratch = [[take(n) for n in sizes] for _ in range(workers.threads)]
 
     def weights(self, matrix: Tensor) -> Floats:
@@ -250,7 +252,7 @@ class _Linear:
         n = self.channels
         made = self._take(n, n)
         self.workers.run(
-            n // kernels.PANEL,
+            n // PANEL,
             lambda _, i: kernels.transform_weights(
                 kernels.POINTWISE, False, matrix.data_ptr(), n, n, made.ctypes.data, i
             ),

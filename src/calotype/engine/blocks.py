@@ -1,0 +1,168 @@
+"""How the executors compute a step, and what that takes: algorithms, blocks, scratch, operations. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from typing import Literal
+
+from calotype.engine.bilinear import ALGORITHMS, Algorithm, pointwise
+from calotype.engine.passes import end_source_row, first_source_row
+from calotype.engine.program import Attention, Conv, Fold, Map, Step
+
+Kernels = Literal["winograd", "reference"]
+
+ALIGN = 4096  # of every block of memory
+LANES, PANEL, TILES_AT_ONCE = 16, 32, 12  # of the kernels; `kernels.py` may use less
+QUERIES, KEYS = 2048, 1024  # positions that attention takes at once
+ATTENTION_BLOCK = (1, 192)  # positions of its linear maps that a thread takes at once
+
+# Operations of products in the time of what comes with them, fitted to bench/shapes.py: of transforming a weight to a
+# position, and a number that goes in or comes out, whose transforms grow with the positions along an axis.
+WEIGHT_COST = 240.0
+INPUT_COST = 20.0
+OUTPUT_COST = 6.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A size, and who computes.
+
+    Attributes:
+        height, width: of the picture in pixels, multiples of the network's factor.
+        kernels: who computes: their blocks and transformed weights take memory too.
+        threads: that share the blocks.
+        itemsize: bytes of a number in a map.
+        half: whether products are of bfloat16.
+    """
+
+    height: int
+    width: int
+    kernels: Kernels = "winograd"
+    threads: int = 1
+    itemsize: int = 4
+    half: bool = False
+
+    def size(self, one: Map) -> tuple[int, int]:
+        """Rows and columns of a map."""
+        return one.size(self.height, self.width)
+
+    def row_bytes(self, one: Map) -> int:
+        """Bytes of a row of a map."""
+        return self.size(one)[1] * one.channels * self.itemsize
+
+    def bytes(self, one: Map) -> int:
+        """Bytes of a map."""
+        return one.values(self.height, self.width) * self.itemsize
+
+    def granule(self, step: Step) -> int:
+        """Rows that a step makes at once."""
+        if isinstance(step, Fold):
+            return step.block if step.target.factor < step.source.factor else 1
+        return self.algorithm(step).tile if isinstance(step, Conv) and self.kernels == "winograd" else 1
+
+    def algorithm(self, step: Conv) -> Algorithm:
+        """How the kernels compute a convolution: what takes the least time for a map of this size."""
+        return fastest(step, *self.size(step.target))
+
+    def flops(self, step: Step) -> int:
+        """Operations of a step's products, as they are computed."""
+        if self.kernels == "reference" or not isinstance(step, Conv):
+            return step.flops(self.height, self.width)
+        algorithm = self.algorithm(step)
+        return 2 * algorithm.products(*self.size(step.target)) * step.source.channels * step.target.channels
+
+    def block(self, step: Conv, rows: int | None = None) -> tuple[int, int]:
+        """Rows and columns of tiles that a thread takes at once, of a map or of so many rows of it.
+
+        Many, so that weights are read seldom, and few, so that a block stays near the processor.
+        """
+        algorithm = self.algorithm(step)
+        high, wide = self.size(step.target)
+        if rows is not None:
+            high = min(high, rows)
+        down, across = ceil(high / algorithm.tile), ceil(wide / algorithm.tile)
+        channels = max(step.source.channels, step.target.channels)
+        many = step.kernel == 1 or channels > 256
+        tiles = (192 if many else 96 if channels > 128 else 48) if algorithm.positions <= 6 else (144 if many else 96)
+        # one thread and two share a map alike, so that they give the same bits
+        tiles = min(tiles, max(TILES_AT_ONCE, ceil(down * across / max(2, self.threads))))
+        columns = ceil(across / ceil(across / min(across, max(TILES_AT_ONCE, ceil(tiles**0.5)))))
+        return min(down, max(1, round(tiles / columns))), columns
+
+    def weight_bytes(self, step: Conv) -> int:
+        """Bytes of a convolution's transformed weights."""
+        channels = step.source.channels + (step.source.channels % 2 if self.half else 0)
+        out = ceil(step.target.channels / PANEL) * PANEL
+        return self.algorithm(step).positions ** 2 * channels * out * (2 if self.half else 4)
+
+    def scratch_floats(self, step: Conv, block: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Floats of a thread's patch, inputs, outputs and tile (see `kernels.convolve_block`)."""
+        algorithm = self.algorithm(step)
+        padded = ceil(step.source.channels / LANES) * LANES
+        wide = ceil(step.target.channels / PANEL) * PANEL
+        tiles = ceil(block[0] * block[1] / TILES_AT_ONCE) * TILES_AT_ONCE
+        rows, columns = ((n - 1) * algorithm.step + algorithm.window for n in block)
+        t2, skew = algorithm.positions**2, LANES
+        return (
+            rows * columns * padded,
+            t2 * (tiles * padded + skew),
+            t2 * (tiles * wide + skew),
+            (algorithm.tile**2 + 3) * wide,
+        )
+
+    def attention_bytes(self, step: Attention, spilled: bool) -> int:
+        """Scratch of attention: queries and their sums, keys in both layouts, scores; and blocks of a spilled map."""
+        rows, columns = self.size(step.source)
+        c, n = step.source.channels, rows * columns
+        queries, keys = min(QUERIES, n) + TILES_AT_ONCE * 4, min(KEYS, n) + PANEL
+        if self.kernels == "reference" or c % PANEL:
+            floats = 5 * queries * c + 4 * keys * c + 2 * queries * keys
+        else:
+            one = Conv(source=step.source, target=step.target, weights="", kernel=1)
+            linear = sum(self.scratch_floats(one, ATTENTION_BLOCK))
+            at_once = self.threads * (TILES_AT_ONCE * 4 * (keys + c) + linear)
+            floats = 3 * queries * c + 2 * keys * c + 4 * queries + 2 * c * c + at_once
+        return (
+            4 * floats
+            + (8 + 5 * self.threads) * ALIGN
+            + (2 * aligned(max(QUERIES, KEYS) * c * self.itemsize) if spilled else 0)
+        )
+
+    def reference_bytes(self, step: Step, rows: int) -> int:
+        """What torch's operations take beside source and target for so many rows: copies in both layouts, weights."""
+        source = min(end_source_row(step, rows) - first_source_row(step, 0), self.size(step.source)[0])
+        read = source * self.row_bytes(step.source) * (4 if isinstance(step, Conv) and step.resample == "up" else 1)
+        made = rows * self.row_bytes(step.target)
+        weights = 9 * step.source.channels * step.target.channels * 4 if isinstance(step, Conv) else 0
+        return int((5 * read + 3 * made) * max(1, 4 // self.itemsize) + 2 * weights)
+
+
+@lru_cache(maxsize=4096)
+def fastest(step: Conv, rows: int, columns: int) -> Algorithm:
+    """The algorithm that takes the least time for a target of this size.
+
+    Large tiles take fewer multiplications, small ones fewer transformed weights, which count where there are few
+    positions to share them.
+    """
+    if step.kernel == 1:
+        return pointwise()
+    return min(ALGORITHMS[step.resample], key=lambda one: cost(one, step, rows, columns))
+
+
+def cost(algorithm: Algorithm, step: Conv, rows: int, columns: int) -> float:
+    """What an algorithm takes, in operations of products."""
+    tiles = ceil(rows / algorithm.tile) * ceil(columns / algorithm.tile)
+    padded = ceil(tiles / TILES_AT_ONCE) * TILES_AT_ONCE
+    source, target = step.source.channels, ceil(step.target.channels / PANEL) * PANEL
+    return algorithm.positions**2 * (
+        2.0 * padded * source * target
+        + WEIGHT_COST * source * target
+        + tiles * algorithm.positions * (INPUT_COST * source + OUTPUT_COST * target)
+    )
+
+
+def aligned(size: int) -> int:
+    """A size rounded up to whole pages."""
+    return ceil(size / ALIGN) * ALIGN

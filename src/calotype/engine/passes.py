@@ -1,0 +1,162 @@
+"""Passes: steps that run together, stripe by stripe from the top, and which rows each of them needs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+from calotype.engine.program import Attention, Conv, Fold, Map, Step
+
+Place = Literal["kept", "spilled", "rows"]
+
+
+def first_source_row(step: Step, row: int) -> int:
+    """The first row of its source that a step needs for its target's rows from `row` on (0 or below for none)."""
+    if isinstance(step, Fold):
+        return row * step.block if step.target.factor > step.source.factor else row // step.block
+    if isinstance(step, Conv) and step.kernel == 3:
+        if step.resample == "up":
+            return (row - 1) // 2
+        return 2 * row - step.pad if step.resample == "down" else row - 1
+    return row
+
+
+def end_source_row(step: Step, end: int) -> int:
+    """The row of its source after the last that a step needs for its target's rows before `end` (perhaps beyond it)."""
+    if isinstance(step, Fold):
+        return end * step.block if step.target.factor > step.source.factor else ceil(end / step.block)
+    if isinstance(step, Conv) and step.kernel == 3:
+        if step.resample == "up":
+            return end // 2 + 1
+        return 2 * end + 1 - step.pad if step.resample == "down" else end + 1
+    return end
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows `start` to `end` of a map, made by step number `step` of a pass, or loaded where that is below zero.
+
+    `drop`: rows of that map before this one are needed no longer, once this run begins.
+    """
+
+    map: Map
+    step: int
+    start: int
+    end: int
+    drop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Steps that run together.
+
+    Attributes:
+        steps: in order.
+        stripe: rows of the last step's target at a time.
+        measured: names of the maps whose statistics are taken.
+        stores: whether what its last step makes is stored, or only measured.
+        offsets: of its windows, scratch and transformed weights in its part of the memory, by name.
+        temporary: bytes of that part.
+    """
+
+    steps: tuple[Step, ...]
+    stripe: int
+    measured: frozenset[str]
+    stores: bool
+    rows: Mapping[str, int]  # height of every map it touches
+    places: Mapping[str, Place]
+    granules: tuple[int, ...]  # rows that each step makes at once
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, int] = field(default_factory=dict)  # rows of every window
+    temporary: int = 0
+
+    @property
+    def made(self) -> dict[str, int]:
+        """The step that makes each map."""
+        return {step.target.name: i for i, step in enumerate(self.steps)}
+
+    @property
+    def loaded(self) -> list[Map]:
+        """Maps that come from a file, or from outside."""
+        made = self.made
+        found: dict[str, Map] = {}
+        for step in self.steps:
+            for one in read_by(step):
+                if one.name not in made and self.places[one.name] != "kept":
+                    found[one.name] = one
+        return list(found.values())
+
+    @property
+    def target(self) -> Map:
+        """What its last step makes."""
+        return self.steps[-1].target
+
+    @property
+    def iterations(self) -> int:
+        """Stripes."""
+        return ceil(self.rows[self.target.name] / self.stripe)
+
+    def needed(self, iteration: int) -> dict[str, int]:
+        """How far each map, made or loaded, must have come at the end of an iteration (-1: before the first)."""
+        end = min((iteration + 1) * self.stripe, self.rows[self.target.name])
+        if end <= 0:
+            return dict.fromkeys((*self.made, *(one.name for one in self.loaded)), 0)
+        need = {one.name: 0 for one in self.loaded}
+        last = self.rows[self.target.name]
+        for step, granule in zip(reversed(self.steps), reversed(self.granules), strict=True):
+            name, height = step.target.name, self.rows[step.target.name]
+            rows = need.get(name, 0)
+            if step is self.steps[-1] or self.places[name] != "rows":
+                rows = max(rows, ceil(end * height / last))
+            rows = min(height, ceil(rows / granule) * granule)
+            need[name] = rows
+            for one, until in sources_until(step, rows):
+                need[one.name] = max(need.get(one.name, 0), min(until, self.rows[one.name]))
+        return need
+
+    def still_read(self, need: Mapping[str, int]) -> dict[str, int]:
+        """The first row of each map that steps which have come so far will read again."""
+        first: dict[str, int] = {}
+        for step in self.steps:
+            done = need[step.target.name]
+            for one in read_by(step):
+                row = done if _is_residual(step, one) else first_source_row(step, done)
+                if isinstance(step, Conv) and step.residual == one and step.source == one:
+                    row = min(done, first_source_row(step, done))
+                first[one.name] = min(first.get(one.name, self.rows[one.name]), max(0, row))
+        return first
+
+    def runs(self, iteration: int) -> Iterator[Run]:
+        """What an iteration does, in order."""
+        before, after = self.needed(iteration - 1), self.needed(iteration)
+        first = self.still_read(before)
+        for one in self.loaded:
+            if after[one.name] > before[one.name]:
+                yield Run(one, -1, before[one.name], after[one.name], min(first[one.name], before[one.name]))
+        for i, step in enumerate(self.steps):
+            name = step.target.name
+            if after[name] > before[name]:
+                yield Run(step.target, i, before[name], after[name], min(first.get(name, before[name]), before[name]))
+
+
+def _is_residual(step: Step, one: Map) -> bool:
+    return isinstance(step, Conv) and step.residual == one and step.source != one
+
+
+def read_by(step: Step) -> tuple[Map, ...]:
+    """Maps that a step reads."""
+    if isinstance(step, Conv) and step.residual and step.residual != step.source:
+        return step.source, step.residual
+    return (step.source,)
+
+
+def sources_until(step: Step, rows: int) -> Iterable[tuple[Map, int]]:
+    """Each map that a step reads, and how far it needs it for its target's rows before `rows`."""
+    for one in read_by(step):
+        yield one, rows if _is_residual(step, one) else end_source_row(step, rows)
+
+
+def normalised(step: Step) -> bool:
+    return isinstance(step, Attention) or (isinstance(step, Conv) and step.norm is not None)
