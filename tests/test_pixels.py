@@ -954,7 +954,7 @@ def test_rows_are_those_of_the_whole(kind: str, alpha: Any, monkeypatch: pytest.
     assert (rows.size, rows.notices) == (whole.size, whole.notices)
     height = rows.size[0]
     for step in (1, 7, 16, height):
-        parts = [rows.pixels(top, min(top + step, height)) for top in range(0, height, step)]
+        parts = [rows.rows(top, min(top + step, height)) for top in range(0, height, step)]
         assert torch.equal(torch.cat(parts, dim=1), whole.pixels)
     assert (rows.alpha is None) == (whole.alpha is None)
     if rows.alpha is not None and whole.alpha is not None:
@@ -965,9 +965,9 @@ def test_rows_are_those_of_the_whole(kind: str, alpha: Any, monkeypatch: pytest.
 def test_rows_belong_to_the_caller() -> None:
     for source in (encoded(colours(), "PNG"), encoded(np.full((4, 5), 900, np.uint16), "PNG")):
         rows = read_picture_rows(source)
-        before = rows.pixels(0, 2).clone()
-        rows.pixels(0, 2).zero_()
-        assert torch.equal(rows.pixels(0, 2), before)
+        before = rows.rows(0, 2).clone()
+        rows.rows(0, 2).zero_()
+        assert torch.equal(rows.rows(0, 2), before)
 
 
 def test_reading_by_rows_refuses_what_reading_does() -> None:

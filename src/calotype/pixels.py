@@ -88,6 +88,10 @@ class Picture:
         """(height, width)."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows from `top` to before `bottom`: [3, bottom - top, W]."""
+        return self.pixels[:, top:bottom]
+
 
 @dataclass(frozen=True, eq=False)
 class PictureRows:
@@ -117,7 +121,7 @@ class PictureRows:
         """[H, W], uint8; only when it was asked for and some of it is below 255."""
         return torch.from_numpy(self.opacity) if self.keep and self.opacity is not None else None
 
-    def pixels(self, top: int, bottom: int) -> Tensor:
+    def rows(self, top: int, bottom: int) -> Tensor:
         """Rows from `top` to before `bottom`: [3, bottom - top, W], float32 in [-1, 1], sRGB-encoded."""
         levels = self.levels[top:bottom]
         deep = levels.ndim == 2
@@ -172,7 +176,7 @@ def read_picture(
     """
     rows = read_picture_rows(source, alpha=alpha, background=background)
     opacity = None if rows.alpha is None else rows.alpha.float().div_(255.0)
-    return Picture(rows.pixels(0, rows.size[0]), opacity, rows.notices)
+    return Picture(rows.rows(0, rows.size[0]), opacity, rows.notices)
 
 
 def read_picture_rows(
@@ -250,6 +254,14 @@ def pad(pixels: Tensor, factor: int) -> tuple[Tensor, Padding]:
     # torch pads both sides of [C, H, W]; the leading axes are all channels to it.
     padded = functional.pad(pixels.reshape(-1, height, width), (0, right, 0, bottom), mode=padding.mode)
     return padded.reshape(*pixels.shape[:-2], height + bottom, width + right), padding
+
+
+def planes(rows: Rows, height: int, width: int) -> Iterator[Tensor]:
+    """The values of a picture given by rows, in the order of [3, H, W]."""
+    step = max(1, 2**20 // width)
+    for channel in range(3):
+        for top in range(0, height, step):
+            yield rows(top, min(top + step, height))[channel]
 
 
 def pad_rows(pixels: Rows, height: int, width: int, factor: int) -> tuple[Rows, Padding]:

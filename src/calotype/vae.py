@@ -23,7 +23,7 @@ from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
-from calotype.pixels import Picture, crop, pad, read_picture, to_pil
+from calotype.pixels import Picture, PictureRows, crop, pad, pad_rows, planes, read_picture_rows, to_pil
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
@@ -32,7 +32,7 @@ from calotype.weights.presets import PRESETS
 
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 
-PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture
+PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture | PictureRows
 
 
 def load(
@@ -293,7 +293,7 @@ class VAE:
 
         The whole picture is never in memory. Rows belong to the caller.
 
-        Raises:
+        Raises (when the first rows are asked for, not before):
             NonFiniteError: if rows are not finite; unlike in `decode` nothing is computed again, for rows are gone.
             UsageError, WeightsError, LatentsError, MemoryLimitError: as `decode`.
         """
@@ -395,7 +395,7 @@ class VAE:
         """Pictures -> latents, one each; sizes may differ.
 
         Args:
-            pictures: paths, bytes, PIL images or `Picture`s.
+            pictures: paths, bytes, PIL images, `Picture`s or `PictureRows`.
             seed: None takes the posterior's mode. A seed draws from the posterior, with a generator for each picture
                 (`picture_generator`), so that a draw does not depend on the other pictures, and differs from theirs.
             space: raw or model latents.
@@ -409,13 +409,15 @@ class VAE:
         format_ = self.latent_format
         results = []
         for i, source in enumerate(pictures):
-            if isinstance(source, Picture):
-                picture = source
-            else:
-                picture = read_picture(source, alpha=alpha, background=background)
-            pixels, padding = pad(picture.pixels, self.factor * format_.patch)
-            posterior = self.encode(pixels[None], memory=memory, progress=share(progress, i, len(pictures)))
-            z = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, pixels)])
+            picture = (
+                source
+                if isinstance(source, Picture | PictureRows)
+                else read_picture_rows(source, alpha=alpha, background=background)
+            )
+            rows, padding = pad_rows(picture.rows, *picture.size, self.factor * format_.patch)
+            size = padding.height + padding.bottom, padding.width + padding.right
+            posterior = self.encode_rows(rows, *size, memory=memory, progress=share(progress, i, len(pictures)))
+            z = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, planes(rows, *size))])
             raw = Latents(
                 tensor=z[0].cpu(),
                 space="raw",
@@ -423,7 +425,7 @@ class VAE:
                 vae=self.sha256,
                 vae_name=self.name,
                 padding=padding,
-                alpha=picture.alpha,
+                alpha=_opacity(picture),
             )
             results.append(raw if space == "raw" else raw.to_model())
         return results
@@ -598,3 +600,10 @@ class VAE:
 
     def __repr__(self) -> str:
         return f"VAE({self.name!r}, f{self.factor}, {self.latent_channels} channels, {self.device}, {self.dtype})"
+
+
+def _opacity(picture: Picture | PictureRows) -> Tensor | None:
+    """Alpha in [0, 1]."""
+    if isinstance(picture, Picture) or picture.alpha is None:
+        return picture.alpha
+    return picture.alpha.float() / 255.0

@@ -318,8 +318,6 @@ def execute(
     executor = Executor(made, module, torch.device("cpu"), dtype, backend, progress)
     source = x.permute(1, 2, 0)
     parts = [rows.clone() for _, _, rows in executor.run(lambda start, end: source[start:end])]
-    if workers:
-        workers.close()
     return torch.cat(parts).permute(2, 0, 1)
 
 

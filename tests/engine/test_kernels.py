@@ -110,7 +110,6 @@ class Case:
                     scratch=scratch.data_ptr(), measure=True,
                 )
             )  # fmt: skip
-        workers.close()
         assert all((block[len(block) - guard :] == SENTINEL).all() for block in (weights, scratch, memory))
         return target, found
 
@@ -343,4 +342,3 @@ def test_workers_stop_at_an_error() -> None:
     done.clear()
     workers.run(50, lambda thread, i: done.append(i))
     assert sorted(done) == list(range(50))
-    workers.close()

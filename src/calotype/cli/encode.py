@@ -67,7 +67,7 @@ def command(
     """
     from calotype.engine.budget import parse_memory
     from calotype.latents import save_latents
-    from calotype.pixels import read_picture
+    from calotype.pixels import read_picture_rows
 
     if memory is not None:
         parse_memory(memory)
@@ -77,7 +77,7 @@ def command(
     format_ = loaded.latent_format
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
-        picture = read_picture(photos[i], alpha=alpha.value, background=under)
+        picture = read_picture_rows(photos[i], alpha=alpha.value, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
         latents = loaded.encode_image(picture, seed=seed, space=space.value, memory=memory, progress=told)

@@ -196,9 +196,18 @@ class Spill:
             ) from None
 
     def read(self, one: Map, row: int, rows: Tensor) -> None:
-        """Fills rows [n, width, channels] with those of a map from a row on."""
+        """Fills rows [n, width, channels] with those of a map from a row on.
+
+        Raises:
+            MemoryLimitError: if the disk does not give them back.
+        """
         data = _bytes(rows) if rows.device.type == "cpu" else memoryview(bytearray(rows.numel() * rows.element_size()))
-        self._move(one.name, row * len(data) // len(rows), data, "readinto")
+        try:
+            self._move(one.name, row * len(data) // len(rows), data, "readinto")
+        except OSError as error:
+            raise MemoryLimitError(
+                f"A temporary file can't be read back ({error.strerror}); give more --memory, or another TMPDIR."
+            ) from None
         if rows.device.type != "cpu":
             rows.copy_(torch.frombuffer(data, dtype=rows.dtype).view(rows.shape))
 

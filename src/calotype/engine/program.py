@@ -142,12 +142,10 @@ class Program:
     Attributes:
         direction: "encode" (pixels -> moments, or latents where the network has no posterior) or "decode".
         source, target: the first map and the last.
-        factor: spatial compression of the network.
     """
 
     direction: Direction
     steps: tuple[Step, ...]
-    factor: int
 
     @property
     def source(self) -> Map:
@@ -173,7 +171,7 @@ def program(config: NetworkConfig, direction: Direction) -> Program:
         _folded_encoder(build, config) if direction == "encode" else _folded_decoder(build, config)
     else:
         _tiny_encoder(build, config) if direction == "encode" else _tiny_decoder(build, config)
-    return Program(direction, tuple(build.steps), config.factor)
+    return Program(direction, tuple(build.steps))
 
 
 @dataclass

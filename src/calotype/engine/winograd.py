@@ -58,11 +58,6 @@ class Workers:
             stop.set()
             _outlast(futures)
 
-    def close(self) -> None:
-        """Ends the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
 
 def _outlast(futures: list[Future[None]]) -> None:
     """Waits until all are done, also through interrupts: memory they write into is about to be given back."""

@@ -18,7 +18,7 @@ from calotype.engine.program import Map
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
 from calotype.evaluate.metrics import RowMetrics
-from calotype.pixels import Picture, PictureRows, Rows, crop, pad, pad_rows, to_uint8
+from calotype.pixels import Picture, PictureRows, Rows, crop, pad, pad_rows, planes, to_uint8
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE, picture_generator
@@ -129,29 +129,32 @@ def reconstruct_files(
     height, width = picture.size
     require_rows_writable(reconstruction, width, height, alpha=picture.alpha is not None)
     require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
-    rows, padding = pad_rows(picture.pixels, height, width, vae.factor)
+    rows, padding = pad_rows(picture.rows, height, width, vae.factor)
     padded = (height + padding.bottom, width + padding.right)
     posterior = vae.encode_rows(rows, *padded, memory=memory, progress=share(progress, 0, 4))
     rate = _rate(posterior)
-    drawn = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, _parts(rows, *padded))])
+    drawn = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, planes(rows, *padded))])
     latents = drawn[0].clone()
     del posterior, drawn  # which hold more than twice as much
 
     spool = _Spool(width)
     try:
         told = share(progress, 1, 4)
+        finite = True
         try:
             spool.fill(vae.decode_rows(latents, memory=memory, progress=told), height)
         except NonFiniteError:
             if vae.dtype == torch.float32:
                 raise
+            finite = False
+        if not finite:  # out here, where the error holds the first run's memory no longer
             vae.widen(stacklevel=3)
             spool.fill(vae.decode_rows(latents, memory=memory, progress=told), height)
 
         metrics = RowMetrics(height, width)
 
         def before(top: int, bottom: int) -> Tensor:
-            return to_uint8(picture.pixels(top, bottom))
+            return to_uint8(picture.rows(top, bottom))
 
         def compared() -> Iterator[Tensor]:
             for top, bottom in _bands(height, width, share(progress, 2, 4)):
@@ -166,13 +169,6 @@ def reconstruct_files(
     finally:
         spool.close()
     return figures
-
-
-def _parts(rows: Rows, height: int, width: int) -> Iterator[Tensor]:
-    """The values of a picture in the order of [3, H, W]."""
-    for channel in range(3):
-        for top, bottom in _bands(height, width):
-            yield rows(top, bottom)[channel]
 
 
 class _Spool:
