@@ -66,6 +66,7 @@ PROTOCOL = (
     "bytes less those before the run (weights, libraries, latents) and less the pixels that are returned; the file "
     "cache of the temporary file is not in it. scaling: planning, once for every size, is apart."
 )
+CONVOLUTION = "oneDNN 3x3 convolution, 512 channels"  # no product alone, but the highest rate there is
 FASTEST = "100GB"  # a budget that decides nothing
 Run = Callable[[Tensor], Tensor]
 
@@ -311,7 +312,7 @@ def show_speed(rows: list[dict[str, Any]]) -> Table:
 
 
 def matrix_rates() -> dict[str, tuple[Callable[[], object], float]]:
-    """Products without anything else, and their operations: torch's, oneDNN's, and those of our own kernels."""
+    """Products without anything else, and their operations: torch's and our own; and a direct convolution's."""
     from calotype.engine.winograd import Winograd, Workers
 
     n, channels, side = 2048, 512, 128
@@ -340,8 +341,8 @@ def matrix_rates() -> dict[str, tuple[Callable[[], object], float]]:
 
     return {
         f"torch.mm {n}": (lambda: torch.mm(a, b), 2.0 * n**3),
-        f"oneDNN 3x3 convolution, {channels} channels": (lambda: nn.functional.conv2d(x, w, padding=1), 9 * direct),
         f"our kernel, 1x1, {channels} channels": (pointwise, direct),
+        CONVOLUTION: (lambda: nn.functional.conv2d(x, w, padding=1), 9 * direct),
     }
 
 
@@ -370,7 +371,7 @@ def limit(folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
         name: summary([counts[name] * flops / t / 1e9 for t in times[name]], "gflops")
         for name, (_, flops) in rates.items()
     }
-    fastest = max(measured, key=lambda name: float(measured[name]["gflops"]))
+    fastest = max((name for name in measured if name != CONVOLUTION), key=lambda name: float(measured[name]["gflops"]))
     seconds = summary(times["decode"])
     rate = float(measured[fastest]["gflops"]) * 1e9
     return {
@@ -381,7 +382,7 @@ def limit(folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
         "flops": plan.flops,
         "direct_flops": plan.direct_flops,
         "share": plan.flops / rate / seconds["seconds"],
-        "direct_share": plan.direct_flops / rate / seconds["seconds"],
+        "share_of_convolution": plan.flops / measured[CONVOLUTION]["gflops"] / 1e9 / seconds["seconds"],
     }
 
 
@@ -394,7 +395,8 @@ def show_limit(found: dict[str, Any]) -> Table:
     table.add_row(
         "its products, GFLOP (direct convolutions)", f"{found['flops'] / 1e9:.0f} ({found['direct_flops'] / 1e9:.0f})"
     )
-    table.add_row("share of the limit (counted as direct)", f"{found['share']:.0%} ({found['direct_share']:.0%})")
+    table.add_row("share of the fastest product's rate", f"{found['share']:.0%}")
+    table.add_row("share of the direct convolution's rate", f"{found['share_of_convolution']:.0%}")
     return table
 
 

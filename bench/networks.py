@@ -23,11 +23,11 @@ from rich.table import Table
 
 import calotype
 from calotype.config import AutoencoderConfig, FoldedConfig
-from calotype.pixels import from_array
-from calotype.train.data import Crops
+from calotype.train.crops import Crops, gather, readable
+from calotype.train.export import validate
 from calotype.train.loop import Trainer
 from calotype.train.recipe import Recipe, load_recipe
-from calotype.train.run import read_data
+from calotype.train.run import CACHE, Options, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 8  # steps that only measure speed
@@ -55,11 +55,11 @@ NETWORKS: dict[str, AutoencoderConfig | FoldedConfig] = {
 
 def steps_in(recipe: Recipe, crops: Crops, seconds: float) -> int:
     """How many steps fit into the time, from the median of a few on a throwaway network."""
-    trainer = Trainer.create(recipe, torch.device("cpu"))
+    trainer = Trainer(recipe, launch(recipe, Options(device="cpu")))
     times = []
     for step in range(WARM):
         start = time.perf_counter()
-        trainer.train_step(from_array(crops.batch(step, recipe.batch)))
+        trainer.train_step(*crops.batch(step, recipe.batch))
         times.append(time.perf_counter() - start)
     return int(seconds / sorted(times)[WARM // 2])
 
@@ -70,28 +70,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240, help="training time for each network")
     arguments = parser.parse_args()
     settings = ["phases=[]", "crop=64", "batch=8", "muon_rate=3e-3", "ema_decay=0.99"]
-    base = load_recipe(ROOT / "recipes" / "builtin.toml", settings)
+    base = load_recipe("builtin", settings)
     base = dataclasses.replace(base, sources=base.sources[:1])
-    pictures, held_out = read_data(base, arguments.data, print, lambda items, doing: items)
-    crops = Crops([p for group in pictures for p in group], crop=base.crop, zoom=base.zoom, seed=base.seed)
+    pictures, held = gather(base.sources, arguments.data, cache=CACHE, notice=print)
+    held_out = [picture for _, picture in readable(held)]
+    crops = Crops(pictures, crop=base.crop, zoom=base.zoom, seed=base.seed)
 
     results = []
     for name, config in NETWORKS.items():
         recipe = dataclasses.replace(base, network=config)
         steps = steps_in(recipe, crops, arguments.seconds)
         recipe = dataclasses.replace(recipe, steps=steps, cooldown=steps // 2, warmup=min(100, steps // 8))
-        trainer = Trainer.create(recipe, torch.device("cpu"))
+        trainer = Trainer(recipe, launch(recipe, Options(device="cpu")))
         start = time.perf_counter()
         for step in range(steps):
-            trainer.train_step(from_array(crops.batch(step, recipe.batch)))
+            trainer.train_step(*crops.batch(step, recipe.batch))
         spent = time.perf_counter() - start
+        with trainer.averaged() as network:
+            quality = validate(network, held_out)
         results.append(
             {
                 "network": name,
-                "parameters": sum(p.numel() for p in trainer.module.parameters()),
+                "parameters": sum(p.numel() for p in trainer.network.parameters()),
                 "steps": steps,
                 "seconds": spent,
-                "held_out_psnr": trainer.validate(held_out, config.factor),
+                "held_out_psnr": quality["psnr"],
             }
         )
         print(json.dumps(results[-1]), flush=True)

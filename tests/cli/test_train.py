@@ -45,11 +45,14 @@ def test_from_a_recipe_to_weights(calotype: Calotype) -> None:
     assert (ran.returncode, ran.stdout) == (0, "run/weights.safetensors\n")
     assert [line.split("  ")[0] for line in ran.stderr.splitlines() if line.startswith("step")] == [
         "step 2",
+        "step 3",
         "step 4",
         "step 6",
     ]
     assert "Traceback" not in ran.stderr
-    assert files("run") == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
+    assert not [line for line in ran.stderr.splitlines() if line.strip() and not line.startswith("step")], ran.stderr
+    assert {"README.md", "metrics.jsonl", "weights.safetensors", "checkpoints/best.pt"} <= set(files("run"))
+    assert any(name.startswith("tensorboard/events") for name in files("run"))
     told = calotype("inspect", "run/weights.safetensors", "--json").json
     assert told["training"]["steps"] == 6
     assert told["training"]["recipe"]["name"] == told["latent_format"]["name"] == "tiny"
@@ -69,7 +72,7 @@ def test_ctrl_c_and_resume(calotype: Calotype) -> None:
     )
     try:
         deadline = time.monotonic() + 60
-        while not Path("run/checkpoint.pt").exists():
+        while not list(Path("run").glob("checkpoints/step-*.pt")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -78,15 +81,17 @@ def test_ctrl_c_and_resume(calotype: Calotype) -> None:
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == ("calotype: Stopped; the same command with --resume goes on from run/checkpoint.pt.")
+    assert err.splitlines()[-1] == (
+        "calotype: Stopped; the same command with --resume goes on from the newest checkpoint in run."
+    )
     assert "Traceback" not in err
-    assert files("run") == ["checkpoint.pt", "log.jsonl"]
+    assert "weights.safetensors" not in files("run")
     ran = calotype(*WORDS)
     assert (ran.code, ran.said) == (
         2,
         ["calotype: run: there is a checkpoint already; go on with --resume, or give another --out."],
     )
-    reached = int(Path("run/log.jsonl").read_text().splitlines()[-1].split('"step": ')[1].split(",")[0])
+    reached = int(Path("run/metrics.jsonl").read_text().splitlines()[-1].split('"step": ')[1].split(",")[0])
     ran = calotype(*WORDS, "--resume", "--set", f"steps={reached + 2}")
     assert (ran.code, ran.out) == (0, "run/weights.safetensors\n")
 
@@ -97,11 +102,11 @@ def test_ctrl_c_and_resume(calotype: Calotype) -> None:
         (["train", "none.toml", "--data", "data", "--out", "run"], "none.toml: there is no such recipe"),
         ([*WORDS, "--set", "colour=3"], "tiny.toml: unknown key colour"),
         ([*WORDS, "--set", "batch"], "--set batch: give key=value."),
-        ([*WORDS, "--resume"], "run: there is no checkpoint.pt to resume from."),
+        ([*WORDS, "--resume"], "run: there is no checkpoint to resume from."),
         ([*WORDS, "--device", "toaster"], "There is no device 'toaster' here"),
         (
             [*WORDS, "--set", "sources.0.path=gone"],
-            "data/gone: there is no such folder or zip of pictures; see --data.",
+            "data/gone: there is no such folder, zip, tar or dataset of pictures; see --data.",
         ),
         ([*WORDS[:-1], "tiny.toml"], "--out tiny.toml: tiny.toml is a file; give a folder."),
     ],
@@ -117,4 +122,21 @@ def test_a_senseless_request_is_one_line_and_leaves_nothing(words: list[str], me
 def test_a_loss_that_is_not_finite_ends_in_one_line(calotype: Calotype) -> None:
     ran = calotype(*WORDS, "--set", "optimiser=adamw", "--set", "learning_rate=1e30")
     assert ran.code == 1
-    assert ran.said[-1].startswith("calotype: The loss at step ")
+    assert ran.said[-1].startswith("calotype: At step ")
+    assert "the batch was " in ran.said[-1]
+
+
+def test_a_dry_run_says_what_it_would_take(calotype: Calotype) -> None:
+    ran = calotype(*WORDS, "--dry-run")
+    assert ran.code == 0
+    assert ran.said[-1].startswith("calotype: Nothing was written. 4 pictures, and 2 held out; one step took ")
+    assert not Path("run").exists()
+
+
+def test_named_recipes(calotype: Calotype) -> None:
+    ran = calotype("train", "kl-f9", "--data", "data", "--out", "run")
+    assert ran.code == 2
+    assert (
+        "builtin, builtin-finish, fp16-fix, ft-ema, ft-mse, kl-f8, sd3-like-16ch, sdxl-like, tiny-distill"
+        in ran.said[0]
+    )

@@ -9,9 +9,9 @@ from support import one_sentence
 
 from calotype.config import AutoencoderConfig, FoldedConfig, config_from_dict
 from calotype.errors import UsageError
-from calotype.train.recipe import Phase, Source, load_recipe
+from calotype.train.recipe import Adversarial, Phase, Source, Start, load_recipe, named_recipes
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+RECIPES = named_recipes()
 TOML = """
 name = "small"
 crop = 32
@@ -44,16 +44,27 @@ def test_a_recipe_is_read(toml: Path) -> None:
     assert (recipe.crop, recipe.batch, recipe.optimiser) == (32, 16, "adamw")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_the_recipes_that_ship_are_valid(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.name == path.stem
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_that_ship_are_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
     assert all(phase.start < recipe.steps for phase in recipe.phases)
     assert config_from_dict(recipe.to_dict()["network"]) == recipe.network
 
 
-def test_there_is_a_recipe_for_the_built_in_weights() -> None:
-    assert "builtin.toml" in [path.name for path in RECIPES]
+def test_what_ships() -> None:
+    assert {"kl-f8", "ft-mse", "ft-ema", "sdxl-like", "sd3-like-16ch", "tiny-distill", "fp16-fix", "builtin"} <= {
+        *RECIPES
+    }
+    kl_f8 = load_recipe("kl-f8")
+    assert kl_f8.network == AutoencoderConfig()
+    assert (kl_f8.reconstruction, kl_f8.perceptual, kl_f8.perceptual_net, kl_f8.kl_weight) == ("l1", 1.0, "vgg", 1e-6)
+    assert kl_f8.adversarial == Adversarial(start=50_001)  # hinge, batch norm, adaptive, 0.5
+    assert (kl_f8.optimiser, kl_f8.betas, kl_f8.learning_rate) == ("adam", (0.5, 0.9), pytest.approx(12 * 4.5e-6))
+    ft_mse = load_recipe("ft-mse")
+    assert (ft_mse.reconstruction, ft_mse.perceptual) == ("l2", 0.1)
+    assert ft_mse.start == Start(weights="sd-vae-ft-ema", train="decoder")
+    assert load_recipe("sd3-like-16ch").network == AutoencoderConfig(z_channels=16, quant_conv=False)
 
 
 def test_phases_change_what_they_name_until_the_next(toml: Path) -> None:
@@ -101,7 +112,7 @@ def test_another_network(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["colour=3"], "unknown key colour; Recipe has batch, betas, "),
+        (["colour=3"], "unknown key colour; Recipe has accumulate, activation_range, "),
         (["network.blocks=3"], "network: unknown key blocks; FoldedConfig has ch, "),
         (["sources.0.folder=x"], r"sources\[0\]: unknown key folder; Source has hold_out, path, repeat"),
         (["phases.1.steps=3"], r"phases\[1\]: unknown key steps; Phase has "),
@@ -113,10 +124,21 @@ def test_another_network(toml: Path) -> None:
         (["betas=[0.9]"], "betas must have 2 entries, not 1"),
         (["betas=0.9"], r"betas must be a list, not 0\.9"),
         (["betas=[0.9, 1]"], r"betas must be below 1, not \(0\.9, 1\.0\)"),
-        (["optimiser=sgd"], "optimiser must be one of adamw, muon, not 'sgd'"),
-        (["optimiser=[1]"], r"optimiser must be one of adamw, muon, not \[1\]"),
-        (["network.kind=taesd"], "network.kind must be one of autoencoder_kl, folded, not 'taesd'"),
-        (["network.kind=[1]"], r"network.kind must be one of autoencoder_kl, folded, not \[1\]"),
+        (["optimiser=sgd"], "optimiser must be one of adam, adamw, muon, not 'sgd'"),
+        (["optimiser=[1]"], r"optimiser must be one of adam, adamw, muon, not \[1\]"),
+        (["network.kind=unet"], "network.kind must be one of autoencoder_kl, folded, taesd, dense, conv, not 'unet'"),
+        (["network.kind=[1]"], r"network.kind must be one of autoencoder_kl, folded, taesd, dense, conv, not \[1\]"),
+        (["adversarial.start=10000"], r"adversarial\.start is 10000; it must lie below steps \(10000\)"),
+        (["adversarial.start=5", "adversarial.warm_up=6"], r"not below its warm_up \(6\)"),
+        (["adversarial.weight=1"], "adversarial: start must be given"),
+        (
+            ["adversarial.start=1", "adversarial.norm=layer"],
+            "norm must be one of batch, group, spectral, none, not 'layer'",
+        ),
+        (["teacher.weights=x", "equivariance.low=0.1"], "a teacher decides what the latents are"),
+        (["equivariance.low=2"], "probabilities of equivariance must be at most 1"),
+        (["accumulate=3"], "batch must be a multiple of accumulate, 3, not 2"),
+        (["start=x"], "start must be a table, not 'x'"),
         (["network=3"], "network must be a table, not 3"),
         (["network.ch=[0, 8]"], r"FoldedConfig\.ch must be positive whole numbers, not \(0, 8\)"),
         (["sources=[]"], "sources must name at least one folder or zip"),
@@ -148,7 +170,10 @@ def test_what_makes_no_sense_is_refused(settings: list[str], message: str, toml:
         ("name = ", "not valid TOML"),
         ("", "name, network, sources must be given"),
         (TOML.replace('path = "emoji"', ""), r"sources\[1\]: path must be given"),
-        (TOML.replace('kind = "folded"', ""), "network.kind must be one of autoencoder_kl, folded, not None"),
+        (
+            TOML.replace('kind = "folded"', ""),
+            "network.kind must be one of autoencoder_kl, folded, taesd, dense, conv, not None",
+        ),
     ],
 )
 def test_damaged_recipes(text: str, message: str, toml: Path) -> None:

@@ -5,38 +5,39 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import one_sentence
-from trainkit import TINY, changed, no_track, picture, write_pictures
+from PIL import Image
+from safetensors import safe_open
+from support import SMALL, one_sentence
+from trainkit import TINY, changed, no_track, picture, png, write_pictures
 
 from calotype import load
-from calotype.errors import UsageError
+from calotype.errors import MemoryLimitError, UsageError
 from calotype.evaluate.metrics import psnr
-from calotype.latents import PerChannel
+from calotype.latents import PerChannel, ScaleShift
 from calotype.pixels import to_uint8
-from calotype.train import run as module
-from calotype.train.data import centre_crop
-from calotype.train.recipe import Recipe, Source
-from calotype.train.run import latent_statistics, read_data, set_once, train
+from calotype.train import checkpoint, estimate as estimates, run as module
+from calotype.train.configs import ConvConfig
+from calotype.train.crops import centre_crop
+from calotype.train.export import latent_statistics
+from calotype.train.loop import Trainer
+from calotype.train.recipe import Phase, Recipe, Source, Start, Teacher
+from calotype.train.run import Options, train
+from calotype.weights.save import save_weights
+
+RECIPE = replace(TINY, export_dtype="float16")
 
 
-def start(recipe: Recipe, data: Path, out: Path, *, resume: bool = False) -> tuple[Path | None, list[str]]:
+def start(recipe: Recipe, data: Path, out: Path, **options: bool) -> tuple[Path | None, list[str]]:
     """The path that `train` gives, and its notices."""
     notices: list[str] = []
     path = train(
-        recipe,
-        data,
-        out,
-        resume=resume,
-        device=torch.device("cpu"),
-        report=lambda line: None,
-        notice=notices.append,
-        track=no_track,
-    )
+        recipe, data, out, Options(device="cpu", tensorboard=False, workers=1, **options),
+        report=lambda line: None, notice=notices.append, track=no_track,
+    )  # fmt: skip
     return path, notices
 
 
@@ -49,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a finished run."""
-    path, _ = start(TINY, data, tmp_path_factory.mktemp("out") / "deep" / "run")
+    path, _ = start(RECIPE, data, tmp_path_factory.mktemp("out") / "deep" / "run")
     assert path is not None
     return path
 
@@ -57,73 +58,37 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Data
 
 
-def read(recipe: Recipe, data: Path) -> tuple[list[list[Any]], list[Any], list[str]]:
-    notices: list[str] = []
-    return *read_data(recipe, data, notices.append, no_track), notices
-
-
-def test_held_out_pictures_are_not_trained_on(data: Path) -> None:
-    (training,), held_out, notices = read(TINY, data)
-    numbers = [
-        [next(i for i in range(11) if np.array_equal(p, picture(i))) for p in part] for part in (training, held_out)
-    ]
-    assert numbers == [[1, 2, 3, 4, 6, 7, 8, 9], [0, 5, 10]]  # every fifth
-    assert notices == []
-
-
-def test_sources_repeat_on_their_own(data: Path) -> None:
-    sources = (Source(path="pictures", repeat=3, hold_out=4), Source(path="pictures"))
-    (first, second), held_out, _ = read(changed(sources=sources), data)
-    assert (len(first), len(second), len(held_out)) == (3 * 8, 11, 3)
-    assert all(a is b for a, b in zip(first[:8], first[8:16], strict=True))
-    assert [p is q for p, q in zip(set_once(first), first[:8], strict=True)] == [True] * 8
-
-
-@pytest.mark.parametrize(("bad", "allowed"), [(1, False), (0, True)])
-def test_more_than_one_in_a_hundred_unreadable_is_too_many(bad: int, allowed: bool, tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures", 20)
-    for i in range(bad):
-        (folder / f"bad{i}.png").write_bytes(b"no picture")
-    if allowed:
-        assert read(TINY, tmp_path)[2] == []
-        return
-    with pytest.raises(UsageError, match=r"1 pictures can't be read, more than 1%; mend the data") as error:
-        read(TINY, tmp_path)
-    one_sentence(str(error.value))
-
-
-def test_a_few_unreadable_pictures_are_said_and_left_out(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures", 100)
-    (folder / "bad.png").write_bytes(b"no picture")
-    (training,), held_out, notices = read(TINY, tmp_path)
-    assert len(training) + len(held_out) == 100
-    assert len(notices) == 1
-    assert notices[0].startswith(f"pictures: {folder / 'bad.png'}: ")
-
-
-def test_all_held_out_leaves_nothing_to_train_on(data: Path) -> None:
-    with pytest.raises(UsageError, match="no picture is left to train on"):
-        read(changed(sources=(Source(path="pictures", hold_out=1),)), data)
-
-
 def test_a_missing_source(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such folder or zip of pictures; see --data"):
+    with pytest.raises(UsageError, match="there is no such folder, zip, tar or dataset of pictures; see --data"):
         start(changed(sources=(Source(path="nowhere"),)), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_smaller_than_the_crop_are_refused_beforehand(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="8 of 8 pictures are smaller than the crop of 48 pixels") as error:
+        start(changed(crop=48, phases=(), enlarge=False), data, tmp_path / "out")
+    one_sentence(str(error.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_can_not_be_shared(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "launch", lambda *_: type("Three", (), {"world_size": 3}))
+    with pytest.raises(UsageError, match="A batch of 4 can't be shared evenly by 3 processes in 1 parts each"):
+        start(TINY, data, tmp_path / "out")
 
 
 # The folder in use
 
 
 def test_a_run_in_progress_is_not_overwritten(finished: Path, data: Path) -> None:
-    before = {path.name: path.read_bytes() for path in finished.parent.iterdir()}
+    before = {path.name: path.read_bytes() for path in finished.parent.iterdir() if path.is_file()}
     with pytest.raises(UsageError, match="there is a checkpoint already; go on with --resume, or give another --out"):
-        start(TINY, data, finished.parent)
-    assert {path.name: path.read_bytes() for path in finished.parent.iterdir()} == before
+        start(RECIPE, data, finished.parent)
+    assert {path.name: path.read_bytes() for path in finished.parent.iterdir() if path.is_file()} == before
 
 
 def test_there_must_be_something_to_resume(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no checkpoint\.pt to resume from"):
+    with pytest.raises(UsageError, match="there is no checkpoint to resume from"):
         start(TINY, data, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
 
@@ -131,24 +96,82 @@ def test_there_must_be_something_to_resume(data: Path, tmp_path: Path) -> None:
 def test_resuming_a_finished_run_writes_its_weights_again(finished: Path, data: Path) -> None:
     before = load(finished)
     finished.unlink()
-    assert start(TINY, data, finished.parent, resume=True)[0] == finished
+    assert start(RECIPE, data, finished.parent, resume=True)[0] == finished
     after = load(finished)
     assert after.sha256 == before.sha256
     assert dict(after.loaded.metadata or {}) == dict(before.loaded.metadata or {})
 
 
+def test_what_is_changed_on_the_way_is_told(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(changed(steps=3, cooldown=0, phases=()), data, out)
+    path, _ = start(changed(steps=5, cooldown=0, phases=(), learning_rate=1e-4), data, out, resume=True)
+    assert path is not None
+    changes = json.loads((load(path).loaded.metadata or {})["calotype_training_changes"])
+    assert changes == [{"step": 3, "changed": {"learning_rate": [3e-3, 1e-4], "steps": [3, 5]}}]
+    assert "Changed on the way" in (out / "README.md").read_text()
+
+
+# The run's folder
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    out = finished.parent
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "checkpoints", "environment.json", "metrics.jsonl", "panels", "recipe.json", "weights.safetensors",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "best.pt", "step-00000003.pt", "step-00000006.pt", "step-00000008.pt",
+    ]  # fmt: skip
+    assert json.loads((out / "recipe.json").read_text()) == json.loads(json.dumps(RECIPE.to_dict()))
+    assert {"calotype", "commit", "torch", "command"} <= json.loads((out / "environment.json").read_text()).keys()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 8]
+    assert [line["step"] for line in lines if "held_out_psnr" in line] == [3, 6, 8]
+
+
+def test_panels_show_the_held_out_pictures(finished: Path) -> None:
+    panels = sorted((finished.parent / "panels").iterdir())
+    assert [path.name for path in panels] == ["step-00000003.png", "step-00000006.png", "step-00000008.png"]
+    with Image.open(panels[-1]) as panel:
+        # three pictures and a row from the prior; original, reconstruction, sample and difference
+        assert panel.size == (4 * 64, 4 * 64)
+        first = torch.from_numpy(np.asarray(panel)[12:52, 8:56].copy())
+    assert torch.equal(first, torch.from_numpy(picture(0)))
+
+
+def test_the_oldest_checkpoints_go_and_the_best_stays(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(changed(checkpoint_every=1, keep=2, steps=6, phases=()), data, out)
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000005.pt", "step-00000006.pt"]
+    best = torch.load(out / "checkpoints" / "best.pt", weights_only=True)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["held_out_psnr"] for line in lines}
+    assert best["step"] == max(scores, key=lambda step: scores[step])
+    assert best["best"] == max(scores.values())
+
+
+def test_lines_after_the_checkpoint_are_written_again(data: Path, tmp_path: Path) -> None:
+    """A run that was killed has logged more than its last checkpoint holds."""
+    out = tmp_path / "out"
+    start(changed(log_every=1), data, out)
+    whole = (out / "metrics.jsonl").read_text().splitlines()
+    for name in ("step-00000006.pt", "step-00000008.pt"):
+        (out / "checkpoints" / name).unlink()
+    start(changed(log_every=1), data, out, resume=True)
+    again = (out / "metrics.jsonl").read_text().splitlines()
+    untimed = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("crops_per_second", "waiting")} for line in lines]
+        for lines in (whole, again)
+    ]
+    assert untimed[0] == untimed[1]
+
+
 # The weights
 
 
-def test_a_run_leaves_checkpoint_log_and_weights(finished: Path) -> None:
-    assert sorted(path.name for path in finished.parent.iterdir()) == [
-        "checkpoint.pt",
-        "log.jsonl",
-        "weights.safetensors",
-    ]
-
-
-def test_the_weights_say_how_they_were_made(finished: Path, data: Path) -> None:
+def test_the_weights_say_how_they_were_made(finished: Path) -> None:
     vae = load(finished)
     assert vae.config == TINY.network
     assert vae.loaded.dtypes == ("float16",)
@@ -157,58 +180,81 @@ def test_the_weights_say_how_they_were_made(finished: Path, data: Path) -> None:
         for key, value in (vae.loaded.metadata or {}).items()
         if key.startswith("calotype_training_")
     }
-    assert facts["recipe"] == json.loads(json.dumps(TINY.to_dict()))
-    assert (facts["steps"], facts["pictures"], facts["held_out"]) == (8, 8, 3)
-    _, held_out, _ = read(TINY, data)
+    assert facts["recipe"] == json.loads(json.dumps(RECIPE.to_dict()))
+    assert (facts["steps"], facts["pictures"], facts["held_out"], facts["changes"]) == (8, 8, 3, [])
     scores = []
-    for array in held_out:
-        x = centre_crop(array, 8)
+    for seed in (0, 5, 10):
+        x = centre_crop(picture(seed), 8)
         scores.append(psnr(to_uint8(vae.decode(vae.encode(x).mode())[0]), to_uint8(x[0])))
     assert facts["held_out_psnr"] == pytest.approx(sum(scores) / 3, abs=0.05)  # float16 against float32
     assert 0 < facts["posterior_std"] < 1
+    card = (finished.parent / "README.md").read_text()
+    assert f"| {facts['held_out_psnr']:.4g} |" in card
+    assert f"scaling_factor {facts['scaling_factor']:.5f}" in card
 
 
-def test_the_latent_format_normalises_the_training_set(finished: Path, data: Path) -> None:
+def test_the_latent_format_normalises_the_training_set(finished: Path) -> None:
     vae = load(finished)
     format_ = vae.latent_format
     assert isinstance(format_, PerChannel)
     assert (format_.name, format_.channels) == ("tiny", 4)
-    (training,), _, _ = read(TINY, data)
-    latents = [vae.encode(centre_crop(array, 8)).mode() for array in training]
+    latents = [vae.encode(centre_crop(picture(i), 8)).mode() for i in range(11) if i % 5]
     model = torch.cat([format_.to_model(z).flatten(2) for z in latents], dim=2).double()[0]
     assert model.mean(1).abs().max() < 0.02  # float16 weights against float32 ones
     assert (model.std(1, correction=0) - 1).abs().max() < 0.02
 
 
-def test_statistics_by_hand(data: Path) -> None:
+def test_statistics_by_hand() -> None:
     network = load().module
     arrays = [picture(0, 32, 48), picture(1, 16, 16)]
-    mean, std, noise = latent_statistics(network, arrays, no_track)
+    found = latent_statistics(network, arrays)
     with torch.no_grad():
         posteriors = [network.encode(centre_crop(array, 8)) for array in arrays]
     z = torch.cat([p.mode().flatten(2) for p in posteriors], dim=2)[0].double()
-    assert mean == pytest.approx(z.mean(1).tolist(), abs=1e-6)
-    assert std == pytest.approx(z.std(1, correction=0).tolist(), rel=1e-4)
-    assert noise == pytest.approx(sum(p.std.mean().item() for p in posteriors) / 2, rel=1e-5)
+    assert found.mean == pytest.approx(z.mean(1).tolist(), abs=1e-6)
+    assert found.std == pytest.approx(z.std(1, correction=0).tolist(), rel=1e-4)
+    assert found.scale == pytest.approx(1 / z.std(correction=0).item(), rel=1e-4)
+    assert found.shift == pytest.approx(z.mean().item(), abs=1e-6)
+    assert found.noise == pytest.approx(sum(p.std.mean().item() for p in posteriors) / 2, rel=1e-5)
 
 
 def test_the_exported_weights_are_the_average(finished: Path) -> None:
-    state = torch.load(finished.parent / "checkpoint.pt", weights_only=True)
+    path = checkpoint.newest(finished.parent)
+    assert path is not None
+    state = torch.load(path, weights_only=True)
     stored = load(finished, dtype=torch.float16).module.state_dict()
     assert all(torch.equal(value, state["ema"][name].half()) for name, value in stored.items())
-    assert any(not torch.equal(value, state["module"][name].half()) for name, value in stored.items())
+    assert any(not torch.equal(value, state["model"][f"network.{name}"].half()) for name, value in stored.items())
+
+
+def test_an_autoencoder_kl_is_written_for_diffusers_too(data: Path, tmp_path: Path) -> None:
+    path, _ = start(changed(network=SMALL, crop=16, steps=2, phases=(), optimiser="adam"), data, tmp_path / "out")
+    assert path is not None
+    ours, theirs = load(path), load(tmp_path / "out" / "diffusers")
+    assert ours.sha256 == theirs.sha256
+    facts = json.loads((ours.loaded.metadata or {})["calotype_training_scaling_factor"])
+    assert isinstance(theirs.latent_format, ScaleShift)
+    assert theirs.latent_format.scaling_factor == pytest.approx(facts)
+
+
+def test_a_network_of_the_family_is_written_too(data: Path, tmp_path: Path) -> None:
+    recipe = changed(network=ConvConfig(ch=8), crop=16, steps=2, phases=(), optimiser="adam")
+    path, _ = start(recipe, data, tmp_path / "out")
+    assert path is not None
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["calotype_config"])["kind"] == "conv"
+        assert "encoder.0.weight" in set(file.keys())
 
 
 def test_nothing_held_out_is_no_quality(data: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, sources=(Source(path="pictures"),), steps=1)
     path, _ = start(recipe, data, tmp_path / "out")
     assert path is not None
-    assert json.loads((load(path).loaded.metadata or {})["calotype_training_held_out_psnr"]) is None
+    assert "calotype_training_held_out_psnr" not in (load(path).loaded.metadata or {})
+    assert "nothing was measured" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_pictures_smaller_than_a_latent_train_and_measure(tmp_path: Path) -> None:
-    from trainkit import png
-
     folder = write_pictures(tmp_path / "pictures", 6)
     for i in range(6):
         (folder / f"tiny{i}.png").write_bytes(png(picture(i, 3, 5)))
@@ -221,3 +267,84 @@ def test_a_stopped_run_gives_no_weights(data: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "run", lambda *_: False)
     assert start(TINY, data, tmp_path / "out") == (None, [])
     assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+# Where it begins
+
+
+def test_a_start_from_other_weights(data: Path, tmp_path: Path, finished: Path) -> None:
+    recipe = changed(start=Start(weights=str(finished), train="decoder"), steps=2, phases=())
+    path, _ = start(recipe, data, tmp_path / "out")
+    assert path is not None
+    before, after = load(finished).module.state_dict(), load(path).module.state_dict()
+    assert {name for name, p in after.items() if not torch.equal(p, before[name])} == {
+        name for name in before if name.startswith("decoder.")
+    }
+
+
+def test_a_start_of_another_network_is_refused(data: Path, tmp_path: Path, finished: Path) -> None:
+    recipe = changed(network=SMALL, crop=16, phases=(), start=Start(weights=str(finished)))
+    with pytest.raises(UsageError, match="The recipe's network is not that of its start"):
+        start(recipe, data, tmp_path / "out")
+
+
+def test_a_teacher_of_other_latents_is_refused(data: Path, tmp_path: Path) -> None:
+    recipe = changed(teacher=Teacher(weights="builtin"))
+    with pytest.raises(UsageError, match=r"latents have 16 channels at f8; the recipe's network has 4 at f8") as error:
+        start(recipe, data, tmp_path / "out")
+    one_sentence(str(error.value))
+
+
+# What it will take
+
+
+def test_a_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
+    path, notices = start(TINY, data, tmp_path / "out", dry_run=True)
+    assert path is None
+    assert not (tmp_path / "out").exists()
+    assert len(notices) == 1
+    assert notices[0].startswith("Nothing was written. 8 pictures, and 3 held out; one step took ")
+
+
+def test_memory_is_counted_beforehand(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[estimates.Estimate] = []
+    count = estimates.estimate
+
+    def counted(trainer: Trainer) -> estimates.Estimate:
+        seen.append(count(trainer))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "estimate", counted)
+    for recipe in (TINY, changed(gradient_checkpointing=True), changed(batch=8, phases=())):
+        start(recipe, data, tmp_path / "out", dry_run=True)
+    plain, saving, double = seen
+    assert saving.crop < 0.7 * plain.crop
+    assert plain.part - plain.weights == max(4 * 16**2, 2 * 24**2) / 24**2 * plain.crop
+    assert double.part - double.weights == 8 * double.crop
+    monkeypatch.setattr(estimates, "free_memory", lambda device: plain.part - 1)
+    with pytest.raises(
+        UsageError, match=r"A part of 2 crops of 24 pixels takes about .* are free; set accumulate to 2"
+    ):
+        start(changed(phases=(Phase(start=5, crop=24, batch=2),)), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_that_runs_out_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
+
+    monkeypatch.setattr(module, "run", full)
+    with pytest.raises(MemoryLimitError, match="raise accumulate, or set gradient_checkpointing = true") as error:
+        start(TINY, data, tmp_path / "out")
+    one_sentence(str(error.value))
+
+
+def test_a_start_must_be_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="there is no such"):
+        start(changed(start=Start(weights=str(tmp_path / "none.safetensors"))), data, tmp_path / "out")
+
+
+def test_save_weights_is_what_a_start_reads(tmp_path: Path) -> None:
+    module_ = load().module
+    save_weights(module_, tmp_path / "a.safetensors", layout="ldm")
+    assert load(tmp_path / "a.safetensors").config == module_.config

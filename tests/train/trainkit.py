@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 
 from calotype.config import FoldedConfig
-from calotype.train.data import Array
-from calotype.train.loop import Trainer, run
+from calotype.train import checkpoint
+from calotype.train.crops import Batch, Crops, load
+from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.recipe import Phase, Recipe, Source
+from calotype.train.run import Options, launch
+from calotype.train.sources import Array
 
 FOLDED = FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
 TINY = Recipe(
@@ -49,6 +53,23 @@ def pictures(count: int = 6) -> list[Array]:
     return [picture(seed) for seed in range(count)]
 
 
+class Made:
+    """Pictures in memory, as a source."""
+
+    def __init__(self, arrays: list[Array]) -> None:
+        self.arrays = arrays
+        self.names = [f"{i:02}.png" for i in range(len(arrays))]
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def read(self, i: int) -> Array:
+        return self.arrays[i]
+
+    def side(self, i: int) -> int:
+        return min(self.arrays[i].shape[:2])
+
+
 def png(array: Array, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).convert(mode).save(file, "PNG")
@@ -63,17 +84,65 @@ def write_pictures(folder: Path, count: int = 11) -> Path:
     return folder
 
 
-def no_track(items: Sequence[Any], doing: str = "") -> Iterable[Any]:
+def no_track(items: Iterable[Any], doing: str = "", total: int = 0) -> Iterable[Any]:
     return items
 
 
-def trained(recipe: Recipe, out: Path, *, resume: bool = False) -> Trainer:
+def make(recipe: Recipe, helpers: Helpers | None = None) -> Trainer:
+    """A trainer on one process of the CPU."""
+    with warnings.catch_warnings():
+        return Trainer(recipe, launch(recipe, Options(device="cpu")), helpers)
+
+
+def crops(recipe: Recipe, step: int = 0, arrays: list[Array] | None = None) -> Array:
+    """The crops of a step."""
+    now = recipe.at(step)
+    made = Made(arrays or pictures())
+    return Crops(made, crop=now.crop, zoom=recipe.zoom, seed=recipe.seed).batch(step, now.batch)[0]
+
+
+def batches_of(recipe: Recipe, arrays: list[Array] | None = None) -> Callable[[int, int], Iterator[Batch]]:
+    made = Made(arrays or pictures())
+    by_size = {n: Crops(made, crop=n, zoom=recipe.zoom, seed=recipe.seed) for n in recipe.crops()}
+
+    def plan(step: int) -> tuple[Crops, int]:
+        now = recipe.at(step)
+        return by_size[now.crop], now.batch
+
+    return lambda first, last: load(plan, first, last, workers=1)
+
+
+class Keeping:
+    """Hooks that keep lines, and checkpoints in a folder if one is given."""
+
+    def __init__(self, out: Path | None = None) -> None:
+        self.out = out
+        self.lines: list[dict[str, float]] = []
+        self.checks: list[tuple[int, bool]] = []
+
+    def logged(self, line: dict[str, float]) -> None:
+        self.lines.append(line)
+
+    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+        self.checks.append((trainer.step, last))
+        if self.out is not None:
+            checkpoint.save(self.out, trainer.state_dict(), trainer.recipe, best=False)
+
+
+def trained(recipe: Recipe, hooks: Keeping | None = None, *, start: Trainer | None = None) -> Trainer:
     """A trainer at the end of the recipe's steps."""
-    out.mkdir(exist_ok=True)
-    trainer = Trainer.create(recipe, torch.device("cpu"))
-    if resume:
-        trainer.resume(out / "checkpoint.pt")
-    assert run(trainer, pictures(), pictures(2), out, lambda line: None)
+    trainer = start or make(recipe)
+    assert run(trainer, batches_of(recipe), hooks or Keeping())
+    return trainer
+
+
+def resumed(recipe: Recipe, out: Path) -> Trainer:
+    """A trainer that stands where the newest checkpoint does."""
+    path = checkpoint.newest(out)
+    assert path is not None
+    trainer = make(recipe)
+    torch.manual_seed(99)  # what was drawn before must not matter
+    trainer.load_state_dict(checkpoint.load(path, recipe))
     return trainer
 
 
@@ -89,15 +158,8 @@ def same_state(a: Any, b: Any) -> bool:
 
 
 def same_trainers(a: Trainer, b: Trainer) -> bool:
-    """Whether weights, average, optimisers and step are equal, bit by bit."""
-    return a.step == b.step and all(
-        same_state(x, y)
-        for x, y in (
-            (dict(a.module.state_dict()), dict(b.module.state_dict())),
-            (a.ema.state_dict(), b.ema.state_dict()),
-            ([o.state_dict() for o in a.optimisers], [o.state_dict() for o in b.optimisers]),
-        )
-    )
+    """Whether all that a checkpoint holds is equal, bit by bit, but for torch's own generator."""
+    return same_state(*({k: v for k, v in one.state_dict().items() if k != "rng"} for one in (a, b)))
 
 
 def changed(**values: Any) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,21 @@ import typer
 from calotype.cli.common import DeviceOption, complain, require_folder
 
 NAME = "train"
-EXAMPLE = "Example: [bold]calotype train recipes/builtin.toml --data data/ --out runs/builtin --set batch=4[/]"
+EXAMPLE = "Example: [bold]calotype train builtin --data data/ --out runs/builtin --set batch=4[/]"
+
+
+class Strategy(str, Enum):
+    """How several processes share the work."""
+
+    auto = "auto"
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the recipe's sources.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, log and weights.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a TOML file.")],
+    data: Annotated[Path, typer.Option(help="Folder (or archive) that the recipe's sources are in.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, panels, weights.")],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,39 +34,55 @@ def command(
             help="Change one value of the recipe, as in batch=4, network.z_channels=8, sources.0.repeat=2; repeatable.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check data and memory, train one step, say what the run will take.")
+    ] = False,
     device: DeviceOption = None,
+    strategy: Annotated[Strategy, typer.Option(help="Of several processes (torchrun): ddp or fsdp.")] = Strategy.auto,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 2,
+    tensorboard: Annotated[bool, typer.Option(help="Also write OUT/tensorboard.")] = True,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Also log to Weights & Biases.")] = None,
 ) -> None:
     """Train an autoencoder as a recipe says.
 
     Ctrl-C or SIGTERM writes a checkpoint and stops; --resume goes on as if nothing had happened. At the end,
-    OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics.
+    OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
+    an AutoencoderKL as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
     """
+    from calotype.errors import UsageError
+    from calotype.train.recipe import load_recipe
+
+    require_folder(out)
+    loaded = load_recipe(recipe, settings or ())
+    try:
+        from calotype.train.run import Options, train
+    except ImportError as error:
+        raise UsageError(f"Training needs the package {error.name}; pip install 'calotype[train]'.") from None
     from rich.console import Console
     from rich.progress import track
 
-    from calotype.train.recipe import load_recipe
-    from calotype.train.run import train
-    from calotype.vae import pick_device
-
-    require_folder(out)
     console = Console(stderr=True)
 
     def report(line: dict[str, float]) -> None:
         parts = [f"step {int(line['step'])}", *(f"{k} {v:.4g}" for k, v in line.items() if k != "step")]
-        console.print("  ".join(parts), highlight=False)
+        console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
+    options = Options(
+        resume=resume, dry_run=dry_run, device=device, strategy=strategy.value, workers=workers,
+        tensorboard=tensorboard, wandb=wandb,
+    )  # fmt: skip
     weights = train(
-        load_recipe(recipe, settings or ()),
+        loaded,
         data,
         out,
-        resume=resume,
-        device=pick_device(device),
+        options,
         report=report,
         notice=complain,
-        track=lambda items, doing: track(items, doing, console=console, transient=True),
+        track=lambda items, doing, total: track(items, doing, total, console=console, transient=True),
     )
-    if weights is None:
-        complain(f"Stopped; the same command with --resume goes on from {out / 'checkpoint.pt'}.")
+    if weights is not None:
+        print(weights)
+    elif not dry_run:
+        complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
         raise typer.Exit(130)
-    print(weights)

@@ -182,7 +182,7 @@ def _passes(program: Program, places: Mapping[str, Place]) -> list[tuple[list[St
     return result
 
 
-FIXED = 12 * 2**20  # what small arrays, threads and statistics take beside all that is counted
+FIXED = 16 * 2**20  # what small arrays, threads and statistics take beside all that is counted
 BLOCKS_AT_ONCE = 256  # of a map without windows, so that its statistics stay few and progress is seen
 
 
@@ -471,7 +471,7 @@ def plan(
 
     Args:
         memory: bytes it may take: the least work in them. None: the least memory that costs little more than the
-            fastest plan, and no more than is `free`.
+            fastest plan, and no more than is `free`; without a temporary file where that can be.
         kernels: who computes: their blocks and transformed weights take memory too.
         itemsize: bytes of a number in a map.
         half: whether products are of bfloat16.
@@ -501,4 +501,5 @@ def plan(
         )
     if memory is not None:
         return fitting[0]
+    fitting = [one for one in fitting if not one.spill] or fitting  # nobody asked for files
     return min((one for one in fitting if one.work <= SLACK * fitting[0].work), key=lambda one: (one.peak, one.work))

@@ -1,233 +1,425 @@
-"""The training loop: deterministic, stoppable, resumable."""
+"""The training loop: deterministic, stoppable, resumable, on one process or many."""
 
 from __future__ import annotations
 
-import json
-import pickle
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calotype.errors import NonFiniteError, UsageError
-from calotype.evaluate.metrics import psnr
-from calotype.files import atomic_path
-from calotype.networks import Network, make_network
-from calotype.pixels import from_array, to_uint8
+from calotype.errors import NonFiniteError
+from calotype.pixels import from_array
 from calotype.posterior import DiagonalGaussian
-from calotype.train.data import Array, Crops, ahead, centre_crop, noise_generator
+from calotype.train.crops import Batch, noise_generator
+from calotype.train.discriminator import (
+    LeCam,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)  # fmt: skip
 from calotype.train.ema import EMA
-from calotype.train.losses import autoencoder_loss
-from calotype.train.optim import Muon
+from calotype.train.family import Autoencoder, make_autoencoder
+from calotype.train.losses import kl, nll, reconstruction
+from calotype.train.model import Model, Output, freeze, last_layer, posterior_of
+from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
+from calotype.train.regularisers import Equivariance, Transform
 
-# What may differ between the parts of a run: its length, and what lies ahead.
-MAY_CHANGE = {"steps", "cooldown", "phases", "log_every", "checkpoint_every"}
-
-Report = Callable[[dict[str, float]], None]
+Array = NDArray[np.uint8]
+Features = Callable[[Tensor], Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Helpers:
+    """Frozen networks that losses need.
+
+    Attributes:
+        start: the network that training begins from; a fresh one where there is none.
+        perceptual: two pictures [N, 3, H, W] in [-1, 1] -> their LPIPS, [N].
+        features: pixels -> what latents are aligned to, [N, D, h, w].
+        teacher: encodes pixels to the latents to give, and decodes them.
+    """
+
+    start: Autoencoder | None = None
+    perceptual: nn.Module | None = None
+    features: Features | None = None
+    teacher: Autoencoder | None = None
+
+
 class Trainer:
-    """A network in training: weights, their average, optimisers and the step reached."""
+    """Networks in training: weights, their average, optimisers and the step reached.
 
-    recipe: Recipe
-    module: Network
-    ema: EMA
-    optimisers: list[torch.optim.Optimizer]
-    step: int = 0
+    Args:
+        recipe: what is trained, and how.
+        fabric: launched; says on how many processes.
+        helpers: what the recipe's losses need.
+    """
 
-    @classmethod
-    def create(cls, recipe: Recipe, device: torch.device) -> Trainer:
-        """A fresh one; the same seed gives the same weights."""
+    def __init__(self, recipe: Recipe, fabric: Fabric, helpers: Helpers | None = None) -> None:
+        self.recipe, self.fabric, self.helpers = recipe, fabric, helpers or Helpers()
+        self.step = 0
+        self.history: list[dict[str, Any]] = []  # what was changed on the way, and when
         torch.manual_seed(recipe.seed)
-        module = make_network(recipe.network).to(device)
-        quieten(module)
-        return cls(recipe, module, EMA(module, recipe.ema_decay), _optimisers(recipe, module))
+        network = self.helpers.start or make_autoencoder(recipe.network)
+        if self.helpers.start is None and recipe.quiet:
+            quieten(network)
+        elif recipe.start is not None:
+            freeze(network, recipe.start.train)
+        self.network: Autoencoder = network.to(fabric.device)
+        if recipe.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        width = 0
+        if recipe.alignment:
+            assert self.helpers.features is not None
+            side = recipe.crop
+            width = self.helpers.features(torch.zeros(1, 3, side, side, device=fabric.device)).shape[1]
+        self.own = Model(self.network, recipe, width).to(fabric.device)
+        self.optimisers = optimisers_of(recipe, self.own)
+        whole: Any = torch.compile(self.own) if recipe.compile else self.own
+        self.model, *self._fabricked = fabric.setup(whole, *self.optimisers)
+        self.ema = EMA(self.network, recipe.ema_decay)
+        self.discriminator: PatchDiscriminator | None = None
+        self.discriminator_optimiser: torch.optim.Optimizer | None = None
+        self.lecam: LeCam | None = None
+        if gan := recipe.adversarial:
+            self.discriminator = PatchDiscriminator(ndf=gan.ndf, layers=gan.layers, norm=gan.norm).to(fabric.device)
+            rate = recipe.learning_rate if gan.learning_rate is None else gan.learning_rate
+            self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), rate, betas=recipe.betas)
+            self._judge, self._judged = fabric.setup(_Judge(self.discriminator), self.discriminator_optimiser)
+            self.lecam = LeCam().to(fabric.device) if gan.lecam else None
 
-    def train_step(self, x: Tensor) -> dict[str, float]:
-        """One step on a batch of pixels [N, 3, H, W] in [-1, 1].
+    # --- one step ---
+
+    def train_step(self, crops: Array, names: Sequence[str] = ()) -> dict[str, float]:
+        """One step on this process's crops, uint8 [n, H, W, 3]; `names` of their pictures, for errors.
 
         Raises:
-            NonFiniteError: if the loss is NaN or infinite; the weights are then as before the step.
+            NonFiniteError: if a loss or gradient is NaN or infinite; the weights are then as before the step.
         """
         recipe = self.recipe.at(self.step)
+        rate = self._set_rates(recipe)
+        x, transform, shift = self._drawn(recipe, crops)
+        noise = self._noise(recipe, x)
+        parts = recipe.accumulate
+        size = len(x) // parts
+        sums: dict[str, Tensor] = {}
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for i in range(parts):
+            part = slice(i * size, (i + 1) * size)
+            with self.fabric.no_backward_sync(self.model, enabled=i < parts - 1):
+                losses, pair = self._generator_part(recipe, x[part], noise[part], transform, shift)
+                self.fabric.backward(losses["loss"] / parts)
+            outputs.append(pair)
+            for key, value in losses.items():
+                sums[key] = sums.get(key, 0.0) + value.detach() / parts
+        sums["gradient"] = self._clip(self.own, recipe.clip)
+        figures = self._finite(sums, names)
+        if self._judging(recipe):
+            judged = self._discriminator_backward(recipe, outputs)
+            figures |= self._finite(judged, names)
+            self._judged.step()
+            self._judged.zero_grad(set_to_none=True)
+        for optimiser in self._fabricked:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.network)
+        self.step += 1
+        return {**figures, "rate": rate}
+
+    def losses(self, crops: Array) -> Tensor:
+        """What some crops cost at this step, on this process alone; nothing is trained."""
+        recipe = self.recipe.at(self.step)
+        x, transform, shift = self._drawn(recipe, crops)
+        losses, _ = self._generator_part(recipe, x, self._noise(recipe, x), transform, shift)
+        return losses["loss"]
+
+    def _generator_part(
+        self, recipe: Recipe, x: Tensor, noise: Tensor, transform: Transform | None, shift: Tensor | None
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """The network's losses on some crops; and what the discriminator is to tell apart."""
+        teacher, features = self.helpers.teacher, self.helpers.features
+        given = None
+        target = x
+        with torch.no_grad():
+            if teacher is not None:
+                given = teacher.encode(x).mode()
+                if recipe.teacher and recipe.teacher.target == "teacher":
+                    target = teacher.decode(given)
+            seen = features(x) if features is not None else None
+        out: Output = self.model(x, noise, transform, seen, shift, given)
+        if transform is not None:
+            target = transform.pixels(target)
+        made = out.reconstruction
+        values = x[0].numel()
+        distance = recipe.reconstruction_weight * reconstruction(recipe.reconstruction, target, made)
+        parts: dict[str, Tensor] = {"rec": distance.mean()}
+        seen_apart: Tensor | None = None
+        if self.helpers.perceptual is not None:
+            seen_apart = self.helpers.perceptual(target, made)
+            parts["lpips"] = seen_apart.mean()
+        likelihood = nll(distance, seen_apart, perceptual_weight=recipe.perceptual, logvar=out.logvar).mean()
+        posterior = posterior_of(out.moments, recipe.network.z_channels)
+        loss = likelihood
+        if isinstance(posterior, DiagonalGaussian):
+            parts["kl"] = kl(posterior).mean() / values
+            loss = loss + recipe.kl_weight * parts["kl"]
+        if recipe.logvar == "learned":
+            parts["logvar"] = out.logvar
+        if given is not None and recipe.teacher:
+            parts["latents"] = (out.latents - given).square().mean()
+            loss = loss + recipe.teacher.latents * parts["latents"]
+        if recipe.alignment:
+            parts["alignment"] = out.alignment
+            weight = adaptive_weight(likelihood, out.alignment, last_layer(self.network, "encoder"), reduce=self._mean)
+            loss = loss + recipe.alignment.weight * weight * out.alignment
+        if recipe.shift:
+            parts["shift"] = out.shift
+            loss = loss + recipe.shift.weight * out.shift
+        if recipe.activation_range:
+            parts["excess"] = out.excess
+            loss = loss + recipe.activation_range.weight * out.excess
+        gan = recipe.adversarial
+        if gan and self.step >= gan.start:
+            assert self.discriminator is not None
+            with self._frozen(self.discriminator), self.fabric.autocast():
+                g = generator_loss(self.discriminator(made).float())
+            weight = torch.tensor(gan.weight)
+            if gan.adaptive:  # on losses summed over a picture, so that LDM's 1e-4 and 1e4 mean what they mean there
+                layer = last_layer(self.network, "decoder")
+                weight = gan.weight / values * adaptive_weight(values * likelihood, g, layer, reduce=self._mean)
+            parts |= {"generator": g, "adversarial_weight": weight}
+            loss = loss + weight * g
+        return {"loss": loss, **parts}, (target, made.detach())
+
+    def _discriminator_backward(self, recipe: Recipe, outputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """The discriminator's gradient on what the network has just learnt from; its losses for the log."""
+        gan = recipe.adversarial
+        assert gan and self.discriminator is not None
+        sums: dict[str, Tensor] = {}
+        for i, (real, fake) in enumerate(outputs):
+            last = i == len(outputs) - 1
+            with self.fabric.no_backward_sync(self._judge, enabled=not last):
+                real = real.detach().requires_grad_(gan.r1 > 0)
+                of_real, of_fake = (logits.float() for logits in self._judge(real, fake))
+                loss = discriminator_loss(of_real, of_fake, gan.loss)
+                parts = {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()}
+                if self.lecam is not None:
+                    parts["lecam"] = self.lecam(of_real, of_fake, self._mean)
+                    loss = loss + gan.lecam * parts["lecam"]
+                if gan.r1:
+                    parts["r1"] = r1_penalty(of_real, real)
+                    loss = loss + gan.r1 * parts["r1"]
+                self.fabric.backward(loss / len(outputs))
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value.detach() / len(outputs)
+        sums["discriminator_gradient"] = self._clip(self.discriminator, 0.0)
+        return sums
+
+    # --- what a step needs ---
+
+    def _judging(self, recipe: Recipe) -> bool:
+        gan = recipe.adversarial
+        return gan is not None and self.step >= gan.start - gan.warm_up
+
+    def _set_rates(self, recipe: Recipe) -> float:
+        """The schedule: a linear rise, and a linear fall to zero at the end."""
         rate = min(1.0, (self.step + 1) / max(1, recipe.warmup)) * min(
             1.0, (recipe.steps - self.step) / max(1, recipe.cooldown)
         )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * (recipe.muon_rate if isinstance(optimiser, Muon) else recipe.learning_rate)
-        bfloat16 = recipe.precision == "bfloat16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            posterior = DiagonalGaussian(self.module.encode(x).moments.float())
-            latents = posterior.sample(noise_generator(recipe.seed, self.step))
-            reconstruction = self.module.decode(latents)
-        loss, parts = autoencoder_loss(
-            x, reconstruction, posterior, kind=recipe.reconstruction, kl_weight=recipe.kl_weight
-        )
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"The loss at step {self.step} is {loss.item()}; resume with a lower learning_rate.")
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"The gradient at step {self.step} is {norm.item()}; resume with a lower learning_rate."
-            )
-        for optimiser in self.optimisers:
-            optimiser.step()
+        gan = recipe.adversarial
+        if gan and self.discriminator_optimiser:
+            for group in self.discriminator_optimiser.param_groups:
+                group["lr"] = rate * (recipe.learning_rate if gan.learning_rate is None else gan.learning_rate)
+        return rate
+
+    def _noise(self, recipe: Recipe, x: Tensor) -> Tensor:
+        """This process's part of the step's noise, which is the same on however many processes."""
+        factor, world = recipe.network.factor, self.fabric.world_size
+        shape = (len(x) * world, recipe.network.z_channels, x.shape[2] // factor, x.shape[3] // factor)
+        noise = torch.randn(shape, generator=noise_generator(recipe.seed, self.step))
+        first = self.fabric.global_rank * len(x)
+        return noise[first : first + len(x)].to(x.device)
+
+    def _drawn(self, recipe: Recipe, crops: Array) -> tuple[Tensor, Transform | None, Tensor | None]:
+        """What is encoded at this step, and the step's transform and shift where the recipe has them."""
+        x = from_array(crops).to(self.fabric.device)
+        factor = recipe.network.factor
+        transform = shift = None
+        if recipe.equivariance is not None:
+            draw = Equivariance(recipe.equivariance.probability, recipe.equivariance.low, factor)
+            transform = draw(np.random.default_rng([recipe.seed, 3, self.step]))
+            x = transform.input(x)
+        if recipe.shift is not None:
+            rng = np.random.default_rng([recipe.seed, 4, self.step])
+            shift = torch.from_numpy(rng.uniform(-factor / 2, factor / 2, 2).astype(np.float32))
+        if recipe.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, transform, shift
+
+    def _mean(self, gradient: Tensor) -> Tensor:
+        """A gradient's mean over processes."""
+        return self.fabric.all_reduce(gradient, reduce_op="mean")  # type: ignore[return-value]
+
+    def _clip(self, module: nn.Module, most: float) -> Tensor:
+        """The norm of a module's gradient, which is cut to `most` (0: left as it is)."""
+        trained = [p for p in module.parameters() if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(trained, most or float("inf"))
+
+    def _finite(self, values: dict[str, Tensor], names: Sequence[str]) -> dict[str, float]:
+        """Figures as numbers: one wait for the device."""
+        figures = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist(), strict=True))
+        if all(map(math.isfinite, figures.values())):
+            return figures
+        for optimiser in (*self._fabricked, *([self._judged] if self.discriminator else [])):
             optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.module)
-        self.step += 1
-        return {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}, "gradient": norm.item(), "rate": rate}
+        what = ", ".join(f"{key} is {value}" for key, value in figures.items() if not math.isfinite(value))
+        of = f"; the batch was {', '.join(names)}" if names else ""
+        raise NonFiniteError(
+            f"At step {self.step} {what}, and nothing was changed by it; go on from the last checkpoint with a lower "
+            f"learning_rate{of}."
+        )
 
     @contextmanager
-    def averaged(self) -> Iterator[Network]:
-        """The network with its averaged weights, for validation and export."""
-        own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(self.ema.shadow[name])
+    def _frozen(self, module: nn.Module) -> Iterator[None]:
+        """Without gradients of the module's weights, so that they are none of the network's loss."""
+        module.requires_grad_(False)
         try:
-            yield self.module
+            yield
         finally:
-            with torch.no_grad():
-                for name, p in self.module.named_parameters():
-                    p.copy_(own[name])
+            module.requires_grad_(True)
+
+    # --- weights ---
+
+    @contextmanager
+    def averaged(self) -> Iterator[Autoencoder]:
+        """The network with its averaged weights, for validation and export."""
+        own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        self._put(self.ema.shadow)
+        try:
+            yield self.network
+        finally:
+            self._put(own)
 
     @torch.no_grad()
-    def validate(self, pictures: Sequence[Array], multiple: int) -> float:
-        """Mean PSNR in dB of the averaged weights on the middles of pictures (mode, uint8)."""
-        scores = []
-        device = next(self.module.parameters()).device
-        with self.averaged() as module:
-            for picture in pictures:
-                x = centre_crop(picture, multiple)
-                y = module.decode(module.encode(x.to(device)).mode()).cpu()
-                scores.append(psnr(to_uint8(y[0].float()), to_uint8(x[0])))
-        return sum(scores) / len(scores)
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, p in self.network.named_parameters():
+            p.copy_(weights[name])
 
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint beside, then renames it."""
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "recipe": json.dumps(self.recipe.to_dict()),
-                    "step": self.step,
-                    "module": self.module.state_dict(),
-                    "ema": self.ema.state_dict(),
-                    "optimisers": [o.state_dict() for o in self.optimisers],
-                },
-                temporary,
-            )
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on later, as plain tensors and numbers."""
+        state: dict[str, Any] = {
+            "step": self.step,
+            "model": self.own.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "rng": torch.get_rng_state(),
+            "history": self.history,
+        }
+        if self.discriminator is not None and self.discriminator_optimiser is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
+        if self.lecam is not None:
+            state["lecam"] = self.lecam.state_dict()
+        return state
 
-    def resume(self, path: Path) -> None:
-        """Goes on from a checkpoint of the same network.
-
-        Raises:
-            UsageError: if the checkpoint is damaged, or of another network or optimiser.
-        """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            first = str(error).strip().split("\n")[0].rstrip(".")
-            raise UsageError(f"{path}: this checkpoint is damaged ({first}); begin anew in another --out.") from None
-        if not isinstance(state, dict) or not state.keys() >= {"recipe", "step", "module", "ema", "optimisers"}:
-            raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
-        then, now = json.loads(state["recipe"]), json.loads(json.dumps(self.recipe.to_dict()))
-        if changed := sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key]):
-            raise UsageError(
-                f"{path}: this checkpoint was trained with another {', '.join(changed)}; "
-                f"give its recipe, or another --out."
-            )
-        try:
-            self.module.load_state_dict(state["module"])
-        except RuntimeError:
-            raise UsageError(
-                f"{path}: this checkpoint is of another network; give its recipe, or another --out."
-            ) from None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.own.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.step = state["step"]
+        if self.discriminator is not None and self.discriminator_optimiser is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        if self.lecam is not None:
+            self.lecam.load_state_dict(state["lecam"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.history = state["step"], state["history"]
+
+
+class _Judge(nn.Module):
+    """Both of a discriminator's passes in one: batch statistics are of each alone, and DDP sees a single forward."""
+
+    def __init__(self, discriminator: PatchDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return self.discriminator(real), self.discriminator(fake)
 
 
 @torch.no_grad()
-def quieten(module: Network) -> None:
+def quieten(network: Autoencoder) -> None:
     """Begins with little posterior noise (std about 0.007): with much, a decoder has nothing to learn from for long."""
-    last: nn.Module = getattr(module, "quant_conv", None) or module.get_submodule("encoder.conv_out")
-    half = module.config.z_channels
-    last.get_parameter("weight")[half:].mul_(0.1)
-    last.get_parameter("bias")[half:].fill_(-10.0)
+    weights = [p for p in network.encoder.parameters() if p.ndim > 1]
+    biases = [p for p in network.encoder.parameters() if p.ndim == 1]
+    quant = getattr(network, "quant_conv", None)
+    weight, bias = (quant.weight, quant.bias) if quant is not None else (weights[-1], biases[-1])
+    half = network.config.z_channels
+    if len(weight) == 2 * half:  # networks without a posterior give latents only
+        weight[half:].mul_(0.1)
+        bias[half:].fill_(-10.0)
 
 
-def _optimisers(recipe: Recipe, module: nn.Module) -> list[torch.optim.Optimizer]:
-    adam: list[nn.Parameter] = list(module.parameters())
-    optimisers: list[torch.optim.Optimizer] = []
-    if recipe.optimiser == "muon":
-        matrices = [
-            p
-            for name, p in module.named_parameters()
-            if p.ndim == 4 and "conv_in" not in name and "conv_out" not in name
-        ]
-        chosen = {id(p) for p in matrices}
-        adam = [p for p in adam if id(p) not in chosen]
-        optimisers.append(Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay))
-    optimisers.append(
-        torch.optim.AdamW(adam, recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
-    )
-    return optimisers
+class Hooks(Protocol):
+    """What happens between steps."""
+
+    def logged(self, line: dict[str, float]) -> None:
+        """Every `log_every` steps: means over them."""
+
+    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+        """Where a checkpoint is due, at a stop too: may add figures to the line, which is logged after."""
 
 
-def run(
-    trainer: Trainer,
-    pictures: Sequence[Array],
-    held_out: Sequence[Array],
-    out: Path,
-    report: Report,
-) -> bool:
+def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks: Hooks) -> bool:
     """Trains until the recipe's last step: True when it got there, False when stopped by SIGINT or SIGTERM.
 
-    Writes ``checkpoint.pt`` and appends to ``log.jsonl`` in `out`.
+    Args:
+        batches: (first step, last step) -> this process's crops of each, and the names of their pictures.
     """
-    recipe = trainer.recipe
-    device = next(trainer.module.parameters()).device
-    crops = {n: Crops(pictures, crop=n, zoom=recipe.zoom, seed=recipe.seed) for n in recipe.crops()}
-
-    def batch(step: int) -> Array:
-        now = recipe.at(step)
-        return crops[now.crop].batch(step, now.batch)
-
-    factor = trainer.module.config.factor
+    recipe, fabric = trainer.recipe, trainer.fabric
     stopped: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     sums: dict[str, float] = {}
-    count, seen, since = 0, 0, time.perf_counter()
+    count, seen, since, waited = 0, 0, time.perf_counter(), 0.0
     try:
-        for crop in ahead(batch, trainer.step, recipe.steps):
-            for key, value in trainer.train_step(from_array(crop).to(device)).items():
+        source = batches(trainer.step, recipe.steps)
+        while trainer.step < recipe.steps:
+            begin = time.perf_counter()
+            crops, names = next(source)
+            waited += time.perf_counter() - begin
+            for key, value in trainer.train_step(crops, names).items():
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
-            seen += len(crop)
-            last = trainer.step == recipe.steps or bool(stopped)
-            checkpoint = trainer.step % recipe.checkpoint_every == 0 or last
-            if trainer.step % recipe.log_every == 0 or last:
+            seen += len(crops) * fabric.world_size
+            # one look at the signals: one may come at any time, and all processes must stop at the same step
+            stop = bool(stopped)
+            if fabric.world_size > 1:
+                stop = bool(fabric.all_reduce(torch.tensor(float(stop)), reduce_op="max"))
+            last = trainer.step == recipe.steps or stop
+            check = trainer.step % recipe.checkpoint_every == 0 or last
+            if trainer.step % recipe.log_every == 0 or check:
+                elapsed = time.perf_counter() - since
                 line = {"step": trainer.step, **{k: v / count for k, v in sums.items()}}
-                line["crops_per_second"] = seen / (time.perf_counter() - since)
-                if checkpoint and held_out:
-                    line["psnr"] = trainer.validate(held_out, factor)
-                with (out / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                report(line)
-                sums, count, seen, since = {}, 0, 0, time.perf_counter()
-            stop = bool(stopped)  # one look: a signal may have come since `last`, and may come during the next line
-            if checkpoint or stop:
-                trainer.save(out / "checkpoint.pt")
+                line |= {"crops_per_second": seen / elapsed, "waiting": waited / elapsed}
+                if check:
+                    hooks.checked(trainer, line, last=last)
+                hooks.logged(line)
+                sums, count, seen, since, waited = {}, 0, 0, time.perf_counter(), 0.0
             if stop:
                 return trainer.step == recipe.steps
     finally:

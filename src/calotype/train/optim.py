@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calotype.train.recipe import Recipe
+
 
 def orthogonalize(g: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix to G (all singular values near 1), by five Newton-Schulz steps.
@@ -55,3 +57,17 @@ class Muon(torch.optim.Optimizer):
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+
+def optimisers_of(recipe: Recipe, module: nn.Module) -> list[torch.optim.Optimizer]:
+    """What trains a module's parameters: Muon for the matrices of hidden convolutions where asked for, and Adam."""
+    adam = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    optimisers: list[torch.optim.Optimizer] = []
+    if recipe.optimiser == "muon":
+        hidden = [n for n, p in adam.items() if p.ndim == 4 and "conv_in" not in n and "conv_out" not in n]
+        matrices = [adam.pop(name) for name in hidden]
+        optimisers.append(Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay))
+    kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
+    decay = 0.0 if recipe.optimiser == "adam" else recipe.weight_decay
+    optimisers.append(kind(adam.values(), recipe.learning_rate, betas=recipe.betas, weight_decay=decay))
+    return optimisers

@@ -11,22 +11,93 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from calotype.config import AutoencoderConfig, FoldedConfig
 from calotype.errors import UsageError
+from calotype.train.configs import TRAINABLE, Trainable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-# networks with a posterior, by the `kind` that recipes name
-TRAINABLE = {"autoencoder_kl": AutoencoderConfig, "folded": FoldedConfig}
+LEAST_SEEN = 32  # pixels a side that LPIPS and a discriminator need
+NAMED = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A folder or zip of pictures."""
+    """Pictures: a folder, a zip, tar shards or a Hugging Face dataset; see `sources.open_source`."""
 
     path: str  # relative to the data folder given on the command line
     repeat: int = 1  # how often each picture stands in an epoch
     hold_out: int = 0  # every n-th picture is kept for validation; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Weights to begin from, instead of random ones."""
+
+    weights: str  # a preset's name or a path
+    train: Literal["all", "encoder", "decoder"] = "all"  # the other half stays as it is, bit by bit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A VAE whose latents, and perhaps whose pictures, the network is to give.
+
+    The decoder reads the teacher's latents, so encoder and decoder learn apart from each other.
+    """
+
+    weights: str  # a preset's name or a path
+    latents: float = 1.0  # weight of the mean squared difference of latents
+    target: Literal["pictures", "teacher"] = (
+        "pictures"  # what the decoder is to give: pictures, or what the teacher does
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """A PatchGAN discriminator (Isola et al. 2017, arXiv:1611.07004)."""
+
+    start: int  # first step in which the network is trained against it
+    warm_up: int = 0  # steps before that in which it is trained alone
+    weight: float = 0.5
+    adaptive: bool = True  # times the ratio of gradients at the last layer (Esser et al. 2021, arXiv:2012.09841, eq. 7)
+    loss: Literal["hinge", "vanilla"] = "hinge"
+    norm: Literal["batch", "group", "spectral", "none"] = "batch"
+    ndf: int = 64  # channels after its first convolution
+    layers: int = 3  # convolutions of stride 2
+    lecam: float = 0.0  # weight of LeCam's regularisation (arXiv:2104.03310)
+    r1: float = 0.0  # gamma of the gradient penalty on real pictures (arXiv:1801.04406)
+    learning_rate: float | None = None  # where it is not the network's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivariance:
+    """EQ-VAE (arXiv:2502.09509): decoding transformed latents is to give the transformed picture."""
+
+    probability: float = 0.5  # of a scaled and rotated batch
+    low: float = 0.25  # of a scaled one, among the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """VA-VAE (arXiv:2501.01423): latents are to be as similar to each other as the features of a frozen network are."""
+
+    features: str = "vgg"  # vgg, dinov2, or a folder with a DINOv2
+    weight: float = 0.1  # times the ratio of gradients at the encoder's last layer
+    margins: tuple[float, float] = (0.25, 0.5)  # of distances and of cosines: differences below them are no loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """AF-LDM (arXiv:2503.09419): shifting by a fraction of a pixel before or after is to be the same."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Activations are to stay in a range, so that float16 holds them."""
+
+    limit: float = 1_000.0  # magnitude above which they cost
+    weight: float = 1e-3  # on the mean square of what is above it, in limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,33 +115,55 @@ class Recipe:
     """Everything that decides what a training run gives."""
 
     name: str
-    network: AutoencoderConfig | FoldedConfig
+    network: Trainable
     sources: tuple[Source, ...]
+    start: Start | None = None
+    teacher: Teacher | None = None
 
     crop: int = 64  # side of the square crops, in pixels
+    rule: Literal["random", "resized", "centre"] = "random"  # how crops are cut; see `crops.Crops`
     zoom: float = 1.0  # half of the crops are enlarged by up to this factor
-    batch: int = 16  # crops a step
-    steps: int = 10_000  # optimiser steps
+    flip: bool = True
+    enlarge: bool = True  # pictures smaller than the crop; they are refused otherwise
+    batch: int = 16  # crops a step, over all processes and parts
+    accumulate: int = 1  # parts a step is computed in
+    steps: int = 10_000  # optimiser steps; each trains the network once, and the discriminator once
     seed: int = 0  # of weights, order, crops and posterior samples
 
-    reconstruction: Literal["l1", "l2"] = "l1"
+    reconstruction: Literal["l1", "l2", "charbonnier", "ssim", "ms_ssim"] = "l1"
+    reconstruction_weight: float = 1.0
+    perceptual: float = 0.0  # weight of LPIPS
+    perceptual_net: Literal["vgg", "alex"] = "vgg"
     kl_weight: float = 1e-6  # on KL summed over latents, against the reconstruction summed over pixels
+    logvar: Literal["fixed", "learned"] = "fixed"  # of the reconstruction, a scalar; fixed at 0
+    latent: Literal["sample", "mode"] = "sample"  # what is decoded
+    quiet: bool = True  # fresh networks begin with little posterior noise
+    adversarial: Adversarial | None = None
+    equivariance: Equivariance | None = None
+    alignment: Alignment | None = None
+    shift: Shift | None = None
+    activation_range: Range | None = None
 
-    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: for hidden convolutions; AdamW for the rest
+    optimiser: Literal["adam", "adamw", "muon"] = "adamw"  # muon: for hidden convolutions; AdamW for the rest
     muon_rate: float = 2e-2  # its learning rate
-    learning_rate: float = 1e-3  # AdamW's
+    learning_rate: float = 1e-3  # Adam's
     weight_decay: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 100  # steps of linear rise
     cooldown: int = 1_000  # steps of linear fall to zero, at the end
-    clip: float = 1.0  # largest gradient norm
+    clip: float = 1.0  # largest gradient norm; 0: any
     ema_decay: float = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"  # of the products; weights are float32
+    channels_last: bool = False
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time
+    compile: bool = False  # by torch.compile
 
     phases: tuple[Phase, ...] = ()  # in the order of their starts
 
     log_every: int = 50  # steps
-    checkpoint_every: int = 500  # steps; validation runs at the same time
+    checkpoint_every: int = 500  # steps; pictures held out are measured and shown at the same time
+    keep: int = 3  # newest checkpoints that are kept, beside the best
+    export_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights that are written at the end
 
     def at(self, step: int) -> Recipe:
         """The recipe as it holds at a step, with the phases' changes made."""
@@ -89,34 +182,54 @@ class Recipe:
         return {**dataclasses.asdict(self), "network": self.network.to_dict()}
 
 
-LEAST: dict[type, dict[str, int]] = {  # numbers that no run can have less of
+LEAST: dict[type, dict[str, float]] = {  # numbers that no run can have less of
     Recipe: {
-        **dict.fromkeys(("crop", "zoom", "batch", "steps", "log_every", "checkpoint_every"), 1),
+        **dict.fromkeys(("crop", "zoom", "batch", "accumulate", "steps"), 1),
+        **dict.fromkeys(("log_every", "checkpoint_every", "keep"), 1),
         **dict.fromkeys(("seed", "kl_weight", "warmup", "cooldown", "clip", "ema_decay", "betas"), 0),
-        **dict.fromkeys(("learning_rate", "muon_rate", "weight_decay"), 0),
+        **dict.fromkeys(("learning_rate", "muon_rate", "weight_decay", "perceptual", "reconstruction_weight"), 0),
     },
+    Adversarial: {
+        **dict.fromkeys(("start", "warm_up", "weight", "lecam", "r1", "learning_rate"), 0),
+        **dict.fromkeys(("ndf", "layers"), 1),
+    },
+    Teacher: {"latents": 0},
+    Equivariance: {"probability": 0, "low": 0},
+    Alignment: {"weight": 0, "margins": 0},
+    Shift: {"weight": 0},
+    Range: {"limit": 1, "weight": 0},
     Phase: {"start": 0, "crop": 1, "batch": 1, "muon_rate": 0},
     Source: {"repeat": 1, "hold_out": 0},
 }
 
 
-def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe from TOML and changes it by `key=value` settings (``network.ch=64`` reaches inside).
+def named_recipes() -> list[str]:
+    """Names of the recipes that come with calotype."""
+    return sorted(path.stem for path in NAMED.glob("*.toml"))
+
+
+def load_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, by name or from a TOML file, and changes it by `key=value` settings (``network.ch=64``).
 
     Raises:
         UsageError: for a missing file, bad TOML, an unknown key or a value of the wrong type.
     """
+    path = Path(recipe)
+    if not path.is_file() and str(recipe) in named_recipes():
+        path = NAMED / f"{recipe}.toml"
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such recipe; give a TOML file such as recipes/builtin.toml.")
+        raise UsageError(
+            f"{recipe}: there is no such recipe; give a TOML file, or one of {', '.join(named_recipes())}."
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: this is not valid TOML ({error}).") from None
     for setting in settings:
         _set(values, setting)
-    recipe = typing.cast(Recipe, _build(Recipe, values, str(path)))
-    _check(recipe, str(path))
-    return recipe
+    loaded = typing.cast(Recipe, _build(Recipe, values, str(path)))
+    _check(loaded, str(path))
+    return loaded
 
 
 def _set(values: Any, setting: str) -> None:
@@ -149,9 +262,29 @@ def _check(recipe: Recipe, where: str) -> None:
         raise UsageError(
             f"{where}: crop must be a multiple of {factor}, because the network is f{factor}, not {bad[0]}."
         )
+    batches = {recipe.batch, *(phase.batch for phase in recipe.phases if phase.batch)}
+    if uneven := sorted(batch for batch in batches if batch % recipe.accumulate):
+        raise UsageError(
+            f"{where}: batch must be a multiple of accumulate, {recipe.accumulate}, not {uneven[0]}: parts are equal."
+        )
     starts = [phase.start for phase in recipe.phases]
     if starts != sorted(starts):
         raise UsageError(f"{where}: phases must stand in the order of their starts, not {starts}.")
+    gan = recipe.adversarial
+    if gan and not gan.warm_up <= gan.start < recipe.steps:
+        raise UsageError(
+            f"{where}: adversarial.start is {gan.start}; it must lie below steps ({recipe.steps}), and not below its "
+            f"warm_up ({gan.warm_up})."
+        )
+    if recipe.teacher and (recipe.equivariance or recipe.alignment):
+        raise UsageError(f"{where}: a teacher decides what the latents are; leave equivariance and alignment out.")
+    if recipe.equivariance and min(recipe.crops()) < 4 * LEAST_SEEN and (recipe.perceptual or gan):
+        raise UsageError(
+            f"{where}: equivariance makes crops four times as small, and LPIPS and the discriminator need {LEAST_SEEN} "
+            f"pixels; crop must be at least {4 * LEAST_SEEN}."
+        )
+    if recipe.equivariance and not recipe.equivariance.probability <= 1 >= recipe.equivariance.low:
+        raise UsageError(f"{where}: probabilities of equivariance must be at most 1.")
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:
@@ -174,7 +307,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint == AutoencoderConfig | FoldedConfig:
+    if hint == Trainable:
         if not isinstance(value, dict):
             raise UsageError(f"{where} must be a table, not {value!r}.")
         value = dict(value)
@@ -182,6 +315,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(kind, str) or kind not in TRAINABLE:
             raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {kind!r}.")
         return _build(TRAINABLE[kind], value, where)
+    if origin is types.UnionType:
+        hint = next(arg for arg in args if arg is not type(None))
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     if origin is tuple:
@@ -197,8 +332,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise UsageError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}.")
         return value
-    if origin is types.UnionType:
-        hint = next(arg for arg in args if arg is not type(None))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -1,155 +1,256 @@
-"""A whole training run: data, loop, and at its end weights that say how they were made."""
+"""A whole training run: data, helpers, loop, and at its end weights that say how they were made."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
 
-from calotype import __version__
-from calotype.errors import UsageError
-from calotype.latents import PerChannel
-from calotype.networks import Network
-from calotype.train.data import Array, centre_crop, read_source
-from calotype.train.loop import Report, Trainer, run
+from calotype.engine.budget import in_words
+from calotype.errors import MemoryLimitError, UsageError
+from calotype.train import checkpoint
+from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size
+from calotype.train.estimate import estimate
+from calotype.train.export import export, validate
+from calotype.train.family import Autoencoder
+from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.recipe import Recipe
-from calotype.weights.save import save_weights
+from calotype.train.watch import Watch, panel
+from calotype.vae import load, pick_device
+
+Array = NDArray[np.uint8]
+
+HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint
+CACHE = 2 * 10**9  # bytes of decoded pictures that stay in memory
 
 
 class Track(Protocol):
     """Goes through items and shows progress."""
 
-    def __call__(self, items: Sequence[Any], doing: str) -> Iterable[Any]: ...
+    def __call__(self, items: Iterable[Any], doing: str, total: int) -> Iterable[Any]: ...
 
 
-SKIP_LIMIT = 0.01  # share of pictures that may be unreadable
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run goes, as far as it does not change what comes out.
+
+    Attributes:
+        resume: go on from the newest checkpoint.
+        dry_run: train one step only, and say what the run will take.
+        device: cpu, cuda, cuda:0, mps; None: the fastest there is.
+        strategy: of several processes, as torchrun starts them.
+        workers: threads that decode pictures.
+        tensorboard: also log to OUT/tensorboard.
+        wandb: a project's name; also log to Weights & Biases.
+    """
+
+    resume: bool = False
+    dry_run: bool = False
+    device: str | None = None
+    strategy: str = "auto"
+    workers: int = 2
+    tensorboard: bool = True
+    wandb: str | None = None
 
 
 def train(
     recipe: Recipe,
     data: Path,
     out: Path,
+    options: Options,
     *,
-    resume: bool,
-    device: torch.device,
-    report: Report,
+    report: Callable[[dict[str, float]], None],
     notice: Callable[[str], None],
     track: Track,
 ) -> Path | None:
-    """Trains as `recipe` says and writes ``weights.safetensors``: its path, or None when stopped by a signal.
+    """Trains as `recipe` says and writes OUT/weights.safetensors: its path, or None when stopped or on a dry run.
 
     Args:
-        data: the folder that source paths are relative to.
-        out: gets ``checkpoint.pt``, ``log.jsonl`` and ``weights.safetensors``.
-        resume: go on from ``checkpoint.pt``.
+        data: what source paths are relative to.
+        out: the run's folder; see `watch.Watch`, `checkpoint.save` and `export.export` for what it gets.
 
     Raises:
-        UsageError: for missing data, a folder in use without `resume`, or a checkpoint of another network.
+        UsageError: for missing data, a folder in use without `resume`, a checkpoint of another recipe, or too little
+            memory.
+        NonFiniteError: if a loss is NaN; the last checkpoint is kept.
     """
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
+    last = checkpoint.newest(out)
+    if last and not (options.resume or options.dry_run):
         raise UsageError(f"{out}: there is a checkpoint already; go on with --resume, or give another --out.")
-    if resume and not checkpoint.exists():
-        raise UsageError(f"{out}: there is no checkpoint.pt to resume from.")
-    pictures, held_out = read_data(recipe, data, notice, track)
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer.create(recipe, device)
-    if resume:
-        trainer.resume(checkpoint)
-    if not run(trainer, [p for group in pictures for p in group], held_out, out, report):
-        return None
-    return export(
-        trainer, [p for group in pictures for p in set_once(group)], held_out, out / "weights.safetensors", track
-    )
-
-
-def read_data(
-    recipe: Recipe, data: Path, notice: Callable[[str], None], track: Track
-) -> tuple[list[list[Array]], list[Array]]:
-    """The recipe's sources decoded: (for each, pictures repeated as it says; all held-out pictures).
-
-    Raises:
-        UsageError: if a source is missing, more than 1% of its pictures can't be read, or all are held out.
-    """
-    training, held_out = [], []
-    for source in recipe.sources:
-        pictures, skipped = read_source(data / source.path, partial(track, doing=f"Reading {source.path}"))
-        for reason in skipped:
-            notice(f"{source.path}: {reason}")
-        if len(skipped) > SKIP_LIMIT * (len(pictures) + len(skipped)):
-            raise UsageError(
-                f"{data / source.path}: {len(skipped)} pictures can't be read, more than 1%; mend the data."
-            )
-        kept = {i for i in range(len(pictures)) if source.hold_out and i % source.hold_out == 0}
-        held_out += [pictures[i] for i in sorted(kept)]
-        training.append([p for i, p in enumerate(pictures) if i not in kept] * source.repeat)
-    if not any(training):
-        raise UsageError(f"{data}: no picture is left to train on; raise hold_out of the sources, or set it to 0.")
-    return training, held_out
-
-
-def set_once(pictures: list[Array]) -> list[Array]:
-    """Repeated pictures once, in order."""
-    return list({id(p): p for p in pictures}.values())
-
-
-def export(trainer: Trainer, pictures: Sequence[Array], held_out: Sequence[Array], path: Path, track: Track) -> Path:
-    """Writes the averaged weights as float16, with latent statistics over the training set and how they were made.
-
-    The trainer's average is rounded to float16 first, so what is measured is what is stored.
-    """
-    recipe = trainer.recipe
-    for value in trainer.ema.shadow.values():
-        value.copy_(value.half())
-    with trainer.averaged() as module:
-        mean, std, noise = latent_statistics(module, pictures, track)
-    quality = trainer.validate(held_out, trainer.module.config.factor) if held_out else None
-    facts: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
-        "steps": trainer.step,
-        "pictures": len(pictures),
-        "held_out": len(held_out),
-        "held_out_psnr": quality,
-        "posterior_std": noise,
-        "calotype": __version__,
-        "torch": torch.__version__,
-    }
-    with trainer.averaged() as module:
-        save_weights(
-            module,
-            path,
-            layout="ldm",
-            format_=PerChannel(name=recipe.name, channels=len(mean), mean=mean, std=std),
-            dtype=torch.float16,
-            metadata={f"calotype_training_{key}": json.dumps(value) for key, value in facts.items()},
+    if options.resume and not last:
+        raise UsageError(f"{out}: there is no checkpoint to resume from.")
+    state = checkpoint.load(last, recipe) if options.resume and last else None
+    fabric = launch(recipe, options)
+    if uneven := [r.batch for r in _parts(recipe) if r.batch % (fabric.world_size * r.accumulate)]:
+        raise UsageError(
+            f"A batch of {uneven[0]} can't be shared evenly by {fabric.world_size} processes in {recipe.accumulate} "
+            f"parts each; change batch or accumulate."
         )
-    return path
+    pictures, held = gather(recipe.sources, data, cache=CACHE, notice=notice)
+    if not recipe.enlarge:
+        require_size(pictures, max(recipe.crops()))
+    held_out = [picture for _, picture in readable(held)]
+    with fabric.rank_zero_first():  # others find in the cache what the first one downloads
+        helpers = make_helpers(recipe, fabric.device)
+    trainer = Trainer(recipe, fabric, helpers)
+    if state is not None:
+        trainer.load_state_dict(state)
+        if changes := checkpoint.changes(state, recipe):
+            trainer.history.append({"step": trainer.step, "changed": changes})
+    took = estimate(trainer)
+    crops = {
+        n: Crops(pictures, crop=n, rule=recipe.rule, flip=recipe.flip, zoom=recipe.zoom, seed=recipe.seed)
+        for n in sorted(recipe.crops())
+    }
+
+    def plan(step: int) -> tuple[Crops, int]:
+        now = recipe.at(step)
+        return crops[now.crop], now.batch // fabric.world_size
+
+    def batches(first: int, end: int) -> Iterator[Batch]:
+        return load_batches(plan, first, end, rank=fabric.global_rank, world=fabric.world_size, workers=options.workers)
+
+    if options.dry_run:
+        seconds = _one_step(trainer, batches)
+        notice(
+            f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held_out):,} held out; one step took "
+            f"{seconds:.2f} s, so the run takes about {seconds * recipe.steps / 3600:.1f} h, and about "
+            f"{in_words(took.part)} of the {in_words(took.free)} free."
+        )
+        return None
+    watch = None
+    if fabric.is_global_zero:
+        first = trainer.step
+        watch = Watch(recipe, out, tensorboard=options.tensorboard, wandb=options.wandb, first=first)
+    fabric.barrier()
+    hooks = _Hooks(out, watch, report, held_out[:HELD_OUT], state["best"] if state else None)
+    try:
+        finished = run(trainer, batches, hooks)
+        if not finished:
+            return None
+        path = out / "weights.safetensors"
+        if fabric.is_global_zero:
+            once = pictures.once()
+            measured = (picture for _, picture in track(readable(once), "Measuring latents", len(once)))
+            export(trainer, measured, held_out, out, count=len(once), perceptual=helpers.perceptual)
+        fabric.barrier()
+        return path
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryLimitError(
+            f"A step does not fit in memory ({str(error).strip().splitlines()[0]}); raise accumulate, or set "
+            f"gradient_checkpointing = true."
+        ) from None
+    finally:
+        if watch is not None:
+            watch.close()
 
 
-@torch.no_grad()
-def latent_statistics(
-    module: Network, pictures: Sequence[Array], track: Track
-) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """Per-channel mean and std of latents (mode) over pictures, and the mean std of the posterior; in float64."""
-    factor = module.config.factor
-    device = next(module.parameters()).device
-    count = 0
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    noise = 0.0
-    for picture in track(pictures, "Measuring latents"):
-        posterior = module.encode(centre_crop(picture, factor).to(device))
-        z = posterior.mode().double().cpu()
-        count += z.shape[2] * z.shape[3]
-        total = total + z.sum((0, 2, 3))
-        squares = squares + z.square().sum((0, 2, 3))
-        noise += posterior.std.double().mean().item() / len(pictures)
-    mean = torch.as_tensor(total) / count
-    std = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
-    std = torch.where(std > 1e-6, std, 1.0)  # a channel that never varies needs no scale
-    return tuple(mean.tolist()), tuple(std.tolist()), noise
+def launch(recipe: Recipe, options: Options) -> Fabric:
+    """The processes: one, or those that torchrun has started."""
+    device = pick_device(options.device)
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    devices: int | list[int] = local
+    if world == 1 and device.type == "cuda":
+        devices = [device.index or 0]
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it tells what was asked for
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=devices,
+        num_nodes=world // local,
+        strategy="auto" if world == 1 else "ddp" if options.strategy == "auto" else options.strategy,
+        precision="bf16-mixed" if recipe.precision == "bfloat16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
+    """The frozen networks that a recipe's losses need, on the device."""
+    start = None
+    if recipe.start is not None:
+        start = load(recipe.start.weights, device="cpu").module
+        if start.config != recipe.network:
+            raise UsageError(
+                f"The recipe's network is not that of its start, {recipe.start.weights}: {recipe.network} is asked "
+                f"for, and {start.config} is there."
+            )
+        start.requires_grad_(True)
+    teacher: Autoencoder | None = None
+    if recipe.teacher is not None:
+        teacher = load(recipe.teacher.weights, device=device).module
+        if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
+            raise UsageError(
+                f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
+                f"recipe's network has {recipe.network.z_channels} at f{recipe.network.factor}: they must be the same."
+            )
+    perceptual: nn.Module | None = None
+    if recipe.perceptual:
+        from calotype.evaluate.lpips import load_lpips
+
+        perceptual = load_lpips(recipe.perceptual_net).to(device)
+    features = None
+    if recipe.alignment is not None:
+        from calotype.train.regularisers import features as extractor
+
+        features = extractor(recipe.alignment.features).to(device)
+    return Helpers(start=start, perceptual=perceptual, features=features, teacher=teacher)
+
+
+def _parts(recipe: Recipe) -> list[Recipe]:
+    return [recipe.at(start) for start in (0, *(phase.start for phase in recipe.phases))]
+
+
+def _one_step(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]]) -> float:
+    """Seconds of a step, after one that warms up."""
+    source = batches(0, min(2, trainer.recipe.steps))
+    for crops, names in source:
+        begin = time.perf_counter()
+        trainer.train_step(crops, names)
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+class _Hooks:
+    """Validates, keeps checkpoints and panels, and writes the log."""
+
+    def __init__(
+        self,
+        out: Path,
+        watch: Watch | None,
+        report: Callable[[dict[str, float]], None],
+        held_out: Sequence[Array],
+        best: float | None,
+    ) -> None:
+        self.out, self.watch, self.report, self.held_out, self.best = out, watch, report, held_out, best
+
+    def logged(self, line: dict[str, float]) -> None:
+        if self.watch is not None:
+            self.watch.line(line)
+            self.report(line)
+
+    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+        best = False
+        if self.held_out and trainer.fabric.is_global_zero:
+            with trainer.averaged() as network:
+                found = validate(network, self.held_out, trainer.helpers.perceptual)
+                line |= {f"held_out_{key}": value for key, value in found.items()}
+                if self.watch is not None:
+                    self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
+            score = -found["lpips"] if "lpips" in found else found["psnr"]
+            best = self.best is None or score > self.best
+            self.best = max(score, self.best) if self.best is not None else score
+        state = trainer.state_dict()
+        if trainer.fabric.is_global_zero:
+            checkpoint.save(self.out, {**state, "best": self.best}, trainer.recipe, best=best)
+        trainer.fabric.barrier()

@@ -1,0 +1,1 @@
+"""What docs/family.md is made of: models, measurements, figures and the page itself."""

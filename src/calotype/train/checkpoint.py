@@ -1,0 +1,91 @@
+"""Checkpoints: whole, atomic, the newest few and the best."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.errors import UsageError
+from calotype.files import atomic_path
+from calotype.train.recipe import Recipe
+
+# What may differ between the parts of a run: its length, what lies ahead, and how it is watched.
+MAY_CHANGE = {
+    "steps", "cooldown", "phases", "accumulate", "log_every", "checkpoint_every", "keep",
+    "gradient_checkpointing", "compile", "learning_rate", "muon_rate", "clip",
+}  # fmt: skip
+
+FOLDER = "checkpoints"
+BEST = "best.pt"
+
+
+def newest(out: Path) -> Path | None:
+    """The checkpoint of the highest step in a run's folder."""
+    found = sorted((out / FOLDER).glob("step-*.pt"))
+    return found[-1] if found else None
+
+
+def save(out: Path, state: dict[str, Any], recipe: Recipe, *, best: bool) -> Path:
+    """Writes a checkpoint beside and renames it; then drops the oldest beyond `recipe.keep`.
+
+    Args:
+        state: of `Trainer.state_dict`.
+        best: whether it is the best so far, which is kept in any case.
+
+    Raises:
+        UsageError: if the disk refuses it; those before it stay.
+    """
+    folder = out / FOLDER
+    path = folder / f"step-{state['step']:08}.pt"
+    try:
+        folder.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, temporary)
+        if best:
+            with atomic_path(folder / BEST) as temporary:
+                temporary.unlink(missing_ok=True)
+                os.link(path, temporary)  # the same file under another name
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        last = newest(out)
+        kept = f"{last.name} is kept; resume from it" if last else "there is none before it"
+        raise UsageError(f"{path}: this checkpoint can't be written ({reason}): {kept}.") from None
+    for old in sorted(folder.glob("step-*.pt"))[: -recipe.keep]:
+        with suppress(OSError):
+            old.unlink()
+    return path
+
+
+def load(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """The state in a checkpoint, if it is one of this recipe.
+
+    Raises:
+        UsageError: if it is damaged, or of another recipe.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(
+            f"{path}: this checkpoint is damaged ({first}); delete it to go on from the one before."
+        ) from None
+    if not isinstance(state, dict) or not state.keys() >= {"recipe", "step", "model", "ema", "optimisers"}:
+        raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
+    then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+    if changed := sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key]):
+        raise UsageError(
+            f"{path}: this checkpoint was trained with another {', '.join(changed)}; give its recipe, or another --out."
+        )
+    return state
+
+
+def changes(state: dict[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
+    """What a recipe changes of the one a checkpoint was made with: key -> [then, now]."""
+    then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+    return {key: [then.get(key), now[key]] for key in sorted(now) if then.get(key) != now[key]}

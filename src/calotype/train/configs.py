@@ -1,0 +1,81 @@
+"""The family of autoencoders that led to Stable Diffusion's, in a few numbers each. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
+from calotype.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """A fully connected autoencoder of square pictures of one size. Without hidden layers it is linear."""
+
+    side: int = 32  # of the pictures, in pixels
+    hidden: tuple[int, ...] = (512,)  # widths between picture and latents; mirrored in the decoder
+    z_channels: int = 64  # numbers in the latents
+    variational: bool = False  # whether the encoder gives a variance too
+
+    def __post_init__(self) -> None:
+        _positive(self, side=self.side, z_channels=self.z_channels, hidden=self.hidden)
+
+    @property
+    def factor(self) -> int:
+        """A latent stands for the whole picture."""
+        return self.side
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata."""
+        return {"kind": "dense", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvConfig:
+    """A plain convolutional autoencoder: 3x3 convolutions and SiLU, a stride of 2 between levels, no norm."""
+
+    ch: int = 32  # channels at full resolution
+    ch_mult: tuple[int, ...] = (1, 2, 4)  # channels of each level, as multiples of ch
+    num_blocks: int = 1  # pairs of convolutions a level
+    z_channels: int = 4  # channels of the latents
+    residual: bool = False  # whether each pair adds to what it reads
+    variational: bool = False  # whether the encoder gives a variance too
+
+    def __post_init__(self) -> None:
+        _positive(self, ch=self.ch, ch_mult=self.ch_mult, num_blocks=self.num_blocks, z_channels=self.z_channels)
+        if not self.ch_mult:
+            raise UsageError("ConvConfig.ch_mult must name at least one level.")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, from full resolution down."""
+        return tuple(self.ch * m for m in self.ch_mult)
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata."""
+        return {"kind": "conv", **asdict(self)}
+
+
+Trainable = AutoencoderConfig | FoldedConfig | TinyConfig | DenseConfig | ConvConfig
+
+# by the `kind` that recipes name
+TRAINABLE: dict[str, type[Trainable]] = {
+    "autoencoder_kl": AutoencoderConfig,
+    "folded": FoldedConfig,
+    "taesd": TinyConfig,
+    "dense": DenseConfig,
+    "conv": ConvConfig,
+}
+
+
+def _positive(config: DenseConfig | ConvConfig, **values: int | tuple[int, ...]) -> None:
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(n, int) and n >= 1 for n in numbers):
+            raise UsageError(f"{type(config).__name__}.{name} must be positive whole numbers, not {value!r}.")

@@ -1,0 +1,82 @@
+"""What a run will take, found with a single crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calotype.engine.budget import in_words
+from calotype.engine.memory import free_memory
+from calotype.errors import UsageError
+from calotype.train.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a process.
+
+    Attributes:
+        weights: of weights, gradients, optimisers' state and averages.
+        crop: that the backward pass keeps of one crop.
+        part: of the largest part of a step, with its weights.
+        free: what there is.
+    """
+
+    weights: int
+    crop: int
+    part: int
+    free: int
+
+
+def estimate(trainer: Trainer) -> Estimate:
+    """Counts what autograd keeps of one crop; nothing is trained.
+
+    Raises:
+        UsageError: if a step can't fit in the memory that is free.
+    """
+    recipe, world = trainer.recipe, trainer.fabric.world_size
+    parameters = sum(p.numel() * p.element_size() for p in trainer.own.parameters())
+    if trainer.discriminator is not None:
+        parameters += sum(p.numel() * p.element_size() for p in trainer.discriminator.parameters())
+    weights = 5 * parameters  # itself, its gradient, two moments, its average
+    most, largest = 0, None
+    for now in (recipe.at(start) for start in (0, *(phase.start for phase in recipe.phases))):
+        crops = max(1, now.batch // world // now.accumulate)
+        kept = _kept(trainer, now.crop)
+        if kept * crops >= most:
+            most, largest = kept * crops, (now, crops, kept)
+    assert largest
+    now, crops, kept = largest
+    free = free_memory(trainer.fabric.device)
+    found = Estimate(weights, kept, weights + most, free)
+    if found.part > free:
+        parts = -(-now.accumulate * most // max(1, free - weights))
+        help_ = "set gradient_checkpointing = true, or a smaller crop" if crops == 1 else f"set accumulate to {parts}"
+        raise UsageError(
+            f"A part of {crops} crops of {now.crop} pixels takes about {in_words(found.part)} and {in_words(free)} are "
+            f"free; {help_}."
+        )
+    return found
+
+
+def _kept(trainer: Trainer, crop: int) -> int:
+    """Bytes that autograd keeps of one crop of this size, each storage once."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)
+        return tensor
+
+    held: list[Tensor] = []  # so that no address comes twice
+    known = {p.untyped_storage().data_ptr() for p in trainer.own.parameters()}
+    black = np.zeros((1, crop, crop, 3), dtype=np.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = trainer.losses(black)
+    total = sum(size for place, size in seen.items() if place not in known)
+    del loss
+    return total

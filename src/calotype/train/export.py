@@ -1,0 +1,222 @@
+"""The end of a run: weights that say how they were made, in the layouts people load, and a card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calotype import __version__
+from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
+from calotype.evaluate.metrics import psnr, ssim
+from calotype.files import atomic_path
+from calotype.latents import PerChannel, ScaleShift
+from calotype.networks import Network
+from calotype.pixels import to_uint8
+from calotype.train.crops import centre_crop
+from calotype.train.family import Autoencoder
+from calotype.train.loop import Trainer
+from calotype.weights.save import save_weights
+
+Array = NDArray[np.uint8]
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of latents (mode) over pictures, in float64.
+
+    Attributes:
+        mean, std: of each channel.
+        scale: 1 / the standard deviation of all numbers together; shift: their mean.
+        noise: mean standard deviation of the posterior.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+    shift: float
+    noise: float
+
+
+@torch.no_grad()
+def latent_statistics(network: Autoencoder, pictures: Iterable[Array]) -> Statistics:
+    """Measures latents over the middles of pictures, each at most 256 pixels a side."""
+    device = next(network.parameters()).device
+    count = pictures_seen = 0
+    total = squares = torch.zeros((), dtype=torch.float64)
+    noise = 0.0
+    for picture in pictures:
+        posterior = network.encode(centre_crop(picture, network.config.factor).to(device))
+        z = posterior.mode().double().cpu()
+        count += z.shape[2] * z.shape[3]
+        pictures_seen += 1
+        total = total + z.sum((0, 2, 3))
+        squares = squares + z.square().sum((0, 2, 3))
+        noise += posterior.std.double().mean().item()
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    std = variance.sqrt()
+    std = torch.where(std > 1e-6, std, 1.0)  # a channel that never varies needs no scale
+    shift = mean.mean()
+    spread = math.sqrt(max(float((squares / count).mean() - shift.square()), 1e-12))
+    return Statistics(
+        tuple(mean.tolist()), tuple(std.tolist()), 1 / spread, float(shift), noise / max(1, pictures_seen)
+    )
+
+
+@torch.no_grad()
+def validate(network: Autoencoder, pictures: Sequence[Array], perceptual: nn.Module | None = None) -> dict[str, float]:
+    """Means over the middles of pictures (mode, uint8): psnr in dB, ssim, and lpips where its network is given."""
+    device = next(network.parameters()).device
+    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    for picture in pictures:
+        x = centre_crop(picture, network.config.factor).to(device)
+        y = network.decode(network.encode(x).mode()).float()
+        before, after = to_uint8(x[0].cpu()), to_uint8(y[0].cpu())
+        found["psnr"].append(psnr(after, before))
+        if min(before.shape[1:]) >= 11:  # SSIM's window
+            found["ssim"].append(ssim(after, before))
+        if perceptual is not None and min(x.shape[2:]) >= 32:
+            found.setdefault("lpips", []).append(float(perceptual(x, y.clamp(-1, 1))))
+    return {key: sum(values) / len(values) for key, values in found.items() if values}
+
+
+@contextmanager
+def stored(trainer: Trainer) -> Iterator[Autoencoder]:
+    """The network with averaged weights as they will be stored, so that what is measured is what is stored."""
+    dtype = getattr(torch, trainer.recipe.export_dtype)
+    with trainer.averaged() as network:
+        with torch.no_grad():
+            for p in network.parameters():
+                p.copy_(p.to(dtype))
+        yield network
+
+
+def export(
+    trainer: Trainer,
+    pictures: Iterable[Array],
+    held_out: Sequence[Array],
+    out: Path,
+    *,
+    count: int,
+    perceptual: nn.Module | None,
+) -> Path:
+    """Writes OUT/weights.safetensors (averaged weights, LDM keys, the recipe and figures in its header) and a card.
+
+    An AutoencoderKL is also written to OUT/diffusers, with one scale and shift of all channels.
+
+    Args:
+        pictures: of the training set, for statistics of the latents; `count` of them.
+        held_out: that quality is measured on.
+    """
+    recipe = trainer.recipe
+    path = out / "weights.safetensors"
+    with stored(trainer) as network:
+        statistics = latent_statistics(network, pictures)
+        quality = validate(network, held_out, perceptual) if held_out else {}
+        facts: dict[str, Any] = {
+            "recipe": recipe.to_dict(),
+            "changes": trainer.history,
+            "steps": trainer.step,
+            "pictures": count,
+            "held_out": len(held_out),
+            **{f"held_out_{key}": value for key, value in quality.items()},
+            "posterior_std": statistics.noise,
+            "scaling_factor": statistics.scale,
+            "shift_factor": statistics.shift,
+            "calotype": __version__,
+            "torch": torch.__version__,
+        }
+        header = {f"calotype_training_{key}": json.dumps(value) for key, value in facts.items()}
+        config, dtype = network.config, getattr(torch, recipe.export_dtype)
+        channels = len(statistics.mean)
+        if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
+            assert not isinstance(network, nn.Module) or isinstance(network, Network)
+            format_ = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
+            save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
+            if isinstance(config, AutoencoderConfig):
+                one = ScaleShift(
+                    name=recipe.name, channels=channels, scaling_factor=statistics.scale, shift_factor=statistics.shift
+                )
+                save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
+        else:
+            tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
+    with atomic_path(out / "README.md") as temporary:
+        temporary.write_text(card(trainer, statistics, quality, count, len(held_out)), encoding="utf-8")
+    return path
+
+
+def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], count: int, held_out: int) -> str:
+    """A model card in Markdown."""
+    recipe = trainer.recipe
+    config = recipe.network.to_dict()
+    kind = config.pop("kind")
+    numbers = sum(p.numel() for p in trainer.network.parameters())
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"An autoencoder ({kind}, {numbers / 1e6:.2f} M parameters, f{recipe.network.factor}, "
+        f"{recipe.network.z_channels} latent channels), trained with calotype {__version__} for {trainer.step:,} steps "
+        f"on {count:,} pictures.",
+        "",
+        "```python",
+        "import calotype",
+        "",
+        'vae = calotype.load("weights.safetensors")',
+        "```",
+        "",
+        "## Measured",
+        "",
+    ]
+    if quality:
+        names = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": f"LPIPS ({recipe.perceptual_net})"}
+        lines += [
+            f"Means over the middles (at most 256 x 256 pixels) of {held_out:,} held-out pictures; mode of the "
+            f"posterior, uint8.",
+            "",
+            "| " + " | ".join(names[key] for key in quality) + " |",
+            "|" + "---|" * len(quality),
+            "| " + " | ".join(f"{value:.4g}" for value in quality.values()) + " |",
+        ]
+    else:
+        lines.append("No picture was held out, so nothing was measured.")
+    lines += [
+        "",
+        "## Latents",
+        "",
+        f"One scale for all channels: scaling_factor {statistics.scale:.5f}, shift_factor {statistics.shift:.5f} "
+        f"(model latents = (raw - shift_factor) x scaling_factor). The posterior's mean std is {statistics.noise:.4g}.",
+        "",
+        "| channel | mean | std |",
+        "|---|---|---|",
+        *(
+            f"| {i} | {mean:.5f} | {std:.5f} |"
+            for i, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True))
+        ),
+        "",
+        "## Network",
+        "",
+        *(f"- {key}: {value}" for key, value in config.items()),
+        "",
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(recipe.to_dict(), indent=2),
+        "```",
+    ]
+    if trainer.history:
+        lines += ["", "Changed on the way:", "", "```json", json.dumps(trainer.history, indent=2), "```"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,154 @@
+"""What one training step computes: everything with a gradient in one forward pass, as DDP and FSDP want it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from calotype import autoencoder, folded, tiny
+from calotype.posterior import DiagonalGaussian, Point, Posterior
+from calotype.train import family
+from calotype.train.family import Autoencoder
+from calotype.train.recipe import Recipe
+from calotype.train.regularisers import Alignment, Transform, shift_loss
+
+# what is computed again where gradient_checkpointing is set, and whose activations a range is for
+BLOCKS = (autoencoder.ResnetBlock, autoencoder.AttnBlock, folded.Block, tiny.Block, family.Pair)
+
+
+class Output(NamedTuple):
+    """Of one forward pass.
+
+    Attributes:
+        moments: [N, 2C, h, w], or latents [N, C, h, w] where the network has no posterior.
+        latents: [N, C, h, w], drawn from it.
+        reconstruction: [N, 3, H, W], of transformed latents where they are transformed.
+        logvar: of the reconstruction, a scalar.
+        alignment, shift, excess: what the recipe's regularisers cost, scalars; zero where it has none.
+    """
+
+    moments: Tensor
+    latents: Tensor
+    reconstruction: Tensor
+    logvar: Tensor
+    alignment: Tensor
+    shift: Tensor
+    excess: Tensor
+
+
+class Model(nn.Module):
+    """A network with what is trained beside it.
+
+    Args:
+        network: half of it may be frozen already; that half is run without gradients.
+        recipe: of the run.
+        features: channels of the features that latents are aligned to.
+    """
+
+    def __init__(self, network: Autoencoder, recipe: Recipe, features: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=recipe.logvar == "learned")
+        if recipe.alignment:
+            channels = recipe.network.z_channels
+            self.alignment = Alignment(channels, features, margins=recipe.alignment.margins)
+        if recipe.gradient_checkpointing:
+            for module in network.modules():
+                if isinstance(module, BLOCKS):
+                    module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        transform: Transform | None = None,
+        features: Tensor | None = None,
+        shift: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> Output:
+        """Encodes pixels [N, 3, H, W] and decodes a sample of what comes out.
+
+        Args:
+            noise: [N, C, h, w], standard normal, of the sample.
+            transform: of latents before they are decoded; its `input` is in x already.
+            features: [N, D, h', w'] to align to.
+            shift: (rows, columns) in pixels, of the alias-free loss.
+            given: [N, C, h, w], decoded instead of the sample.
+        """
+        nothing = x.new_zeros(())
+        with self._watched() as excess:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trained(self.network.encoder)):
+                posterior = self.network.encode(x).float()
+            latents = posterior.mode()
+            if self.recipe.latent == "sample" and isinstance(posterior, DiagonalGaussian):
+                latents = posterior.mean + posterior.std * noise
+            read = latents if given is None else given
+            if transform is not None:
+                read = transform.latents(read)
+            reconstruction = self.network.decode(read)
+        return Output(
+            moments=posterior.moments,
+            latents=latents,
+            reconstruction=reconstruction.float(),
+            logvar=self.logvar + 0.0,
+            alignment=self.alignment(latents, features) if features is not None else nothing,
+            shift=self._shifted(x, latents, shift) if shift is not None else nothing,
+            excess=torch.stack(excess).mean() if excess else nothing,
+        )
+
+    def _shifted(self, x: Tensor, latents: Tensor, shift: Tensor) -> Tensor:
+        def encode(pixels: Tensor) -> Tensor:
+            return self.network.encode(pixels).mode()
+
+        return shift_loss(encode, self.network.decode, x, latents, shift)
+
+    @contextmanager
+    def _watched(self) -> Iterator[list[Tensor]]:
+        """What blocks give meanwhile: the mean square of what is above the recipe's range, in units of it."""
+        found: list[Tensor] = []
+        limits = self.recipe.activation_range
+        if limits is None:
+            yield found
+            return
+
+        def look(module: nn.Module, given: Any, made: Tensor) -> None:
+            found.append(((made.float().abs() - limits.limit) / limits.limit).clamp(min=0).square().mean())
+
+        handles = [m.register_forward_hook(look) for m in self.network.modules() if isinstance(m, BLOCKS)]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def posterior_of(moments: Tensor, channels: int) -> Posterior:
+    """The posterior that these moments are of."""
+    return DiagonalGaussian(moments) if moments.shape[1] == 2 * channels else Point(moments)
+
+
+def last_layer(network: Autoencoder, half: str) -> nn.Parameter:
+    """The weight of the last convolution of a half, where losses' gradients are weighed against each other."""
+    weights: Callable[[nn.Module], list[nn.Parameter]] = lambda m: [p for p in m.parameters() if p.ndim > 1]  # noqa: E731
+    return weights(getattr(network, half))[-1]
+
+
+def freeze(network: Autoencoder, train: str) -> None:
+    """Keeps the half that is not trained as it is; the 1x1 convolution beside the latents belongs to its half."""
+    halves = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+    for half, names in halves.items():
+        if train not in ("all", half):
+            for name in names:
+                if hasattr(network, name):
+                    getattr(network, name).requires_grad_(False)

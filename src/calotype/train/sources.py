@@ -1,0 +1,347 @@
+"""Where training pictures lie: folders, zips, tar shards and Hugging Face datasets, all read in the same way.
+
+Opening a source lists its pictures and decodes none of them; then any thread may read any picture at any time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import itertools
+import lzma
+import os
+import re
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from calotype.errors import PictureError, UsageError
+from calotype.pixels import PictureRows, read_picture_rows, to_uint8
+
+Array = NDArray[np.uint8]
+
+SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+HUB = "hf:"
+
+# What files, a zip's damaged members and those with a password give.
+_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+_SERIAL = 2**15  # elements; torch splits what is larger among threads of its own
+
+
+class Pictures(Protocol):
+    """Pictures by number. All of it may be called from several threads at once."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """A name for each, as its source has it."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> Array:
+        """Picture i, upright and over white: uint8 [H, W, 3], sRGB.
+
+        Raises:
+            PictureError: it can't be read; the message names it.
+        """
+
+    def side(self, i: int) -> int:
+        """The shorter side of picture i in pixels, from its header.
+
+        Raises:
+            PictureError: it can't be read; the message names it.
+        """
+
+
+class Stored:
+    """Pictures as encoded files.
+
+    Args:
+        title: of the source, for messages.
+        names: a name for each.
+        open_: gives the encoded file of a picture; called from several threads.
+    """
+
+    def __init__(self, title: str, names: Sequence[str], open_: Callable[[int], IO[bytes]]) -> None:
+        self.title, self.names, self._open = title, names, open_
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, i: int) -> Array:
+        """See `Pictures`."""
+        try:
+            with self._open(i) as file:
+                content = file.read()
+        except _UNREADABLE as error:
+            raise self._bad(i, error) from error
+        try:
+            return _rgb(read_picture_rows(content))
+        except PictureError as error:
+            raise self._bad(i, error) from error
+
+    def side(self, i: int) -> int:
+        """See `Pictures`."""
+        try:
+            with self._open(i) as file, Image.open(file) as image:
+                return min(image.size)
+        except Image.DecompressionBombError:  # Pillow's limit, not ours
+            return int(min(self.read(i).shape[:2]))
+        except Exception as error:  # the plugins raise almost anything over a damaged header
+            raise self._bad(i, error) from error
+
+    def _bad(self, i: int, error: Exception) -> PictureError:
+        return PictureError(f"{self.title}: {self.names[i]}: {error}")
+
+
+def open_source(spec: str | Path, root: Path = Path()) -> Stored:
+    """Lists the pictures of a source.
+
+    Hidden files are no pictures: macOS puts a ``._photo.jpg`` beside every ``photo.jpg``.
+
+    Args:
+        spec: one of
+
+            - a folder, searched in depth; its pictures in the order of their paths;
+            - a .zip; in the order of its members' names;
+            - a .tar, a folder of .tar, or a range of them such as ``train-{000..010}.tar``, as WebDataset has them; in
+              the order of their members, of which all with a picture's suffix are pictures;
+            - a folder that Hugging Face's `datasets` saved;
+            - ``hf:NAME[:SPLIT][:COLUMN]``, a dataset of its hub, or such a folder; without more, the split "train" and
+              the first column of pictures.
+        root: the folder that paths are relative to.
+
+    Raises:
+        UsageError: there is no such source, it is damaged, or no picture is in it.
+    """
+    text, path = str(spec), root / spec
+    if text.startswith(HUB):
+        pictures = _named_dataset(text, root)
+    elif path.is_dir():
+        pictures = _folder(path)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        pictures = _zip(path)
+    elif path.is_file() and re.search(r"\.(tar(\.\w+)?|tgz)$", path.name, re.IGNORECASE):
+        pictures = _tars(str(path), [path])
+    elif zipfile.is_zipfile(path):
+        pictures = _zip(path)
+    elif not path.exists() and _RANGE.search(str(path)):
+        pictures = _tars(str(path), _shards(str(path)))
+    else:
+        raise UsageError(f"{path}: there is no such folder, zip, tar or dataset of pictures; see --data.")
+    if not len(pictures):
+        endings = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"{pictures.title}: there is no picture in it; those of files end in one of {endings}.")
+    return pictures
+
+
+def _rgb(picture: PictureRows) -> Array:
+    """uint8 [H, W, 3], by pieces so small that torch starts no threads: this runs in many threads already."""
+    if picture.opacity is None and picture.levels.dtype == np.uint8:
+        return np.asarray(picture.levels, dtype=np.uint8)
+    height, width = picture.size
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    step = max(1, _SERIAL // (3 * width))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        rgb[top:bottom] = to_uint8(picture.rows(top, bottom)).permute(1, 2, 0).numpy()
+    return rgb
+
+
+def _is_picture(path: PurePath) -> bool:
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+# Folders and zips
+
+
+def _folder(path: Path) -> Stored:
+    if _is_saved(path):
+        return _dataset(str(path), path, "", "")
+    files = sorted(_files(path))
+    pictures = [file for file in files if _is_picture(file)]
+    shards = [path / file for file in files if file.suffix.lower() == ".tar" and len(file.parts) == 1]
+    if shards and pictures:
+        raise UsageError(f"{path}: both pictures and .tar are in it; give a folder with one of them.")
+    if shards:
+        return _tars(str(path), shards)
+    return Stored(str(path), [file.as_posix() for file in pictures], lambda i: (path / pictures[i]).open("rb"))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden, relative to it."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: this folder can't be listed ({error.strerror}); check its permissions.")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inner = Path(parent).relative_to(folder)
+        yield from (inner / name for name in files if not name.startswith("."))
+
+
+def _zip(path: Path) -> Stored:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _damaged(path, "zip", error) from error
+    members = [info for info in archive.infolist() if not info.is_dir() and _is_picture(PurePosixPath(info.filename))]
+    members.sort(key=lambda info: info.filename)
+    lock = threading.Lock()
+
+    def open_(i: int) -> IO[bytes]:
+        # an archive counts its open members without a lock; reading from them has one
+        with lock:
+            member = archive.open(members[i])
+        try:
+            return io.BytesIO(member.read())
+        finally:
+            with lock:
+                member.close()
+
+    return Stored(str(path), [info.filename for info in members], open_)
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> UsageError:
+    if isinstance(error, OSError):
+        return UsageError(f"{path}: this {kind} can't be read ({error.strerror}); check its permissions and its disk.")
+    return UsageError(f"{path}: this {kind} is damaged ({error}); make or download it again.")
+
+
+# Tars
+
+
+def _shards(pattern: str) -> list[Path]:
+    """``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar, with as many digits as the first number has."""
+    texts = iter(_RANGE.split(pattern))  # text, first, last, text, ...
+    choices = [[next(texts)]]
+    for first, last, text in zip(texts, texts, texts, strict=True):
+        if int(first) > int(last):
+            raise UsageError(f"{pattern}: there is nothing between {first} and {last}; give the lower end first.")
+        choices += [[f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)], [text]]
+    shards = [Path("".join(parts)) for parts in itertools.product(*choices)]
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise UsageError(
+            f"{pattern}: {len(missing)} of these {len(shards)} files are missing, the first of them {missing[0].name}; "
+            "get them, or give a smaller range."
+        )
+    return shards
+
+
+def _tars(title: str, shards: Sequence[Path]) -> Stored:
+    names: list[str] = []
+    found: list[tuple[int, int, int]] = []
+    for number, shard in enumerate(shards):
+        for name, offset, size in _members(shard):
+            names.append(name if len(shards) == 1 else f"{shard.name}/{name}")
+            found.append((number, offset, size))
+    places = np.array(found, dtype=np.int64)  # the same in a tenth of the memory
+
+    def open_(i: int) -> IO[bytes]:
+        number, offset, size = (int(n) for n in places[i])
+        with shards[number].open("rb") as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size))
+
+    return Stored(title, names, open_)
+
+
+def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size in bytes of every picture of a tar, from the headers."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isreg() and _is_picture(PurePosixPath(member.name)):
+                    yield member.name, member.offset_data, member.size
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            end = archive.offset
+        with shard.open("rb") as file:
+            file.seek(end)
+            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"there is no header at byte {end}")
+    except (tarfile.TarError, OSError) as error:
+        if isinstance(error, tarfile.TarError) and _is_compressed(shard):
+            raise UsageError(
+                f"{shard}: this tar is compressed, and no picture in it can be found without reading all before it; "
+                "decompress it."
+            ) from None
+        raise _damaged(shard, "tar", error) from error
+
+
+def _is_compressed(shard: Path) -> bool:
+    with shard.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"))
+
+
+# Datasets of Hugging Face
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved it: one dataset, or several splits."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _named_dataset(spec: str, root: Path) -> Stored:
+    # colons also stand in slices, as in train[:90%]
+    name, split, column, *more = [*re.split(r":(?![^\[]*\])", spec.removeprefix(HUB)), "", ""]
+    if not name or any(more):
+        raise UsageError(f"{spec} names no dataset; give {HUB}NAME, {HUB}NAME:SPLIT or {HUB}NAME:SPLIT:COLUMN.")
+    return _dataset(spec, root / name if _is_saved(root / name) else name, split, column)
+
+
+def _dataset(title: str, place: Path | str, split: str, column: str) -> Stored:
+    """A saved dataset (a path), or one of the hub (a name)."""
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError:
+        raise UsageError(
+            f"{title}: to read it, the package datasets is needed; install it with: pip install 'calotype[train]'."
+        ) from None
+    try:
+        if isinstance(place, Path):
+            loaded = datasets.load_from_disk(str(place))
+        else:
+            loaded = datasets.load_dataset(place, split=split or "train")
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(f"{title}: this dataset can't be loaded ({first}); check its name and split.") from error
+    rows = _split(title, loaded, split) if isinstance(place, Path) else loaded
+    columns = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if not columns:
+        raise UsageError(f"{title}: no column of this dataset holds pictures; give another dataset.")
+    if column and column not in columns:
+        raise UsageError(f"{title}: there are no pictures in a column {column}; give one of {', '.join(columns)}.")
+    column = column or columns[0]
+    # undecoded, so that orientation, profiles and alpha are treated as they are everywhere
+    rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def open_(i: int) -> IO[bytes]:
+        value = rows[i][column]
+        if value is None:
+            raise EOFError("there is no picture in this row")
+        return io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")
+
+    return Stored(title, [f"row {i}" for i in range(len(rows))], open_)
+
+
+def _split(title: str, saved: Any, split: str) -> Any:
+    """One split of what `load_from_disk` gave."""
+    if not isinstance(saved, dict):
+        if split:
+            raise UsageError(f"{title}: this dataset was saved without splits; leave {split} out.")
+        return saved
+    split = split or ("train" if len(saved) > 1 else next(iter(saved), "train"))
+    if split not in saved:
+        raise UsageError(f"{title}: there is no split {split} in this dataset; give one of {', '.join(saved)}.")
+    return saved[split]
