@@ -2,8 +2,8 @@
 
     python scripts/family.py --data DATA
 
-DATA is a folder or zip of photographs; labels.jsonl in it (file, set, label) adds a section. Finished models stay in the
-folder --work and are not trained again, so an interrupted run goes on where it was. About 20 minutes on two cores.
+DATA is a folder or zip of photographs; labels.jsonl in it (file, set, label) adds a section. Finished models stay in
+the folder --work and are not trained again, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from family_page import figures, measures, models
-from family_page.claims import SWEEP
+from family_page.claims import SWEEP, short
 from family_page.measures import Coder
 from family_page.models import Array, Photos, Trained
 from family_page.page import PROBED, SAMPLED, TITLES, page
@@ -114,7 +114,8 @@ def facts(training: Photos, held_out: Photos, found: dict[str, Trained], data: P
         "command": f"python scripts/family.py --data {data.name}" + (" --quick" if quick else ""),
         "date": date.today().isoformat(),
         "versions": {
-            "calotype": calotype.__version__, "torch": torch.__version__, "python": platform.python_version(), **versions
+            "calotype": calotype.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            **versions,
         },
         "device": processor(),
         "threads": torch.get_num_threads(),
@@ -222,7 +223,8 @@ class Bench:
     def samples(self) -> None:
         """Section 2."""
         count = len(self.held_out)
-        latents = {name: measures.encode(self.coders[name], self.training).mode() for name in ("pca", "conv", *SWEEP)}
+        latents = {name: measures.encode(self.coders[name], self.training).mode() for name in ("pca", "conv")}
+        latents |= {name: measures.encode(self.coders[name], self.held_out).mode() for name in SWEEP}
         kinds = {"N(0, I)": measures.standard, "per channel": measures.per_channel, "all": measures.full}
         far, rows = {}, {}
         asked = [key for key in SAMPLED if key not in ("photographs", "noise")]
@@ -251,7 +253,7 @@ class Bench:
             for name, title in names.items():
                 ends = measures.encode(self.coders[name], torch.stack([a, b])).mode()
                 rows.append((title, self.decoded(name, measures.between(*ends))))
-        figures.panel(self.figure("interpolation"), rows, labels=90)
+        figures.panel(self.figure("interpolation"), rows, labels=110)
 
     def rate(self) -> None:
         """Section 4."""
@@ -271,7 +273,8 @@ class Bench:
     def without_kl(self) -> None:
         """Section 6."""
         names = {
-            f"KL weight {self.results['models'][name]['kl_weight']:g}": name for name in ("vae-0", "vae-1e-6", "vae")
+            f"KL weight {short(self.results['models'][name]['kl_weight'])}": name
+            for name in ("vae-0", "vae-1e-6", "vae")
         }
         found = {title: measures.encode(self.coders[name], self.held_out) for title, name in names.items()}
         noise = {title: posterior.std.flatten().numpy() for title, posterior in found.items()}
@@ -283,20 +286,24 @@ class Bench:
         """Section 7; empty without labels."""
         if not known:
             return {}
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"asked": {}, "gains": {}}
+        right: dict[str, dict[str, list[int]]] = {"set": {}, "label": {}}
         for name in PROBED:
             features = [
                 (pixels if name == "pixels" else measures.encode(self.coders[name], pixels).mode()).flatten(1)
                 for pixels in (self.training, self.held_out)
             ]
             found[name] = {}
-            for key in ("set", "label"):
+            for key in right:
                 given = [[known[file][key] for file in files] for files in self.names]
                 answers = measures.probe(*features, *given)
-                found[name][key] = answers.pop("accuracy")
-                found.setdefault("asked", {})[key] = answers
+                right[key][name] = answers.pop("right")
+                found[name][key] = 100 * float(np.mean(right[key][name]))
+                found["asked"][key] = {**answers, "asked": len(right[key][name])}
                 if key == "set":
                     found[name]["clusters"] = measures.clusters(features[0], given[0])
+        for key, named in right.items():
+            found["gains"][key] = {name: measures.gain(named["vae"], named[name]) for name in ("pixels", "pca")}
         return found
 
 

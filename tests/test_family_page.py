@@ -35,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(240):
         kind = SETS[i % 2]
         wave = np.sin(x / rng.uniform(3, 9) + rng.uniform(0, 6)) * (np.cos(y / rng.uniform(3, 9)) if i % 2 else 1)
-        picture = (wave[..., None] * rng.uniform(0.2, 1, 3) / 2 + 0.5) * 255
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i:03}.png")
+        picture = (wave[..., None] * rng.uniform(0.2, 1, 3) / 3 + 0.5) * 255 + rng.normal(0, 9, (32, 40, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
         lines.append(json.dumps({"file": f"{i:03}.png", "set": kind, "label": kind}))
     (folder / "labels.jsonl").write_text("\n".join(lines))
     return folder
@@ -112,7 +112,13 @@ def test_probe_and_clusters_find_what_is_there_and_nothing_else() -> None:
     labels = ["a", "b"] * 60
     inside = torch.tensor([[0.0], [9.0]]).repeat(60, 4) + torch.randn(120, 4)
     chance = torch.randn(120, 4)
-    assert measures.probe(inside, inside, labels, labels)["accuracy"] == 100
+    assert all(measures.probe(inside, inside, labels, labels)["right"])
     assert measures.clusters(inside, labels) == pytest.approx(1)
-    assert measures.probe(chance, torch.randn(120, 4), labels, labels)["accuracy"] < 75
+    assert sum(measures.probe(chance, torch.randn(120, 4), labels, labels)["right"]) < 90
     assert measures.clusters(chance, labels) < 0.1
+
+
+def test_a_gain_counts_from_twice_its_standard_error_on() -> None:
+    gain, error = measures.gain([1, 1, 1, 0] * 25, [1, 1, 0, 0] * 25)
+    assert gain == pytest.approx(25)
+    assert error == pytest.approx(2 * 100 * (0.25 * 0.75 / 99) ** 0.5)

@@ -9,7 +9,14 @@ from typing import Any
 
 Results = dict[str, Any]
 
+LEAST = 1e-12  # of a gradient's norm: what is below is nothing
+
 SWEEP = ("vae-0", "vae-1e-6", "vae-1e-3", "vae-1e-2", "vae", "vae-2e-1", "vae-1")  # by rising KL weight
+
+
+def short(weight: float) -> str:
+    """1e-6, where Python has 1e-06."""
+    return f"{weight:g}".replace("e-0", "e-")
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def _reconstruction(results: Results) -> list[Claim]:
         ),
         Claim(
             1,
-            "Stable Diffusion's network (residual blocks, norms, attention) reconstructs better than convolutions alone.",
+            "Stable Diffusion's network (blocks with norms, attention) reconstructs better than convolutions alone.",
             [above("kl-f8", "conv", "higher PSNR after as many steps")],
         ),
     ]
@@ -176,14 +183,17 @@ def _interpolations(results: Results) -> list[Claim]:
         )
         for name, title in (("vae", "VAE"), ("kl-f8", "KL-f8"))
     ]
-    better = [
-        Check(
-            f"{title}: frames from halfway are nearer to photographs than cross-fades are",
-            f"{found[name]['middle']:.1f} against {found[name]['crossfade']:.1f}",
-            found[name]["middle"] < found[name]["crossfade"],
+    better = []
+    for name, title in (("vae", "VAE"), ("kl-f8", "KL-f8")):
+        ends, fade, middle = (found[name][key] for key in ("ends", "crossfade", "middle"))
+        better.append(
+            Check(
+                f"{title}: frames from halfway are nearer to photographs than cross-fades, by at least half as much "
+                "as reconstructions are",
+                f"{middle:.1f}; cross-fades {fade:.1f}, reconstructions {ends:.1f}",
+                middle <= (fade + ends) / 2,
+            )
         )
-        for name, title in (("vae", "VAE"), ("kl-f8", "KL-f8"))
-    ]
     return [
         Claim(3, "Going from one picture to another in latents is smooth.", smooth),
         Claim(3, "On the way there are pictures, not cross-fades.", better),
@@ -204,11 +214,11 @@ def _rate(results: Results) -> list[Claim]:
             [
                 Check(
                     f"some KL weight gives more PSNR than none, by more than {least:.2f} dB",
-                    f"{gain:+.2f} dB (with {models[best]['kl_weight']:g})",
+                    f"{gain:+.2f} dB (with {short(models[best]['kl_weight'])})",
                     gain > least,
                 ),
                 Check(
-                    f"the largest weight does, {models[SWEEP[-1]]['kl_weight']:g}",
+                    f"the largest weight does, {short(models[SWEEP[-1]]['kl_weight'])}",
                     f"{loss:+.2f} dB",
                     loss > least,
                 ),
@@ -234,8 +244,8 @@ def _rate(results: Results) -> list[Claim]:
 
 
 def spread(norms: Sequence[float]) -> float:
-    """How many times smaller the smallest gradient is than the largest."""
-    return max(norms) / max(min(norms), 1e-30)
+    """How many times smaller the smallest gradient is than the largest; none counts as less than 1e-12."""
+    return max(norms) / max(min(norms), LEAST)
 
 
 def _residual(results: Results) -> list[Claim]:
@@ -298,17 +308,25 @@ def _without_kl(results: Results) -> list[Claim]:
 
 def _latents(results: Results) -> list[Claim]:
     found = results["probe"]
-    checks = [
-        Check(
-            f"{what} from the VAE's latents than from {title}, by more than {by:g}{unit}",
-            f"{found['vae'][key]:.{digits}f} against {found[name][key]:.{digits}f}",
-            found["vae"][key] > found[name][key] + by,
+    against = (("pixels", "from pixels"), ("pca", "from PCA"))
+    checks = []
+    for key, what in (("set", "more sets"), ("label", "more labels")):
+        for name, title in against:
+            gain, error = found["gains"][key][name]
+            checks.append(
+                Check(
+                    f"{what} named from the VAE's latents than {title}, by more than chance ({error:.1f} points)",
+                    f"{gain:+.1f} points",
+                    gain > error,
+                )
+            )
+    for name, title in against:
+        ours, theirs = found["vae"]["clusters"], found[name]["clusters"]
+        checks.append(
+            Check(
+                f"clusters agree better with sets than {title}, by more than 0.02",
+                f"{ours:.3f} against {theirs:.3f}",
+                ours > theirs + 0.02,
+            )
         )
-        for key, what, by, unit, digits in (
-            ("set", "more sets named", 1, " points", 1),
-            ("label", "more labels named", 1, " points", 1),
-            ("clusters", "clusters that agree better with sets", 0.01, "", 3),
-        )
-        for name, title in (("pixels", "pixels"), ("pca", "PCA"))
-    ]
     return [Claim(7, "Latents help to tell what is in a picture.", checks)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calotype.files import atomic_path
-from family_page.claims import SWEEP, Results
+from family_page.claims import LEAST, SWEEP, Results, short
 from family_page.models import SIDE, Array, resized
 
 DPI = 110
@@ -24,7 +25,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", 
 
 Row = tuple[str, Array]
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,7 +58,7 @@ def panel(path: Path, rows: Sequence[Row], *, columns: Sequence[str] = (), scale
     """
     size = SIDE * scale
     count = max(len(pictures) for _, pictures in rows)
-    top = 8 + 14 * max((name.count("\n") + 1 for name in columns), default=0)
+    top = 8 + 16 * max((name.count("\n") + 1 for name in columns), default=0)
     width, height = labels + count * (size + GAP), top + len(rows) * (size + GAP)
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
     for i, (_, pictures) in enumerate(rows):
@@ -95,7 +96,7 @@ def rate(path: Path, results: Results) -> None:
             axes.plot(x, [found[name][key] for name in names], marker=marker, color=colour, label=title)
         for name, nats in zip(names, x, strict=True):
             axes.annotate(
-                f"{models[name]['kl_weight']:g}",
+                short(models[name]["kl_weight"]),
                 (nats, min(found[name]["sample"], found[name]["mode"])),
                 xytext=(5, -13),
                 textcoords="offset points",
@@ -117,10 +118,10 @@ def residual(path: Path, results: Results) -> None:
         for name, colour, title in (("deep-plain", ORANGE, "without"), ("deep-residual", BLUE, "with")):
             model = results["models"][name]
             for key, line, when in (("first", "-", "first step"), ("last", "--", "last step")):
-                norms = np.maximum(model["gradients"][key], 1e-12)
+                norms = np.maximum(model["gradients"][key], LEAST)
                 left.semilogy(range(1, len(norms) + 1), norms, line, color=colour, label=f"{title}, {when}")
             steps, losses = zip(*model["curve"], strict=True)
-            right.semilogy(steps, losses, color=colour, label=title)
+            right.plot(steps, losses, color=colour, label=title)
         layers = len(results["models"]["deep-plain"]["gradients"]["first"])
         left.axvline(results["deep_encoder_layers"] + 0.5, color=GREY, linewidth=0.8)
         left.text(
@@ -143,8 +144,9 @@ def residual(path: Path, results: Results) -> None:
         left.set_xlim(1, layers)
         left.set_xlabel("layer, from the picture to its reconstruction")
         left.set_ylabel("norm of the weights' gradient")
-        left.legend(loc="lower right", title="residual connections")
+        left.legend(loc="lower left", bbox_to_anchor=(0.02, 0.06), title="residual connections")
         right.axhline(results["mean_loss"], color=GREY, linestyle="--", linewidth=0.8)
+        right.set_ylim(0, 1.4 * results["mean_loss"])
         right.set_xlabel("training step")
         right.set_ylabel("mean squared error (pixels in [-1, 1])")
         right.legend(title="residual connections")
@@ -159,8 +161,8 @@ def without_kl(path: Path, noise: dict[str, NDArray[np.float32]], latents: dict[
         low = min(float(np.quantile(values, 0.001)) for values in noise.values())
         bins = np.geomspace(max(low, 1e-5) / 1.5, 2, 60)
         for colour, (title, values) in zip(colours, noise.items(), strict=True):
-            left.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.45, label=title)
-        left.axvline(np.exp(-5), color=GREY, linestyle=":")
+            left.hist(values, list(bins), histtype="stepfilled", color=colour, alpha=0.45, label=title)
+        left.axvline(1, color=GREY, linestyle=":")
         left.set_xscale("log")
         left.set_xlabel("standard deviation of the posterior")
         left.set_ylabel("latent numbers of held-out pictures")
@@ -168,7 +170,7 @@ def without_kl(path: Path, noise: dict[str, NDArray[np.float32]], latents: dict[
         widest = max(float(np.quantile(np.abs(values), 0.995)) for values in latents.values())
         edges = np.linspace(-widest, widest, 121)
         for colour, (title, values) in zip(colours, latents.items(), strict=True):
-            right.hist(values, edges, density=True, histtype="step", color=colour, label=title, linewidth=1.4)
+            right.hist(values, list(edges), density=True, histtype="step", color=colour, label=title, linewidth=1.4)
         x = np.linspace(-widest, widest, 600)
         right.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="black", label="N(0, 1)", linewidth=1)
         right.set_yscale("log")

@@ -182,7 +182,7 @@ def interpolation(coder: Coder, held_out: Tensor, distance: Distance) -> dict[st
     """Between each held-out picture and the next, in latents and by a cross-fade of their reconstructions.
 
     Returns:
-        jump: the largest step between frames over the mean step (RMS difference), averaged over pairs. A cross-fade has 1.
+        jump: the largest step between frames over the mean step (RMS difference), mean over pairs; a cross-fade has 1.
         middle, crossfade: distance of all middle frames to photographs.
         ends: distance of the reconstructions themselves.
     """
@@ -233,41 +233,43 @@ def posterior(coder: Coder, held_out: Tensor) -> dict[str, Any]:
 # --- 7: what latents tell about a picture ---
 
 
-def probe(training: Tensor, held_out: Tensor, labels: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
-    """Accuracy on held-out pictures of a linear classifier (ridge regression to one-hot), in %.
+def probe(training: Tensor, held_out: Tensor, labels: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
+    """A linear classifier (ridge regression to one-hot) on held-out pictures.
 
     Args:
         training, held_out: features [N, D].
         labels, truth: of these.
+
+    Returns:
+        right: for each held-out picture whose label is one that was learnt, whether it was named.
+        classes: how many labels were learnt.
+        commonest: accuracy of always naming the commonest, in %.
     """
     classes = sorted({label for label in set(labels) if labels.count(label) >= _RARE})
     chosen = [i for i, label in enumerate(labels) if label in classes]
     asked = [i for i, label in enumerate(truth) if label in classes]
-    x, y = training[chosen].double(), torch.tensor([classes.index(labels[i]) for i in chosen])
-    of, answer = held_out[asked].double(), torch.tensor([classes.index(truth[i]) for i in asked])
+    x, y = training[chosen], torch.tensor([classes.index(labels[i]) for i in chosen])
+    of, answer = held_out[asked], torch.tensor([classes.index(truth[i]) for i in asked])
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     x, of = (x - mean) / std, (of - mean) / std
     fit, choose = torch.arange(len(x)) % 10 > 0, torch.arange(len(x)) % 10 == 0
 
-    def right(weights: Tensor, where: Tensor, what: Tensor) -> float:
-        return float((_with_one(where) @ weights).argmax(1).eq(what).double().mean())
+    def right(weights: Tensor, where: Tensor, what: Tensor) -> Tensor:
+        return (_with_one(where) @ weights).argmax(1).eq(what)
 
     def best(strength: float) -> float:
-        return right(_ridge(x[fit], y[fit], len(classes), strength), x[choose], y[choose])
+        return float(right(_ridge(x[fit], y[fit], len(classes), strength), x[choose], y[choose]).float().mean())
 
     strength = max((10.0**n for n in range(-4, 2)), key=best)
-    accuracy = 100 * right(_ridge(x, y, len(classes), strength), of, answer)
-    return {
-        "accuracy": accuracy,
-        "classes": len(classes),
-        "asked": len(asked),
-        "commonest": 100 * _commonest(y, answer),
-    }
+    named = right(_ridge(x, y, len(classes), strength), of, answer)
+    commonest = 100 * float(answer.eq(y.mode().values).double().mean())
+    return {"right": named.int().tolist(), "classes": len(classes), "commonest": commonest}
 
 
-def _commonest(y: Tensor, answer: Tensor) -> float:
-    """What always naming the commonest class would get right."""
-    return float(answer.eq(y.mode().values).double().mean())
+def gain(right: Sequence[int], other: Sequence[int]) -> tuple[float, float]:
+    """How many more % are right in the first of two, asked the same; and twice its standard error."""
+    difference = 100 * (np.array(right) - np.array(other))
+    return float(difference.mean()), 2 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
 
 
 def _with_one(x: Tensor) -> Tensor:
@@ -275,10 +277,11 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 def _ridge(x: Tensor, y: Tensor, classes: int, strength: float) -> Tensor:
-    x = _with_one(x)
-    square = x.T @ x
+    x, wanted = _with_one(x), F.one_hot(y, classes).to(x)
+    wide = x.shape[1] > x.shape[0]
+    square = x @ x.T if wide else x.T @ x
     square.diagonal().add_(strength * len(x))
-    return torch.linalg.solve(square, x.T @ F.one_hot(y, classes).to(x))
+    return x.T @ torch.linalg.solve(square, wanted) if wide else torch.linalg.solve(square, x.T @ wanted)
 
 
 def clusters(features: Tensor, labels: Sequence[str], seed: int = 0) -> float:

@@ -37,8 +37,8 @@ BATCH = 16
 QUICK = 3  # steps, to see whether it works
 
 CONV = ConvConfig(ch=16, ch_mult=(1, 2, 4, 8), z_channels=12, residual=True)
-DEEP = ConvConfig(ch=16, ch_mult=(1, 2, 4, 8), num_blocks=4, z_channels=12)
-KL_F8 = AutoencoderConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1, z_channels=12, norm_groups=8)
+DEEP = ConvConfig(ch=16, ch_mult=(1, 2, 4, 8), num_blocks=2, z_channels=12)
+KL_F8 = AutoencoderConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, z_channels=12, norm_groups=8)
 
 KL_WEIGHTS = {"vae-1e-6": 1e-6, "vae-1e-3": 1e-3, "vae-1e-2": 1e-2, "vae": 5e-2, "vae-2e-1": 0.2, "vae-1": 1.0}
 
@@ -59,6 +59,7 @@ def recipe(name: str, network: Any, *, steps: int, **changes: Any) -> Recipe:
         learning_rate=2e-3,
         warmup=min(50, steps),
         cooldown=steps // 2,
+        quiet=False,  # so that noise is what was learnt, not where it began
         ema_decay=0.98,
         channels_last=True,
         log_every=max(1, steps // 50),
@@ -75,25 +76,27 @@ def recipes(quick: bool) -> dict[str, Recipe]:
     """
     conv, deep, kl_f8 = CONV, DEEP, KL_F8
     if quick:
-        conv, deep = replace(conv, ch=4), replace(deep, ch=4, num_blocks=2)
+        conv, deep = replace(conv, ch=4), replace(deep, ch=4)
         kl_f8 = replace(kl_f8, ch=8)
 
     def steps(n: int) -> int:
         return QUICK if quick else n
 
-    dense: dict[str, Any] = {"steps": steps(1_500), "batch": 128, "optimiser": "adamw"}
-    of_conv = steps(1_000)
-    of_deep: dict[str, Any] = {"steps": steps(200), "optimiser": "adamw"}  # Muon's steps are as large for any gradient
+    of_dense: dict[str, Any] = {"batch": 128, "optimiser": "adamw", "weight_decay": 0.0}
+    of_conv = steps(800)
+    # Muon's steps are as large whatever the gradient, so it would hide what this is about
+    of_deep: dict[str, Any] = {"steps": steps(250), "optimiser": "adamw", "learning_rate": 1e-3}
+    linear = DenseConfig(side=SIDE, hidden=(), z_channels=NUMBERS)
     models = [
-        recipe("linear", DenseConfig(side=SIDE, hidden=(), z_channels=NUMBERS), **dense),
-        recipe("dense", DenseConfig(side=SIDE, hidden=(512,), z_channels=NUMBERS), **dense),
+        recipe("linear", linear, steps=steps(1_500), learning_rate=3e-3, **of_dense),
+        recipe("dense", replace(linear, hidden=(512,)), steps=steps(1_000), **of_dense),
         recipe("conv", conv, steps=of_conv),
         recipe("conv-again", conv, steps=of_conv, seed=1),
         *(
             recipe(name, replace(conv, variational=True), steps=of_conv, kl_weight=weight)
             for name, weight in {"vae-0": 0.0, **KL_WEIGHTS}.items()
         ),
-        recipe("kl-f8", kl_f8, steps=of_conv, kl_weight=1e-6),
+        recipe("kl-f8", kl_f8, steps=of_conv, kl_weight=1e-6, quiet=True),
         recipe("deep-plain", deep, **of_deep),
         recipe("deep-residual", replace(deep, residual=True), **of_deep),
     ]
@@ -286,7 +289,11 @@ class PCA(nn.Module):
         self.shape = pixels.shape[1:]
         mean = rows.mean(0)
         rows = rows - mean
-        _, directions = torch.linalg.eigh(rows.T @ rows)  # the right singular vectors of `rows`
+        if len(rows) < rows.shape[1]:  # the right singular vectors, by the smaller square
+            values, left = torch.linalg.eigh(rows @ rows.T)
+            directions = rows.T @ left / values.clamp(min=1e-12).sqrt()
+        else:
+            _, directions = torch.linalg.eigh(rows.T @ rows)
         self.mean = nn.Parameter(mean.float(), requires_grad=False)
         self.components = nn.Parameter(
             directions[:, -numbers:].flip(1).float(), requires_grad=False

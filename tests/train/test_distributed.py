@@ -29,11 +29,12 @@ from trainkit import TINY, changed
 from calotype.train import loop
 from calotype.train.recipe import Adversarial
 from calotype.train.run import Options, train
+from calotype.train.sharded import whole
 
 out, data, steps, resume = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
 recipe = changed(
     phases=(), optimiser="adamw", crop=32, zoom=1.0, batch=4, steps=8, checkpoint_every=2, cooldown=0, log_every=1,
-    adversarial=Adversarial(start=0, ndf=4, layers=1, norm="group", lecam=0.1),
+    adversarial=Adversarial(start=0, ndf=4, layers=1, norm="group", lecam=0.1, adaptive={adaptive}),
 )
 seen = []
 step = loop.Trainer.train_step
@@ -45,13 +46,13 @@ def watched(self, crops, names=()):
             ("network", self._fabricked[-1], self.network), ("judge", self._judged, self.discriminator),
         ):
             def stepped(real=optimiser.step, which=which, module=module):
-                flat = torch.cat([p.grad.flatten() for p in module.parameters()])
+                flat = torch.cat([whole(p.grad).flatten() for p in module.parameters()])
                 torch.save(flat, out / f"{{which}}-{{self.step}}-of-{{self.fabric.global_rank}}.pt")
                 return real()
             optimiser.step = stepped
     line = step(self, crops, names)
     seen.append({{"names": list(names), **line}})
-    weights = torch.cat([p.detach().flatten() for p in self.network.parameters()])
+    weights = torch.cat([whole(p.detach()).flatten() for p in self.network.parameters()])
     torch.save(weights, out / f"weights-{{self.step}}-of-{{self.fabric.global_rank}}.pt")
     if self.step == steps:
         import os, signal
@@ -61,18 +62,19 @@ def watched(self, crops, names=()):
 loop.Trainer.train_step = watched
 out.mkdir(parents=True, exist_ok=True)
 rank = int(__import__("os").environ.get("RANK", "0"))
-train(recipe, data, out, Options(device="cpu", tensorboard=False, workers=1, resume=resume), report=lambda line: None,
+train(recipe, data, out, Options(device="cpu", tensorboard=False, workers=1, resume=resume, strategy={strategy!r}), report=lambda line: None,
       notice=lambda text: None, track=lambda items, doing, total: items)
 (out / f"seen-{{rank}}.json").write_text(json.dumps(seen))
 """
 
 
-def launch(world: int, out: Path, data: Path, *, steps: int = 8, resume: bool = False) -> None:
+def launch(world: int, out: Path, data: Path, *, steps: int = 8, resume: bool = False, strategy: str = "auto") -> None:
     """Runs so many processes, as torchrun would."""
+    adaptive = strategy != "fsdp" and "plain" not in out.name
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = WORKER.format(here=str(HERE), tests=str(HERE.parent))
+    code = WORKER.format(here=str(HERE), tests=str(HERE.parent), strategy=strategy, adaptive=adaptive)
     words = [sys.executable, "-c", code, str(out), str(data), str(steps), "resume" if resume else "anew"]
     processes = []
     for rank in range(world):
@@ -104,10 +106,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path, strategy: str) -> None:
+    one, two = tmp_path / ("plain" if strategy == "fsdp" else "one"), tmp_path / "two"
     launch(1, one, data)
-    launch(2, two, data)
+    launch(2, two, data, strategy=strategy)
     for which in ("network", "judge"):
         for step in range(8):
             assert torch.equal(*(tensor(two, f"{which}-{step}-of-{rank}") for rank in range(2)))
@@ -124,15 +127,16 @@ def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_go_on_together(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_stop_and_go_on_together(data: Path, tmp_path: Path, strategy: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    launch(2, whole, data)
-    launch(2, parts, data, steps=3)
+    launch(2, whole, data, strategy=strategy)
+    launch(2, parts, data, steps=3, strategy=strategy)
     assert sorted(path.name for path in (parts / "checkpoints").glob("step-*")) == [
         "step-00000002.pt",
         "step-00000003.pt",
     ]
     assert not (parts / "weights.safetensors").exists()
-    launch(2, parts, data, resume=True)
+    launch(2, parts, data, resume=True, strategy=strategy)
     assert torch.equal(tensor(whole, "weights-8-of-0"), tensor(parts, "weights-8-of-0"))
     assert len({load(out / "weights.safetensors").sha256 for out in (whole, parts)}) == 1

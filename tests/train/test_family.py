@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def test_conv_takes_any_size_and_keeps_places(shape: tuple[int, int]) -> None:
 
 def test_parameters_of_dense_are_those_of_its_matrices() -> None:
     widths = (192, 16, 12, 5)
-    one_way = sum(a * b + b for a, b in zip(widths, widths[1:], strict=False))
-    back = sum(a * b + a for a, b in zip(widths, widths[1:], strict=False))
+    one_way = sum(a * b + b for a, b in pairwise(widths))
+    back = sum(a * b + a for a, b in pairwise(widths))
     assert count(DENSE) == one_way + back
     assert count(replace(DENSE, variational=True)) == one_way + back + 12 * 5 + 5
 

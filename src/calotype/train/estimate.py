@@ -12,6 +12,7 @@ from calotype.engine.budget import in_words
 from calotype.engine.memory import free_memory
 from calotype.errors import UsageError
 from calotype.train.loop import Trainer
+from calotype.train.sharded import local
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def estimate(trainer: Trainer) -> Estimate:
         UsageError: if a step can't fit in the memory that is free.
     """
     recipe, world = trainer.recipe, trainer.fabric.world_size
-    parameters = sum(p.numel() * p.element_size() for p in trainer.own.parameters())
+    parameters = sum(local(p).numel() * p.element_size() for p in trainer.own.parameters())
     if trainer.discriminator is not None:
-        parameters += sum(p.numel() * p.element_size() for p in trainer.discriminator.parameters())
+        parameters += sum(local(p).numel() * p.element_size() for p in trainer.discriminator.parameters())
     weights = 5 * parameters  # itself, its gradient, two moments, its average
     most, largest = 0, None
     for now in (recipe.at(start) for start in (0, *(phase.start for phase in recipe.phases))):
@@ -67,13 +68,13 @@ def _kept(trainer: Trainer, crop: int) -> int:
     seen: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         held.append(tensor)
         return tensor
 
     held: list[Tensor] = []  # so that no address comes twice
-    known = {p.untyped_storage().data_ptr() for p in trainer.own.parameters()}
+    known = {local(p).untyped_storage().data_ptr() for p in trainer.own.parameters()}
     black = np.zeros((1, crop, crop, 3), dtype=np.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = trainer.losses(black)

@@ -105,6 +105,7 @@ def stored(trainer: Trainer) -> Iterator[Autoencoder]:
 
 def export(
     trainer: Trainer,
+    network: Autoencoder,
     pictures: Iterable[Array],
     held_out: Sequence[Array],
     out: Path,
@@ -117,43 +118,43 @@ def export(
     An AutoencoderKL is also written to OUT/diffusers, with one scale and shift of all channels.
 
     Args:
+        network: as `stored` gives it.
         pictures: of the training set, for statistics of the latents; `count` of them.
         held_out: that quality is measured on.
     """
     recipe = trainer.recipe
     path = out / "weights.safetensors"
-    with stored(trainer) as network:
-        statistics = latent_statistics(network, pictures)
-        quality = validate(network, held_out, perceptual) if held_out else {}
-        facts: dict[str, Any] = {
-            "recipe": recipe.to_dict(),
-            "changes": trainer.history,
-            "steps": trainer.step,
-            "pictures": count,
-            "held_out": len(held_out),
-            **{f"held_out_{key}": value for key, value in quality.items()},
-            "posterior_std": statistics.noise,
-            "scaling_factor": statistics.scale,
-            "shift_factor": statistics.shift,
-            "calotype": __version__,
-            "torch": torch.__version__,
-        }
-        header = {f"calotype_training_{key}": json.dumps(value) for key, value in facts.items()}
-        config, dtype = network.config, getattr(torch, recipe.export_dtype)
-        channels = len(statistics.mean)
-        if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
-            assert not isinstance(network, nn.Module) or isinstance(network, Network)
-            format_ = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
-            save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
-            if isinstance(config, AutoencoderConfig):
-                one = ScaleShift(
-                    name=recipe.name, channels=channels, scaling_factor=statistics.scale, shift_factor=statistics.shift
-                )
-                save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
-        else:
-            tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
+    statistics = latent_statistics(network, pictures)
+    quality = validate(network, held_out, perceptual) if held_out else {}
+    facts: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "changes": trainer.history,
+        "steps": trainer.step,
+        "pictures": count,
+        "held_out": len(held_out),
+        **{f"held_out_{key}": value for key, value in quality.items()},
+        "posterior_std": statistics.noise,
+        "scaling_factor": statistics.scale,
+        "shift_factor": statistics.shift,
+        "calotype": __version__,
+        "torch": torch.__version__,
+    }
+    header = {f"calotype_training_{key}": json.dumps(value) for key, value in facts.items()}
+    config, dtype = network.config, getattr(torch, recipe.export_dtype)
+    channels = len(statistics.mean)
+    if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
+        assert isinstance(network, Network)
+        format_ = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
+        save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
+        if isinstance(config, AutoencoderConfig):
+            one = ScaleShift(
+                name=recipe.name, channels=channels, scaling_factor=statistics.scale, shift_factor=statistics.shift
+            )
+            save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
+    else:
+        tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
     with atomic_path(out / "README.md") as temporary:
         temporary.write_text(card(trainer, statistics, quality, count, len(held_out)), encoding="utf-8")
     return path

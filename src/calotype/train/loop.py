@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from calotype.errors import NonFiniteError
 from calotype.pixels import from_array
@@ -31,10 +32,11 @@ from calotype.train.discriminator import (
 from calotype.train.ema import EMA
 from calotype.train.family import Autoencoder, make_autoencoder
 from calotype.train.losses import kl, nll, reconstruction
-from calotype.train.model import Model, Output, freeze, last_layer, posterior_of
+from calotype.train.model import Judge, Model, Output, freeze, last_layer, posterior_of
 from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Equivariance, Transform
+from calotype.train.sharded import shared, whole
 
 Array = NDArray[np.uint8]
 Features = Callable[[Tensor], Tensor]
@@ -85,18 +87,20 @@ class Trainer:
             side = recipe.crop
             width = self.helpers.features(torch.zeros(1, 3, side, side, device=fabric.device)).shape[1]
         self.own = Model(self.network, recipe, width).to(fabric.device)
-        self.optimisers = optimisers_of(recipe, self.own)
-        whole: Any = torch.compile(self.own) if recipe.compile else self.own
-        self.model, *self._fabricked = fabric.setup(whole, *self.optimisers)
+        compiled: Any = torch.compile(self.own) if recipe.compile else self.own
+        self.model = fabric.setup_module(compiled)
+        self.optimisers = optimisers_of(recipe, self.own)  # of the weights as they are shared by now
+        self._fabricked: list[Any] = [fabric.setup_optimizers(optimiser) for optimiser in self.optimisers]
         self.ema = EMA(self.network, recipe.ema_decay)
         self.discriminator: PatchDiscriminator | None = None
         self.discriminator_optimiser: torch.optim.Optimizer | None = None
         self.lecam: LeCam | None = None
         if gan := recipe.adversarial:
             self.discriminator = PatchDiscriminator(ndf=gan.ndf, layers=gan.layers, norm=gan.norm).to(fabric.device)
+            self._judge = fabric.setup_module(Judge(self.discriminator))
             rate = recipe.learning_rate if gan.learning_rate is None else gan.learning_rate
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), rate, betas=recipe.betas)
-            self._judge, self._judged = fabric.setup(_Judge(self.discriminator), self.discriminator_optimiser)
+            self._judged: Any = fabric.setup_optimizers(self.discriminator_optimiser)
             self.lecam = LeCam().to(fabric.device) if gan.lecam else None
 
     # --- one step ---
@@ -117,7 +121,7 @@ class Trainer:
         outputs: list[tuple[Tensor, Tensor]] = []
         for i in range(parts):
             part = slice(i * size, (i + 1) * size)
-            with self.fabric.no_backward_sync(self.model, enabled=i < parts - 1):
+            with self._alone(self.model, i < parts - 1):
                 losses, pair = self._generator_part(recipe, x[part], noise[part], transform, shift)
                 self.fabric.backward(losses["loss"] / parts)
             outputs.append(pair)
@@ -192,14 +196,15 @@ class Trainer:
         gan = recipe.adversarial
         if gan and self.step >= gan.start:
             assert self.discriminator is not None
-            with self._frozen(self.discriminator), self.fabric.autocast():
-                g = generator_loss(self.discriminator(made).float())
+            g = self._judged_by(self.discriminator, made)
             weight = torch.tensor(gan.weight)
             if gan.adaptive:  # on losses summed over a picture, so that LDM's 1e-4 and 1e4 mean what they mean there
                 layer = last_layer(self.network, "decoder")
                 weight = gan.weight / values * adaptive_weight(values * likelihood, g, layer, reduce=self._mean)
             parts |= {"generator": g, "adversarial_weight": weight}
             loss = loss + weight * g
+        seen_latents = out.latents.detach()
+        parts |= {"latent_mean": seen_latents.mean(), "latent_std": seen_latents.std()}
         return {"loss": loss, **parts}, (target, made.detach())
 
     def _discriminator_backward(self, recipe: Recipe, outputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -209,7 +214,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for i, (real, fake) in enumerate(outputs):
             last = i == len(outputs) - 1
-            with self.fabric.no_backward_sync(self._judge, enabled=not last):
+            with self._alone(self._judge, not last):
                 real = real.detach().requires_grad_(gan.r1 > 0)
                 of_real, of_fake = (logits.float() for logits in self._judge(real, fake))
                 loss = discriminator_loss(of_real, of_fake, gan.loss)
@@ -277,7 +282,8 @@ class Trainer:
     def _clip(self, module: nn.Module, most: float) -> Tensor:
         """The norm of a module's gradient, which is cut to `most` (0: left as it is)."""
         trained = [p for p in module.parameters() if p.grad is not None]
-        return torch.nn.utils.clip_grad_norm_(trained, most or float("inf"))
+        norm: Tensor = whole(torch.nn.utils.clip_grad_norm_(trained, most or float("inf")))
+        return norm
 
     def _finite(self, values: dict[str, Tensor], names: Sequence[str]) -> dict[str, float]:
         """Figures as numbers: one wait for the device."""
@@ -293,20 +299,34 @@ class Trainer:
             f"learning_rate{of}."
         )
 
-    @contextmanager
-    def _frozen(self, module: nn.Module) -> Iterator[None]:
-        """Without gradients of the module's weights, so that they are none of the network's loss."""
-        module.requires_grad_(False)
-        try:
-            yield
-        finally:
-            module.requires_grad_(True)
+    def _alone(self, module: Any, alone: bool) -> AbstractContextManager[None]:
+        """Without adding gradients up over processes, if wanted and possible."""
+        return self.fabric.no_backward_sync(module, enabled=alone and not self.sharded)
+
+    def _judged_by(self, discriminator: PatchDiscriminator, made: Tensor) -> Tensor:
+        """The generator's loss, whose gradient reaches what made the pictures and nothing of the discriminator."""
+        alone = made.detach().requires_grad_()
+        with self.fabric.autocast():
+            g = generator_loss(discriminator(alone).float())
+        (pull,) = torch.autograd.grad(g, alone)
+        through = (made * pull).sum()
+        return g.detach() + through - through.detach()
 
     # --- weights ---
 
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of the weights only."""
+        return any(isinstance(p, DTensor) for p in self.network.parameters())
+
     @contextmanager
     def averaged(self) -> Iterator[Autoencoder]:
-        """The network with its averaged weights, for validation and export."""
+        """The network with its averaged weights, for validation and export; all processes must ask."""
+        if self.sharded:
+            network = make_autoencoder(self.recipe.network).to(self.fabric.device)
+            network.load_state_dict(whole(self.ema.shadow))
+            yield network.requires_grad_(False)
+            return
         own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self._put(self.ema.shadow)
         try:
@@ -320,7 +340,7 @@ class Trainer:
             p.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as plain tensors and numbers."""
+        """Everything needed to go on later, as plain tensors and numbers; all processes must ask."""
         state: dict[str, Any] = {
             "step": self.step,
             "model": self.own.state_dict(),
@@ -334,32 +354,38 @@ class Trainer:
             state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
         if self.lecam is not None:
             state["lecam"] = self.lecam.state_dict()
-        return state
+        found: dict[str, Any] = whole(state)
+        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.own.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        _put_module(self.own, state["model"])
+        self.ema.load_state_dict(
+            {k: shared(v, self.ema.shadow[k]) if isinstance(v, Tensor) else v for k, v in state["ema"].items()}
+        )
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+            _put_optimiser(optimiser, saved)
         if self.discriminator is not None and self.discriminator_optimiser is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+            _put_module(self.discriminator, state["discriminator"])
+            _put_optimiser(self.discriminator_optimiser, state["discriminator_optimiser"])
         if self.lecam is not None:
             self.lecam.load_state_dict(state["lecam"])
         torch.set_rng_state(state["rng"])
         self.step, self.history = state["step"], state["history"]
 
 
-class _Judge(nn.Module):
-    """Both of a discriminator's passes in one: batch statistics are of each alone, and DDP sees a single forward."""
+def _put_module(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({key: shared(value, own[key]) if key in own else value for key, value in state.items()})
 
-    def __init__(self, discriminator: PatchDiscriminator) -> None:
-        super().__init__()
-        self.discriminator = discriminator
 
-    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        return self.discriminator(real), self.discriminator(fake)
+def _put_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    of = {
+        i: {k: shared(v, parameters[i]) if isinstance(v, Tensor) else v for k, v in values.items()}
+        for i, values in state["state"].items()
+    }
+    optimiser.load_state_dict({**state, "state": of})
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from calotype import autoencoder, folded, tiny
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.train import family
+from calotype.train.discriminator import PatchDiscriminator
 from calotype.train.family import Autoencoder
 from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Alignment, Transform, shift_loss
@@ -55,7 +56,7 @@ class Model(nn.Module):
         super().__init__()
         self.network = network
         self.recipe = recipe
-        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=recipe.logvar == "learned")
+        self.logvar = nn.Parameter(torch.zeros(1), requires_grad=recipe.logvar == "learned")
         if recipe.alignment:
             channels = recipe.network.z_channels
             self.alignment = Alignment(channels, features, margins=recipe.alignment.margins)
@@ -97,7 +98,7 @@ class Model(nn.Module):
             moments=posterior.moments,
             latents=latents,
             reconstruction=reconstruction.float(),
-            logvar=self.logvar + 0.0,
+            logvar=self.logvar.sum(),
             alignment=self.alignment(latents, features) if features is not None else nothing,
             shift=self._shifted(x, latents, shift) if shift is not None else nothing,
             excess=torch.stack(excess).mean() if excess else nothing,
@@ -127,6 +128,17 @@ class Model(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class Judge(nn.Module):
+    """Both of a discriminator's passes in one: batch statistics are of each alone, and DDP sees a single forward."""
+
+    def __init__(self, discriminator: PatchDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return self.discriminator(real), self.discriminator(fake)
 
 
 def _trained(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,10 +22,11 @@ from calotype.errors import MemoryLimitError, UsageError
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size
 from calotype.train.estimate import estimate
-from calotype.train.export import export, validate
+from calotype.train.export import export, stored, validate
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.recipe import Recipe
+from calotype.train.sharded import require_shardable, shard
 from calotype.train.watch import Watch, panel
 from calotype.vae import load, pick_device
 
@@ -139,10 +141,11 @@ def train(
         if not finished:
             return None
         path = out / "weights.safetensors"
-        if fabric.is_global_zero:
-            once = pictures.once()
-            measured = (picture for _, picture in track(readable(once), "Measuring latents", len(once)))
-            export(trainer, measured, held_out, out, count=len(once), perceptual=helpers.perceptual)
+        with stored(trainer) as network:
+            if fabric.is_global_zero:
+                once = pictures.once()
+                measured = (picture for _, picture in track(readable(once), "Measuring latents", len(once)))
+                export(trainer, network, measured, held_out, out, count=len(once), perceptual=helpers.perceptual)
         fabric.barrier()
         return path
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -162,13 +165,17 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
     devices: int | list[int] = local
     if world == 1 and device.type == "cuda":
         devices = [device.index or 0]
+    strategy: Any = "auto" if world == 1 else "ddp"
+    if options.strategy == "fsdp" and world > 1:
+        require_shardable(recipe)
+        strategy = ModelParallelStrategy(parallelize_fn=shard, data_parallel_size=world, tensor_parallel_size=1)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it tells what was asked for
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = Fabric(
         accelerator=device.type,
         devices=devices,
         num_nodes=world // local,
-        strategy="auto" if world == 1 else "ddp" if options.strategy == "auto" else options.strategy,
+        strategy=strategy,
         precision="bf16-mixed" if recipe.precision == "bfloat16" else "32-true",
     )
     fabric.launch()
@@ -241,15 +248,15 @@ class _Hooks:
 
     def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
         best = False
-        if self.held_out and trainer.fabric.is_global_zero:
-            with trainer.averaged() as network:
+        with trainer.averaged() as network:
+            if self.held_out and trainer.fabric.is_global_zero:
                 found = validate(network, self.held_out, trainer.helpers.perceptual)
                 line |= {f"held_out_{key}": value for key, value in found.items()}
                 if self.watch is not None:
                     self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
-            score = -found["lpips"] if "lpips" in found else found["psnr"]
-            best = self.best is None or score > self.best
-            self.best = max(score, self.best) if self.best is not None else score
+                score = -found["lpips"] if "lpips" in found else found["psnr"]
+                best = self.best is None or score > self.best
+                self.best = max(score, self.best) if self.best is not None else score
         state = trainer.state_dict()
         if trainer.fabric.is_global_zero:
             checkpoint.save(self.out, {**state, "best": self.best}, trainer.recipe, best=best)
