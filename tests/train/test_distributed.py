@@ -62,7 +62,8 @@ def watched(self, crops, names=()):
 loop.Trainer.train_step = watched
 out.mkdir(parents=True, exist_ok=True)
 rank = int(__import__("os").environ.get("RANK", "0"))
-train(recipe, data, out, Options(device="cpu", tensorboard=False, workers=1, resume=resume, strategy={strategy!r}), report=lambda line: None,
+options = Options(device="cpu", tensorboard=False, workers=1, resume=resume, strategy={strategy!r})
+train(recipe, data, out, options, report=lambda line: None,
       notice=lambda text: None, track=lambda items, doing, total: items)
 (out / f"seen-{{rank}}.json").write_text(json.dumps(seen))
 """

@@ -140,6 +140,16 @@ def test_panels_show_the_held_out_pictures(finished: Path) -> None:
     assert torch.equal(first, torch.from_numpy(picture(0)))
 
 
+def test_panels_of_pictures_of_any_size(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", 4)
+    for i, size in enumerate([(90, 20), (20, 130), (300, 300)]):
+        (folder / f"x{i}.png").write_bytes(png(picture(i, *size)))
+    recipe = changed(sources=(Source(path="pictures", hold_out=2),), steps=1, phases=())
+    assert start(recipe, tmp_path, tmp_path / "out")[0]
+    with Image.open(next((tmp_path / "out" / "panels").iterdir())) as panel:
+        assert panel.size == (4 * 256, 5 * 256)
+
+
 def test_the_oldest_checkpoints_go_and_the_best_stays(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     start(changed(checkpoint_every=1, keep=2, steps=6, phases=()), data, out)

@@ -247,17 +247,19 @@ class _Hooks:
             self.report(line)
 
     def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+        first = trainer.fabric.is_global_zero
         best = False
         with trainer.averaged() as network:
-            if self.held_out and trainer.fabric.is_global_zero:
+            if self.held_out and first:
                 found = validate(network, self.held_out, trainer.helpers.perceptual)
                 line |= {f"held_out_{key}": value for key, value in found.items()}
-                if self.watch is not None:
-                    self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
                 score = -found["lpips"] if "lpips" in found else found["psnr"]
                 best = self.best is None or score > self.best
                 self.best = max(score, self.best) if self.best is not None else score
         state = trainer.state_dict()
-        if trainer.fabric.is_global_zero:
+        if first:
             checkpoint.save(self.out, {**state, "best": self.best}, trainer.recipe, best=best)
+        with trainer.averaged() as network:
+            if self.held_out and self.watch is not None:
+                self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
         trainer.fabric.barrier()

@@ -40,7 +40,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for part in module.modules():
         if isinstance(part, BLOCKS):
             fully_shard(part, mesh=among)
-    fully_shard(module.discriminator if isinstance(module, Judge) else module, mesh=among)  # type: ignore[arg-type]
+    fully_shard(module.discriminator if isinstance(module, Judge) else module, mesh=among)
     return module
 
 

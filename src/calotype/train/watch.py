@@ -145,20 +145,20 @@ def panel(network: Autoencoder, pictures: Sequence[Array], seed: int) -> Image.I
         mode = network.decode(posterior.mode())
         sample = network.decode(posterior.sample(torch.Generator().manual_seed(seed + i)))
         difference = (mode - x).mul(2).clamp(-1, 1)
-        rows.append(_square(torch.cat([x, mode, sample, difference]).clamp(-1, 1).cpu()))
+        rows.append(torch.cat([x, mode, sample, difference]).clamp(-1, 1).cpu())
     if gaussian:
         side = max(1, min(PANEL_SIDE, min(min(p.shape[:2]) for p in pictures)) // factor)
         shape = (4, network.config.z_channels, side, side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        rows.append(_square(network.decode(noise.to(device)).clamp(-1, 1).cpu()))
-    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
+        rows.append(network.decode(noise.to(device)).clamp(-1, 1).cpu())
+    side = max(64, *(n for row in rows for n in row.shape[-2:]))
+    return Image.fromarray(torch.cat([_row(one, side) for one in rows], dim=1).permute(1, 2, 0).numpy())
 
 
-def _square(pictures: Tensor) -> Tensor:
-    """Pictures beside each other in grey squares: uint8 [3, side, 4 * side]."""
-    side = min(PANEL_SIDE, max(64, *pictures.shape[-2:]))
+def _row(pictures: Tensor, side: int) -> Tensor:
+    """Pictures beside each other in the middle of grey squares: uint8 [3, side, 4 * side]."""
     ground = torch.zeros(len(pictures), 3, side, side)
-    height, width = (min(side, n) for n in pictures.shape[-2:])
+    height, width = pictures.shape[-2:]
     top, left = (side - height) // 2, (side - width) // 2
-    ground[:, :, top : top + height, left : left + width] = pictures[:, :, :height, :width].float()
+    ground[:, :, top : top + height, left : left + width] = pictures.float()
     return torch.cat(list(to_uint8(ground)), dim=2)
