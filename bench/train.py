@@ -56,7 +56,8 @@ def recipe(batch: int, precision: str, steps: int = 1_000) -> Recipe:
     return Recipe(
         name="bench", network=AutoencoderConfig(ch=64), sources=(Source(path="."),), crop=CROP, batch=batch,
         steps=steps, perceptual=1.0, optimiser="adam", learning_rate=1e-5, clip=0.0, warmup=0, cooldown=0,
-        channels_last=True, precision="bfloat16" if precision == "bfloat16" else "float32", log_every=1, checkpoint_every=10**6,
+        channels_last=True,
+        precision="bfloat16" if precision == "bfloat16" else "float32", log_every=1, checkpoint_every=10**6,
     )  # fmt: skip
 
 

@@ -214,8 +214,8 @@ class Bench:
             "picture": as_pictures(chosen),
             "moved": as_pictures(after),
             "dense": self.decoded("dense", measures.encode(self.coders["dense"], after).mode()),
-            "convolutional": self.decoded("conv", measures.encode(self.coders["conv"], after).mode()),
-            "the same,\nlatents moved": self.decoded("conv", moved_latents),
+            "conv.": self.decoded("conv", measures.encode(self.coders["conv"], after).mode()),
+            "conv.,\nlatents moved": self.decoded("conv", moved_latents),
         }
         rows = [("", np.stack([column[i] for column in columns.values()])) for i in range(len(chosen))]
         figures.panel(self.figure("shift"), rows, columns=list(columns), scale=3, labels=10)

@@ -98,7 +98,7 @@ def rate(path: Path, results: Results) -> None:
             axes.annotate(
                 short(models[name]["kl_weight"]),
                 (nats, min(found[name]["sample"], found[name]["mode"])),
-                xytext=(5, -13),
+                xytext=(5, -13) if nats < max(x) else (-5, 8),
                 textcoords="offset points",
             )
         none = found["vae-0"]["mode"]
@@ -162,6 +162,7 @@ def without_kl(path: Path, noise: dict[str, NDArray[np.float32]], latents: dict[
         bins = np.geomspace(max(low, 1e-5) / 1.5, 2, 60)
         for colour, (title, values) in zip(colours, noise.items(), strict=True):
             left.hist(values, list(bins), histtype="stepfilled", color=colour, alpha=0.45, label=title)
+        left.set_ylim(0, 1.35 * left.get_ylim()[1])  # room for the legend
         left.axvline(1, color=GREY, linestyle=":")
         left.set_xscale("log")
         left.set_xlabel("standard deviation of the posterior")

@@ -349,8 +349,9 @@ def _without_kl(results: Results) -> list[str]:
         *prose("""
             How to read it: left, how much noise each network adds to its latents; all begin with about 1 (dotted).
             Right, where the latents of held-out pictures lie, against the N(0, 1) that samples are drawn from
-            (black). A prior fits if the curve *and its noise* are as wide as the black one: where noise is far below
-            the spread, most of N(0, I) is space between pictures, which the decoder has never seen.
+            (black). A prior fits if draws from it fall where latents lie. A curve that is narrower than the black one
+            leaves draws outside; noise far below the spread leaves gaps between pictures, which the decoder has never
+            seen.
         """),
         *table(head, rows),
         *prose("""
