@@ -19,7 +19,7 @@ from calotype.train.recipe import Adversarial, Recipe
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint.save(tmp_path_factory.mktemp("run"), make(TINY).state_dict(), TINY, best=True)
+    return checkpoint.save(tmp_path_factory.mktemp("run"), make(TINY).state_dict(), TINY)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_refused(kind: str, saved: Path, tmp_path: Path)
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("file write failed")])
 def test_a_full_disk_costs_no_checkpoint(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make(TINY).state_dict()
-    first = checkpoint.save(tmp_path, state, TINY, best=True)
+    first = checkpoint.save(tmp_path, state, TINY)
     before = {path.name: path.read_bytes() for path in first.parent.iterdir()}
 
     def fill_up(state: object, path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_full_disk_costs_no_checkpoint(error: Exception, tmp_path: Path, monke
     with pytest.raises(
         UsageError, match=r"step-00000001\.pt: this checkpoint can't be written \(.*step-00000000\.pt is kept"
     ):
-        checkpoint.save(tmp_path, {**state, "step": 1}, TINY, best=True)
+        checkpoint.save(tmp_path, {**state, "step": 1}, TINY)
     assert {path.name: path.read_bytes() for path in first.parent.iterdir()} == before
 
 
@@ -82,7 +82,9 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     state = make(TINY).state_dict()
     for step in (9, 10, 100):
-        path = checkpoint.save(tmp_path, {**state, "step": step}, replace(TINY, keep=2), best=step == 9)
+        path = checkpoint.save(tmp_path, {**state, "step": step}, replace(TINY, keep=2))
+        if step == 9:
+            checkpoint.keep_best(path)
     assert checkpoint.newest(tmp_path) == path
     names = sorted(one.name for one in path.parent.iterdir())
     assert names == ["best.pt", "step-00000010.pt", "step-00000100.pt"]

@@ -60,7 +60,7 @@ def test_what_ships() -> None:
     assert kl_f8.network == AutoencoderConfig()
     assert (kl_f8.reconstruction, kl_f8.perceptual, kl_f8.perceptual_net, kl_f8.kl_weight) == ("l1", 1.0, "vgg", 1e-6)
     assert kl_f8.adversarial == Adversarial(start=50_001)  # hinge, batch norm, adaptive, 0.5
-    assert (kl_f8.optimiser, kl_f8.betas, kl_f8.learning_rate) == ("adam", (0.5, 0.9), pytest.approx(12 * 4.5e-6))
+    assert (kl_f8.optimiser, kl_f8.betas, kl_f8.learning_rate) == ("adam", (0.5, 0.9), pytest.approx(24 * 4.5e-6))
     ft_mse = load_recipe("ft-mse")
     assert (ft_mse.reconstruction, ft_mse.perceptual) == ("l2", 0.1)
     assert ft_mse.start == Start(weights="sd-vae-ft-ema", train="decoder")
@@ -137,6 +137,19 @@ def test_another_network(toml: Path) -> None:
         ),
         (["teacher.weights=x", "equivariance.low=0.1"], "a teacher decides what the latents are"),
         (["equivariance.low=2"], "probabilities of equivariance must be at most 1"),
+        (
+            ["equivariance.low=0.1", "crop=32", "reconstruction=ssim"],
+            r"ssim needs pictures of at least 11 .* not 8 x 8 \(",
+        ),
+        (
+            ["crop=16", "adversarial.start=1"],
+            "the discriminator needs pictures of at least 24 x 24 pixels, not 16 x 16",
+        ),
+        (["reconstruction=ms_ssim"], "ms_ssim needs pictures of at least 161"),
+        (["network={kind='dense', side=32}", "phases=[]", "optimiser=muon"], "muon is for convolutions"),
+        (["network={kind='dense', side=16}", "phases=[]"], "a dense network takes crops of its side, 16 pixels, only"),
+        (["shift.weight=1", "crop=24"], "shift needs crops of at least 32 pixels"),
+        (["start={weights='x', train='decoder'}", "alignment.weight=1"], "leaves nothing to weigh the gradient of"),
         (["accumulate=3"], "batch must be a multiple of accumulate, 3, not 2"),
         (["start=x"], "start must be a table, not 'x'"),
         (["network=3"], "network must be a table, not 3"),

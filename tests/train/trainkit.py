@@ -126,7 +126,7 @@ class Keeping:
     def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
         self.checks.append((trainer.step, last))
         if self.out is not None:
-            checkpoint.save(self.out, trainer.state_dict(), trainer.recipe, best=False)
+            checkpoint.save(self.out, trainer.state_dict(), trainer.recipe)
 
 
 def trained(recipe: Recipe, hooks: Keeping | None = None, *, start: Trainer | None = None) -> Trainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,11 @@ def newest(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(out: Path, state: dict[str, Any], recipe: Recipe, *, best: bool) -> Path:
+def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
     """Writes a checkpoint beside and renames it; then drops the oldest beyond `recipe.keep`.
 
     Args:
         state: of `Trainer.state_dict`.
-        best: whether it is the best so far, which is kept in any case.
 
     Raises:
         UsageError: if the disk refuses it; those before it stay.
@@ -45,12 +45,12 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe, *, best: bool) -> Pat
     path = folder / f"step-{state['step']:08}.pt"
     try:
         folder.mkdir(exist_ok=True)
+        for left in folder.glob(".calotype-*.pt"):  # by one that was killed
+            left.unlink()
         with atomic_path(path) as temporary:
             torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, temporary)
-        if best:
-            with atomic_path(folder / BEST) as temporary:
-                temporary.unlink(missing_ok=True)
-                os.link(path, temporary)  # the same file under another name
+            with temporary.open("rb+") as file:  # it must be there before older ones go
+                os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         last = newest(out)
@@ -60,6 +60,26 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe, *, best: bool) -> Pat
         with suppress(OSError):
             old.unlink()
     return path
+
+
+def keep_best(path: Path) -> None:
+    """Keeps a checkpoint as the best so far, in the place of the one before.
+
+    Raises:
+        UsageError: if the disk refuses it.
+    """
+    best = path.with_name(BEST)
+    try:
+        with atomic_path(best) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)  # the same file under another name
+            except OSError:  # not every file system has such links
+                shutil.copyfile(path, temporary)
+    except OSError as error:
+        raise UsageError(
+            f"{best}: the best checkpoint can't be kept ({error.strerror}); {path.name} is there."
+        ) from None
 
 
 def load(path: Path, recipe: Recipe) -> dict[str, Any]:

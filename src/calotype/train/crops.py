@@ -179,6 +179,13 @@ def gather(
     return Picked(decoded, training), Picked(decoded, held_out)
 
 
+def spread(pictures: Picked, most: int) -> Picked:
+    """At most so many of the pictures, evenly from first to last."""
+    if len(pictures) <= most:
+        return pictures
+    return Picked(pictures.pictures, [pictures.indices[i * len(pictures) // most] for i in range(most)])
+
+
 def readable(pictures: Pictures) -> Iterator[tuple[str, Array]]:
     """Name and pixels of each picture in order, without those that can't be read."""
     for i, name in enumerate(pictures.names):

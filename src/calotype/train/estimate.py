@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calotype.engine.budget import in_words
 from calotype.engine.memory import free_memory
@@ -20,7 +20,7 @@ class Estimate:
     """Bytes of a process.
 
     Attributes:
-        weights: of weights, gradients, optimisers' state and averages.
+        weights: of gradients and optimisers' state; the weights are there already.
         crop: that the backward pass keeps of one crop.
         part: of the largest part of a step, with its weights.
         free: what there is.
@@ -42,25 +42,37 @@ def estimate(trainer: Trainer) -> Estimate:
     parameters = sum(local(p).numel() * p.element_size() for p in trainer.own.parameters())
     if trainer.discriminator is not None:
         parameters += sum(local(p).numel() * p.element_size() for p in trainer.discriminator.parameters())
-    weights = 5 * parameters  # itself, its gradient, two moments, its average
+    weights = 3 * parameters  # to come: a gradient and two moments
     most, largest = 0, None
+    step = trainer.step
+    if recipe.adversarial:
+        trainer.step = max(step, recipe.adversarial.start)  # as it is with the discriminator
     for now in (recipe.at(start) for start in (0, *(phase.start for phase in recipe.phases))):
         crops = max(1, now.batch // world // now.accumulate)
         kept = _kept(trainer, now.crop)
         if kept * crops >= most:
             most, largest = kept * crops, (now, crops, kept)
+    trainer.step = step
     assert largest
     now, crops, kept = largest
     free = free_memory(trainer.fabric.device)
     found = Estimate(weights, kept, weights + most, free)
     if found.part > free:
-        parts = -(-now.accumulate * most // max(1, free - weights))
-        help_ = "set gradient_checkpointing = true, or a smaller crop" if crops == 1 else f"set accumulate to {parts}"
+        room = free - weights
+        tried = range(now.accumulate, now.batch // world + 1)
+        parts = next((n for n in tried if _fits(now.batch, world, n, kept, room)), 0)
+        saving = "" if recipe.gradient_checkpointing else "set gradient_checkpointing = true, or "
+        help_ = f"set accumulate to {parts}" if parts else f"{saving}give a smaller crop"
         raise UsageError(
             f"A part of {crops} crops of {now.crop} pixels takes about {in_words(found.part)} and {in_words(free)} are "
             f"free; {help_}."
         )
     return found
+
+
+def _fits(batch: int, world: int, parts: int, kept: int, room: int) -> bool:
+    """Whether so many parts are equal, and each is small enough."""
+    return batch % (world * parts) == 0 and batch // world // parts * kept <= room
 
 
 def _kept(trainer: Trainer, crop: int) -> int:
@@ -74,7 +86,9 @@ def _kept(trainer: Trainer, crop: int) -> int:
         return tensor
 
     held: list[Tensor] = []  # so that no address comes twice
-    known = {local(p).untyped_storage().data_ptr() for p in trainer.own.parameters()}
+    helpers = (trainer.helpers.perceptual, trainer.helpers.features, trainer.discriminator)
+    modules = [trainer.own, *(one for one in helpers if isinstance(one, nn.Module))]
+    known = {local(p).untyped_storage().data_ptr() for module in modules for p in module.parameters()}
     black = np.zeros((1, crop, crop, 3), dtype=np.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = trainer.losses(black)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ from calotype.train.loop import Trainer
 from calotype.weights.save import save_weights
 
 Array = NDArray[np.uint8]
-Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+SNIPPET = ["```python", "import calotype", "", 'vae = calotype.load("weights.safetensors")', "```", ""]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def latent_statistics(network: Autoencoder, pictures: Iterable[Array]) -> Statis
 
 
 @torch.no_grad()
-def validate(network: Autoencoder, pictures: Sequence[Array], perceptual: nn.Module | None = None) -> dict[str, float]:
+def validate(network: Autoencoder, pictures: Iterable[Array], perceptual: nn.Module | None = None) -> dict[str, float]:
     """Means over the middles of pictures (mode, uint8): psnr in dB, ssim, and lpips where its network is given."""
     device = next(network.parameters()).device
     found: dict[str, list[float]] = {"psnr": [], "ssim": []}
@@ -107,7 +108,7 @@ def export(
     trainer: Trainer,
     network: Autoencoder,
     pictures: Iterable[Array],
-    held_out: Sequence[Array],
+    held_out: Iterable[Array],
     out: Path,
     *,
     count: int,
@@ -118,20 +119,29 @@ def export(
     An AutoencoderKL is also written to OUT/diffusers, with one scale and shift of all channels.
 
     Args:
-        network: as `stored` gives it.
+        network: as `stored` gives it. Its latent format is that of a frozen encoder or of a teacher, if there is one
+            and it is known, and else what is measured.
         pictures: of the training set, for statistics of the latents; `count` of them.
         held_out: that quality is measured on.
     """
     recipe = trainer.recipe
     path = out / "weights.safetensors"
     statistics = latent_statistics(network, pictures)
-    quality = validate(network, held_out, perceptual) if held_out else {}
+    shown = 0
+
+    def counted() -> Iterator[Array]:
+        nonlocal shown
+        for picture in held_out:
+            shown += 1
+            yield picture
+
+    quality = validate(network, counted(), perceptual)
     facts: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "changes": trainer.history,
         "steps": trainer.step,
         "pictures": count,
-        "held_out": len(held_out),
+        "held_out": shown,
         **{f"held_out_{key}": value for key, value in quality.items()},
         "posterior_std": statistics.noise,
         "scaling_factor": statistics.scale,
@@ -144,19 +154,23 @@ def export(
     channels = len(statistics.mean)
     if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
         assert isinstance(network, Network)
-        format_ = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
+        known = trainer.helpers.format
+        measured = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
+        format_ = known or measured
         save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
         if isinstance(config, AutoencoderConfig):
             one = ScaleShift(
                 name=recipe.name, channels=channels, scaling_factor=statistics.scale, shift_factor=statistics.shift
             )
-            save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
+            save_weights(
+                network, out / "diffusers", layout="diffusers", format_=known or one, dtype=dtype, metadata=header
+            )
     else:
         tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
     with atomic_path(out / "README.md") as temporary:
-        temporary.write_text(card(trainer, statistics, quality, count, len(held_out)), encoding="utf-8")
+        temporary.write_text(card(trainer, statistics, quality, count, shown), encoding="utf-8")
     return path
 
 
@@ -166,6 +180,8 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
     config = recipe.network.to_dict()
     kind = config.pop("kind")
     numbers = sum(p.numel() for p in trainer.network.parameters())
+    known = trainer.helpers.format
+    loads = isinstance(recipe.network, AutoencoderConfig | FoldedConfig | TinyConfig)
     lines = [
         f"# {recipe.name}",
         "",
@@ -173,12 +189,7 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
         f"{recipe.network.z_channels} latent channels), trained with calotype {__version__} for {trainer.step:,} steps "
         f"on {count:,} pictures.",
         "",
-        "```python",
-        "import calotype",
-        "",
-        'vae = calotype.load("weights.safetensors")',
-        "```",
-        "",
+        *(SNIPPET if loads else []),
         "## Measured",
         "",
     ]
@@ -198,6 +209,7 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
         "",
         "## Latents",
         "",
+        *([f"The latent format is {known.name}, as before. Measured:", ""] if known else []),
         f"One scale for all channels: scaling_factor {statistics.scale:.5f}, shift_factor {statistics.shift:.5f} "
         f"(model latents = (raw - shift_factor) x scaling_factor). The posterior's mean std is {statistics.noise:.4g}.",
         "",

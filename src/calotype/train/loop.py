@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from calotype.errors import NonFiniteError
+from calotype.latents import LatentFormat
 from calotype.pixels import from_array
 from calotype.posterior import DiagonalGaussian
 from calotype.train.crops import Batch, noise_generator
@@ -32,7 +33,7 @@ from calotype.train.discriminator import (
 from calotype.train.ema import EMA
 from calotype.train.family import Autoencoder, make_autoencoder
 from calotype.train.losses import kl, nll, reconstruction
-from calotype.train.model import Judge, Model, Output, freeze, last_layer, posterior_of
+from calotype.train.model import Judge, Model, Output, Scaled, freeze, last_layer, posterior_of
 from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Equivariance, Transform
@@ -51,12 +52,14 @@ class Helpers:
         perceptual: two pictures [N, 3, H, W] in [-1, 1] -> their LPIPS, [N].
         features: pixels -> what latents are aligned to, [N, D, h, w].
         teacher: encodes pixels to the latents to give, and decodes them.
+        format: of latents that are known beforehand: those of a frozen encoder, or of a teacher.
     """
 
     start: Autoencoder | None = None
     perceptual: nn.Module | None = None
     features: Features | None = None
-    teacher: Autoencoder | None = None
+    teacher: Autoencoder | Scaled | None = None
+    format: LatentFormat | None = None
 
 
 class Trainer:
@@ -142,10 +145,14 @@ class Trainer:
         return {**figures, "rate": rate}
 
     def losses(self, crops: Array) -> Tensor:
-        """What some crops cost at this step, on this process alone; nothing is trained."""
+        """What some crops cost at this step; nothing is trained, and no statistics are taken."""
         recipe = self.recipe.at(self.step)
         x, transform, shift = self._drawn(recipe, crops)
+        if self.discriminator is not None:
+            self.discriminator.eval()
         losses, _ = self._generator_part(recipe, x, self._noise(recipe, x), transform, shift)
+        if self.discriminator is not None:
+            self.discriminator.train()
         return losses["loss"]
 
     def _generator_part(
@@ -185,8 +192,9 @@ class Trainer:
             loss = loss + recipe.teacher.latents * parts["latents"]
         if recipe.alignment:
             parts["alignment"] = out.alignment
-            weight = adaptive_weight(likelihood, out.alignment, last_layer(self.network, "encoder"), reduce=self._mean)
-            loss = loss + recipe.alignment.weight * weight * out.alignment
+            layer = last_layer(self.network, "encoder")
+            ratio = adaptive_weight(values * likelihood, out.alignment, layer, maximum=1e8, reduce=self._mean)
+            loss = loss + recipe.alignment.weight * ratio / values * out.alignment
         if recipe.shift:
             parts["shift"] = out.shift
             loss = loss + recipe.shift.weight * out.shift
@@ -197,14 +205,14 @@ class Trainer:
         if gan and self.step >= gan.start:
             assert self.discriminator is not None
             g = self._judged_by(self.discriminator, made)
-            weight = torch.tensor(gan.weight)
+            weight = made.new_tensor(gan.weight)
             if gan.adaptive:  # on losses summed over a picture, so that LDM's 1e-4 and 1e4 mean what they mean there
                 layer = last_layer(self.network, "decoder")
                 weight = gan.weight / values * adaptive_weight(values * likelihood, g, layer, reduce=self._mean)
             parts |= {"generator": g, "adversarial_weight": weight}
             loss = loss + weight * g
         seen_latents = out.latents.detach()
-        parts |= {"latent_mean": seen_latents.mean(), "latent_std": seen_latents.std()}
+        parts |= {"latent_mean": seen_latents.mean(), "latent_std": seen_latents.std(correction=0)}
         return {"loss": loss, **parts}, (target, made.detach())
 
     def _discriminator_backward(self, recipe: Recipe, outputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -420,8 +428,8 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
     recipe, fabric = trainer.recipe, trainer.fabric
     stopped: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    sums: dict[str, float] = {}
-    count, seen, since, waited = 0, 0, time.perf_counter(), 0.0
+    sums: dict[str, list[float]] = {}
+    seen, since, waited = 0, time.perf_counter(), 0.0
     try:
         source = batches(trainer.step, recipe.steps)
         while trainer.step < recipe.steps:
@@ -429,8 +437,7 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
             crops, names = next(source)
             waited += time.perf_counter() - begin
             for key, value in trainer.train_step(crops, names).items():
-                sums[key] = sums.get(key, 0.0) + value
-            count += 1
+                sums.setdefault(key, []).append(value)
             seen += len(crops) * fabric.world_size
             # one look at the signals: one may come at any time, and all processes must stop at the same step
             stop = bool(stopped)
@@ -440,12 +447,12 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
             check = trainer.step % recipe.checkpoint_every == 0 or last
             if trainer.step % recipe.log_every == 0 or check:
                 elapsed = time.perf_counter() - since
-                line = {"step": trainer.step, **{k: v / count for k, v in sums.items()}}
+                line = {"step": trainer.step, **{k: sum(v) / len(v) for k, v in sums.items()}}
                 line |= {"crops_per_second": seen / elapsed, "waiting": waited / elapsed}
                 if check:
                     hooks.checked(trainer, line, last=last)
                 hooks.logged(line)
-                sums, count, seen, since, waited = {}, 0, 0, time.perf_counter(), 0.0
+                sums, seen, since, waited = {}, 0, time.perf_counter(), 0.0
             if stop:
                 return trainer.step == recipe.steps
     finally:

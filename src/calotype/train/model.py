@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from calotype import autoencoder, folded, tiny
+from calotype.latents import LatentFormat
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.train import family
 from calotype.train.discriminator import PatchDiscriminator
@@ -139,6 +140,21 @@ class Judge(nn.Module):
 
     def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         return self.discriminator(real), self.discriminator(fake)
+
+
+class Scaled:
+    """A network seen through its latent format: it encodes to model latents, and decodes them."""
+
+    def __init__(self, network: Autoencoder, format_: LatentFormat) -> None:
+        self.network, self.format = network, format_
+
+    def encode(self, pixels: Tensor) -> Point:
+        """Pixels -> model latents; of the mode."""
+        return Point(self.format.to_model(self.network.encode(pixels).mode()))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents -> pixels."""
+        return self.network.decode(self.format.to_raw(latents))
 
 
 def _trained(module: nn.Module) -> bool:

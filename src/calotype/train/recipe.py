@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import UsageError
-from calotype.train.configs import TRAINABLE, Trainable
+from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-LEAST_SEEN = 32  # pixels a side that LPIPS and a discriminator need
 NAMED = Path(__file__).parent / "recipes"
 
 
@@ -278,13 +277,37 @@ def _check(recipe: Recipe, where: str) -> None:
         )
     if recipe.teacher and (recipe.equivariance or recipe.alignment):
         raise UsageError(f"{where}: a teacher decides what the latents are; leave equivariance and alignment out.")
-    if recipe.equivariance and min(recipe.crops()) < 4 * LEAST_SEEN and (recipe.perceptual or gan):
+    least, what = max(_needs(recipe))
+    smallest = min(recipe.crops()) // (4 if recipe.equivariance else 1)
+    if smallest < least:
+        quarter = " (equivariance makes crops four times as small)" if recipe.equivariance else ""
         raise UsageError(
-            f"{where}: equivariance makes crops four times as small, and LPIPS and the discriminator need {LEAST_SEEN} "
-            f"pixels; crop must be at least {4 * LEAST_SEEN}."
+            f"{where}: {what} needs pictures of at least {least} x {least} pixels, not {smallest} x "
+            f"{smallest}{quarter}; give a larger crop."
         )
+    if isinstance(recipe.network, DenseConfig) and recipe.crops() != {recipe.network.side}:
+        raise UsageError(f"{where}: a dense network takes crops of its side, {recipe.network.side} pixels, only.")
+    if isinstance(recipe.network, DenseConfig) and recipe.optimiser == "muon":
+        raise UsageError(f"{where}: muon is for convolutions, and a dense network has none; take adam or adamw.")
+    if recipe.shift and min(recipe.crops()) < 4 * factor:
+        raise UsageError(f"{where}: shift needs crops of at least {4 * factor} pixels, four latents a side.")
+    train = recipe.start.train if recipe.start else "all"
+    if (train == "decoder" and recipe.alignment) or (train == "encoder" and gan and gan.adaptive):
+        raise UsageError(f"{where}: start.train = {train} leaves nothing to weigh the gradient of; leave the loss out.")
     if recipe.equivariance and not recipe.equivariance.probability <= 1 >= recipe.equivariance.low:
         raise UsageError(f"{where}: probabilities of equivariance must be at most 1.")
+
+
+def _needs(recipe: Recipe) -> list[tuple[int, str]]:
+    """How small pictures may be for each loss, in pixels a side."""
+    found = [(1, "a picture"), ({"ssim": 11, "ms_ssim": 161}.get(recipe.reconstruction, 1), recipe.reconstruction)]
+    if recipe.perceptual:
+        found.append(({"vgg": 16, "alex": 31}[recipe.perceptual_net], f"LPIPS ({recipe.perceptual_net})"))
+    if recipe.alignment:
+        found.append((16, "alignment"))
+    if recipe.adversarial:
+        found.append((3 * 2**recipe.adversarial.layers, "the discriminator"))
+    return found
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:

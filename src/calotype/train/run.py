@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,22 +20,26 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
 
+from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
-from calotype.errors import MemoryLimitError, UsageError
+from calotype.errors import LatentFormatError, MemoryLimitError, UsageError
+from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.train import checkpoint
-from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size
+from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
 from calotype.train.estimate import estimate
 from calotype.train.export import export, stored, validate
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Helpers, Trainer, run
+from calotype.train.model import Scaled
 from calotype.train.recipe import Recipe
 from calotype.train.sharded import require_shardable, shard
 from calotype.train.watch import Watch, panel
-from calotype.vae import load, pick_device
+from calotype.vae import VAE, load, pick_device
 
 Array = NDArray[np.uint8]
 
-HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint
+HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint, and stay in memory
+MEASURED = 10_000  # pictures at most that latents, and quality, are measured on at the end
 CACHE = 2 * 10**9  # bytes of decoded pictures that stay in memory
 
 
@@ -101,61 +108,78 @@ def train(
     pictures, held = gather(recipe.sources, data, cache=CACHE, notice=notice)
     if not recipe.enlarge:
         require_size(pictures, max(recipe.crops()))
-    held_out = [picture for _, picture in readable(held)]
-    with fabric.rank_zero_first():  # others find in the cache what the first one downloads
-        helpers = make_helpers(recipe, fabric.device)
-    trainer = Trainer(recipe, fabric, helpers)
-    if state is not None:
-        trainer.load_state_dict(state)
-        if changes := checkpoint.changes(state, recipe):
-            trainer.history.append({"step": trainer.step, "changed": changes})
-    took = estimate(trainer)
-    crops = {
-        n: Crops(pictures, crop=n, rule=recipe.rule, flip=recipe.flip, zoom=recipe.zoom, seed=recipe.seed)
-        for n in sorted(recipe.crops())
-    }
+    held_out = [picture for _, picture in islice(readable(held), HELD_OUT)]
+    with _enough_memory():
+        with fabric.rank_zero_first():  # others find in the cache what the first one downloads
+            helpers = make_helpers(recipe, fabric.device)
+        trainer = Trainer(recipe, fabric, helpers)
+        if state is not None:
+            trainer.load_state_dict(state)
+            if changes := checkpoint.changes(state, recipe):
+                trainer.history.append({"step": trainer.step, "changed": changes})
+        took = estimate(trainer)
+        crops = {
+            n: Crops(pictures, crop=n, rule=recipe.rule, flip=recipe.flip, zoom=recipe.zoom, seed=recipe.seed)
+            for n in sorted(recipe.crops())
+        }
 
-    def plan(step: int) -> tuple[Crops, int]:
-        now = recipe.at(step)
-        return crops[now.crop], now.batch // fabric.world_size
+        def batches(first: int, end: int) -> Iterator[Batch]:
+            def plan(step: int) -> tuple[Crops, int]:
+                now = recipe.at(step)
+                return crops[now.crop], now.batch // fabric.world_size
 
-    def batches(first: int, end: int) -> Iterator[Batch]:
-        return load_batches(plan, first, end, rank=fabric.global_rank, world=fabric.world_size, workers=options.workers)
+            rank, world = fabric.global_rank, fabric.world_size
+            return load_batches(plan, first, end, rank=rank, world=world, workers=options.workers)
 
-    if options.dry_run:
-        seconds = _one_step(trainer, batches)
-        notice(
-            f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held_out):,} held out; one step took "
-            f"{seconds:.2f} s, so the run takes about {seconds * recipe.steps / 3600:.1f} h, and about "
-            f"{in_words(took.part)} of the {in_words(took.free)} free."
-        )
-        return None
-    watch = None
-    if fabric.is_global_zero:
-        first = trainer.step
-        watch = Watch(recipe, out, tensorboard=options.tensorboard, wandb=options.wandb, first=first)
-    fabric.barrier()
-    hooks = _Hooks(out, watch, report, held_out[:HELD_OUT], state["best"] if state else None)
-    try:
-        finished = run(trainer, batches, hooks)
-        if not finished:
+        if options.dry_run:
+            seconds = _one_step(trainer, batches)
+            left = recipe.steps - trainer.step
+            notice(
+                f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; one step took "
+                f"{seconds:.2f} s, so {left:,} take about {seconds * left / 3600:.1f} h, and about "
+                f"{in_words(took.part)} of the {in_words(took.free)} free."
+            )
             return None
-        path = out / "weights.safetensors"
-        with stored(trainer) as network:
-            if fabric.is_global_zero:
-                once = pictures.once()
-                measured = (picture for _, picture in track(readable(once), "Measuring latents", len(once)))
-                export(trainer, network, measured, held_out, out, count=len(once), perceptual=helpers.perceptual)
+        watch = None
+        if fabric.is_global_zero:
+            first = trainer.step
+            watch = Watch(recipe, out, tensorboard=options.tensorboard, wandb=options.wandb, first=first)
         fabric.barrier()
-        return path
+        try:
+            if not run(trainer, batches, _Hooks(out, watch, report, held_out)):
+                return None
+            with stored(trainer) as network:
+                if fabric.is_global_zero:
+                    once = pictures.once()
+                    some = spread(once, MEASURED)
+                    measured = (picture for _, picture in track(readable(some), "Measuring latents", len(some)))
+                    validated = (picture for _, picture in readable(spread(held, MEASURED)))
+                    export(trainer, network, measured, validated, out, count=len(once), perceptual=helpers.perceptual)
+            return out / "weights.safetensors"
+        finally:
+            if watch is not None:
+                watch.close()
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Turns an allocation that fails into a sentence."""
+    try:
+        yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MemoryLimitError(
-            f"A step does not fit in memory ({str(error).strip().splitlines()[0]}); raise accumulate, or set "
-            f"gradient_checkpointing = true."
-        ) from None
-    finally:
-        if watch is not None:
-            watch.close()
+        raise _too_much(error) from None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):  # torch's on the CPU
+            raise _too_much(error) from None
+        raise
+
+
+def _too_much(error: Exception) -> MemoryLimitError:
+    first = (str(error).strip().splitlines() or ["no more is free"])[0].rstrip(".")
+    return MemoryLimitError(
+        f"A step does not fit in memory ({first}); raise accumulate, set gradient_checkpointing = true, or give a "
+        f"smaller crop."
+    )
 
 
 def launch(recipe: Recipe, options: Options) -> Fabric:
@@ -166,7 +190,9 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
     if world == 1 and device.type == "cuda":
         devices = [device.index or 0]
     strategy: Any = "auto" if world == 1 else "ddp"
-    if options.strategy == "fsdp" and world > 1:
+    if options.strategy != "auto" and world == 1:
+        raise UsageError(f"--strategy {options.strategy} is for several processes; start them with torchrun.")
+    if options.strategy == "fsdp":
         require_shardable(recipe)
         strategy = ModelParallelStrategy(parallelize_fn=shard, data_parallel_size=world, tensor_parallel_size=1)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it tells what was asked for
@@ -185,22 +211,32 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     """The frozen networks that a recipe's losses need, on the device."""
     start = None
+    format_: LatentFormat | None = None
     if recipe.start is not None:
-        start = load(recipe.start.weights, device="cpu").module
+        vae = load(recipe.start.weights, device="cpu")
+        start = vae.module
+        if recipe.start.train == "decoder":
+            format_ = _format_of(vae)
         if start.config != recipe.network:
             raise UsageError(
                 f"The recipe's network is not that of its start, {recipe.start.weights}: {recipe.network} is asked "
                 f"for, and {start.config} is there."
             )
         start.requires_grad_(True)
-    teacher: Autoencoder | None = None
+    teacher: Autoencoder | Scaled | None = None
     if recipe.teacher is not None:
-        teacher = load(recipe.teacher.weights, device=device).module
+        vae = load(recipe.teacher.weights, device=device)
+        teacher, format_ = vae.module, _format_of(vae)
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
                 f"recipe's network has {recipe.network.z_channels} at f{recipe.network.factor}: they must be the same."
             )
+        if isinstance(recipe.network, TinyConfig) and not isinstance(teacher.config, TinyConfig):
+            scale = vae.latent_format  # a TAESD's latents are model latents
+            if isinstance(scale, Packed):
+                raise UsageError("A TAESD can't learn packed latents, which FLUX.2's are; take another teacher.")
+            teacher, format_ = Scaled(teacher, scale), same_as_model(scale.name, recipe.network.z_channels)
     perceptual: nn.Module | None = None
     if recipe.perceptual:
         from calotype.evaluate.lpips import load_lpips
@@ -211,7 +247,15 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         from calotype.train.regularisers import features as extractor
 
         features = extractor(recipe.alignment.features).to(device)
-    return Helpers(start=start, perceptual=perceptual, features=features, teacher=teacher)
+    return Helpers(start=start, perceptual=perceptual, features=features, teacher=teacher, format=format_)
+
+
+def _format_of(vae: VAE) -> LatentFormat | None:
+    """A VAE's latent format, if its weights say."""
+    try:
+        return vae.latent_format
+    except LatentFormatError:
+        return None
 
 
 def _parts(recipe: Recipe) -> list[Recipe]:
@@ -219,13 +263,23 @@ def _parts(recipe: Recipe) -> list[Recipe]:
 
 
 def _one_step(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]]) -> float:
-    """Seconds of a step, after one that warms up."""
-    source = batches(0, min(2, trainer.recipe.steps))
-    for crops, names in source:
+    """Seconds of a step, after one that warms up; with the discriminator, if the recipe has one."""
+    if gan := trainer.recipe.adversarial:
+        trainer.step = max(trainer.step, gan.start)
+    first = min(trainer.step, trainer.recipe.steps - 1)
+    seconds = 0.0
+    for crops, names in batches(first, min(first + 2, trainer.recipe.steps)):
         begin = time.perf_counter()
         trainer.train_step(crops, names)
         seconds = time.perf_counter() - begin
     return seconds
+
+
+def score(line: dict[str, float]) -> float:
+    """How good held-out pictures are: by LPIPS where it is measured, else by PSNR; -inf where neither is."""
+    if "held_out_lpips" in line:
+        return -line["held_out_lpips"]
+    return line.get("held_out_psnr", -math.inf)
 
 
 class _Hooks:
@@ -237,9 +291,9 @@ class _Hooks:
         watch: Watch | None,
         report: Callable[[dict[str, float]], None],
         held_out: Sequence[Array],
-        best: float | None,
     ) -> None:
-        self.out, self.watch, self.report, self.held_out, self.best = out, watch, report, held_out, best
+        self.out, self.watch, self.report, self.held_out = out, watch, report, held_out
+        self.best = max((score(line) for line in watch.lines), default=None) if watch else None
 
     def logged(self, line: dict[str, float]) -> None:
         if self.watch is not None:
@@ -248,18 +302,16 @@ class _Hooks:
 
     def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
         first = trainer.fabric.is_global_zero
-        best = False
+        state = trainer.state_dict()
+        if first:  # before all else: whoever stops a run may not wait for long
+            path = checkpoint.save(self.out, state, trainer.recipe)
         with trainer.averaged() as network:
             if self.held_out and first:
                 found = validate(network, self.held_out, trainer.helpers.perceptual)
                 line |= {f"held_out_{key}": value for key, value in found.items()}
-                score = -found["lpips"] if "lpips" in found else found["psnr"]
-                best = self.best is None or score > self.best
-                self.best = max(score, self.best) if self.best is not None else score
-        state = trainer.state_dict()
-        if first:
-            checkpoint.save(self.out, {**state, "best": self.best}, trainer.recipe, best=best)
-        with trainer.averaged() as network:
-            if self.held_out and self.watch is not None:
-                self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
+                if self.best is None or score(line) > self.best:
+                    self.best = score(line)
+                    checkpoint.keep_best(path)
+                if self.watch is not None:
+                    self.watch.panel(panel(network, self.held_out, trainer.recipe.seed), trainer.step)
         trainer.fabric.barrier()

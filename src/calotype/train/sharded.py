@@ -16,7 +16,7 @@ from calotype.train.recipe import Recipe
 
 
 def require_shardable(recipe: Recipe) -> None:
-    """Refuses what looks at one layer's gradient, or at a whole matrix.
+    """Refuses what looks at one layer's gradient, at a whole matrix, or at a gradient's gradient.
 
     Raises:
         UsageError: if the recipe has such a thing.
@@ -26,6 +26,7 @@ def require_shardable(recipe: Recipe) -> None:
         for word, there in (
             ("optimiser = muon", recipe.optimiser == "muon"),
             ("adversarial.adaptive = true", recipe.adversarial is not None and recipe.adversarial.adaptive),
+            ("adversarial.r1 above 0", recipe.adversarial is not None and recipe.adversarial.r1 > 0),
             ("alignment", recipe.alignment is not None),
         )
         if there
