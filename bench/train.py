@@ -68,14 +68,15 @@ def example(folder: Path, device: torch.device, precision: str, perceptual: LPIP
     optimiser = torch.optim.AdamW(vae.parameters(), 1e-5)
     last = vae.decoder.conv_out.weight
 
-    def step(crops: np.ndarray) -> float:
+    def step(crops: np.ndarray) -> object:
         x = from_array(crops).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             posterior = vae.encode(x).latent_dist
             made: Tensor = vae.decode(posterior.sample()).sample
             rec = (x - made.float()).abs()
             with torch.no_grad():
-                rec = rec + perceptual(made.float(), x)[:, None, None, None]
+                seen_apart = perceptual(made.float(), x)
+            rec = rec + seen_apart[:, None, None, None]
             nll = rec.sum() / len(x)
             kl = posterior.kl().sum() / len(x)
             g = -judge(made).mean()
@@ -85,7 +86,7 @@ def example(folder: Path, device: torch.device, precision: str, perceptual: LPIP
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 

@@ -100,7 +100,7 @@ def test_ctrl_c_and_resume(calotype: Calotype) -> None:
     ("words", "message"),
     [
         (["train", "none.toml", "--data", "data", "--out", "run"], "none.toml: there is no such recipe"),
-        ([*WORDS, "--set", "colour=3"], "tiny.toml: unknown key colour"),
+        ([*WORDS, "--set", "colour=3"], "tiny.toml with --set colour=3: unknown key colour"),
         ([*WORDS, "--set", "batch"], "--set batch: give key=value."),
         ([*WORDS, "--resume"], "run: there is no checkpoint to resume from."),
         ([*WORDS, "--device", "toaster"], "There is no device 'toaster' here"),

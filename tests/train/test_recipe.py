@@ -207,3 +207,14 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.toml"):
         with pytest.raises(UsageError, match="there is no such recipe"):
             load_recipe(path)
+
+
+def test_a_table_can_be_left_out(toml: Path) -> None:
+    text = TOML + "\n[adversarial]\nstart = 50\n"
+    toml.write_text(text)
+    assert load_recipe(toml).adversarial == Adversarial(start=50)
+    assert load_recipe(toml, ["adversarial=none"]).adversarial is None
+    with pytest.raises(
+        UsageError, match=r"small\.toml with --set steps=9: adversarial\.start is 50; .*or set adversarial=none"
+    ):
+        load_recipe(toml, ["steps=9"])

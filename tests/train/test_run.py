@@ -24,7 +24,7 @@ from calotype.pixels import to_uint8
 from calotype.train import checkpoint, estimate as estimates, run as module
 from calotype.train.configs import ConvConfig
 from calotype.train.crops import centre_crop
-from calotype.train.export import latent_statistics
+from calotype.train.export import latent_statistics, with_one_scale
 from calotype.train.loop import Trainer
 from calotype.train.recipe import Adversarial, Phase, Recipe, Source, Start, Teacher
 from calotype.train.run import Options, train
@@ -75,7 +75,7 @@ def test_pictures_smaller_than_the_crop_are_refused_beforehand(data: Path, tmp_p
 
 def test_a_batch_that_can_not_be_shared(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "launch", lambda *_: type("Three", (), {"world_size": 3}))
-    with pytest.raises(UsageError, match="A batch of 4 can't be shared evenly by 3 processes in 1 parts each"):
+    with pytest.raises(UsageError, match=r"A batch of 4 is no multiple of 3 processes times accumulate \(1\)"):
         start(TINY, data, tmp_path / "out")
 
 
@@ -201,7 +201,9 @@ def test_the_weights_say_how_they_were_made(finished: Path) -> None:
     assert 0 < facts["posterior_std"] < 1
     card = (finished.parent / "README.md").read_text()
     assert f"| {facts['held_out_psnr']:.4g} |" in card
-    assert f"scaling_factor {facts['scaling_factor']:.5f}" in card
+    one = with_one_scale(vae.latent_format)
+    assert isinstance(one, ScaleShift)
+    assert f"scaling_factor {one.scaling_factor:.5f}, shift_factor {one.shift_factor:.5f}" in card
 
 
 def test_the_latent_format_normalises_the_training_set(finished: Path) -> None:
@@ -224,8 +226,10 @@ def test_statistics_by_hand() -> None:
     z = torch.cat([p.mode().flatten(2) for p in posteriors], dim=2)[0].double()
     assert found.mean == pytest.approx(z.mean(1).tolist(), abs=1e-6)
     assert found.std == pytest.approx(z.std(1, correction=0).tolist(), rel=1e-4)
-    assert found.scale == pytest.approx(1 / z.std(correction=0).item(), rel=1e-4)
-    assert found.shift == pytest.approx(z.mean().item(), abs=1e-6)
+    one = with_one_scale(PerChannel(name="x", channels=len(found.mean), mean=found.mean, std=found.std))
+    assert isinstance(one, ScaleShift)
+    assert one.scaling_factor == pytest.approx(1 / z.std(correction=0).item(), rel=1e-4)
+    assert one.shift_factor == pytest.approx(z.mean().item(), abs=1e-6)
     assert found.noise == pytest.approx(sum(p.std.mean().item() for p in posteriors) / 2, rel=1e-5)
 
 
@@ -243,9 +247,10 @@ def test_an_autoencoder_kl_is_written_for_diffusers_too(data: Path, tmp_path: Pa
     assert path is not None
     ours, theirs = load(path), load(tmp_path / "out" / "diffusers")
     assert ours.sha256 == theirs.sha256
-    facts = json.loads((ours.loaded.metadata or {})["calotype_training_scaling_factor"])
     assert isinstance(theirs.latent_format, ScaleShift)
-    assert theirs.latent_format.scaling_factor == pytest.approx(facts)
+    assert theirs.latent_format == with_one_scale(ours.latent_format)
+    config = json.loads((tmp_path / "out" / "diffusers" / "config.json").read_text())
+    assert config["scaling_factor"] == theirs.latent_format.scaling_factor
 
 
 def test_a_network_of_the_family_is_written_too(data: Path, tmp_path: Path) -> None:
@@ -295,7 +300,7 @@ def test_a_start_from_other_weights(data: Path, tmp_path: Path, finished: Path) 
 
 def test_a_start_of_another_network_is_refused(data: Path, tmp_path: Path, finished: Path) -> None:
     recipe = changed(network=SMALL, crop=16, phases=(), start=Start(weights=str(finished)))
-    with pytest.raises(UsageError, match="The recipe's network is not that of its start"):
+    with pytest.raises(UsageError, match="is another network .*: it is of the kind folded, not autoencoder_kl"):
         start(recipe, data, tmp_path / "out")
 
 
@@ -331,6 +336,32 @@ def test_a_taesd_learns_model_latents(data: Path, tmp_path: Path) -> None:
     format_ = load(path).latent_format
     assert isinstance(format_, ScaleShift)
     assert (format_.name, format_.scaling_factor) == ("sd1", 1.0)
+
+
+def test_so_it_does_where_it_is_measured_by_channel(data: Path, tmp_path: Path) -> None:
+    first, _ = start(changed(network=SMALL, steps=1, phases=(), optimiser="adam", crop=16), data, tmp_path / "first")
+    assert first
+    half = Start(weights=str(first), train="decoder")
+    other = write_pictures(tmp_path / "other" / "pictures", 3).parent
+    second, _ = start(
+        changed(network=SMALL, start=half, steps=1, phases=(), optimiser="adam", crop=16), other, tmp_path / "second"
+    )
+    assert second
+    assert load(second).latent_format == load(first).latent_format
+    configs = [json.loads((tmp_path / name / "diffusers" / "config.json").read_text()) for name in ("first", "second")]
+    assert configs[0]["scaling_factor"] == configs[1]["scaling_factor"]
+    assert f"scaling_factor {configs[0]['scaling_factor']:.5f}" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_other_pictures_are_another_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(changed(steps=3, phases=()), data, out)
+    other = write_pictures(tmp_path / "other" / "pictures", 12).parent
+    with pytest.raises(UsageError, match="this run was trained on other pictures than") as error:
+        start(changed(steps=5, phases=()), other, out, resume=True)
+    one_sentence(str(error.value))
+    with pytest.raises(UsageError, match="this run is at step 3, beyond steps = 2; give more"):
+        start(changed(steps=2, phases=()), data, out, resume=True)
 
 
 def test_a_frozen_encoder_keeps_its_latent_format(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -81,8 +82,11 @@ def command(
         notice=complain,
         track=lambda items, doing, total: track(items, doing, total, console=console, transient=True),
     )
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if weights is not None:
-        print(weights)
+        if first:
+            print(weights)
     elif not dry_run:
-        complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
+        if first:
+            complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
         raise typer.Exit(130)

@@ -20,12 +20,13 @@ from calotype import __version__
 from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.evaluate.metrics import psnr, ssim
 from calotype.files import atomic_path
-from calotype.latents import PerChannel, ScaleShift
+from calotype.latents import LatentFormat, PerChannel, ScaleShift
 from calotype.networks import Network
 from calotype.pixels import to_uint8
 from calotype.train.crops import centre_crop
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Trainer
+from calotype.train.recipe import Recipe
 from calotype.weights.save import save_weights
 
 Array = NDArray[np.uint8]
@@ -39,14 +40,11 @@ class Statistics:
 
     Attributes:
         mean, std: of each channel.
-        scale: 1 / the standard deviation of all numbers together; shift: their mean.
         noise: mean standard deviation of the posterior.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    scale: float
-    shift: float
     noise: float
 
 
@@ -69,11 +67,7 @@ def latent_statistics(network: Autoencoder, pictures: Iterable[Array]) -> Statis
     variance = (squares / count - mean.square()).clamp(min=0)
     std = variance.sqrt()
     std = torch.where(std > 1e-6, std, 1.0)  # a channel that never varies needs no scale
-    shift = mean.mean()
-    spread = math.sqrt(max(float((squares / count).mean() - shift.square()), 1e-12))
-    return Statistics(
-        tuple(mean.tolist()), tuple(std.tolist()), 1 / spread, float(shift), noise / max(1, pictures_seen)
-    )
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()), noise / max(1, pictures_seen))
 
 
 @torch.no_grad()
@@ -144,8 +138,6 @@ def export(
         "held_out": shown,
         **{f"held_out_{key}": value for key, value in quality.items()},
         "posterior_std": statistics.noise,
-        "scaling_factor": statistics.scale,
-        "shift_factor": statistics.shift,
         "calotype": __version__,
         "torch": torch.__version__,
     }
@@ -154,17 +146,12 @@ def export(
     channels = len(statistics.mean)
     if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
         assert isinstance(network, Network)
-        known = trainer.helpers.format
         measured = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
-        format_ = known or measured
+        format_ = trainer.helpers.format or measured
         save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
         if isinstance(config, AutoencoderConfig):
-            one = ScaleShift(
-                name=recipe.name, channels=channels, scaling_factor=statistics.scale, shift_factor=statistics.shift
-            )
-            save_weights(
-                network, out / "diffusers", layout="diffusers", format_=known or one, dtype=dtype, metadata=header
-            )
+            one = with_one_scale(format_)
+            save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
     else:
         tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
         with atomic_path(path) as temporary:
@@ -174,13 +161,36 @@ def export(
     return path
 
 
+def _scale(known: LatentFormat | None, statistics: Statistics, recipe: Recipe) -> list[str]:
+    noise = f"The posterior's mean std is {statistics.noise:.4g}."
+    measured = PerChannel(name=recipe.name, channels=len(statistics.mean), mean=statistics.mean, std=statistics.std)
+    one = with_one_scale(known or measured)
+    if not isinstance(one, ScaleShift):
+        return [f"Their format is {one.name}, as before. {noise}"]
+    before = f" The format is {known.name}, as before." if known else ""
+    return [
+        f"One scale for all channels: scaling_factor {one.scaling_factor:.5f}, shift_factor {one.shift_factor:.5f} "
+        f"(model latents = (raw - shift_factor) x scaling_factor).{before} {noise} Measured here, channel by channel:"
+    ]
+
+
+def with_one_scale(format_: LatentFormat) -> LatentFormat:
+    """A format of means and stds by channel as one of a single scale and shift, those of all numbers together."""
+    if not isinstance(format_, PerChannel):
+        return format_
+    n = format_.channels
+    shift = sum(format_.mean) / n
+    square = sum(mean**2 + std**2 for mean, std in zip(format_.mean, format_.std, strict=True)) / n
+    scale = 1 / math.sqrt(max(square - shift**2, 1e-12))
+    return ScaleShift(name=format_.name, channels=n, scaling_factor=scale, shift_factor=shift)
+
+
 def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], count: int, held_out: int) -> str:
     """A model card in Markdown."""
     recipe = trainer.recipe
     config = recipe.network.to_dict()
     kind = config.pop("kind")
     numbers = sum(p.numel() for p in trainer.network.parameters())
-    known = trainer.helpers.format
     loads = isinstance(recipe.network, AutoencoderConfig | FoldedConfig | TinyConfig)
     lines = [
         f"# {recipe.name}",
@@ -209,9 +219,7 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
         "",
         "## Latents",
         "",
-        *([f"The latent format is {known.name}, as before. Measured:", ""] if known else []),
-        f"One scale for all channels: scaling_factor {statistics.scale:.5f}, shift_factor {statistics.shift:.5f} "
-        f"(model latents = (raw - shift_factor) x scaling_factor). The posterior's mean std is {statistics.noise:.4g}.",
+        *_scale(trainer.helpers.format, statistics, recipe),
         "",
         "| channel | mean | std |",
         "|---|---|---|",

@@ -226,8 +226,9 @@ def load_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: this is not valid TOML ({error}).") from None
     for setting in settings:
         _set(values, setting)
-    loaded = typing.cast(Recipe, _build(Recipe, values, str(path)))
-    _check(loaded, str(path))
+    where = f"{path.name} with --set {' --set '.join(settings)}" if settings else str(path)
+    loaded = typing.cast(Recipe, _build(Recipe, values, where))
+    _check(loaded, where)
     return loaded
 
 
@@ -254,6 +255,8 @@ def _check(recipe: Recipe, where: str) -> None:
     factor = recipe.network.factor
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")
+    if recipe.seed >= 2**63:
+        raise UsageError(f"{where}: seed must be below 2^63, not {recipe.seed}.")
     for key, values in (("ema_decay", (recipe.ema_decay,)), ("betas", recipe.betas)):
         if not all(value < 1 for value in values):
             raise UsageError(f"{where}: {key} must be below 1, not {getattr(recipe, key)}.")
@@ -273,7 +276,7 @@ def _check(recipe: Recipe, where: str) -> None:
     if gan and not gan.warm_up <= gan.start < recipe.steps:
         raise UsageError(
             f"{where}: adversarial.start is {gan.start}; it must lie below steps ({recipe.steps}), and not below its "
-            f"warm_up ({gan.warm_up})."
+            f"warm_up ({gan.warm_up}); change it, or set adversarial=none."
         )
     if recipe.teacher and (recipe.equivariance or recipe.alignment):
         raise UsageError(f"{where}: a teacher decides what the latents are; leave equivariance and alignment out.")
@@ -339,6 +342,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {kind!r}.")
         return _build(TRAINABLE[kind], value, where)
     if origin is types.UnionType:
+        if value == "none":  # so that --set can leave out what a recipe has
+            return None
         hint = next(arg for arg in args if arg is not type(None))
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)

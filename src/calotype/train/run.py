@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -100,12 +101,19 @@ def train(
         raise UsageError(f"{out}: there is no checkpoint to resume from.")
     state = checkpoint.load(last, recipe) if options.resume and last else None
     fabric = launch(recipe, options)
+    if state is not None and state["step"] > recipe.steps:
+        raise UsageError(f"{last}: this run is at step {state['step']}, beyond steps = {recipe.steps}; give more.")
     if uneven := [r.batch for r in _parts(recipe) if r.batch % (fabric.world_size * r.accumulate)]:
         raise UsageError(
-            f"A batch of {uneven[0]} can't be shared evenly by {fabric.world_size} processes in {recipe.accumulate} "
-            f"parts each; change batch or accumulate."
+            f"A batch of {uneven[0]} is no multiple of {fabric.world_size} processes times accumulate "
+            f"({recipe.accumulate}); change batch or accumulate."
         )
     pictures, held = gather(recipe.sources, data, cache=CACHE, notice=notice)
+    seen = fingerprint((*pictures.names, *held.names))
+    if state is not None and state["pictures"] != seen:
+        raise UsageError(
+            f"{last}: this run was trained on other pictures than {data} holds now; give the same, or another --out."
+        )
     if not recipe.enlarge:
         require_size(pictures, max(recipe.crops()))
     held_out = [picture for _, picture in islice(readable(held), HELD_OUT)]
@@ -136,7 +144,7 @@ def train(
             left = recipe.steps - trainer.step
             notice(
                 f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; one step took "
-                f"{seconds:.2f} s, so {left:,} take about {seconds * left / 3600:.1f} h, and about "
+                f"{seconds:.2f} s, so {left:,} take about {_duration(seconds * left)}, and about "
                 f"{in_words(took.part)} of the {in_words(took.free)} free."
             )
             return None
@@ -146,7 +154,7 @@ def train(
             watch = Watch(recipe, out, tensorboard=options.tensorboard, wandb=options.wandb, first=first)
         fabric.barrier()
         try:
-            if not run(trainer, batches, _Hooks(out, watch, report, held_out)):
+            if not run(trainer, batches, _Hooks(out, watch, report, held_out, seen)):
                 return None
             with stored(trainer) as network:
                 if fabric.is_global_zero:
@@ -219,8 +227,8 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
             format_ = _format_of(vae)
         if start.config != recipe.network:
             raise UsageError(
-                f"The recipe's network is not that of its start, {recipe.start.weights}: {recipe.network} is asked "
-                f"for, and {start.config} is there."
+                f"{recipe.start.weights} is another network than the recipe's: {_differences(recipe, start)}; change "
+                f"the recipe's network, or begin from other weights."
             )
         start.requires_grad_(True)
     teacher: Autoencoder | Scaled | None = None
@@ -250,6 +258,20 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     return Helpers(start=start, perceptual=perceptual, features=features, teacher=teacher, format=format_)
 
 
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _differences(recipe: Recipe, network: Autoencoder) -> str:
+    asked, there = recipe.network.to_dict(), network.config.to_dict()
+    if asked["kind"] != there["kind"]:
+        return f"it is of the kind {there['kind']}, not {asked['kind']}"
+    return ", ".join(f"{key} is {there[key]} there, not {asked[key]}" for key in there if asked[key] != there[key])
+
+
 def _format_of(vae: VAE) -> LatentFormat | None:
     """A VAE's latent format, if its weights say."""
     try:
@@ -275,6 +297,11 @@ def _one_step(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]]) 
     return seconds
 
 
+def fingerprint(names: Sequence[str]) -> str:
+    """A hash of names in their order, which decides what crop comes when."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 def score(line: dict[str, float]) -> float:
     """How good held-out pictures are: by LPIPS where it is measured, else by PSNR; -inf where neither is."""
     if "held_out_lpips" in line:
@@ -291,8 +318,9 @@ class _Hooks:
         watch: Watch | None,
         report: Callable[[dict[str, float]], None],
         held_out: Sequence[Array],
+        pictures: str,
     ) -> None:
-        self.out, self.watch, self.report, self.held_out = out, watch, report, held_out
+        self.out, self.watch, self.report, self.held_out, self.pictures = out, watch, report, held_out, pictures
         self.best = max((score(line) for line in watch.lines), default=None) if watch else None
 
     def logged(self, line: dict[str, float]) -> None:
@@ -304,7 +332,7 @@ class _Hooks:
         first = trainer.fabric.is_global_zero
         state = trainer.state_dict()
         if first:  # before all else: whoever stops a run may not wait for long
-            path = checkpoint.save(self.out, state, trainer.recipe)
+            path = checkpoint.save(self.out, {**state, "pictures": self.pictures}, trainer.recipe)
         with trainer.averaged() as network:
             if self.held_out and first:
                 found = validate(network, self.held_out, trainer.helpers.perceptual)
