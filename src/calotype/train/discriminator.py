@@ -161,11 +161,10 @@ def adaptive_weight(
     g: Tensor,
     last_layer: Tensor,
     *,
-    scale: float = 1.0,
     maximum: float = 1e4,
     reduce: Reduce | None = None,
 ) -> Tensor:
-    """scale * clamp(|gradient of nll| / (|gradient of g| + 1e-4), 0, maximum), a scalar without gradient.
+    """clamp(|gradient of nll| / (|gradient of g| + 1e-4), 0, maximum), a scalar without gradient.
 
     Esser et al. 2021 (arXiv:2012.09841), equation 7, with the constants of their code and of latent-diffusion's. The
     1e-4 and the maximum are absolute, so the size of `nll` matters: there it is a sum over C, H and W, divided by N.
@@ -181,5 +180,5 @@ def adaptive_weight(
         (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
         gradient = gradient.float()
         norms.append((gradient if reduce is None else reduce(gradient)).norm())
-    weight: Tensor = scale * (norms[0] / (norms[1] + 1e-4)).clamp(0.0, maximum)
+    weight: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0.0, maximum)
     return weight
