@@ -300,7 +300,7 @@ def test_a_start_from_other_weights(data: Path, tmp_path: Path, finished: Path) 
 
 def test_a_start_of_another_network_is_refused(data: Path, tmp_path: Path, finished: Path) -> None:
     recipe = changed(network=SMALL, crop=16, phases=(), start=Start(weights=str(finished)))
-    with pytest.raises(UsageError, match="is another network .*: it is of the kind folded, not autoencoder_kl"):
+    with pytest.raises(UsageError, match=r"is another network .*: it is of the kind folded, not autoencoder_kl"):
         start(recipe, data, tmp_path / "out")
 
 
