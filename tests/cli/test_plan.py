@@ -24,8 +24,8 @@ def test_a_plan_says_what_it_takes(calotype: Calotype) -> None:
     assert plain["passes"][-1]["makes"] == "decoder.conv_out"
     assert plain["passes"][-1]["shape"] == [3, 304, 504]
     assert plain["spilled_bytes"] == 0
-    tight = calotype("plan", "v.safetensors", "500x300", "--memory", "25MB", "--json").json
-    assert tight["peak_bytes"] <= 25_000_000 < plain["peak_bytes"]
+    tight = calotype("plan", "v.safetensors", "500x300", "--memory", "29MB", "--json").json
+    assert tight["peak_bytes"] <= 29_000_000 < plain["peak_bytes"]
     assert tight["flops"] > plain["flops"] or tight["spilled_bytes"] > 0
     encode = calotype("plan", "v.safetensors", "64x64", "--encode", "--json").json
     assert encode["passes"][-1]["makes"] == "quant_conv"
