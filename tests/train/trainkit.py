@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,8 +89,7 @@ def no_track(items: Iterable[Any], doing: str = "", total: int = 0) -> Iterable[
 
 def make(recipe: Recipe, helpers: Helpers | None = None) -> Trainer:
     """A trainer on one process of the CPU."""
-    with warnings.catch_warnings():
-        return Trainer(recipe, launch(recipe, Options(device="cpu")), helpers)
+    return Trainer(recipe, launch(recipe, Options(device="cpu")), helpers)
 
 
 def crops(recipe: Recipe, step: int = 0, arrays: list[Array] | None = None) -> Array:
