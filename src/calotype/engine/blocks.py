@@ -112,31 +112,47 @@ class Job:
             (algorithm.tile**2 + 3) * wide,
         )
 
-    def attention_bytes(self, step: Attention, spilled: bool) -> int:
-        """Scratch of attention: queries and their sums, keys in both layouts, scores; and blocks of a spilled map."""
+    def kernels_attend(self, step: Attention) -> bool:
+        """Whether attention is by the CPU's kernels, in the plan's scratch; else torch allocates what it takes."""
+        return self.kernels == "winograd" and not step.source.channels % PANEL
+
+    def attention_bytes(self, step: Attention) -> int:
+        """What attention takes: queries and their sums, keys in both layouts, scores."""
         rows, columns = self.size(step.source)
         c, n = step.source.channels, rows * columns
         queries, keys = min(QUERIES, n) + TILES_AT_ONCE * 4, min(KEYS, n) + PANEL
-        if self.kernels == "reference" or c % PANEL:
+        if not self.kernels_attend(step):
             floats = 5 * queries * c + 4 * keys * c + 2 * queries * keys
         else:
             one = Conv(source=step.source, target=step.target, weights="", kernel=1)
             linear = sum(self.scratch_floats(one, ATTENTION_BLOCK))
             at_once = self.threads * (TILES_AT_ONCE * 4 * (keys + c) + linear)
             floats = 3 * queries * c + 2 * keys * c + 4 * queries + 2 * c * c + at_once
-        return (
-            4 * floats
-            + (8 + 5 * self.threads) * ALIGN
-            + (2 * aligned(max(QUERIES, KEYS) * c * self.itemsize) if spilled else 0)
-        )
+        return 4 * floats + (8 + 5 * self.threads) * ALIGN
 
-    def reference_bytes(self, step: Step, rows: int) -> int:
-        """What torch's operations take beside source and target for so many rows: copies in both layouts, weights."""
-        source = min(end_source_row(step, rows) - first_source_row(step, 0), self.size(step.source)[0])
-        read = source * self.row_bytes(step.source) * (4 if isinstance(step, Conv) and step.resample == "up" else 1)
+    def spilled_blocks(self, step: Attention) -> int:
+        """Bytes of the blocks in which attention reads a spilled map."""
+        return 2 * aligned(max(QUERIES, KEYS) * step.source.channels * self.itemsize)
+
+    def reference_scratch(self, step: Conv, rows: int) -> int:
+        """Bytes in which `reference` prepares what so many rows of a target are made of."""
+        _, wide = self.size(step.source)
+        high = end_source_row(step, rows) - first_source_row(step, 0)
+        channels = step.source.channels
+        changed = aligned(4 * high * wide * channels) if step.changes_source else 0
+        repeat = 2 if step.resample == "up" else 1
+        padded = self.itemsize * repeat * high * (repeat * wide + 2) * channels
+        if step.kernel == 1:
+            padded = 0 if self.itemsize == 4 else self.itemsize * high * wide * channels
+        measured = rows * self.size(step.target)[1] * step.target.channels * 4 if self.itemsize < 4 else 0
+        return max(changed + padded, measured)
+
+    def reference_result(self, step: Step, rows: int) -> int:
+        """Bytes that torch allocates for so many rows: the result, and weights in its own order."""
         made = rows * self.row_bytes(step.target)
-        weights = 9 * step.source.channels * step.target.channels * 4 if isinstance(step, Conv) else 0
-        return int((5 * read + 3 * made) * max(1, 4 // self.itemsize) + 2 * weights)
+        if not isinstance(step, Conv):
+            return 2 * made
+        return made + 8 * step.kernel**2 * step.source.channels * step.target.channels
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.engine.attention import Folded, attend
-from calotype.engine.blocks import KEYS, PANEL, QUERIES
+from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
 from calotype.engine.passes import Pass, Run, read_by
 from calotype.engine.plan import Plan
@@ -142,8 +142,7 @@ class Executor:
             if one.places[step.target.name] == "kept" and step.target.name not in self._windows:
                 rows, _ = self.plan.job.size(step.target)
                 self._kept[step.target.name] = self._view(step.target, self.plan.offsets[step.target.name], rows)
-            if isinstance(step, Conv):
-                self._prepare(one, step)
+        self._prepare(one)
         if isinstance(one.steps[-1], Attention):
             self._attend(one, one.steps[-1])
             return
@@ -153,16 +152,22 @@ class Executor:
                 if run.map == self.plan.program.target:
                     yield run.start, run.end, self._windows[run.map.name][slice(run.start, run.end)]
 
-    def _prepare(self, one: Pass, step: Conv) -> None:
-        weight = self._weights[f"{step.weights}.weight"]
-        bias = self._weights[f"{step.weights}.bias"] if step.bias else None
+    def _prepare(self, one: Pass) -> None:
+        weights = [(step, *self._weights_of(step)) for step in one.steps if isinstance(step, Conv)]
         if isinstance(self.backend, Reference):
-            self.backend.prepare(step, weight, bias)
+            self.backend.prepare(weights)
         else:
-            self.backend.prepare(step, weight, bias, self._address(one, f"weights {step.weights}"))
+            for step, weight, bias in weights:
+                self.backend.prepare(step, weight, bias, self._address(one, f"weights {step.weights}"))
+
+    def _weights_of(self, step: Conv) -> tuple[Tensor, Tensor | None]:
+        return self._weights[f"{step.weights}.weight"], self._weights[f"{step.weights}.bias"] if step.bias else None
 
     def _address(self, one: Pass, name: str) -> int:
         return self._memory.address + self.plan.kept + one.offsets[name]
+
+    def _scratch(self, one: Pass) -> Tensor:
+        return self._memory.bytes[self.plan.kept + one.offsets["scratch"] : self.plan.kept + one.temporary]
 
     def _rows(self, one: Map) -> Rows:
         return self._windows.get(one.name) or self._kept[one.name]
@@ -204,7 +209,7 @@ class Executor:
             moments = self.backend.run(
                 step, run.start, run.end, source=source, target=target, residual=residual,
                 scale=torch.from_numpy(scale).to(self.device), shift=torch.from_numpy(shift).to(self.device),
-                measure=measure,
+                scratch=self._scratch(one), measure=measure,
             )  # fmt: skip
         else:
             moments = self.backend.run(
@@ -234,7 +239,7 @@ class Executor:
         channels = step.source.channels
         spilled = one.places[step.source.name] == "spilled"
 
-        scratch = self._memory.bytes[self.plan.kept + one.offsets["scratch"] : self.plan.kept + one.temporary]
+        scratch = self._scratch(one)
 
         def read(start: int, end: int, slot: int) -> Tensor:
             if not spilled:
@@ -262,7 +267,7 @@ class Executor:
         folded = Folded.of(lambda name: self._weights[f"{step.weights}.{name}"].detach())
         scale, shift = self._scale(step)
         self._statistics.pop(step.target.name, None)
-        if isinstance(self.backend, Reference) or channels % PANEL:
+        if isinstance(self.backend, Reference) or not self.plan.job.kernels_attend(step):
             on_device = (torch.from_numpy(part).to(self.device) for part in (scale, shift))
             attend(height * width, read, measure, folded, *on_device)
         else:

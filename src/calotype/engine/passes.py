@@ -59,6 +59,7 @@ class Pass:
         stores: whether what its last step makes is stored, or only measured.
         offsets: of its windows, scratch and transformed weights in its part of the memory, by name.
         temporary: bytes of that part.
+        beside: bytes that operations allocate themselves.
     """
 
     steps: tuple[Step, ...]
@@ -71,6 +72,7 @@ class Pass:
     offsets: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, int] = field(default_factory=dict)  # rows of every window
     temporary: int = 0
+    beside: int = 0
 
     @property
     def made(self) -> dict[str, int]:

@@ -240,7 +240,7 @@ def _plan(
     flops = sum(computed.values())
     return Plan(
         program=program, job=job, passes=tuple(passes), places=places, offsets=offsets, kept=kept,
-        peak=kept + max(one.temporary for one in passes) + _heap(program),
+        peak=kept + max(one.temporary + one.beside for one in passes) + _heap(program),
         work=flops + overhead + SPILL_COST * spill + RUN_COST * runs, flops=flops, spill=spill,
         attention=sum(computed[s.target.name] for s in program.steps if isinstance(s, Attention)),
         computed=computed,
@@ -287,10 +287,14 @@ def _pass(
             continue
         offsets[m.name] = end
         end += aligned(windows[m.name] * job.row_bytes(m))
-    scratch = 0
+    scratch = beside = 0
     for step in steps:
         if isinstance(step, Attention):
-            scratch = max(scratch, job.attention_bytes(step, places[step.source.name] == "spilled"))
+            scratch = job.spilled_blocks(step) if places[step.source.name] == "spilled" else 0
+            if job.kernels_attend(step):
+                scratch += job.attention_bytes(step)
+            else:
+                beside = job.attention_bytes(step)
         elif isinstance(step, Conv) and job.kernels == "winograd":
             offsets["weights " + step.weights] = end
             end += aligned(job.weight_bytes(step))
@@ -298,11 +302,15 @@ def _pass(
                 floats = job.scratch_floats(step, job.block(step, length))
                 scratch = max(scratch, job.threads * sum(aligned(4 * n) for n in floats))
         else:
-            scratch = max(scratch, job.reference_bytes(step, max(lengths[step.target.name])))
+            rows = max(lengths[step.target.name])
+            beside = max(beside, job.reference_result(step, rows))
+            if isinstance(step, Conv):
+                scratch = max(scratch, job.reference_scratch(step, rows))
     offsets["scratch"] = end
     return Pass(
         steps=one.steps, stripe=stripe, measured=one.measured, stores=one.stores, rows=one.rows, places=one.places,
         granules=granules, offsets=offsets, windows=windows, temporary=end + aligned(scratch),
+        beside=beside,
     )  # fmt: skip
 
 

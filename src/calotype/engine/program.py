@@ -76,6 +76,11 @@ class Conv:
     affine: tuple[float, float] | None = None
     gain: tuple[float, float] | None = None
 
+    @property
+    def changes_source(self) -> bool:
+        """Whether its source's numbers are not convolved as they are."""
+        return self.norm is not None or self.affine is not None or self.activation in ("silu", "relu")
+
     def flops(self, height: int, width: int) -> int:
         """Of the products, computed directly; a multiplication and an addition are two."""
         rows, columns = self.target.size(height, width)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calotype.engine.blocks import Job
-from calotype.engine.memory import Rows
+from calotype.engine.blocks import Job, aligned
+from calotype.engine.memory import Rows, trim
 from calotype.engine.passes import end_source_row, first_source_row
 from calotype.engine.program import Conv, Fold
 
@@ -18,6 +21,8 @@ Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 class Reference:
     """Runs convolutions of one plan.
+
+    What is read is brought into the plan's scratch, ready to be convolved; torch allocates the result only.
 
     Args:
         job: of that plan.
@@ -28,11 +33,14 @@ class Reference:
         self.job, self.dtype = job, dtype
         self._weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def prepare(self, step: Conv, weight: Tensor, bias: Tensor | None) -> None:
-        """Keeps a convolution's weights in the form that it takes."""
-        if step.kernel == 1:
-            weight = weight.flatten(1)[:, :, None, None]
-        self._weights[step.weights] = (weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
+    def prepare(self, steps: Iterable[tuple[Conv, Tensor, Tensor | None]]) -> None:
+        """Keeps the weights of a pass's convolutions in the form that they take, and no others."""
+        self._weights.clear()
+        trim()
+        for step, weight, bias in steps:
+            if step.kernel == 1:
+                weight = weight.flatten(1)[:, :, None, None]
+            self._weights[step.weights] = (weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
 
     def run(
         self,
@@ -45,47 +53,79 @@ class Reference:
         residual: Rows | None,
         scale: Tensor,
         shift: Tensor,
+        scratch: Tensor,
         measure: bool,
     ) -> Moments | None:
-        """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel."""
-        high, _ = self.job.size(step.source)
-        first, last = first_source_row(step, start), end_source_row(step, end)
-        x = _nchw(source[slice(max(0, first), min(high, last))])
-        if step.norm or step.affine:
-            x = torch.addcmul(shift.view(1, -1, 1, 1), x.float(), scale.view(1, -1, 1, 1)).to(self.dtype)
-        if step.activation == "silu":
-            x = F.silu(x)
-        elif step.activation == "relu":
-            x = F.relu(x)
-        if step.kernel == 3:
-            # rows of zeros only where the map ends; columns on both sides always
-            above, below = max(0, -first), max(0, last - high)
-            if step.resample == "up":
-                x = F.interpolate(F.pad(x, (0, 0, above, below)), scale_factor=2.0, mode="nearest")
-                begin = start - 1 - 2 * first
-                x = x[:, :, begin : begin + end - start + 2]
-                above = below = 0
-            right = 1 if step.resample != "down" else 1 - step.pad
-            x = F.pad(x, (step.pad if step.resample == "down" else 1, right, above, below))
+        """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel.
+
+        Args:
+            scratch: bytes to work in, `blocks.Job.reference_scratch` of them.
+        """
+        x = self._input(step, start, end, source, scale, shift, scratch)
         weight, bias = self._weights[step.weights]
-        y = F.conv2d(x, weight, bias, stride=2 if step.resample == "down" else 1)[:, :, : end - start]
+        y = F.conv2d(_nchw(x), weight, bias, stride=2 if step.resample == "down" else 1)
+        y = y[0].permute(1, 2, 0)[: end - start]
         if step.gain:
-            y = y * step.gain[0] + step.gain[1]
+            y.mul_(step.gain[0]).add_(step.gain[1])
         if residual is not None:
-            y = y + _nchw(residual[slice(start, end)])
+            y.add_(residual[slice(start, end)])
         if step.relu:
-            y = F.relu(y)
-        _nchw(target[slice(start, end)]).copy_(y)
+            y.relu_()
+        target[slice(start, end)].copy_(y)
         if not measure:
             return None
-        variance, mean = torch.var_mean(y.float(), dim=(0, 2, 3), correction=0)
-        n = y.shape[2] * y.shape[3]
+        if y.dtype != torch.float32:
+            y = _room(scratch, y.shape, torch.float32)[0].copy_(y)
+        variance, mean = torch.var_mean(y, dim=(0, 1), correction=0)
+        n = y.shape[0] * y.shape[1]
         return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
+
+    def _input(
+        self, step: Conv, start: int, end: int, source: Rows, scale: Tensor, shift: Tensor, scratch: Tensor
+    ) -> Tensor:
+        """[rows, width, channels]: what is convolved for these rows of the target, normalised, resampled and padded."""
+        high, wide = self.job.size(step.source)
+        first, last = first_source_row(step, start), end_source_row(step, end)
+        x = source[slice(max(0, first), min(high, last))]
+        if step.changes_source:
+            given = x
+            x, scratch = _room(scratch, given.shape, torch.float32)
+            x.copy_(given).mul_(scale).add_(shift)
+            if step.activation == "silu":
+                F.silu(x, inplace=True)
+            elif step.activation == "relu":
+                x.relu_()
+        if step.kernel == 1:
+            return x if x.dtype == self.dtype else _room(scratch, x.shape, self.dtype)[0].copy_(x)
+        repeat = 2 if step.resample == "up" else 1
+        left, right = (step.pad, 1 - step.pad) if step.resample == "down" else (1, 1)
+        # rows of zeros only where the map ends; columns on both sides always
+        above, below = repeat * max(0, -first), repeat * max(0, last - high)
+        made, _ = _room(
+            scratch, (above + repeat * len(x) + below, left + repeat * wide + right, x.shape[2]), self.dtype
+        )
+        for edge in (made[:above], made[len(made) - below :], made[:, :left], made[:, left + repeat * wide :]):
+            edge.zero_()
+        inside = made[above : above + repeat * len(x), left : left + repeat * wide]
+        inside.view(len(x), repeat, wide, repeat, -1).copy_(x[:, None, :, None])
+        if step.resample == "up":  # a window's rows may begin with the second of a pair
+            begin = start - 1 - 2 * first
+            made = made[begin : begin + end - start + 2]
+        return made
+
+
+def _room(scratch: Tensor, shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A tensor of this shape at the beginning of some bytes, and the bytes after it."""
+    size = math.prod(shape) * dtype.itemsize
+    return scratch[:size].view(dtype).view(*shape), scratch[aligned(size) :]
 
 
 def _nchw(rows: Tensor) -> Tensor:
-    """[rows, width, channels] as [1, channels, rows, width], a view."""
-    return rows.permute(2, 0, 1)[None]
+    """[rows, width, channels] as [1, channels, rows, width], a view.
+
+    Made so that the stride of pictures is right too: else torch takes the view for NCHW, and copies it all twice.
+    """
+    return rows[None].permute(0, 3, 1, 2)
 
 
 def fold(step: Fold, source: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class Winograd:
 
         Args:
             write: (start, end, values, their moments by channel).
-            scratch: bytes to work in, `plan.attention_bytes` of them.
+            scratch: bytes to work in, `blocks.Job.attention_bytes` of them.
         """
         channels, step, panel = len(scale), kernels.ATTENTION_ROWS, PANEL
         padded = -(-min(KEYS, positions) // panel) * panel
