@@ -148,14 +148,36 @@ def test_positions_that_are_all_zero_have_finite_gradients(any_net: LPIPS) -> No
     assert gradient.abs().max() > 0
 
 
-def test_features_that_are_all_zero_have_a_direction_with_a_gradient() -> None:
-    """Seen alone: the ReLU before them would hide a NaN."""
-    nothing = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    unit = module._unit(nothing)
-    (gradient,) = torch.autograd.grad((unit - 1).square().sum(), nothing)
-    assert (unit == 0).all()
-    assert gradient.isfinite().all()
-    assert gradient.abs().min() > 0
+def by_autograd(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    """A stage's part of the distance, by the definition and in float64."""
+    a, b = (x.double() / (x.double().square().sum(1, keepdim=True) + 1e-10).sqrt() for x in (a, b))
+    return ((a - b).square() * head.double()[:, None, None]).sum(1).mean((1, 2))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("piece", [1, 7 * 16 * 3, 2**18])
+def test_a_stages_gradient_is_that_of_its_definition(
+    memory_format: torch.memory_format, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pieces it is computed by; seen alone, because the ReLU before would hide much."""
+    monkeypatch.setitem(module._PIECE, "cpu", piece)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randn(3, 16, 10, 7, generator=generator).relu().to(memory_format=memory_format).requires_grad_()
+        for _ in range(2)
+    )
+    b.data[1, :, 2:5] = 0.0  # no direction there
+    head, scale = torch.rand(16, generator=generator), torch.tensor([1.0, -2.0, 0.5])
+    found = module._Distance.apply(a, b, head)  # type: ignore[no-untyped-call]
+    expected = by_autograd(a, b, head)
+    assert torch.allclose(found.double(), expected, rtol=1e-6, atol=0)
+    gradients = torch.autograd.grad((found * scale).sum(), (a, b))
+    for gradient, by_definition in zip(gradients, torch.autograd.grad((expected * scale).sum(), (a, b)), strict=True):
+        assert gradient.isfinite().all()
+        assert torch.allclose(gradient, by_definition, rtol=1e-4, atol=1e-6 * float(by_definition.abs().max()))
+        assert by_definition.abs().max() > 0
+    (alone,) = torch.autograd.grad((module._Distance.apply(a.detach(), b, head) * scale).sum(), b)  # type: ignore[no-untyped-call]
+    assert torch.equal(alone, gradients[1])
 
 
 def test_it_is_float32_under_autocast(alex: LPIPS) -> None:
