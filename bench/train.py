@@ -160,7 +160,7 @@ def overhead(batch: int, steps: int, device: str) -> dict[str, float]:
             def logged(self, line: dict[str, float]) -> None:
                 (Path(name) / "metrics.jsonl").open("a").write(json.dumps(line) + "\n")
 
-            def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None: ...
+            def checked(self, trainer: Trainer, line: dict[str, float]) -> None: ...
 
         def batches(first: int, end: int) -> Iterator[Batch]:
             return load(lambda step: (crops, batch), first, end, workers=2)

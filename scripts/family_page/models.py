@@ -260,7 +260,7 @@ class _Curve:
         self.advance(step - self._before)
         self._before = step
 
-    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+    def checked(self, trainer: Trainer, line: dict[str, float]) -> None:
         """See `calotype.train.loop.Hooks`."""
 
 

@@ -7,6 +7,7 @@ CalotypeError
 ├── LatentsError        latents are damaged, of the wrong shape, or of another VAE
 ├── WeightsError        a weight file is not what it should be
 │   └── FetchError      weights can't be fetched and are not in the cache
+├── StorageError        a disk refuses what is to be kept
 ├── MemoryLimitError    there is not enough memory
 └── NonFiniteError      a result holds NaN or infinity
 """
@@ -38,6 +39,10 @@ class WeightsError(CalotypeError):
 
 class FetchError(WeightsError):
     """Weights could neither be downloaded nor found in the local cache."""
+
+
+class StorageError(CalotypeError):
+    """What a run is to keep can't be written."""
 
 
 class MemoryLimitError(CalotypeError):

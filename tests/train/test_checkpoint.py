@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from support import SMALL, one_sentence
 from trainkit import FOLDED, TINY, changed, make
 
 from calotype.config import FoldedConfig
-from calotype.errors import UsageError
+from calotype.errors import StorageError, UsageError
 from calotype.train import checkpoint
 from calotype.train.recipe import Adversarial, Recipe
 
@@ -72,10 +73,23 @@ def test_a_full_disk_costs_no_checkpoint(error: Exception, tmp_path: Path, monke
 
     monkeypatch.setattr(torch, "save", fill_up)
     with pytest.raises(
-        UsageError, match=r"step-00000001\.pt: this checkpoint can't be written \(.*step-00000000\.pt is kept"
+        StorageError, match=r"step-00000001\.pt: this checkpoint can't be written \(.*step-00000000\.pt is kept"
     ):
         checkpoint.save(tmp_path, {**state, "step": 1}, TINY)
     assert {path.name: path.read_bytes() for path in first.parent.iterdir()} == before
+
+
+def test_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer says only that it failed."""
+
+    def fail(state: object, path: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    for free, words in ((0, "no space is left on the disk"), (10**9, "unexpected pos 64 vs 0")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(1, 1, free))
+        with pytest.raises(StorageError, match=words):
+            checkpoint.save(tmp_path, make(TINY).state_dict(), TINY)
 
 
 def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path, st
     # the crops of one, shared
     together = [a["names"] + b["names"] for a, b in zip(seen(two, 0), seen(two, 1), strict=True)]
     assert together == [line["names"] for line in seen(one, 0)]
+    # what is logged is of both
+    lines = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
+    for line, a, b in zip(lines, seen(two, 0), seen(two, 1), strict=True):
+        assert a["rec"] != b["rec"]
+        assert line["rec"] == pytest.approx((a["rec"] + b["rec"]) / 2, rel=1e-5)
     epoch = [name for names in together[:2] for name in names]
     assert len(set(epoch)) == 8  # of eight pictures, none twice and none left out
 

@@ -7,9 +7,15 @@ import copy
 import pytest
 import torch
 from torch import nn
+from trainkit import FOLDED, changed
 
+from calotype.config import AutoencoderConfig
+from calotype.train.configs import ConvConfig, Trainable
 from calotype.train.ema import EMA
-from calotype.train.optim import Muon, orthogonalize
+from calotype.train.family import make_autoencoder
+from calotype.train.model import Model
+from calotype.train.optim import Muon, optimisers_of, orthogonalize
+from calotype.train.recipe import Alignment
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 144), (144, 16), (1, 9), (9, 1), (48, 50)])
@@ -72,6 +78,39 @@ def test_decay_alone_shrinks_and_no_gradient_changes_nothing() -> None:
     Muon([still, decaying], lr=0.1, weight_decay=0.2).step()
     assert torch.equal(still, torch.ones(4, 4, 1, 1))
     assert torch.allclose(decaying, torch.full((4, 4, 1, 1), 0.98))
+
+
+@pytest.mark.parametrize(
+    ("network", "ends"),
+    [
+        (FOLDED, {"encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"}),
+        (
+            AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1),
+            {
+                "encoder.conv_in",
+                "encoder.conv_out",
+                "decoder.conv_in",
+                "decoder.conv_out",
+                "quant_conv",
+                "post_quant_conv",
+            },
+        ),
+        (ConvConfig(ch=4, z_channels=2), {"encoder.0", "encoder.8", "decoder.0", "decoder.8"}),
+    ],
+)
+def test_muon_takes_hidden_convolutions_only(network: Trainable, ends: set[str]) -> None:
+    recipe = changed(network=network, optimiser="muon", alignment=Alignment(), phases=(), crop=32)
+    model = Model(make_autoencoder(network), recipe, features=12)
+    muon, adam = (
+        {id(p) for group in one.param_groups for p in group["params"]} for one in optimisers_of(recipe, model)
+    )
+    of_adam = {name for name, p in model.named_parameters() if id(p) in adam and p.ndim == 4}
+    assert {name.removesuffix(".weight") for name in of_adam} == {f"network.{name}" for name in ends} | {
+        name.removesuffix(".weight") for name, p in model.alignment.named_parameters("alignment") if p.ndim == 4
+    }
+    assert muon.isdisjoint(adam)
+    assert muon | adam == {id(p) for p in model.parameters() if p.requires_grad}
+    assert muon
 
 
 def test_muon_goes_on_from_its_state() -> None:

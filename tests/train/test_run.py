@@ -407,7 +407,7 @@ def test_a_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
     assert path is None
     assert not (tmp_path / "out").exists()
     assert len(notices) == 1
-    assert notices[0].startswith("Nothing was written. 8 pictures, and 3 held out; one step took ")
+    assert notices[0].startswith("Nothing was written. 8 pictures, and 3 held out; a step took ")
 
 
 def test_memory_is_counted_beforehand(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

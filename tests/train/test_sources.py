@@ -119,6 +119,16 @@ def test_what_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     assert refused("empty", tmp_path).startswith(f"{tmp_path / 'empty'}: there is no picture in it; ")
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    elsewhere = folder_of(tmp_path / "elsewhere", 2)
+    folder = folder_of(tmp_path / "a", 1)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "again").symlink_to(elsewhere)  # the same pictures twice, as asked for
+    (folder / "round").symlink_to(folder)
+    (elsewhere / "back").symlink_to(folder)
+    assert open_source(folder).names == ["00.png", "again/00.png", "again/01.png", "linked/00.png", "linked/01.png"]
+
+
 # Pixels
 
 

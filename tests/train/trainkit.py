@@ -116,13 +116,13 @@ class Keeping:
     def __init__(self, out: Path | None = None) -> None:
         self.out = out
         self.lines: list[dict[str, float]] = []
-        self.checks: list[tuple[int, bool]] = []
+        self.checks: list[int] = []
 
     def logged(self, line: dict[str, float]) -> None:
         self.lines.append(line)
 
-    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
-        self.checks.append((trainer.step, last))
+    def checked(self, trainer: Trainer, line: dict[str, float]) -> None:
+        self.checks.append(trainer.step)
         if self.out is not None:
             checkpoint.save(self.out, trainer.state_dict(), trainer.recipe)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from calotype.errors import UsageError
+from calotype.errors import StorageError, UsageError
 from calotype.files import atomic_path
 from calotype.train.recipe import Recipe
 
@@ -39,7 +39,7 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
         state: of `Trainer.state_dict`.
 
     Raises:
-        UsageError: if the disk refuses it; those before it stay.
+        StorageError: if the disk refuses it; those before it stay.
     """
     folder = out / FOLDER
     path = folder / f"step-{state['step']:08}.pt"
@@ -52,21 +52,27 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
             with temporary.open("rb+") as file:  # it must be there before older ones go
                 os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        reason = getattr(error, "strerror", None) or _why(folder, str(error))
         last = newest(out)
         kept = f"{last.name} is kept; resume from it" if last else "there is none before it"
-        raise UsageError(f"{path}: this checkpoint can't be written ({reason}): {kept}.") from None
+        raise StorageError(f"{path}: this checkpoint can't be written ({reason}): {kept}.") from None
     for old in sorted(folder.glob("step-*.pt"))[: -recipe.keep]:
         with suppress(OSError):
             old.unlink()
     return path
 
 
+def _why(folder: Path, words: str) -> str:
+    """What torch's writer means, which says only that it could not write."""
+    full = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20
+    return "no space is left on the disk" if full else words.strip().split("\n")[0].rstrip(".")
+
+
 def keep_best(path: Path) -> None:
     """Keeps a checkpoint as the best so far, in the place of the one before.
 
     Raises:
-        UsageError: if the disk refuses it.
+        StorageError: if the disk refuses it.
     """
     best = path.with_name(BEST)
     try:
@@ -77,7 +83,7 @@ def keep_best(path: Path) -> None:
             except OSError:  # not every file system has such links
                 shutil.copyfile(path, temporary)
     except OSError as error:
-        raise UsageError(
+        raise StorageError(
             f"{best}: the best checkpoint can't be kept ({error.strerror}); {path.name} is there."
         ) from None
 

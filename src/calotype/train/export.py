@@ -153,7 +153,8 @@ def export(
             one = with_one_scale(format_)
             save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
     else:
-        tensors: dict[str, Tensor] = {key: value.to(dtype) for key, value in network.state_dict().items()}
+        state: dict[str, Tensor] = network.state_dict()
+        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
     with atomic_path(out / "README.md") as temporary:
@@ -206,8 +207,8 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
     if quality:
         names = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": f"LPIPS ({recipe.perceptual_net})"}
         lines += [
-            f"Means over the middles (at most 256 x 256 pixels) of {held_out:,} held-out pictures; mode of the "
-            f"posterior, uint8.",
+            f"Means over the middles (at most 256 x 256 pixels) of {held_out:,} held-out "
+            f"{'picture' if held_out == 1 else 'pictures'}; mode of the posterior, uint8.",
             "",
             "| " + " | ".join(names[key] for key in quality) + " |",
             "|" + "---|" * len(quality),

@@ -34,6 +34,7 @@ from calotype.train.ema import EMA
 from calotype.train.family import Autoencoder, make_autoencoder
 from calotype.train.losses import kl, nll, reconstruction
 from calotype.train.model import Judge, Model, Output, Scaled, freeze, last_layer, posterior_of
+from calotype.train.norm import hasten
 from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Equivariance, Transform
@@ -82,8 +83,12 @@ class Trainer:
         elif recipe.start is not None:
             freeze(network, recipe.start.train)
         self.network: Autoencoder = network.to(fabric.device)
-        if recipe.channels_last:
+        on_cpu = fabric.device.type == "cpu"
+        self.channels_last = on_cpu if recipe.channels_last is None else recipe.channels_last
+        if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if on_cpu and not recipe.compile:  # what is compiled needs no help
+                hasten(self.network)
         width = 0
         if recipe.alignment:
             assert self.helpers.features is not None
@@ -172,7 +177,7 @@ class Trainer:
         if transform is not None:
             target = transform.pixels(target)
         made = out.reconstruction
-        values = x[0].numel()
+        values = made[0].numel()
         distance = recipe.reconstruction_weight * reconstruction(recipe.reconstruction, target, made)
         parts: dict[str, Tensor] = {"rec": distance.mean()}
         seen_apart: Tensor | None = None
@@ -279,7 +284,7 @@ class Trainer:
         if recipe.shift is not None:
             rng = np.random.default_rng([recipe.seed, 4, self.step])
             shift = torch.from_numpy(rng.uniform(-factor / 2, factor / 2, 2).astype(np.float32))
-        if recipe.channels_last:
+        if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, transform, shift
 
@@ -362,7 +367,7 @@ class Trainer:
             state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
         if self.lecam is not None:
             state["lecam"] = self.lecam.state_dict()
-        found: dict[str, Any] = whole(state)
+        found: dict[str, Any] = whole(state, "cpu")
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -415,8 +420,16 @@ class Hooks(Protocol):
     def logged(self, line: dict[str, float]) -> None:
         """Every `log_every` steps: means over them."""
 
-    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+    def checked(self, trainer: Trainer, line: dict[str, float]) -> None:
         """Where a checkpoint is due, at a stop too: may add figures to the line, which is logged after."""
+
+
+def _over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """Means over all processes, which have the same keys."""
+    if fabric.world_size == 1:
+        return values
+    means: Any = fabric.all_reduce(torch.tensor(list(values.values())), reduce_op="mean")
+    return dict(zip(values, means.tolist(), strict=True))
 
 
 def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks: Hooks) -> bool:
@@ -443,14 +456,13 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
             stop = bool(stopped)
             if fabric.world_size > 1:
                 stop = bool(fabric.all_reduce(torch.tensor(float(stop)), reduce_op="max"))
-            last = trainer.step == recipe.steps or stop
-            check = trainer.step % recipe.checkpoint_every == 0 or last
+            check = trainer.step % recipe.checkpoint_every == 0 or trainer.step == recipe.steps or stop
             if trainer.step % recipe.log_every == 0 or check:
                 elapsed = time.perf_counter() - since
-                line = {"step": trainer.step, **{k: sum(v) / len(v) for k, v in sums.items()}}
-                line |= {"crops_per_second": seen / elapsed, "waiting": waited / elapsed}
+                means = {k: sum(v) / len(v) for k, v in sums.items()} | {"waiting": waited / elapsed}
+                line = {"step": trainer.step, **_over_processes(fabric, means), "crops_per_second": seen / elapsed}
                 if check:
-                    hooks.checked(trainer, line, last=last)
+                    hooks.checked(trainer, line)
                 hooks.logged(line)
                 sums, seen, since, waited = {}, 0, time.perf_counter(), 0.0
             if stop:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calotype.train.model import Model
 from calotype.train.recipe import Recipe
 
 
@@ -59,13 +60,21 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.view_as(p), alpha=-group["lr"] * scale)
 
 
-def optimisers_of(recipe: Recipe, module: nn.Module) -> list[torch.optim.Optimizer]:
-    """What trains a module's parameters: Muon for the matrices of hidden convolutions where asked for, and Adam."""
+def _hidden(model: Model) -> list[str]:
+    """Names of the convolutions inside encoder and decoder: all but the first and the last of each."""
+    names: list[str] = []
+    for half in ("encoder", "decoder"):
+        of_half = getattr(model.network, half).named_parameters(prefix=f"network.{half}")
+        names += [name for name, p in of_half if p.ndim == 4][1:-1]
+    return names
+
+
+def optimisers_of(recipe: Recipe, module: Model) -> list[torch.optim.Optimizer]:
+    """What trains a model's parameters: Muon for the matrices of hidden convolutions where asked for, and Adam."""
     adam = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimisers: list[torch.optim.Optimizer] = []
     if recipe.optimiser == "muon":
-        hidden = [n for n, p in adam.items() if p.ndim == 4 and "conv_in" not in n and "conv_out" not in n]
-        matrices = [adam.pop(name) for name in hidden]
+        matrices = [adam.pop(name) for name in _hidden(module) if name in adam]
         optimisers.append(Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay))
     kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
     decay = 0.0 if recipe.optimiser == "adam" else recipe.weight_decay

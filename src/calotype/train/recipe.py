@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
 import types
 import typing
@@ -153,7 +154,7 @@ class Recipe:
     clip: float = 1.0  # largest gradient norm; 0: any
     ema_decay: float = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"  # of the products; weights are float32
-    channels_last: bool = False
+    channels_last: bool | None = None  # the layout of maps; left out: on the CPU, where it is the faster one
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time
     compile: bool = False  # by torch.compile
 
@@ -319,7 +320,11 @@ def _build(cls: Any, values: Any, where: str) -> Any:
         raise UsageError(f"{where} must be a table, not {values!r}.")
     hints = typing.get_type_hints(cls)
     if unknown := sorted(values.keys() - hints.keys()):
-        raise UsageError(f"{where}: unknown key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(hints))}.")
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"{where}: unknown key {', '.join(unknown)}; {meant}{cls.__name__} has {', '.join(sorted(hints))}."
+        )
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - values.keys()):
         raise UsageError(f"{where}: {', '.join(missing)} must be given.")

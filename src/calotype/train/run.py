@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +43,7 @@ Array = NDArray[np.uint8]
 
 HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint, and stay in memory
 MEASURED = 10_000  # pictures at most that latents, and quality, are measured on at the end
-CACHE = 2 * 10**9  # bytes of decoded pictures that stay in memory
+CACHE = 2 * 10**9  # bytes of decoded pictures that stay in a machine's memory
 
 
 class Track(Protocol):
@@ -108,7 +110,7 @@ def train(
             f"A batch of {uneven[0]} is no multiple of {fabric.world_size} processes times accumulate "
             f"({recipe.accumulate}); change batch or accumulate."
         )
-    pictures, held = gather(recipe.sources, data, cache=CACHE, notice=notice)
+    pictures, held = gather(recipe.sources, data, cache=CACHE // local_world(), notice=notice)
     seen = fingerprint((*pictures.names, *held.names))
     if state is not None and state["pictures"] != seen:
         raise UsageError(
@@ -140,11 +142,10 @@ def train(
             return load_batches(plan, first, end, rank=rank, world=world, workers=options.workers)
 
         if options.dry_run:
-            seconds = _one_step(trainer, batches)
-            left = recipe.steps - trainer.step
+            left, first, seconds = recipe.steps - trainer.step, *_time(trainer, batches)
             notice(
-                f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; one step took "
-                f"{seconds:.2f} s, so {left:,} take about {_duration(seconds * left)}, and about "
+                f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; a step took "
+                f"{first:.2f} s, and all {left:,} take about {_duration(seconds)}, and about "
                 f"{in_words(took.part)} of the {in_words(took.free)} free."
             )
             return None
@@ -190,10 +191,17 @@ def _too_much(error: Exception) -> MemoryLimitError:
     )
 
 
+def local_world() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def launch(recipe: Recipe, options: Options) -> Fabric:
     """The processes: one, or those that torchrun has started."""
     device = pick_device(options.device)
-    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if device.type == "cpu":
+        _keep_freed_memory()
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), local_world()
     devices: int | list[int] = local
     if world == 1 and device.type == "cuda":
         devices = [device.index or 0]
@@ -214,6 +222,15 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed: activations come at every step, and pages anew cost a sixth of its time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+        mallopt(m_trim_threshold, -1)
+        mallopt(m_mmap_max, 0)
 
 
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
@@ -284,13 +301,25 @@ def _parts(recipe: Recipe) -> list[Recipe]:
     return [recipe.at(start) for start in (0, *(phase.start for phase in recipe.phases))]
 
 
-def _one_step(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]]) -> float:
-    """Seconds of a step, after one that warms up; with the discriminator, if the recipe has one."""
-    if gan := trainer.recipe.adversarial:
-        trainer.step = max(trainer.step, gan.start)
-    first = min(trainer.step, trainer.recipe.steps - 1)
+def _time(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]]) -> tuple[float, float]:
+    """Seconds of a step as the run begins, and of all that are left: one is timed of every part that differs."""
+    recipe, begin = trainer.recipe, trainer.step
+    gan = recipe.adversarial
+    changes = {phase.start for phase in recipe.phases} | ({gan.start - gan.warm_up, gan.start} if gan else set())
+    starts = [begin, *sorted(step for step in changes if begin < step < recipe.steps)]
+    first, whole = 0.0, 0.0
+    for start, end in pairwise([*starts, recipe.steps]):
+        trainer.step = start
+        seconds = _one_step(trainer, batches(start, min(start + 2, recipe.steps)))
+        first = first or seconds
+        whole += seconds * (end - start)
+    return first, whole
+
+
+def _one_step(trainer: Trainer, batches: Iterator[Batch]) -> float:
+    """Seconds of the last of some steps; those before it warm up."""
     seconds = 0.0
-    for crops, names in batches(first, min(first + 2, trainer.recipe.steps)):
+    for crops, names in batches:
         begin = time.perf_counter()
         trainer.train_step(crops, names)
         seconds = time.perf_counter() - begin
@@ -328,7 +357,7 @@ class _Hooks:
             self.watch.line(line)
             self.report(line)
 
-    def checked(self, trainer: Trainer, line: dict[str, float], *, last: bool) -> None:
+    def checked(self, trainer: Trainer, line: dict[str, float]) -> None:
         first = trainer.fabric.is_global_zero
         state = trainer.state_dict()
         if first:  # before all else: whoever stops a run may not wait for long

@@ -45,13 +45,17 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return module
 
 
-def whole(value: Any) -> Any:
-    """Nested values with every shared tensor put together; all processes must ask."""
+def whole(value: Any, device: str | None = None) -> Any:
+    """Nested values with every shared tensor put together; all processes must ask.
+
+    Args:
+        device: where to put each, before the next one is put together; where it was, if left out.
+    """
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        return value.full_tensor().to(device or value.device)
     if isinstance(value, Mapping):
-        return {key: whole(one) for key, one in value.items()}
-    return [whole(one) for one in value] if isinstance(value, list) else value
+        return {key: whole(one, device) for key, one in value.items()}
+    return [whole(one, device) for one in value] if isinstance(value, list) else value
 
 
 def shared(value: Tensor, like: Tensor) -> Tensor:

@@ -179,16 +179,24 @@ def _folder(path: Path) -> Stored:
     return Stored(str(path), [file.as_posix() for file in pictures], lambda i: (path / pictures[i]).open("rb"))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden, relative to it."""
+def _files(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder that are not hidden, relative to it; links to folders are followed, but not upwards.
 
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{error.filename}: this folder can't be listed ({error.strerror}); check its permissions.")
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inner = Path(parent).relative_to(folder)
-        yield from (inner / name for name in files if not name.startswith("."))
+    Args:
+        inner: where in the folder to look.
+        above: the real folders that lie between, `inner` not among them.
+    """
+    here = folder / inner
+    way = (*above, here.resolve())
+    try:
+        entries = [entry for entry in os.scandir(here) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"{here}: this folder can't be listed ({error.strerror}); check its permissions.") from None
+    for entry in entries:
+        if not entry.is_dir():
+            yield inner / entry.name
+        elif Path(entry.path).resolve() not in way:  # a link to where it lies itself would never end
+            yield from _files(folder, inner / entry.name, way)
 
 
 def _zip(path: Path) -> Stored:
