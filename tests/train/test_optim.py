@@ -80,30 +80,22 @@ def test_decay_alone_shrinks_and_no_gradient_changes_nothing() -> None:
     assert torch.allclose(decaying, torch.full((4, 4, 1, 1), 0.98))
 
 
+ENDS = {"encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"}
+
+
 @pytest.mark.parametrize(
     ("network", "ends"),
     [
-        (FOLDED, {"encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"}),
-        (
-            AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1),
-            {
-                "encoder.conv_in",
-                "encoder.conv_out",
-                "decoder.conv_in",
-                "decoder.conv_out",
-                "quant_conv",
-                "post_quant_conv",
-            },
-        ),
-        (ConvConfig(ch=4, z_channels=2), {"encoder.0", "encoder.8", "decoder.0", "decoder.8"}),
+        (FOLDED, ENDS),
+        (AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1), {*ENDS, "quant_conv", "post_quant_conv"}),
+        (ConvConfig(ch=4, z_channels=2), {"encoder.0", "encoder.7", "decoder.0", "decoder.9"}),
     ],
 )
 def test_muon_takes_hidden_convolutions_only(network: Trainable, ends: set[str]) -> None:
     recipe = changed(network=network, optimiser="muon", alignment=Alignment(), phases=(), crop=32)
     model = Model(make_autoencoder(network), recipe, features=12)
-    muon, adam = (
-        {id(p) for group in one.param_groups for p in group["params"]} for one in optimisers_of(recipe, model)
-    )
+    optimisers = optimisers_of(recipe, model)
+    muon, adam = ({id(p) for group in one.param_groups for p in group["params"]} for one in optimisers)
     of_adam = {name for name, p in model.named_parameters() if id(p) in adam and p.ndim == 4}
     assert {name.removesuffix(".weight") for name in of_adam} == {f"network.{name}" for name in ends} | {
         name.removesuffix(".weight") for name, p in model.alignment.named_parameters("alignment") if p.ndim == 4

@@ -114,7 +114,7 @@ def test_another_network(toml: Path) -> None:
     [
         (["colour=3"], "unknown key colour; Recipe has accumulate, activation_range, "),
         (["learning_rates=3"], "unknown key learning_rates; did you mean learning_rate\\? Recipe has "),
-        (["network.blocks=3"], "network: unknown key blocks; FoldedConfig has ch, "),
+        (["network.blocks=3"], r"network: unknown key blocks; did you mean encoder_blocks\? FoldedConfig has ch, "),
         (["sources.0.folder=x"], r"sources\[0\]: unknown key folder; Source has hold_out, path, repeat"),
         (["phases.1.steps=3"], r"phases\[1\]: unknown key steps; Phase has "),
         (["batch=many"], "batch must be a whole number, not 'many'"),
