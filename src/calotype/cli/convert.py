@@ -34,7 +34,7 @@ def command(
     import torch
 
     from calotype.vae import load_as_stored
-    from calotype.weights.load import require_format
+    from calotype.weights.load import TRAINING, require_format
     from calotype.weights.save import save_weights
 
     loaded = load_as_stored(weights, latent_format)
@@ -46,7 +46,7 @@ def command(
         layout=layout.value,
         format_=loaded.format,
         dtype=getattr(torch, dtype.value) if dtype else None,
-        metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith("calotype_training_")},
+        metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

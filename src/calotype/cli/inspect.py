@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from json import loads
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,7 +58,7 @@ def command(
         "sha256": loaded.sha256,
         "finite_in": vae.check_dtypes(),
         "licence": PRESETS[weights].licence if weights is not None and weights in PRESETS else None,
-        "training": training_facts(loaded.metadata or {}),
+        "training": loaded.training(),
     }
 
     def text() -> None:
@@ -132,14 +129,3 @@ def _program(vae: VAE, width: int, height: int, json: bool) -> None:
             show(grid)
 
     finish(document, as_json=json, text=text)
-
-
-def training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What `calotype train` wrote into a file about how its weights were made."""
-    prefix = "calotype_training_"
-    facts: dict[str, Any] = {}
-    for key, value in sorted(metadata.items()):
-        if key.startswith(prefix):
-            with suppress(ValueError):
-                facts[key.removeprefix(prefix)] = loads(value)
-    return facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from calotype.errors import UsageError
@@ -12,6 +13,7 @@ from calotype.errors import UsageError
 _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _BAND = 2**16  # pixels that are compared at a time, where they come in rows
 
 
@@ -53,7 +55,42 @@ def ssim(a: Tensor, b: Tensor) -> float:
     """
     _check(a, b)
     _require_window(*a.shape[-2:])
-    return _similarity(a, b).mean().item()
+    return _similarity(a.double(), b.double()).mean().item()
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> float:
+    """Multi-scale structural similarity: Wang, Simoncelli & Bovik, Asilomar 2003, equation 7, with its five exponents.
+
+    Each scale is the mean of 2 x 2 pixels of the one before; an odd side is continued by its last pixels, as in
+    TensorFlow and in the loss `ms_ssim` (pytorch_msssim averages zeros in, torchmetrics leaves the last pixels out:
+    equal at sides that divide by 16). The similarity at each scale is that of `ssim`, of which the first four scales
+    give contrast and structure alone; below 0 it counts as 0, because it is raised to a power. The product is taken
+    for each of R, G and B, then their mean. Computed in float64.
+
+    Args:
+        a, b: uint8 [3, H, W], H and W at least 161: there the window of 11 just fits the fifth scale.
+
+    Returns:
+        At most 1, which only identical pictures reach.
+
+    Raises:
+        UsageError: another dtype or shape, the shapes differ, or a side is below 161.
+    """
+    _check(a, b)
+    least = (_WINDOW - 1) * 2 ** (len(_SCALES) - 1) + 1
+    if min(a.shape[-2:]) < least:
+        raise UsageError(
+            f"MS-SSIM needs pictures of at least {least} x {least} pixels, not {a.shape[-2]} x {a.shape[-1]}; use SSIM."
+        )
+    x, y = a.double(), b.double()
+    product = torch.ones(3, dtype=torch.float64, device=a.device)
+    for i, exponent in enumerate(_SCALES):
+        if i:
+            x, y = _halved(x), _halved(y)
+        last = i == len(_SCALES) - 1
+        similarity = _similarity(x, y) if last else _luminance_and_structure(x, y)[1]
+        product *= similarity.mean((1, 2)).clamp(min=0.0) ** exponent
+    return product.mean().item()
 
 
 class RowMetrics:
@@ -89,7 +126,7 @@ class RowMetrics:
             self._squares += int((band[0].int() - band[1].int()).square().sum(dtype=torch.int64).item())
             band = torch.cat([self._carried, band], dim=-2)
             if min(band.shape[-2:]) >= _WINDOW:
-                self._similarity += _similarity(band[0], band[1]).sum().item()
+                self._similarity += _similarity(band[0].double(), band[1].double()).sum().item()
             # A window that ends in the next row starts ten rows before it.
             self._carried = band[..., 1 - _WINDOW :, :].clone()
 
@@ -118,9 +155,14 @@ class RowMetrics:
             raise UsageError(f"only {self._rows} of {self._height} rows to compare were added; add all of them first.")
 
 
-def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM at all positions of the window: uint8 [3, H, W] -> float64 [3, H - 10, W - 10]."""
-    x, y = a.double(), b.double()
+def _similarity(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM at all positions of the window: float64 [3, H, W] -> [3, H - 10, W - 10]."""
+    luminance, structure = _luminance_and_structure(x, y)
+    return luminance * structure
+
+
+def _luminance_and_structure(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM's two factors; the second is that of contrast and structure."""
     mean_x, mean_y = _blur(x), _blur(y)
     var_x = _blur(x.square()) - mean_x.square()
     var_y = _blur(y.square()) - mean_y.square()
@@ -128,7 +170,7 @@ def _similarity(a: Tensor, b: Tensor) -> Tensor:
     c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
     luminance = (2.0 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2.0 * covariance + c2) / (var_x + var_y + c2)
-    return luminance * structure
+    return luminance, structure
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -142,6 +184,11 @@ def _blur(x: Tensor) -> Tensor:
             total.add_(x.narrow(axis, i, inside), alpha=weight / sum(weights))
         x = total
     return x
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels: [3, H, W] -> [3, ceil(H / 2), ceil(W / 2)]."""
+    return F.avg_pool2d(F.pad(x, (0, x.shape[2] % 2, 0, x.shape[1] % 2), mode="replicate"), 2)
 
 
 def _require_window(height: int, width: int) -> None:

@@ -27,6 +27,7 @@ from calotype.train.crops import centre_crop
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Trainer
 from calotype.train.recipe import Recipe
+from calotype.weights.load import TRAINING
 from calotype.weights.save import save_weights
 
 Array = NDArray[np.uint8]
@@ -133,6 +134,7 @@ def export(
     facts: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "changes": trainer.history,
+        **({"start": trainer.helpers.before} if trainer.helpers.before else {}),
         "steps": trainer.step,
         "pictures": count,
         "held_out": shown,
@@ -141,7 +143,7 @@ def export(
         "calotype": __version__,
         "torch": torch.__version__,
     }
-    header = {f"calotype_training_{key}": json.dumps(value) for key, value in facts.items()}
+    header = {f"{TRAINING}{key}": json.dumps(value) for key, value in facts.items()}
     config, dtype = network.config, getattr(torch, recipe.export_dtype)
     channels = len(statistics.mean)
     if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):

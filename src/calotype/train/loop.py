@@ -50,6 +50,7 @@ class Helpers:
 
     Attributes:
         start: the network that training begins from; a fresh one where there is none.
+        before: what is known of the weights it begins from, for the header of those it gives.
         perceptual: two pictures [N, 3, H, W] in [-1, 1] -> their LPIPS, [N].
         features: pixels -> what latents are aligned to, [N, D, h, w].
         teacher: encodes pixels to the latents to give, and decodes them.
@@ -57,6 +58,7 @@ class Helpers:
     """
 
     start: Autoencoder | None = None
+    before: dict[str, Any] | None = None
     perceptual: nn.Module | None = None
     features: Features | None = None
     teacher: Autoencoder | Scaled | None = None

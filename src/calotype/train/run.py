@@ -235,11 +235,12 @@ def _keep_freed_memory() -> None:
 
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     """The frozen networks that a recipe's losses need, on the device."""
-    start = None
+    start = before = None
     format_: LatentFormat | None = None
     if recipe.start is not None:
         vae = load(recipe.start.weights, device="cpu")
         start = vae.module
+        before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = _format_of(vae)
         if start.config != recipe.network:
@@ -272,7 +273,9 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         from calotype.train.regularisers import features as extractor
 
         features = extractor(recipe.alignment.features).to(device)
-    return Helpers(start=start, perceptual=perceptual, features=features, teacher=teacher, format=format_)
+    return Helpers(
+        start=start, before=before, perceptual=perceptual, features=features, teacher=teacher, format=format_
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,8 @@ DIFFUSERS_FILES = (
 )
 
 
+TRAINING = "calotype_training_"  # what begins the keys of facts about a training
+
 F = TypeVar("F", LatentFormat, LatentFormat | None)
 
 
@@ -61,6 +64,15 @@ class Loaded:
     format: LatentFormat | None = None  # None: the weights do not say
     format_source: str = ""  # how the format is known, for people
     metadata: Mapping[str, str] | None = None
+
+    def training(self) -> dict[str, Any]:
+        """What `calotype train` wrote into the file about how its weights were made."""
+        facts: dict[str, Any] = {}
+        for key, value in sorted((self.metadata or {}).items()):
+            if key.startswith(TRAINING):
+                with suppress(ValueError):
+                    facts[key.removeprefix(TRAINING)] = json.loads(value)
+        return facts
 
 
 def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None = None) -> Loaded:
