@@ -108,7 +108,7 @@ def recipes(quick: bool) -> dict[str, Recipe]:
 
 @dataclass(frozen=True)
 class Photos:
-    """Pictures of one size in memory: `calotype.train.sources.Pictures`."""
+    """Pictures of one size in memory: `calotype.sources.Pictures`."""
 
     names: Sequence[str]
     pictures: Array  # [N, side, side, 3]

@@ -18,6 +18,7 @@ from PIL import Image
 from support import one_sentence
 
 from calotype.errors import PictureError, UsageError
+from calotype.sources import Array
 from calotype.train import crops as module
 from calotype.train.crops import (
     Batch,
@@ -35,7 +36,6 @@ from calotype.train.crops import (
     require_size,
 )
 from calotype.train.recipe import Source
-from calotype.train.sources import Array
 
 
 class Held:

@@ -473,6 +473,18 @@ def test_channels_last_changes_nothing_but_the_layout() -> None:
     assert a["gradient"] == pytest.approx(b["gradient"], rel=1e-4)
 
 
+def test_gradients_are_weighed_in_bfloat16_too() -> None:
+    """Of which Fabric's own autocast would have none."""
+    gan = Adversarial(start=0, ndf=4, layers=1, norm="group")
+    recipes = [
+        changed(phases=(), crop=32, optimiser="adam", adversarial=gan, precision=p) for p in ("float32", "bfloat16")
+    ]
+    lines = [make(recipe).train_step(crops(recipe)) for recipe in recipes]
+    for key in ("adversarial_weight", "generator", "discriminator", "rec"):
+        assert lines[0][key] == pytest.approx(lines[1][key], rel=0.1, abs=0.02)
+        assert lines[0][key] != lines[1][key]
+
+
 def test_phases_may_come_with_a_discriminator() -> None:
     recipe = changed(adversarial=GAN, phases=(Phase(start=4, crop=32, batch=2),))
     trained(recipe)

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from calotype.config import FoldedConfig
+from calotype.sources import Array
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, load
 from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.recipe import Phase, Recipe, Source
 from calotype.train.run import Options, launch
-from calotype.train.sources import Array
 
 FOLDED = FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
 TINY = Recipe(

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import from_array, pad
+from calotype.sources import Array, Pictures, open_source
 from calotype.train.recipe import Source
-from calotype.train.sources import Array, Pictures, open_source
 
 Rule = Literal["random", "resized", "centre"]
 

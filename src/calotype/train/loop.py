@@ -33,7 +33,7 @@ from calotype.train.discriminator import (
 from calotype.train.ema import EMA
 from calotype.train.family import Autoencoder, make_autoencoder
 from calotype.train.losses import kl, nll, reconstruction
-from calotype.train.model import Judge, Model, Output, Scaled, freeze, last_layer, posterior_of
+from calotype.train.model import Judge, Model, Output, Scaled, autocast, freeze, last_layer, posterior_of
 from calotype.train.norm import hasten
 from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
@@ -107,7 +107,7 @@ class Trainer:
         self.lecam: LeCam | None = None
         if gan := recipe.adversarial:
             self.discriminator = PatchDiscriminator(ndf=gan.ndf, layers=gan.layers, norm=gan.norm).to(fabric.device)
-            self._judge = fabric.setup_module(Judge(self.discriminator))
+            self._judge = fabric.setup_module(Judge(self.discriminator, recipe))
             rate = recipe.learning_rate if gan.learning_rate is None else gan.learning_rate
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), rate, betas=recipe.betas)
             self._judged: Any = fabric.setup_optimizers(self.discriminator_optimiser)
@@ -231,7 +231,7 @@ class Trainer:
             last = i == len(outputs) - 1
             with self._alone(self._judge, not last):
                 real = real.detach().requires_grad_(gan.r1 > 0)
-                of_real, of_fake = (logits.float() for logits in self._judge(real, fake))
+                of_real, of_fake = self._judge(real, fake)
                 loss = discriminator_loss(of_real, of_fake, gan.loss)
                 parts = {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()}
                 if self.lecam is not None:
@@ -321,7 +321,7 @@ class Trainer:
     def _judged_by(self, discriminator: PatchDiscriminator, made: Tensor) -> Tensor:
         """The generator's loss, whose gradient reaches what made the pictures and nothing of the discriminator."""
         alone = made.detach().requires_grad_()
-        with self.fabric.autocast():
+        with autocast(self.recipe, made.device):
             g = generator_loss(discriminator(alone).float())
         (pull,) = torch.autograd.grad(g, alone)
         through = (made * pull).sum()

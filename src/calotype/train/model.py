@@ -24,6 +24,11 @@ from calotype.train.regularisers import Alignment, Transform, shift_loss
 BLOCKS = (autoencoder.ResnetBlock, autoencoder.AttnBlock, folded.Block, tiny.Block, family.Pair)
 
 
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The products' type that a recipe asks for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+
+
 class Output(NamedTuple):
     """Of one forward pass.
 
@@ -84,6 +89,18 @@ class Model(nn.Module):
             shift: (rows, columns) in pixels, of the alias-free loss.
             given: [N, C, h, w], decoded instead of the sample.
         """
+        with autocast(self.recipe, x.device):
+            return self._forward(x, noise, transform, features, shift, given)
+
+    def _forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        transform: Transform | None,
+        features: Tensor | None,
+        shift: Tensor | None,
+        given: Tensor | None,
+    ) -> Output:
         nothing = x.new_zeros(())
         with self._watched() as excess:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trained(self.network.encoder)):
@@ -134,12 +151,14 @@ class Model(nn.Module):
 class Judge(nn.Module):
     """Both of a discriminator's passes in one: batch statistics are of each alone, and DDP sees a single forward."""
 
-    def __init__(self, discriminator: PatchDiscriminator) -> None:
+    def __init__(self, discriminator: PatchDiscriminator, recipe: Recipe) -> None:
         super().__init__()
         self.discriminator = discriminator
+        self.recipe = recipe
 
     def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        return self.discriminator(real), self.discriminator(fake)
+        with autocast(self.recipe, real.device):
+            return self.discriminator(real).float(), self.discriminator(fake).float()
 
 
 class Scaled:

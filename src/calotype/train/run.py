@@ -218,7 +218,7 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
         devices=devices,
         num_nodes=world // local,
         strategy=strategy,
-        precision="bf16-mixed" if recipe.precision == "bfloat16" else "32-true",
+        precision="32-true",  # `model.autocast` is ours: Fabric's allows no partial gradients, which weights need
     )
     fabric.launch()
     return fabric

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from support import one_sentence
 
+from calotype import sources
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import read_picture, to_uint8
-from calotype.train import sources
-from calotype.train.sources import Array, Pictures, open_source
+from calotype.sources import Array, Pictures, open_source
 
 
 def picture(seed: int, height: int = 20, width: int = 24) -> Array:
