@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from calotype import __version__
-from calotype.cli import convert, decode, doctor, encode, inspect, plan, reconstruct, train
+from calotype.cli import convert, decode, doctor, encode, evaluate, inspect, plan, probe, reconstruct, train
 from calotype.cli.common import complain
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, encode, decode, inspect, plan, convert, train, doctor):
+for module in (reconstruct, encode, decode, evaluate, probe, inspect, plan, convert, train, doctor):
     paragraphs = cleandoc(module.command.__doc__ or "").split("\n\n")
     text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
     app.command(module.NAME, help=text, epilog=module.EXAMPLE)(module.command)

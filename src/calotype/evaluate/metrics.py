@@ -62,10 +62,10 @@ def ms_ssim(a: Tensor, b: Tensor) -> float:
     """Multi-scale structural similarity: Wang, Simoncelli & Bovik, Asilomar 2003, equation 7, with its five exponents.
 
     Each scale is the mean of 2 x 2 pixels of the one before; an odd side is continued by its last pixels, as in
-    TensorFlow and in the loss `ms_ssim` (pytorch_msssim averages zeros in, torchmetrics leaves the last pixels out:
-    equal at sides that divide by 16). The similarity at each scale is that of `ssim`, of which the first four scales
-    give contrast and structure alone; below 0 it counts as 0, because it is raised to a power. The product is taken
-    for each of R, G and B, then their mean. Computed in float64.
+    TensorFlow and in the loss `ms_ssim` (pytorch_msssim averages zeros in: equal where sides divide by 16). The
+    similarity at each scale is that of `ssim`, of which the first four scales give contrast and structure alone; below
+    0 it counts as 0, because it is raised to a power. The product is taken for each of R, G and B, then their mean
+    (torchmetrics averages channels first, and counts a border made by reflection). Computed in float64.
 
     Args:
         a, b: uint8 [3, H, W], H and W at least 161: there the window of 11 just fits the fifth scale.

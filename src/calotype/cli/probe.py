@@ -1,0 +1,76 @@
+"""`calotype probe`: what a VAE's latent space does, as a page."""
+
+from __future__ import annotations
+
+import json as json_module
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calotype.cli.common import DeviceOption, JsonOption, require_folder, show
+
+NAME = "probe"
+EXAMPLE = "Example: [bold]calotype probe sdxl-vae photos/ --report probe/[/]"
+
+
+class Lpips(str, Enum):
+    """Networks of LPIPS."""
+
+    vgg = "vgg"
+    alex = "alex"
+    none = "none"
+
+
+def command(
+    vae: Annotated[str, typer.Argument(help="Weights: builtin, a preset's name, or a file or folder in any layout.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Pictures: a folder, a .zip, .tar shards, or a dataset's folder.", show_default="drawn cards"
+        ),
+    ] = None,
+    report: Annotated[Path, typer.Option("--report", "-o", help="Folder for probe.json and index.html.")] = Path(
+        "probe"
+    ),
+    labels: Annotated[
+        Path | None, typer.Option(help='JSON {"a.png": "cat"}, or lines {"file": "a.png", "label": "cat"}.')
+    ] = None,
+    lpips: Annotated[Lpips, typer.Option(help="LPIPS's network, or none.")] = Lpips.vgg,
+    every: Annotated[int, typer.Option(min=1, help="Only every n-th picture, from the first on.")] = 1,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many pictures.", show_default="all")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of draws, noise and splits.")] = 0,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what a VAE's latent space does.
+
+    Scale and shift, KL and active units, uncertainty, noise, interpolation, equivariance, grids, colour, the prior,
+    round trips, and with labels what can be read from latents: each with a number, a sentence on how to read it and a
+    figure in REPORT/index.html, which works from disk.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+    from rich.text import Text
+
+    from calotype.evaluate.examine import examine
+
+    require_folder(report)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Probing", total=1.0)
+        found = examine(
+            vae, data, report, labels=labels, perceptual=None if lpips is Lpips.none else lpips.value, every=every,
+            limit=limit, seed=seed, device=device, progress=lambda part: bar.update(task, completed=part),
+        )  # fmt: skip
+    if json:
+        print(json_module.dumps(found.to_dict()))
+        return
+    table = Table("finding", "what it says", show_lines=True)
+    for finding in found.findings:
+        table.add_row(Text(finding.title), Text(finding.sentence))
+    show(table)
+    for key, reason in found.left_out.items():
+        print(f"{key} was left out: {reason}.")
+    print(report / "index.html")

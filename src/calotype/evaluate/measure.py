@@ -1,0 +1,208 @@
+"""One picture through one VAE, as a protocol says, and everything that is measured of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol as Interface
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calotype.errors import CalotypeError
+from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.metrics import ms_ssim, psnr, ssim
+from calotype.evaluate.protocol import Protocol
+from calotype.evaluate.similarity import ssim_reflect, ssim_uniform
+from calotype.pixels import pad, to_uint8
+from calotype.posterior import DiagonalGaussian, Posterior
+from calotype.vae import VAE, picture_generator
+
+Array = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+LEAST = {"ssim": 11, "ms_ssim": 161, "lpips_vgg": 16, "lpips_alex": 31}  # pixels a side
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of one picture."""
+
+    key: str
+    title: str
+    unit: str
+    higher: bool  # is better
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("psnr", "PSNR", "dB", True),
+        Metric("ssim", "SSIM", "", True),
+        Metric("ms_ssim", "MS-SSIM", "", True),
+        Metric("lpips_vgg", "LPIPS (VGG)", "", False),
+        Metric("lpips_alex", "LPIPS (AlexNet)", "", False),
+    )
+}
+
+
+class Features(Interface):
+    """A network that distances between sets of pictures are over; see `features.load_extractor`."""
+
+    name: str
+    width: int
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> [N, width]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What measures.
+
+    Attributes:
+        metrics: keys of `METRICS`.
+        lpips: networks by their metric's key.
+        extractors: by their names.
+        memory: for the VAE; see `VAE.encode`.
+    """
+
+    metrics: tuple[str, ...]
+    lpips: Mapping[str, LPIPS]
+    extractors: Mapping[str, Features]
+    memory: int | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What one picture gave.
+
+    Attributes:
+        row: figures by key; or the sentence why there are none, as `error`.
+        features: [width] float32 of each extractor, of what was decoded.
+    """
+
+    row: dict[str, Any]
+    features: dict[str, NDArray[np.float32]]
+
+
+def pixels_sha256(picture: Array) -> str:
+    """A hash of a picture's pixels, whatever file they are in."""
+    return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+@torch.no_grad()
+def reference(picture: Array, name: str, protocol: Protocol, tools: Tools) -> Taken:
+    """A picture's own features, as prepared."""
+    before = to_uint8(protocol.prepare(picture, name))
+    return Taken(row={"height": before.shape[1], "width": before.shape[2]}, features=_features(before, tools))
+
+
+def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Posterior, Tensor]:
+    """The posterior of a prepared picture, and what of it is decoded."""
+    posterior = vae.encode(x[None], memory=tools.memory)
+    if protocol.latent == "mode":
+        return posterior, posterior.mode()
+    return posterior, posterior.sample([picture_generator(protocol.seed, pad(x, vae.factor)[0])])
+
+
+@torch.no_grad()
+def measure(
+    vae: VAE, picture: Array, name: str, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
+) -> Taken:
+    """Encodes and decodes a picture and compares. Where the VAE fails, the row says why.
+
+    Args:
+        boxes: parts of the prepared picture that are also compared alone, by the name of their subset.
+
+    Raises:
+        UsageError: the picture does not fit the protocol.
+    """
+    x = protocol.prepare(picture, name)
+    try:
+        begin = time.perf_counter()
+        posterior, z = encode(vae, x, protocol, tools)
+        middle = time.perf_counter()
+        y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
+        end = time.perf_counter()
+    except CalotypeError as error:
+        return Taken(row={"error": str(error)}, features={})
+    row: dict[str, Any] = {
+        "height": x.shape[1],
+        "width": x.shape[2],
+        **_figures(x, y, protocol, tools),
+        "numbers_per_pixel": z.numel() / (x.shape[1] * x.shape[2]),
+        "kl_bits_per_pixel": _rate(posterior, x),
+        "encode_seconds": middle - begin,
+        "decode_seconds": end - middle,
+        "latents": _moments(posterior.mode()[0]),
+    }
+    if boxes:
+        row["subsets"] = {
+            subset: [_figures(_part(x, box), _part(y, box), protocol, tools) for box in parts]
+            for subset, parts in boxes.items()
+        }
+    return Taken(row=row, features=_features(to_uint8(y), tools))
+
+
+def _part(pixels: Tensor, box: Box) -> Tensor:
+    left, top, right, bottom = box
+    return pixels[:, top:bottom, left:right]
+
+
+def _figures(x: Tensor, y: Tensor, protocol: Protocol, tools: Tools) -> dict[str, float]:
+    """The metrics that a picture [3, H, W], or a part of one, is large enough for."""
+    before, after = to_uint8(x), to_uint8(y)
+    found: dict[str, float] = {}
+    for key in tools.metrics:
+        if min(x.shape[1:]) < LEAST.get(key, 1):
+            continue
+        if key == "psnr":
+            found[key] = psnr(before, after)
+        elif key == "ssim":
+            found[key] = _ssim(x, y, before, after, protocol)
+        elif key == "ms_ssim":
+            found[key] = ms_ssim(before, after)
+        else:
+            network = tools.lpips[key]
+            device = network.shift.device
+            pair = (x, y) if protocol.on_floats else (before.float() / 127.5 - 1, after.float() / 127.5 - 1)
+            found[key] = float(network(*(one[None].to(device) for one in pair)))
+    return found
+
+
+def _ssim(x: Tensor, y: Tensor, before: Tensor, after: Tensor, protocol: Protocol) -> float:
+    if protocol.ssim == "gaussian":
+        return ssim(before, after)
+    similarity = ssim_reflect if protocol.ssim == "reflect" else ssim_uniform
+    if protocol.on_floats:
+        return similarity(x.clamp(-1, 1), y.clamp(-1, 1), 2.0 * protocol.ssim_range)
+    return similarity(before.float() / 255, after.float() / 255, protocol.ssim_range)
+
+
+def _rate(posterior: Posterior, x: Tensor) -> float | None:
+    """KL(posterior || N(0, I)) in bits a pixel."""
+    if not isinstance(posterior, DiagonalGaussian):
+        return None
+    return float(posterior.kl()) / math.log(2) / (x.shape[1] * x.shape[2])
+
+
+def _moments(z: Tensor) -> dict[str, Any]:
+    """Count, and mean and sum of squared deviations of each channel, in float64."""
+    values = z.double().cpu().flatten(1)
+    mean = values.mean(1)
+    return {
+        "count": values.shape[1],
+        "mean": mean.tolist(),
+        "m2": (values - mean[:, None]).square().sum(1).tolist(),
+    }
+
+
+def _features(picture: Tensor, tools: Tools) -> dict[str, NDArray[np.float32]]:
+    return {name: extractor(picture[None])[0].float().cpu().numpy() for name, extractor in tools.extractors.items()}

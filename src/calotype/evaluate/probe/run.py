@@ -1,0 +1,215 @@
+"""All measurements of one VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calotype.engine.executor import Progress
+from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.probe.bench import LEAST_LPIPS, Bench, Coder, Sample, read_samples
+from calotype.evaluate.probe.channels import Channels
+from calotype.evaluate.probe.constants import constants
+from calotype.evaluate.probe.finding import Finding, LeftOut
+from calotype.evaluate.probe.labels import Labels
+from calotype.evaluate.probe.noise import draws, prior, response
+from calotype.evaluate.probe.paths import drift, interpolation
+from calotype.evaluate.probe.rate import Colour, Rate
+from calotype.evaluate.probe.symmetry import shifts, transforms
+from calotype.evaluate.probe.uncertainty import Certainty, Information
+
+SIDE = 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probe:
+    """What a VAE's latent space does.
+
+    Attributes:
+        vae, sha256: which VAE.
+        factor, latent_channels: its f and C.
+        pictures: names, in the order of charts that number them (by content, whatever order they were given in).
+        side: of the pictures as they were used, in pixels.
+        seed: of all that is drawn.
+        lpips: the network of LPIPS; None without.
+        findings: in the order of a report.
+        left_out: what was not measured (its key) -> why, as half a sentence.
+    """
+
+    vae: str
+    sha256: str
+    factor: int
+    latent_channels: int
+    pictures: tuple[str, ...]
+    side: int
+    seed: int
+    lpips: str | None
+    findings: tuple[Finding, ...]
+    left_out: dict[str, str]
+
+    def __getitem__(self, key: str) -> Finding:
+        """The finding with this key.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for finding in self.findings:
+            if finding.key == key:
+                return finding
+        raise KeyError(key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the figures, as plain values for JSON."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("findings", "pictures")}
+        return plain | {
+            "pictures": list(self.pictures),
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+class _Survey:
+    """One pass over all pictures; what is measured of each alone."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.channels = Channels(bench)
+        self.information = Information()
+        self.certainty = Certainty(bench)
+        self.rate = Rate(bench)
+        self.colour = Colour()
+        self.labels = Labels(bench)
+        bench.latents, bench.reconstructions = [], []
+        for i, sample in bench.over(list(enumerate(bench.samples))):
+            self._add(i, sample)
+        bench.mean = self.channels.raw.mean.float()[:, None, None]
+        std = self.channels.raw.std
+        bench.std = torch.where(std > 0, std, 1.0).float()[:, None, None]
+
+    def _add(self, i: int, sample: Sample) -> None:
+        posterior = self.bench.encode(sample.pixels)
+        latents = posterior.mode()[0]
+        reconstruction = self.bench.decode(latents)
+        self.channels.add(latents)
+        self.information.add(posterior)
+        self.certainty.add(sample, posterior)
+        self.rate.add(sample, posterior, reconstruction)
+        self.colour.add(sample, reconstruction)
+        self.labels.add(sample, latents)
+        if i < len(self.bench.few):
+            self.bench.latents.append(latents)
+            self.bench.reconstructions.append(reconstruction)
+
+
+def probe(
+    vae: Coder,
+    pictures: Iterable[tuple[str, NDArray[np.uint8]]],
+    *,
+    labels: Sequence[str] | None = None,
+    lpips: LPIPS | None = None,
+    seed: int = 0,
+    side: int = SIDE,
+    progress: Progress | None = None,
+) -> Probe:
+    """Measures what a VAE's latent space does, on pictures.
+
+    Everything is deterministic given the seed, and independent of the order of the pictures. What is costly is measured
+    on eight of them. About 70 times as much is encoded and 100 times as much decoded as those eight.
+
+    Args:
+        vae: a `calotype.VAE`, or what encodes and decodes like one.
+        pictures: (name, uint8 [H, W, 3]); at least 8 f pixels a side. Two are needed for all measurements, and a few
+            dozen for figures that mean something.
+        labels: one for each picture, in their order; for the linear probe.
+        lpips: with its weights (`calotype.evaluate.lpips.load_lpips`); without, distances are RMSE only.
+        seed: of draws, noise and splits.
+        side: pictures are cut to squares of so many pixels, or of the smallest picture's side where this is less.
+        progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
+
+    Raises:
+        UsageError: no pictures, one that is too small or none, or labels that do not match.
+        WeightsError: if only an encoder or a decoder was loaded.
+        NonFiniteError, MemoryLimitError: as `VAE.encode` and `VAE.decode`.
+    """
+    samples = read_samples(pictures, labels, vae.factor, side)
+    left_out: dict[str, str] = {}
+    if lpips is None:
+        left_out["lpips"] = "no weights of LPIPS were given"
+    elif samples[0].levels.shape[-1] < LEAST_LPIPS:
+        left_out["lpips"] = f"it needs pictures of at least {LEAST_LPIPS} pixels a side"
+        lpips = None
+    bench = Bench(vae, samples, seed, lpips, None)
+    # what runs after the survey, with about how many times it encodes or decodes
+    costly: dict[str, tuple[Callable[[Bench], Finding], float]] = {
+        "draws": (draws, 40),
+        "noise": (response, 64),
+        "interpolation": (interpolation, 60),
+        "shifts": (shifts, 128),
+        "transforms": (transforms, 96),
+        "constants": (constants, 22),
+        "prior": (prior, 16),
+        "drift": (drift, 160),
+    }
+    work = 2.0 * len(samples) + sum(cost for _, cost in costly.values())
+
+    def part(done: float, cost: float) -> Progress | None:
+        return None if progress is None else lambda share: progress((done + cost * share) / work)
+
+    bench.progress, done = part(0.0, 2.0 * len(samples)), 2.0 * len(samples)
+    survey = _Survey(bench)
+    measured: dict[str, Callable[[], Finding]] = {
+        "rate": survey.rate.finding,
+        "channels": survey.channels.finding,
+        "kl": survey.information.finding,
+        "posterior": survey.certainty.finding,
+        "colour": survey.colour.finding,
+        "labels": survey.labels.finding,
+    }
+    found: dict[str, Finding] = {}
+    for key in ORDER:
+        try:
+            if key in measured:
+                found[key] = measured[key]()
+            else:
+                measure, cost = costly[key]
+                bench.progress = part(done, cost)
+                done += cost
+                found[key] = measure(bench)
+        except LeftOut as reason:
+            left_out[key] = str(reason)
+    if progress is not None:
+        progress(1.0)
+    return Probe(
+        vae=vae.name,
+        sha256=vae.sha256,
+        factor=vae.factor,
+        latent_channels=vae.latent_channels,
+        pictures=tuple(sample.name for sample in samples),
+        side=bench.side,
+        seed=seed,
+        lpips=None if lpips is None else lpips.net,
+        findings=tuple(found.values()),
+        left_out=left_out,
+    )
+
+
+ORDER = (
+    "rate",
+    "channels",
+    "kl",
+    "posterior",
+    "draws",
+    "noise",
+    "interpolation",
+    "shifts",
+    "transforms",
+    "constants",
+    "colour",
+    "prior",
+    "drift",
+    "labels",
+)

@@ -1,0 +1,487 @@
+"""The report of an evaluation: one page of HTML with everything in it, readable from disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calotype.errors import UsageError
+from calotype.evaluate.figures import Bars
+from calotype.evaluate.report import svg
+from calotype.evaluate.report.markup import Markup, count, document, element, join, number
+from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table
+from calotype.evaluate.report.pictures import Crop, Encoded, encode
+from calotype.evaluate.report.standing import Standing, standings, values
+from calotype.files import atomic_path
+
+Results = dict[str, Any]
+
+_RATE = {"key": "kl_bits_per_pixel", "title": "KL rate", "unit": "bit/pixel", "better": "lower"}
+_STANDINGS = {
+    "best": "better than each other VAE on the same pictures: the 95% interval of the mean difference excludes 0",
+    "tied": "can't be told from the best on these pictures",
+}
+
+
+def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Path:
+    """Writes the page.
+
+    Args:
+        results: as in results.json; docs/evaluation.md says what is in it.
+        crops: parts of pictures to be looked at, with reconstructions of any of the VAEs.
+        path: of the page.
+
+    Raises:
+        UsageError: a crop of a picture or of a VAE that is not among the results; the folder does not exist.
+    """
+    page = _page(results, crops)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(page)
+    return path
+
+
+def _page(results: Results, crops: Sequence[Crop]) -> bytes:
+    vaes, pictures = results["vaes"], results["pictures"]
+    labels = [vae["label"] for vae in vaes]
+    named = {picture["name"]: i for i, picture in reversed(list(enumerate(pictures)))}
+    for crop in crops:
+        if crop.picture not in named:
+            raise UsageError(f"there is a crop of {crop.picture}, which is not among the results' pictures.")
+        for label in crop.reconstructions:
+            if label not in labels:
+                raise UsageError(f"a crop of {crop.picture} is of the VAE {label}, which is not among the results.")
+    grouped: dict[int, list[Crop]] = {}
+    for crop in crops:
+        grouped.setdefault(named[crop.picture], []).append(crop)
+    title = f"{_listed(labels)} on {len(pictures):,} picture{'' if len(pictures) == 1 else 's'}"
+    protocol = results["protocol"]
+    sections = [
+        _summary(results),
+        _chart(results),
+        _pictures(results, grouped),
+        _failures(results),
+        _subsets(results),
+        _cost(results),
+        _latents(results),
+        _details(results),
+    ]
+    return document(
+        f"{title} \u2013 calotype",
+        shapes(),
+        heading(
+            f"calotype {results['calotype']} · evaluation",
+            title,
+            protocol.get("text") or protocol["name"],
+            protocol.get("note", ""),
+            results,
+        ),
+        element("main", *sections),
+        data={
+            "pictures": [picture["name"] for picture in pictures],
+            "metrics": [{**metric, "digits": _digits(metric)} for metric in _plotted(results)],
+            "metricsToOrderBy": len(results["metrics"]),
+            "vaes": labels,
+            "values": {
+                metric["key"]: [list(map(_plain, values(vae, metric["key"], len(pictures)))) for vae in vaes]
+                for metric in _plotted(results)
+            },
+            "crops": sorted(grouped),
+        },
+    )
+
+
+def _plain(value: float | None) -> float | str | None:
+    """JSON has no infinity, which the PSNR of an unchanged picture is."""
+    return "inf" if value == math.inf else value
+
+
+def _listed(labels: Sequence[str]) -> str:
+    if len(labels) > 3:
+        return f"{len(labels)} VAEs"
+    return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
+
+
+def _plotted(results: Results) -> list[dict[str, Any]]:
+    """The metrics, and the rate where there is one."""
+    rated = any(row.get(_RATE["key"]) is not None for vae in results["vaes"] for row in vae["rows"])
+    return [*results["metrics"], *([_RATE] if rated else [])]
+
+
+def _digits(metric: Mapping[str, Any]) -> int:
+    return {"dB": 2, "bit/pixel": 3}.get(metric["unit"], 4)
+
+
+def _unit(metric: Mapping[str, Any]) -> str:
+    arrow = "higher is better" if metric["better"] == "higher" else "lower is better"
+    return f"{metric['unit']}, {arrow}" if metric["unit"] else arrow
+
+
+# --- summary ---
+
+
+def _summary(results: Results) -> Markup:
+    vaes, metrics = results["vaes"], results["metrics"]
+    distances = list(dict.fromkeys(key for vae in vaes for key in vae.get("distances", {})))
+    columns = [Column("VAE")]
+    columns += [Column(m["title"], _unit(m), "mean over pictures, with its 95% interval") for m in metrics]
+    columns += [Column(_distance(key), "lower is better", "between two sets of pictures") for key in distances]
+    columns.append(Column("Numbers", "per pixel", "latent numbers for each pixel, which is 3 itself"))
+    marks = [standings(results, metric["key"], metric["better"] == "higher") for metric in metrics]
+    bounds = [_bounds(vaes, metric["key"]) for metric in metrics]
+    rows = []
+    for i, vae in enumerate(vaes):
+        cells = [_name(i, vae, f"f{vae['factor']}, {vae['channels']} channels")]
+        for metric, marked, bound in zip(metrics, marks, bounds, strict=True):
+            mean = vae["means"].get(metric["key"])
+            fewer = mean is not None and mean["n"] < len(vae["rows"])
+            more = f"{mean['n']:,} of {len(vae['rows']):,} pictures" if fewer else ""
+            cells.append(_mean(mean, _digits(metric), marked[i], bound, more))
+        cells += [_distance_cell(vae.get("distances", {}).get(key), key) for key in distances]
+        figures = [row["numbers_per_pixel"] for row in vae["rows"] if "numbers_per_pixel" in row]
+        cells.append(_cell(float(np.median(figures)) if figures else None, 3))
+        rows.append(cells)
+    note = [
+        "Below each mean is its 95% bootstrap interval over the pictures, on one scale for all VAEs.",
+        *(f"{_badge(name)}: {text}." for name, text in _STANDINGS.items() if any(name in marked for marked in marks)),
+        "Distances have no such interval, and none of them is marked." if distances else "",
+    ]
+    return section(
+        "summary",
+        "Summary",
+        table(columns, rows, sortable=len(vaes) > 1),
+        element("p", Markup(" ".join(filter(None, note))), class_="note"),
+    )
+
+
+def _badge(name: str) -> Markup:
+    return element("span", name, class_=f"badge {name}", title=_STANDINGS[name])
+
+
+def _bounds(vaes: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
+    ends = [mean[end] for vae in vaes if (mean := vae["means"].get(key)) for end in ("low", "high")]
+    ends = [end for end in ends if math.isfinite(end)]
+    return (min(ends), max(ends)) if ends else (0.0, 1.0)
+
+
+def _mean(
+    mean: Mapping[str, float] | None, digits: int, standing: Standing, bounds: tuple[float, float], more: str
+) -> Markup:
+    if mean is None:
+        return _cell(None, digits)
+    low, high = (number(mean[end], digits) for end in ("low", "high"))
+    drawn = svg.interval(mean["low"], mean["mean"], mean["high"], bounds) if math.isfinite(mean["mean"]) else ""
+    return element(
+        "td",
+        element("b", number(mean["mean"], digits)),
+        _badge(standing) if standing else "",
+        drawn,
+        element("small", f"{low} to {high}"),
+        element("small", more) if more else "",
+        data_value=mean["mean"],
+        class_=standing or None,
+    )
+
+
+def _cell(value: float | None, digits: int, *more: str) -> Markup:
+    return element("td", number(value, digits), *more, data_value="" if value is None else value)
+
+
+def _distance(key: str) -> str:
+    kind, _, network = key.partition("_")
+    return f"{kind.upper()} ({network.replace('_', ' ')})" if network else kind.upper()
+
+
+def _distance_cell(found: Mapping[str, float] | None, key: str) -> Markup:
+    digits = 5 if key.startswith("kid") else 3
+    if found is None:
+        return _cell(None, digits)
+    more = [f"± {number(found['std'], digits)}"] if "std" in found else []
+    more += [f"{found['n']:,} pictures"] if "n" in found else []
+    return _cell(found["value"], digits, element("small", ", ".join(more)))
+
+
+def _name(i: int, vae: Mapping[str, Any], below: str = "") -> Markup:
+    small = element("small", below) if below else ""
+    return element("th", svg.sample(i), vae["label"], small, scope="row", data_value=vae["label"])
+
+
+def _decimals(value: float) -> int:
+    """For seconds and megabytes: three digits that count."""
+    return 3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0
+
+
+def _cost(results: Results) -> Markup:
+    vaes = results["vaes"]
+    columns = [
+        Column("VAE"),
+        Column("Parameters"),
+        Column("Weights", "MB"),
+        Column("Peak memory", "MB, planned", "of the plan for the largest picture, beside the weights"),
+        Column("Encoding", "s per megapixel", "median over pictures"),
+        Column("Decoding", "s per megapixel", "median over pictures"),
+    ]
+    figures = []
+    for vae in vaes:
+        memory, speed = vae.get("memory", {}), vae.get("speed", {})
+        sizes = [memory.get(key) for key in ("weights_bytes", "planned_peak_bytes")]
+        seconds = [speed.get(f"{way}_seconds_per_megapixel") for way in ("encode", "decode")]
+        figures.append([vae["parameters"], *(None if size is None else size / 1e6 for size in sizes), *seconds])
+    most = [max((v for v in column if v is not None), default=0.0) for column in zip(*figures, strict=True)]
+    rows = []
+    for i, vae in enumerate(vaes):
+        cells = [_name(i, vae)]
+        for k, (value, largest) in enumerate(zip(figures[i], most, strict=True)):
+            text = "\u2013" if value is None else count(value) if k == 0 else number(value, _decimals(value))
+            bar = "" if value is None else svg.share(value, largest)
+            cells.append(element("td", text, bar, data_value="" if value is None else value))
+        rows.append(cells)
+    return section(
+        "cost",
+        "Speed and memory",
+        table(columns, rows, sortable=len(vaes) > 1),
+        intro=f"On this machine ({results['device']})." if results.get("device") else "",
+    )
+
+
+# --- chart of pictures, and pictures ---
+
+
+def _chart(results: Results) -> Markup:
+    several = len(results["vaes"]) > 1
+    return section(
+        "chart",
+        "Picture by picture",
+        element(
+            "div",
+            element("div", _choice("mode", "Compare", (("metrics", "metrics"), ("vaes", "VAEs"))), hidden=not several),
+            element("div", _choice("x", "Across", ()), _choice("y", "Up", ()), class_="axes"),
+            element("div", _choice("by", "Metric", ()), class_="axes"),
+            class_="controls",
+            id="chart-controls",
+        ),
+        svg.legend([vae["label"] for vae in results["vaes"]]),
+        element("div", class_="plot", id="plot"),
+        element("p", id="plot-says", class_="note", aria_live="polite"),
+        element("noscript", element("p", "This chart needs JavaScript.", class_="note")),
+        intro="Each point is a picture. A click on it, or Enter, leads to its crops; arrow keys go through all.",
+    )
+
+
+def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> Markup:
+    return element(
+        "label",
+        element("span", label),
+        element("select", *(element("option", text, value=value) for value, text in options), id=f"choose-{key}"),
+    )
+
+
+def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]]) -> Markup:
+    order = sorted(grouped)
+    images = [image for i in order for crop in grouped[i] for image in (crop.original, *crop.reconstructions.values())]
+    encoded = encode(images)
+    uris = iter(encoded.uris)
+    articles = [_article(results, i, grouped[i], uris) for i in order]
+    labels = list(enumerate(vae["label"] for vae in results["vaes"]))
+    sides = [("original", "original"), *((str(i), label) for i, label in labels)]
+    zooms = [("fit", "to fit"), ("1", "1 : 1"), ("2", "2 : 1"), ("4", "4 : 1")]
+    ranking = [
+        _choice("order", "Worst first by", [(metric["key"], metric["title"]) for metric in results["metrics"]]),
+        _choice("order-vae", "of", [(str(i), label) for i, label in labels]),
+    ]
+    controls = [
+        _choice("view", "Show", (("wipe", "reconstructions"), ("difference", "differences"))),
+        _choice("side", "Left of the slider", sides),
+        element(
+            "label",
+            element("span", "Amplified ", element("output", "\u00d74", id="factor-says", for_="factor")),
+            element("input", type="range", id="factor", min=1, max=32, step=1, value=4),
+            class_="when-difference",
+        ),
+        _choice("zoom", "Size", zooms),
+    ]
+    what = "Drag over a picture, or use the arrow keys: what is left of the line is the original, or another VAE's."
+    return section(
+        "pictures",
+        "Pictures, the worst first",
+        element("div", *ranking, *(controls if articles else []), class_="controls sticky", id="picture-controls"),
+        element("div", *articles, id="articles"),
+        element("p", _stored(encoded), class_="note") if articles else "",
+        details("All figures of all pictures", element("div", id="all-pictures"), id="all"),
+        intro=what if articles else "",
+    )
+
+
+def _stored(encoded: Encoded) -> str:
+    if not encoded.quality:
+        return (
+            "Crops are stored without loss, so that differences are exact: (reconstruction \u2212 original) \u00d7 the "
+            "factor, around grey."
+        )
+    return (
+        f"There are many crops, so they are stored as JPEG of quality {encoded.quality}, which itself is "
+        f"{encoded.psnr:.1f} dB from the pixels: the smallest differences may be JPEG's. All figures are of the pixels."
+    )
+
+
+def _article(results: Results, i: int, crops: Sequence[Crop], uris: Any) -> Markup:
+    picture, metrics = results["pictures"][i], results["metrics"]
+    places = {vae["label"]: k for k, vae in enumerate(results["vaes"])}
+    rows = [{row["picture"]: row for row in vae["rows"]}.get(i, {}) for vae in results["vaes"]]
+    parts: list[str] = []
+    for crop in crops:
+        top, left, height, width = crop.box
+        tiles = [_tile(next(uris), crop, "original", element("b", "original"), None)]
+        for label in crop.reconstructions:
+            row = rows[places[label]]
+            said = [
+                f"{metric['title']} {number(row[metric['key']], _digits(metric))} {metric['unit']}".strip().replace(
+                    " ", "\u00a0"
+                )
+                for metric in metrics
+                if row.get(metric["key"]) is not None
+            ]
+            caption = join(svg.sample(places[label]), element("b", label), element("small", " · ".join(said)))
+            tiles.append(_tile(next(uris), crop, label, caption, places[label]))
+        whole = (height, width) == (picture.get("height"), picture.get("width"))
+        box = "the whole picture" if whole else f"{width} \u00d7 {height} at {left}, {top}"
+        parts += [element("p", box, class_="box"), element("div", *tiles, class_="tiles")]
+    size = f"{picture['width']} \u00d7 {picture['height']}" if picture.get("width") else ""
+    return element(
+        "article",
+        element("h3", picture["name"], element("small", size)),
+        *parts,
+        id=f"picture-{i}",
+        data_picture=i,
+        tabindex=-1,
+    )
+
+
+def _tile(uri: str, crop: Crop, label: str, caption: Markup, place: int | None) -> Markup:
+    height, width = crop.box[2:]
+    image = element("img", src=uri, width=width, height=height, alt=f"{crop.picture}, {label}", decoding="async")
+    return element(
+        "figure",
+        element("div", image, class_="frame"),
+        element("figcaption", caption),
+        class_="tile",
+        data_vae="original" if place is None else place,
+    )
+
+
+# --- the rest ---
+
+
+def _failures(results: Results) -> Markup | str:
+    rows = [
+        [
+            element("th", results["pictures"][row["picture"]]["name"], scope="row"),
+            element("td", vae["label"], class_="text"),
+            element("td", row["error"], class_="text"),
+        ]
+        for vae in results["vaes"]
+        for row in vae["rows"]
+        if "error" in row
+    ]
+    if not rows:
+        return ""
+    columns = [Column("Picture"), Column("VAE", text=True), Column("What went wrong", text=True)]
+    return section(
+        "failures",
+        "Failures",
+        table(columns, rows),
+        intro="Means leave these out, each VAE's only its own.",
+    )
+
+
+def _subsets(results: Results) -> Markup | str:
+    vaes, metrics = results["vaes"], results["metrics"]
+    names = list(dict.fromkeys(name for vae in vaes for name in vae.get("subsets", {})))
+    if not names:
+        return ""
+    columns = [Column("Subset"), Column("VAE", text=True)]
+    columns += [Column(m["title"], _unit(m), "mean over parts, with its 95% interval") for m in metrics]
+    rows = []
+    for name in names:
+        means = [vae.get("subsets", {}).get(name, {}) for vae in vaes]
+        all_bounds = [_bounds([{"means": mean} for mean in means], metric["key"]) for metric in metrics]
+        for i, (vae, mean) in enumerate(zip(vaes, means, strict=True)):
+            cells = [element("th", name, scope="row"), element("td", svg.sample(i), vae["label"], class_="text")]
+            for metric, bounds in zip(metrics, all_bounds, strict=True):
+                found = mean.get(metric["key"])
+                more = f"{found['n']:,} part{'' if found['n'] == 1 else 's'}" if found else ""
+                cells.append(_mean(found, _digits(metric), "", bounds, more))
+            rows.append(cells)
+    return section(
+        "subsets",
+        "Subsets",
+        table(columns, rows),
+        intro="Parts of pictures, compared alone.",
+    )
+
+
+def _latents(results: Results) -> Markup | str:
+    charts = []
+    for vae in results["vaes"]:
+        found = vae.get("latents") or {}
+        if not found:
+            continue
+        bars = Bars(
+            title=vae["label"],
+            labels=[str(c) for c in range(len(found["mean"]))],
+            series={key: np.array(found[key], dtype=np.float64) for key in ("mean", "std")},
+            x_label="channel",
+            y_label="raw latents",
+        )
+        charts.append(svg.draw(bars))
+        scale, shift = found.get("scaling_factor"), found.get("shift_factor")
+        if scale is not None and shift is not None:
+            said = f"One shift and scale for all channels: subtract {shift:.4g}, multiply by {scale:.4g}."
+            charts[-1] = element("div", charts[-1], element("p", said.replace("-", "\u2212"), class_="note"))
+    if not charts:
+        return ""
+    return section(
+        "latents",
+        "Latents",
+        element("div", *charts, class_="charts"),
+        intro="Mean and standard deviation of each channel over all pictures, before scaling.",
+    )
+
+
+def _details(results: Results) -> Markup:
+    protocol = {key: value for key, value in results["protocol"].items() if key != "text"}
+    run = {key: results[key] for key in ("calotype", "created", "device") if key in results}
+    command = " ".join(_quoted(part) for part in results.get("command", ()))
+    blocks = [
+        details("Protocol", facts(protocol), id="protocol"),
+        details(
+            "Command and versions",
+            element("pre", command) if command else "",
+            facts(run | results.get("versions", {})),
+            id="versions",
+        ),
+    ]
+    for vae in results["vaes"]:
+        keys = ("weights", "sha256", "parameters", "factor", "channels")
+        told = {key: vae[key] for key in keys if key in vae}
+        nested = {key: json.dumps(vae[key]) for key in ("network", "format") if vae.get(key)}
+        blocks.append(details(f"VAE: {vae['label']}", facts(told | nested)))
+    hashes = [
+        [
+            element("th", picture["name"], scope="row"),
+            element("td", f"{picture.get('width') or '?'} \u00d7 {picture.get('height') or '?'}"),
+            element("td", element("code", picture["sha256"]), class_="text"),
+        ]
+        for picture in results["pictures"]
+    ]
+    columns = [Column("Picture"), Column("Size"), Column("SHA-256 of its pixels", text=True)]
+    blocks.append(details(f"Pictures and their hashes ({len(hashes):,})", table(columns, hashes), id="hashes"))
+    return section("details", "How this was measured", *blocks)
+
+
+def _quoted(part: str) -> str:
+    return part if part and not any(letter in part for letter in " \t\n'\"\\$`*?[](){}<>|&;#~!") else json.dumps(part)

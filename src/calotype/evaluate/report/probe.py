@@ -1,0 +1,139 @@
+"""The page of what a VAE's latent space does: one section a finding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import calotype
+from calotype.evaluate.figures import Figure, Pictures
+from calotype.evaluate.probe import Finding, Number, Probe
+from calotype.evaluate.report import svg
+from calotype.evaluate.report.markup import Markup, document, element
+from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
+from calotype.evaluate.report.pictures import BUDGET, encode
+from calotype.files import atomic_path
+
+
+def write_probe(probe: Probe, path: Path) -> Path:
+    """Writes the page.
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
+    page = _page(probe)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(page)
+    return path
+
+
+def _page(probe: Probe) -> bytes:
+    title = f"The latent space of {probe.vae}"
+    many = len(probe.pictures)
+    line = (
+        f"f{probe.factor}, {probe.latent_channels} channels; {many:,} picture{'' if many == 1 else 's'} of "
+        f"{probe.side} \u00d7 {probe.side} pixels, seed {probe.seed}, "
+        f"{f'LPIPS ({probe.lpips})' if probe.lpips else 'no LPIPS'}"
+    )
+    grids = sum(isinstance(figure, Pictures) for finding in probe.findings for figure in finding.figures)
+    sections = [_finding(finding, BUDGET // max(1, grids)) for finding in probe.findings]
+    return document(
+        f"{title} \u2013 calotype",
+        heading(f"calotype {calotype.__version__} · probe", title, line, "", {}),
+        element("main", *sections, _left_out(probe), _details(probe), class_="findings"),
+    )
+
+
+def _finding(finding: Finding, budget: int) -> Markup:
+    single = [number for number in finding.numbers if not isinstance(number.value, tuple)]
+    several = [number for number in finding.numbers if isinstance(number.value, tuple)]
+    rows = [
+        [
+            element("th", number.name, scope="row"),
+            element("td", _shown(number.value), element("small", number.unit) if number.unit else ""),
+        ]
+        for number in single
+        if not isinstance(number.value, tuple)
+    ]
+    text = element(
+        "div",
+        element("p", finding.sentence, class_="sentence"),
+        element("table", element("tbody", *(element("tr", *cells) for cells in rows)), class_="numbers")
+        if rows
+        else "",
+        details("Numbers by channel, colour or step", _several(several)) if several else "",
+        element("p", finding.method, class_="note"),
+        class_="said",
+    )
+    figures = [_figure(figure, budget) for figure in finding.figures]
+    return section(
+        finding.key, finding.title, element("div", text, element("div", *figures, class_="shown"), class_="finding")
+    )
+
+
+def _figure(figure: Figure, budget: int) -> Markup:
+    if not isinstance(figure, Pictures):
+        return svg.draw(figure)
+    encoded = encode(figure.images, budget)
+    tiles = [
+        element(
+            "figure",
+            element("img", src=uri, width=image.shape[1], height=image.shape[0], alt=caption, decoding="async"),
+            element("figcaption", caption),
+        )
+        for uri, image, caption in zip(encoded.uris, figure.images, figure.captions, strict=True)
+    ]
+    columns = max(1, figure.columns)
+    lines = [element("div", *tiles[i : i + columns], class_="row") for i in range(0, len(tiles), columns)]
+    return element(
+        "figure",
+        element("figcaption", figure.title),
+        element("div", *lines, class_="grid-of-pictures", tabindex=0),
+        class_="chart pictures",
+    )
+
+
+def _several(numbers: list[Number]) -> Markup:
+    """Numbers with one value for each of something, side by side."""
+    longest = max(len(n.value) for n in numbers if isinstance(n.value, tuple))
+    columns = [Column(""), *(Column(number.name, number.unit) for number in numbers)]
+    rows = []
+    for i in range(longest):
+        cells = [element("th", str(i), scope="row")]
+        for number in numbers:
+            value = number.value
+            cells.append(element("td", _shown(value[i]) if isinstance(value, tuple) and i < len(value) else ""))
+        rows.append(cells)
+    return table(columns, rows)
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    """Four digits that count."""
+    assert not isinstance(value, tuple)
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value > 0 else "\u2212∞"
+    if value != value:
+        return "\u2013"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:{',.0f' if abs(value) >= 1000 else '.4g'}}".replace("-", "\u2212")
+    return svg.power(value)
+
+
+def _left_out(probe: Probe) -> Markup | str:
+    if not probe.left_out:
+        return ""
+    return section(
+        "left-out",
+        "Not measured",
+        element("ul", *(element("li", f"{key}: {why}.") for key, why in probe.left_out.items())),
+    )
+
+
+def _details(probe: Probe) -> Markup:
+    told = {"weights": probe.vae, "sha256": probe.sha256, "seed": probe.seed}
+    names = element("ol", *(element("li", name) for name in probe.pictures), start=0)
+    return section(
+        "details",
+        "How this was measured",
+        details("VAE", facts(told)),
+        details(f"Pictures ({len(probe.pictures):,}), numbered as in charts", names),
+    )

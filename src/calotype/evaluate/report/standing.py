@@ -1,0 +1,50 @@
+"""Which VAE is best by a metric, as far as the pictures tell."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from calotype.evaluate.bootstrap import mean_interval
+
+Standing = Literal["best", "tied", ""]
+
+RESAMPLES = 2000
+
+
+def values(vae: dict[str, Any], key: str, pictures: int) -> list[float | None]:
+    """A VAE's figure of each picture; None where there is none."""
+    found: list[float | None] = [None] * pictures
+    for row in vae["rows"]:
+        found[row["picture"]] = row.get(key)
+    return found
+
+
+def standings(results: dict[str, Any], key: str, higher: bool) -> list[Standing]:
+    """One for each VAE, by the pictures for which all that have figures have one.
+
+    The VAE with the best mean of these is "best" if its mean difference to each other one has a 95% interval without 0;
+    if an interval holds 0, both are "tied". Intervals of the means themselves would not do: pictures differ more from
+    each other than VAEs do, so that they overlap where one VAE is better on every picture.
+
+    None stands out where there are fewer than two VAEs with figures, or fewer than two pictures in common.
+    """
+    figures = [values(vae, key, len(results["pictures"])) for vae in results["vaes"]]
+    known = [i for i, column in enumerate(figures) if any(v is not None for v in column)]
+    found: list[Standing] = [""] * len(figures)
+    rows = zip(*(figures[i] for i in known), strict=True)
+    common = np.array([row for row in rows if all(v is not None and math.isfinite(v) for v in row)], dtype=np.float64)
+    if len(known) < 2 or len(common) < 2:
+        return found
+    means = common.mean(axis=0)
+    first = int(means.argmax() if higher else means.argmin())
+    for i in range(len(known)):
+        if i == first:
+            continue
+        interval = mean_interval((common[:, first] - common[:, i]).tolist(), resamples=RESAMPLES)
+        if interval.low <= 0 <= interval.high:
+            found[known[i]] = "tied"
+    found[known[first]] = "tied" if "tied" in found else "best"
+    return found

@@ -1,0 +1,108 @@
+"""What has been measured so far, on disk: an evaluation that is stopped goes on where it was, and shards are joined."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.errors import StorageError, UsageError
+from calotype.evaluate.measure import Taken
+
+REFERENCE = ""  # in the place of a VAE: the pictures themselves
+_TABLES = """
+CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows (
+    vae TEXT NOT NULL, picture TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (vae, picture)
+);
+CREATE TABLE IF NOT EXISTS features (
+    vae TEXT NOT NULL, picture TEXT NOT NULL, extractor TEXT NOT NULL, numbers BLOB NOT NULL,
+    PRIMARY KEY (vae, picture, extractor)
+);
+"""
+
+
+class Store:
+    """Rows and features by VAE and picture (hashes both); each is written whole or not at all.
+
+    Args:
+        folder: that holds the evaluation; every file ``measured*.sqlite`` in it is read.
+        settings: what decides the figures; a folder of others is refused.
+        part: of how many this process measures, as in "1-of-4"; it writes a file of its own.
+
+    Raises:
+        UsageError: the folder holds an evaluation with other settings.
+        StorageError: it can't be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], part: str = "") -> None:
+        self.folder = folder
+        text = json.dumps(settings, sort_keys=True)
+        self._own = folder / (f"measured-{part}.sqlite" if part else "measured.sqlite")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._files = {path: _open(path) for path in {self._own, *folder.glob("measured*.sqlite")}}
+            for path, file in self._files.items():
+                known = file.execute("SELECT value FROM settings").fetchone()
+                if known is None:
+                    with file:
+                        file.execute("INSERT INTO settings VALUES (?)", (text,))
+                elif known[0] != text:
+                    raise UsageError(
+                        f"{path}: this evaluation was made with another {_difference(json.loads(known[0]), settings)}; "
+                        f"give the same, or another --report."
+                    )
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"{folder}: what was measured can't be kept there ({error}).") from None
+
+    def put(self, vae: str, picture: str, taken: Taken) -> None:
+        """Keeps what one picture gave.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        try:
+            with self._files[self._own] as file:
+                file.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", (vae, picture, json.dumps(taken.row)))
+                for name, numbers in taken.features.items():
+                    data = np.ascontiguousarray(numbers, dtype=np.float32).tobytes()
+                    file.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", (vae, picture, name, data))
+        except sqlite3.Error as error:
+            raise StorageError(f"{self._own}: what was measured can't be kept ({error}).") from None
+
+    def rows(self, vae: str) -> dict[str, dict[str, Any]]:
+        """What there is of a VAE, by picture."""
+        found: dict[str, dict[str, Any]] = {}
+        for file in self._files.values():
+            for picture, row in file.execute("SELECT picture, row FROM rows WHERE vae = ?", (vae,)):
+                found[picture] = json.loads(row)
+        return found
+
+    def features(self, vae: str, extractor: str) -> dict[str, NDArray[np.float32]]:
+        """Features of a VAE's reconstructions, by picture."""
+        found: dict[str, NDArray[np.float32]] = {}
+        question = "SELECT picture, numbers FROM features WHERE vae = ? AND extractor = ?"
+        for file in self._files.values():
+            for picture, numbers in file.execute(question, (vae, extractor)):
+                found[picture] = np.frombuffer(numbers, dtype=np.float32)
+        return found
+
+    def close(self) -> None:
+        """Ends it; nothing is lost without."""
+        for file in self._files.values():
+            file.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    file = sqlite3.connect(path, timeout=60)
+    file.executescript(_TABLES)
+    return file
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(key for key in now.keys() | then.keys() if then.get(key) != now.get(key)))

