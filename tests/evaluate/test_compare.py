@@ -27,7 +27,7 @@ from calotype.evaluate.store import Store
 from calotype.latents import ScaleShift
 from calotype.pixels import from_array, to_uint8
 from calotype.sources import open_source
-from calotype.vae import VAE
+from calotype.vae import VAE, picture_generator
 from calotype.weights.save import save_weights
 
 FORMAT = ScaleShift(name="mine", channels=4, scaling_factor=1.0)
@@ -205,6 +205,38 @@ def test_boxes_are_compared_alone(data: Path, vaes: tuple[str, ...], tmp_path: P
         with pytest.raises(UsageError) as error:
             read_boxes(tmp_path / "boxes.json")
         one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("name", ["lightningdit", "dc-ae", "llamagen"])
+def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    """By the libraries those tables were made with."""
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+    skimage = pytest.importorskip("skimage.metrics")
+    small = np.random.default_rng(3).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (tmp_path / "data").mkdir()
+    Image.fromarray(small).resize((700, 560), Image.Resampling.BICUBIC).save(tmp_path / "data" / "a.png")
+    protocol = preset(name)
+    found = evaluate(tmp_path / "data", setup(vaes[:1], protocol=protocol), tmp_path / "r")
+    assert found is not None
+    (row,) = found["vaes"][0]["rows"]
+    vae = load(vaes[0], device="cpu")
+    x = protocol.prepare(np.asarray(Image.open(tmp_path / "data" / "a.png")))
+    posterior = vae.encode(x[None])
+    z = posterior.mode() if protocol.latent == "mode" else posterior.sample([picture_generator(0, x)])
+    y = vae.decode(z, (256, 256), clamp=False)
+    after = (255 * (y[0] + 1) / 2 + 0.5).clamp(0, 255).to(torch.uint8)  # as DC-AE rounds; the others come to the same
+    before = (127.5 * x + 128).clamp(0, 255).to(torch.uint8)
+    if name == "lightningdit":
+        similarity = torchmetrics.structural_similarity_index_measure(y, x[None], data_range=(-1.0, 1.0))
+    elif name == "dc-ae":
+        pair = (before[None].double(), after[None].double())
+        similarity = torchmetrics.structural_similarity_index_measure(*pair, data_range=(0.0, 255.0))
+    else:
+        arrays = [one.permute(1, 2, 0).numpy().astype(np.float32) / 255 for one in (after, before)]
+        similarity = skimage.structural_similarity(*arrays, data_range=2.0, channel_axis=-1)
+    assert row["ssim"] == pytest.approx(float(similarity), abs=2e-5)
+    mse = float((before.double() - after.double()).square().mean())
+    assert row["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
 
 
 class Means:

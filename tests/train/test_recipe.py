@@ -53,9 +53,17 @@ def test_the_recipes_that_ship_are_valid(name: str) -> None:
 
 
 def test_what_ships() -> None:
-    assert {"kl-f8", "ft-mse", "ft-ema", "sdxl-like", "sd3-like-16ch", "tiny-distill", "fp16-fix", "builtin"} <= {
-        *RECIPES
-    }
+    assert {
+        "kl-f8",
+        "ft-mse",
+        "ft-ema",
+        "sdxl-like",
+        "sd3-like-16ch",
+        "tiny-distill",
+        "fp16-fix",
+        "builtin",
+        "builtin-finish",
+    } <= {*RECIPES}
     kl_f8 = load_recipe("kl-f8")
     assert kl_f8.network == AutoencoderConfig()
     assert (kl_f8.reconstruction, kl_f8.perceptual, kl_f8.perceptual_net, kl_f8.kl_weight) == ("l1", 1.0, "vgg", 1e-6)
