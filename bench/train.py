@@ -5,8 +5,9 @@
 The network is KL-f8 at half width, crops are 256 x 256, the losses L1, LPIPS (VGG) and KL, before the discriminator
 takes part. The other contender does what the example trainer of diffusers (train_autoencoderkl.py) does in such a step,
 with diffusers' own network and the same weights: LPIPS without a gradient, and the adaptive weight computed though it
-is not used yet, which takes the discriminator's forward pass and two partial backward passes. Contenders take turns, in
-float32 and in bfloat16 (autocast). Then the loop itself trains on JPEGs: "overhead" is what is no training step.
+is not used yet, which takes the discriminator's forward pass and two partial backward passes. Each contender is a
+process of its own, as its users run it, and they take turns, in float32 and in bfloat16 (autocast). Then the loop itself
+trains on JPEGs: "overhead" is what is no training step.
 
 LPIPS has random weights here: they cost the same. Prints tables and then one JSON line; --keep keeps that line in
 bench/results/.
@@ -20,9 +21,11 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -61,10 +64,14 @@ def recipe(batch: int, precision: str, steps: int = 1_000) -> Recipe:
     )  # fmt: skip
 
 
-def example(folder: Path, device: torch.device, precision: str, perceptual: LPIPS) -> Callable[[np.ndarray], object]:
+def example(batch: int, device: torch.device, precision: str) -> Callable[[np.ndarray], object]:
     """diffusers' example step on pixels; see above."""
-    vae = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).to(device).train()
-    judge = PatchDiscriminator().to(device)
+    torch.manual_seed(0)
+    start = calotype.autoencoder.AutoencoderKL(recipe(batch, "float32").network)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(start, folder, layout="diffusers")
+        vae = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).to(device).train()
+    judge, perceptual = PatchDiscriminator().to(device), LPIPS("vgg").to(device)
     optimiser = torch.optim.AdamW(vae.parameters(), 1e-5)
     last = vae.decoder.conv_out.weight
 
@@ -74,8 +81,8 @@ def example(folder: Path, device: torch.device, precision: str, perceptual: LPIP
             posterior = vae.encode(x).latent_dist
             made: Tensor = vae.decode(posterior.sample()).sample
             rec = (x - made.float()).abs()
-            with torch.no_grad():
-                seen_apart = perceptual(made.float(), x)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                seen_apart = plain_lpips(perceptual, made.float(), x)
             rec = rec + seen_apart[:, None, None, None]
             nll = rec.sum() / len(x)
             kl = posterior.kl().sum() / len(x)
@@ -91,45 +98,86 @@ def example(folder: Path, device: torch.device, precision: str, perceptual: LPIP
     return step
 
 
-def ours(batch: int, device: str, precision: str, perceptual: LPIPS, start: Any) -> Callable[[np.ndarray], object]:
+def plain_lpips(network: LPIPS, x: Tensor, y: Tensor) -> Tensor:
+    """LPIPS by operations on whole maps, as the package lpips has it."""
+    total = torch.zeros(len(x), device=x.device)
+    ends = [i for i, layer in enumerate(network.features) if isinstance(layer, torch.nn.MaxPool2d)]
+    pair = [(one - network.shift) / network.scale for one in (x, y)]
+    heads = iter(network.heads)
+    for i, layer in enumerate(network.features):
+        if i in ends:
+            total = total + _apart(pair, next(heads))
+        pair = [layer(one) for one in pair]
+    return total + _apart(pair, next(heads))
+
+
+def _apart(pair: list[Tensor], head: Tensor) -> Tensor:
+    units = [one / (one.square().sum(1, keepdim=True).sqrt() + 1e-10) for one in pair]
+    return ((units[0] - units[1]).square() * head).sum(1).mean((1, 2))
+
+
+def ours(batch: int, device: torch.device, precision: str) -> Callable[[np.ndarray], object]:
     """calotype's step."""
     one = recipe(batch, precision)
-    trainer = Trainer(one, launch(one, Options(device=device)), Helpers(start=start, perceptual=perceptual))
+    torch.manual_seed(0)
+    start = calotype.autoencoder.AutoencoderKL(one.network)  # type: ignore[arg-type]
+    fabric = launch(one, Options(device=str(device)))
+    trainer = Trainer(one, fabric, Helpers(start=start, perceptual=LPIPS("vgg").to(device)))
     return lambda crops: trainer.train_step(crops)
+
+
+CONTENDERS = {"diffusers' example": example, "calotype": ours}
+
+
+def work(contender: str, precision: str, batch: int, device: torch.device) -> None:
+    """A contender's process: a step for each line it is given, and its seconds for an answer."""
+    step = CONTENDERS[contender](batch, device, precision)
+    crops = np.random.default_rng(0).integers(0, 256, (batch, CROP, CROP, 3), dtype=np.uint8)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        step(crops)
+        print(f"seconds {time.perf_counter() - begin}", flush=True)
 
 
 def speed(batch: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """Pictures a second of both contenders in both precisions."""
-    crops = np.random.default_rng(0).integers(0, 256, (batch, CROP, CROP, 3), dtype=np.uint8)
     found: list[dict[str, Any]] = []
-    perceptual = LPIPS("vgg").to(device)
-    channels = perceptual.to(memory_format=torch.channels_last) if device.type == "cpu" else perceptual  # type: ignore[call-overload]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        torch.manual_seed(0)
-        start = calotype.autoencoder.AutoencoderKL(recipe(batch, "float32").network)  # type: ignore[arg-type]
-        save_weights(start, folder, layout="diffusers")
-        for precision in ("float32", "bfloat16"):
-            steps = {
-                "diffusers' example": example(folder, device, precision, perceptual),
-                "calotype": ours(batch, str(device), precision, channels, start),
-            }
-            times: dict[str, list[float]] = {key: [] for key in steps}
+    for precision in ("float32", "bfloat16"):
+        times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+        with ExitStack() as stack:
+            running = {}
+            for name in CONTENDERS:
+                words = [
+                    sys.executable,
+                    __file__,
+                    "--worker",
+                    name,
+                    precision,
+                    "--batch",
+                    str(batch),
+                    "--device",
+                    str(device),
+                ]
+                running[name] = stack.enter_context(
+                    subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                )
             for turn in range(repeats + 1):
-                for key, step in steps.items():
-                    begin = time.perf_counter()
-                    step(crops)
+                for name, process in running.items():
+                    assert process.stdin and process.stdout
+                    process.stdin.write("go\n")
+                    process.stdin.flush()
+                    line = next(line for line in process.stdout if line.startswith("seconds "))
                     if turn:  # the first one warms up
-                        times[key].append(time.perf_counter() - begin)
-            for key, seconds in times.items():
-                middle = statistics.median(seconds)
-                found.append(
-                    {
-                        "contender": key, "precision": precision, "pictures_per_second": batch / middle,
-                        "seconds": middle, "seconds_min": min(seconds), "seconds_max": max(seconds),
-                        "speedup": statistics.median(times["diffusers' example"]) / middle,
-                    }
-                )  # fmt: skip
+                        times[name].append(float(line.split()[1]))
+        for name, seconds in times.items():
+            middle = statistics.median(seconds)
+            found.append(
+                {
+                    "contender": name, "precision": precision, "pictures_per_second": batch / middle,
+                    "seconds": middle, "seconds_min": min(seconds), "seconds_max": max(seconds),
+                    "speedup": statistics.median(times["diffusers' example"]) / middle,
+                }
+            )  # fmt: skip
     return found
 
 
@@ -177,8 +225,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="crops a step")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--keep", action="store_true", help="keep the result")
+    parser.add_argument("--worker", nargs=2, metavar=("CONTENDER", "PRECISION"), help="be one of the processes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if arguments.worker:
+        work(*arguments.worker, arguments.batch, device)
+        return
     found = speed(arguments.batch, arguments.repeats, device)
     around = overhead(arguments.batch, 2 * arguments.repeats, arguments.device)
     table = Table("contender", "precision", "pictures a second", "times as fast")

@@ -125,6 +125,7 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(elsewhere)
     (folder / "again").symlink_to(elsewhere)  # the same pictures twice, as asked for
     (folder / "round").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
     (elsewhere / "back").symlink_to(folder)
     assert open_source(folder).names == ["00.png", "again/00.png", "again/01.png", "linked/00.png", "linked/01.png"]
 

@@ -193,10 +193,18 @@ def _files(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -> 
     except OSError as error:
         raise UsageError(f"{here}: this folder can't be listed ({error.strerror}); check its permissions.") from None
     for entry in entries:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield inner / entry.name
         elif Path(entry.path).resolve() not in way:  # a link to where it lies itself would never end
             yield from _files(folder, inner / entry.name, way)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere counts as a file, which is told of when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _zip(path: Path) -> Stored:

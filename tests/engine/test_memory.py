@@ -18,7 +18,7 @@ from support import names, one_sentence
 
 from calotype.engine.memory import Memory, Rows, Spill, free_memory
 from calotype.engine.program import Map
-from calotype.engine.run import winograd_available
+from calotype.engine.run import half_available, winograd_available
 from calotype.errors import MemoryLimitError
 
 CPU = torch.device("cpu")
@@ -208,20 +208,22 @@ from calotype.engine.run import Engine, rows_of
 torch.set_num_threads(2)
 memory.IDLE = 0
 config = AutoencoderConfig(ch=64)
-engine = Engine(kl(config), torch.device("cpu"), torch.float32, {engine!r})
+engine = Engine(kl(config), torch.device("cpu"), torch.{dtype}, {engine!r})
 
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
 """
 
 MEASURE = """
-engine("decode", torch.randn(1, 4, 3, 3))  # what is loaded and compiled once
-z = torch.randn(1, 4, {rows}, {columns})
-peak = engine.plan("decode", 8 * {rows}, 8 * {columns}, {memory}).peak
-result = torch.zeros(3, 8 * {rows}, 8 * {columns}) + 1  # in memory before
+for way, channels, side in (("encode", 3, 24), ("decode", 4, 3)):  # what is loaded and compiled once
+    engine(way, torch.randn(1, channels, side, side).clamp(-1, 1))
+x = torch.randn(1, 4, {rows}, {columns}) if {way!r} == "decode" else torch.rand(1, 3, 8 * {rows}, 8 * {columns}) * 2 - 1
+plan = engine.plan({way!r}, 8 * {rows}, 8 * {columns}, {memory})
+peak, target = plan.peak, plan.program.target
+result = torch.zeros(target.channels, *target.size(8 * {rows}, 8 * {columns})) + 1  # in memory before
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
-for start, end, rows in engine.rows("decode", rows_of(z[0]), 8 * {rows}, 8 * {columns}, memory={memory}):
+for start, end, rows in engine.rows({way!r}, rows_of(x[0]), 8 * {rows}, 8 * {columns}, memory={memory}):
     result[:, start:end] = rows
 print(peak, status("VmHWM") - before)
 """
@@ -252,7 +254,7 @@ engine("decode", torch.randn(1, 4, 24, 24), progress=progress)
 def script(body: str, engine: str, **values: Any) -> list[str]:
     text = (SETUP + body).format(
         tests=str(HERE.parent), here=str(HERE), engine=engine,
-        kernels="winograd" if engine == "winograd" else "reference", **values,
+        kernels="winograd" if engine == "winograd" else "reference", **{"dtype": "float32", **values},
     )  # fmt: skip
     return [sys.executable, "-c", text]
 
@@ -266,10 +268,25 @@ ENGINES = [
 @pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("rows", "columns", "memory"), [(64, 64, None), (64, 96, 200_000_000), (24, 200, None)])
-def test_runs_take_what_plans_say(engine: str, rows: int, columns: int, memory: int | None) -> None:
+@pytest.mark.parametrize(
+    ("way", "rows", "columns", "memory", "dtype"),
+    [
+        ("decode", 64, 64, None, "float32"),
+        ("decode", 64, 96, 200_000_000, "float32"),
+        ("decode", 24, 200, None, "float32"),
+        ("decode", 64, 64, None, "bfloat16"),
+        ("decode", 64, 64, None, "float16"),
+        ("encode", 64, 64, None, "float32"),
+        ("encode", 24, 200, 150_000_000, "float32"),
+    ],
+)
+def test_runs_take_what_plans_say(
+    engine: str, way: str, rows: int, columns: int, memory: int | None, dtype: str
+) -> None:
     """Never more, and not much less."""
-    command = script(MEASURE, engine, rows=rows, columns=columns, memory=memory)
+    if engine == "winograd" and (dtype == "float16" or (dtype == "bfloat16" and not half_available())):
+        pytest.skip(f"the kernels do not compute in {dtype} here")
+    command = script(MEASURE, engine, way=way, rows=rows, columns=columns, memory=memory, dtype=dtype)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     peak, measured = map(int, done.stdout.split())
     assert peak > 80e6

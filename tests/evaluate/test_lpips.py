@@ -160,7 +160,7 @@ def test_a_stages_gradient_is_that_of_its_definition(
     memory_format: torch.memory_format, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pieces it is computed by; seen alone, because the ReLU before would hide much."""
-    monkeypatch.setitem(module._PIECE, "cpu", piece)
+    monkeypatch.setattr(module, "_PIECE", piece)
     generator = torch.Generator().manual_seed(0)
     a, b = (
         torch.randn(3, 16, 10, 7, generator=generator).relu().to(memory_format=memory_format).requires_grad_()

@@ -46,8 +46,8 @@ def test_the_gradient_is_that_of_the_definition(
     assert found[1].is_contiguous(memory_format=torch.channels_last)
     assert found[1].dtype == dtype
     for a, b in zip(found, expected, strict=True):
-        # the forward pass is torch's own, whose mean of what lies far from zero is not exact
-        assert (a.double() - b).norm() <= tolerance * (10 if mean else 1) * b.norm()
+        # the forward pass is torch's own, whose float32 mean of what lies far from zero is not exact
+        assert (a.double() - b).norm() <= tolerance * (10 if mean and dtype == torch.float32 else 1) * b.norm()
 
 
 def test_maps_in_the_other_layout_are_left_to_torch() -> None:
@@ -70,7 +70,8 @@ def test_training_on_the_cpu_takes_it_and_keeps_its_keys() -> None:
     assert not any("forward" in vars(norm) for norm in plain.network.modules())
     for trainer in (plain, fast):
         trainer.losses(crops(trainer.recipe)).backward()
+    largest = max(float(p.grad.abs().max()) for p in plain.network.parameters() if p.grad is not None)
     for p, q in zip(plain.network.parameters(), fast.network.parameters(), strict=True):
         assert p.grad is not None
         assert q.grad is not None
-        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5 * float(p.grad.abs().max() + 1))
+        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5 * largest)

@@ -63,6 +63,7 @@ def test_what_ships() -> None:
         "fp16-fix",
         "builtin",
         "builtin-finish",
+        "builtin-adversarial",
     } <= {*RECIPES}
     kl_f8 = load_recipe("kl-f8")
     assert kl_f8.network == AutoencoderConfig()

@@ -295,7 +295,6 @@ def test_a_start_from_other_weights(data: Path, tmp_path: Path, finished: Path) 
     first = load(finished).loaded
     assert load(path).loaded.training()["start"] == {"sha256": first.sha256, **first.training()}
     assert "start" not in first.training()
-    assert path is not None
     before, after = load(finished).module.state_dict(), load(path).module.state_dict()
     assert {name for name, p in after.items() if not torch.equal(p, before[name])} == {
         name for name in before if name.startswith("decoder.")

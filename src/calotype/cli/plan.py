@@ -75,6 +75,7 @@ def command(
                 "place": place,
                 "rows_at_a_time": one.stripe,
                 "temporary_bytes": one.temporary,
+                "beside_bytes": one.beside,
             }
         )
     document: dict[str, Any] = {

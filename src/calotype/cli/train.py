@@ -37,7 +37,7 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check data and memory, train one step, say what the run will take.")
+        bool, typer.Option("--dry-run", help="Check data and memory, train a few steps, say what the run will take.")
     ] = False,
     device: DeviceOption = None,
     strategy: Annotated[Strategy, typer.Option(help="Of several processes (torchrun): ddp or fsdp.")] = Strategy.auto,

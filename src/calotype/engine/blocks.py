@@ -35,6 +35,7 @@ class Job:
         threads: that share the blocks.
         itemsize: bytes of a number in a map.
         half: whether products are of bfloat16.
+        unfolds: whether torch's convolutions copy every value nine times first, as where oneDNN has none for the type.
     """
 
     height: int
@@ -43,6 +44,7 @@ class Job:
     threads: int = 1
     itemsize: int = 4
     half: bool = False
+    unfolds: bool = False
 
     def size(self, one: Map) -> tuple[int, int]:
         """Rows and columns of a map."""
@@ -152,7 +154,9 @@ class Job:
         made = rows * self.row_bytes(step.target)
         if not isinstance(step, Conv):
             return 2 * made
-        return made + 8 * step.kernel**2 * step.source.channels * step.target.channels
+        across = self.size(step.target)[1]
+        unfolded = 9 * rows * across * step.source.channels * self.itemsize if self.unfolds and step.kernel == 3 else 0
+        return made + unfolded + 8 * step.kernel**2 * step.source.channels * step.target.channels
 
 
 @lru_cache(maxsize=4096)

@@ -240,7 +240,7 @@ def _plan(
     flops = sum(computed.values())
     return Plan(
         program=program, job=job, passes=tuple(passes), places=places, offsets=offsets, kept=kept,
-        peak=kept + max(one.temporary + one.beside for one in passes) + _heap(program),
+        peak=kept + max(one.temporary for one in passes) + max(one.beside for one in passes) + _heap(program),
         work=flops + overhead + SPILL_COST * spill + RUN_COST * runs, flops=flops, spill=spill,
         attention=sum(computed[s.target.name] for s in program.steps if isinstance(s, Attention)),
         computed=computed,
@@ -474,6 +474,7 @@ def plan(
     threads: int = 1,
     itemsize: int = 4,
     half: bool = False,
+    unfolds: bool = False,
 ) -> Plan:
     """The plan for a picture of height x width pixels, multiples of the network's factor.
 
@@ -482,12 +483,12 @@ def plan(
             fastest plan, and no more than is `free`; without a temporary file where that can be.
         kernels: who computes: their blocks and transformed weights take memory too.
         itemsize: bytes of a number in a map.
-        half: whether products are of bfloat16.
+        half, unfolds: see `Job`.
 
     Raises:
         MemoryLimitError: if not even the smallest plan fits; the message says what would.
     """
-    job = Job(height, width, kernels, threads, itemsize, half)
+    job = Job(height, width, kernels, threads, itemsize, half, unfolds)
     limit = memory if memory is not None else free
     fastest = _candidates(job, program, everything=False)[0]
     if (limit is None or fastest.peak <= limit) and (memory is not None or fastest.peak <= COMFORT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,11 @@ class Reference:
         self.job, self.dtype = job, dtype
         self._weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def prepare(self, steps: Iterable[tuple[Conv, Tensor, Tensor | None]]) -> None:
+    def prepare(self, steps: Sequence[tuple[Conv, Tensor, Tensor | None]]) -> None:
         """Keeps the weights of a pass's convolutions in the form that they take, and no others."""
         self._weights.clear()
-        trim()
+        if steps and steps[0][1].device.type == "cpu":
+            trim()
         for step, weight, bias in steps:
             if step.kernel == 1:
                 weight = weight.flatten(1)[:, :, None, None]

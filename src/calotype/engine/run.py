@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,18 @@ def winograd_available() -> str:
     if not (features.get("avx2") and features.get("fma")):
         return "the processor has no AVX2"
     return ""
+
+
+def unfolds(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch convolves this type by copying every value nine times, for want of oneDNN's kernels."""
+    if device.type != "cpu":
+        return False
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype == torch.float32 or not there:
+        return not there
+    mkldnn: Any = torch.ops.mkldnn
+    supported = mkldnn._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
+    return not supported()
 
 
 def half_available() -> bool:
@@ -112,6 +124,7 @@ class Engine:
             kernels=kernels, threads=torch.get_num_threads(),
             itemsize=4 if kernels == "winograd" else self.dtype.itemsize,
             half=kernels == "winograd" and self.dtype == torch.bfloat16,
+            unfolds=kernels == "reference" and unfolds(self.device, self.dtype),
         )  # fmt: skip
 
     def rows(

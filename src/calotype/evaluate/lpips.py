@@ -46,7 +46,7 @@ _VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, 
 _CONVOLUTIONS = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0, 3, 6, 8, 10)}
 _STAGES = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
 _LEAST = {"vgg": 16, "alex": 31}  # pixels a side that leave one value in the last stage
-_PIECE = {"cpu": 2**18}  # values that are compared at a time, where there is a cache to stay in
+_PIECE = 2**18  # values that are compared at a time on the CPU
 _EPS = 1e-10  # under the root; the root of 0 has no gradient
 
 
@@ -146,7 +146,7 @@ class _Distance(torch.autograd.Function):
         distance = a.new_zeros(len(a))
         for n, p, q in _pieces(a, b):
             difference = _unit(q)[0].sub_(_unit(p)[0])
-            distance[n] += (difference.square_() @ head).sum()
+            distance[n] += (difference.square_() @ head).sum(1)
         return distance / (a.shape[2] * a.shape[3])
 
     @staticmethod
@@ -159,27 +159,36 @@ class _Distance(torch.autograd.Function):
         weights = of_distance[:, None] * head * (2.0 / (a.shape[2] * a.shape[3]))
         for n, p, q, *gradients in _pieces(a, b, of_a, of_b):
             (u, length_u), (v, length_v) = _unit(p), _unit(q)
-            e = (v - u).mul_(weights[n])
+            e = (v - u).mul_(weights[n, None])
             for gradient, unit, length in zip(gradients, (u, v), (-length_u, length_v), strict=True):
                 if gradient is not None:
-                    along = (e * unit).sum(1, keepdim=True)
+                    along = (e * unit).sum(2, keepdim=True)
                     torch.div(torch.addcmul(e, unit, along, value=-1.0), length, out=gradient)
         return of_a, of_b, None
 
 
 def _pieces(*maps: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Rows of each picture: its number, and [positions, C] of each map, views of it."""
+    """Which pictures, and [pictures, positions, C] of each map, views: some rows of one, or off the CPU all of all."""
     first = maps[0]
     assert first is not None
-    rows = max(1, _PIECE.get(first.device.type, first.numel()) // (first.shape[1] * first.shape[3]))
-    for n in range(len(first)):
-        for row in range(0, first.shape[2], rows):
-            yield n, *(None if x is None else x[n, :, row : row + rows].flatten(1).t() for x in maps)
+    pictures, channels, height, width = first.shape
+    together, rows = pictures, height
+    if first.device.type == "cpu":  # where there is a cache to stay in
+        together, rows = 1, max(1, _PIECE // (channels * width))
+    for n in range(0, pictures, together):
+        for row in range(0, height, rows):
+            part = slice(n, n + together), slice(None), slice(row, row + rows)
+            yield part[0], *(None if x is None else _flat(x[part]) for x in maps)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[N, C, h, w] as [N, h * w, C], never a copy: it may be written to."""
+    return x.view(len(x), x.shape[1], -1).transpose(1, 2)
 
 
 def _unit(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [positions, C] divided by their lengths, and these [positions, 1]."""
-    length = torch.linalg.vector_norm(features, dim=1, keepdim=True).square_().add_(_EPS).sqrt_()
+    """Features [N, positions, C] divided by their lengths, and these [N, positions, 1]."""
+    length = torch.linalg.vector_norm(features, dim=2, keepdim=True).square_().add_(_EPS).sqrt_()
     return features / length, length
 
 

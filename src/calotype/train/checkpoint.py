@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calotype.errors import StorageError, UsageError
 from calotype.files import atomic_path
@@ -19,7 +20,7 @@ from calotype.train.recipe import Recipe
 # What may differ between the parts of a run: its length, what lies ahead, and how it is watched.
 MAY_CHANGE = {
     "steps", "cooldown", "phases", "accumulate", "log_every", "checkpoint_every", "keep",
-    "gradient_checkpointing", "compile", "learning_rate", "muon_rate", "clip",
+    "gradient_checkpointing", "channels_last", "compile", "learning_rate", "muon_rate", "clip",
 }  # fmt: skip
 
 FOLDER = "checkpoints"
@@ -52,7 +53,7 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
             with temporary.open("rb+") as file:  # it must be there before older ones go
                 os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason = getattr(error, "strerror", None) or _why(folder, str(error))
+        reason = getattr(error, "strerror", None) or _why(folder, state, str(error))
         last = newest(out)
         kept = f"{last.name} is kept; resume from it" if last else "there is none before it"
         raise StorageError(f"{path}: this checkpoint can't be written ({reason}): {kept}.") from None
@@ -62,10 +63,18 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
     return path
 
 
-def _why(folder: Path, words: str) -> str:
+def _why(folder: Path, state: Any, words: str) -> str:
     """What torch's writer means, which says only that it could not write."""
-    full = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20
+    full = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < _bytes(state)
     return "no space is left on the disk" if full else words.strip().split("\n")[0].rstrip(".")
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors in nested values."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, inside))
 
 
 def keep_best(path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from calotype.errors import NonFiniteError
+from calotype.errors import NonFiniteError, UsageError
 from calotype.latents import LatentFormat
 from calotype.pixels import from_array
 from calotype.posterior import DiagonalGaussian
@@ -179,7 +179,7 @@ class Trainer:
         if transform is not None:
             target = transform.pixels(target)
         made = out.reconstruction
-        values = made[0].numel()
+        values = made[0].numel()  # of what is compared, so that KL weighs beside a scaled picture what it does there
         distance = recipe.reconstruction_weight * reconstruction(recipe.reconstruction, target, made)
         parts: dict[str, Tensor] = {"rec": distance.mean()}
         seen_apart: Tensor | None = None
@@ -355,7 +355,10 @@ class Trainer:
             p.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as plain tensors and numbers; all processes must ask."""
+        """Everything needed to go on later, as plain tensors and numbers; all processes must ask.
+
+        Where weights are shared, the first one alone gets them, on the CPU.
+        """
         state: dict[str, Any] = {
             "step": self.step,
             "model": self.own.state_dict(),
@@ -369,7 +372,7 @@ class Trainer:
             state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
         if self.lecam is not None:
             state["lecam"] = self.lecam.state_dict()
-        found: dict[str, Any] = whole(state, "cpu")
+        found: dict[str, Any] = whole(state, keep=self.fabric.is_global_zero)
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -396,6 +399,8 @@ def _put_module(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _put_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimiser.param_groups]:
+        raise UsageError("This checkpoint's optimisers train other weights than this version's; give another --out.")
     of = {
         i: {k: shared(v, parameters[i]) if isinstance(v, Tensor) else v for k, v in values.items()}
         for i, values in state["state"].items()
@@ -430,7 +435,7 @@ def _over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float
     """Means over all processes, which have the same keys."""
     if fabric.world_size == 1:
         return values
-    means: Any = fabric.all_reduce(torch.tensor(list(values.values())), reduce_op="mean")
+    means: Any = fabric.all_reduce(torch.tensor(list(values.values()), dtype=torch.float64), reduce_op="mean")
     return dict(zip(values, means.tolist(), strict=True))
 
 

@@ -56,7 +56,7 @@ class _GroupNorm(torch.autograd.Function):
         of_weight, of_bias = (torch.zeros_like(weight, dtype=torch.float32) for _ in range(2))
         for of_x, inputs, given, centre, scale in zip(dx, x, dy, mean, rstd, strict=True):
             pieces = list(zip(*(_pieces(one) for one in (of_x, inputs, given)), strict=True))
-            # [C] each; shifted by the mean, so that a large one costs no precision
+            # [C] each; sums are of what is shifted by the mean, so that a large one costs them no precision
             mean_c, rstd_c = (one.repeat_interleave(size) for one in (centre, scale))
             total, product = (torch.zeros_like(mean_c) for _ in range(2))
             for _, p, q in pieces:

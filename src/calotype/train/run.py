@@ -58,7 +58,7 @@ class Options:
 
     Attributes:
         resume: go on from the newest checkpoint.
-        dry_run: train one step only, and say what the run will take.
+        dry_run: train a step or two of every part only, and say what the run will take.
         device: cpu, cuda, cuda:0, mps; None: the fastest there is.
         strategy: of several processes, as torchrun starts them.
         workers: threads that decode pictures.

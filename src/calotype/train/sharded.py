@@ -45,17 +45,19 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return module
 
 
-def whole(value: Any, device: str | None = None) -> Any:
+def whole(value: Any, keep: bool | None = None) -> Any:
     """Nested values with every shared tensor put together; all processes must ask.
 
     Args:
-        device: where to put each, before the next one is put together; where it was, if left out.
+        keep: whether this process wants them, each put on the CPU before the next one is put together; left out:
+            they stay on their device.
     """
     if isinstance(value, DTensor):
-        return value.full_tensor().to(device or value.device)
+        full = value.full_tensor()
+        return full if keep is None else full.cpu() if keep else full.new_empty(0)
     if isinstance(value, Mapping):
-        return {key: whole(one, device) for key, one in value.items()}
-    return [whole(one, device) for one in value] if isinstance(value, list) else value
+        return {key: whole(one, keep) for key, one in value.items()}
+    return [whole(one, keep) for one in value] if isinstance(value, list) else value
 
 
 def shared(value: Tensor, like: Tensor) -> Tensor:
