@@ -6,8 +6,8 @@ The network is KL-f8 at half width, crops are 256 x 256, the losses L1, LPIPS (V
 takes part. The other contender does what the example trainer of diffusers (train_autoencoderkl.py) does in such a step,
 with diffusers' own network and the same weights: LPIPS without a gradient, and the adaptive weight computed though it
 is not used yet, which takes the discriminator's forward pass and two partial backward passes. Each contender is a
-process of its own, as its users run it, and they take turns, in float32 and in bfloat16 (autocast). Then the loop itself
-trains on JPEGs: "overhead" is what is no training step.
+process of its own, as its users run it, and they take turns, in float32 and in bfloat16 (autocast). Then the loop
+itself trains on JPEGs: "overhead" is what is no training step.
 
 LPIPS has random weights here: they cost the same. Prints tables and then one JSON line; --keep keeps that line in
 bench/results/.
