@@ -229,7 +229,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.worker:
-        work(*arguments.worker, arguments.batch, device)
+        contender, precision = arguments.worker
+        work(contender, precision, arguments.batch, device)
         return
     found = speed(arguments.batch, arguments.repeats, device)
     around = overhead(arguments.batch, 2 * arguments.repeats, arguments.device)
