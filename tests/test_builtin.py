@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,21 @@ def test_they_are_small() -> None:
 
 
 def test_they_say_how_they_were_made(vae: calotype.VAE) -> None:
-    metadata = vae.loaded.metadata
-    assert metadata is not None
-    recipe = json.loads(metadata["calotype_training_recipe"])
-    assert recipe["name"] == "builtin"
-    assert recipe["kl_weight"] > 0
-    assert json.loads(metadata["calotype_training_steps"]) == recipe["steps"]
-    assert json.loads(metadata["calotype_training_held_out_psnr"]) > 30
-    assert json.loads(metadata["calotype_training_pictures"]) > 8_000
+    facts = vae.loaded.training()
+    assert facts["held_out_psnr"] > 30
+    assert facts["pictures"] > 8_000
+    parts = [facts, facts["start"], facts["start"]["start"]]
+    assert [part["recipe"]["name"] for part in parts] == ["builtin-adversarial", "builtin-finish", "builtin"]
+    assert all(part["steps"] == part["recipe"]["steps"] and part["recipe"]["kl_weight"] > 0 for part in parts)
+    assert "start" not in parts[-1]
+
+
+def test_the_choice_is_the_best_lpips_near_the_first_psnr(vae: calotype.VAE) -> None:
+    first, *others = vae.loaded.training()["choice"]["table"]
+    (own,) = (row for row in others if row["sha256"] == vae.sha256)
+    assert own["psnr"] >= first["psnr"] - 0.3
+    assert own["lpips_alex"] == min(row["lpips_alex"] for row in (first, *others))
+    assert own["lpips_vgg"] < 0.9 * first["lpips_vgg"]
 
 
 def test_their_format_is_measured_per_channel(vae: calotype.VAE) -> None:
