@@ -48,7 +48,8 @@ def builtin() -> str:
         "## How they were chosen",
         "",
         f"On {len(choice['pictures'])} photographs held out of the training set; each row goes on from the one above. "
-        "What ships is the best LPIPS whose PSNR is at most 0.3 dB below the first, and whose pictures look no worse.",
+        "What ships has the best LPIPS of AlexNet, which nothing was trained on, at a PSNR at most 0.3 dB below the "
+        "first, and its pictures look no worse.",
         "",
         f"`{' '.join(choice['command'])}` ({choice['protocol']['text']}; 95% intervals)",
         "",
