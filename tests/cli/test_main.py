@@ -15,7 +15,9 @@ import calotype as package
 from calotype.cli import common
 from calotype.cli.main import app
 
-COMMANDS = ["reconstruct", "encode", "decode", "inspect", "plan", "convert", "train", "doctor"]
+COMMANDS = [
+    "reconstruct", "encode", "decode", "evaluate", "probe", "inspect", "plan", "convert", "train", "doctor",
+]  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 
 

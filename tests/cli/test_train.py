@@ -129,11 +129,14 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(calotype: Calotype) -> None:
 def test_a_dry_run_says_what_it_would_take(calotype: Calotype) -> None:
     ran = calotype(*WORDS, "--dry-run")
     assert ran.code == 0
-    assert ran.said[-1].startswith("calotype: Nothing was written. 4 pictures, and 2 held out; one step took ")
+    assert ran.said[-1].startswith("calotype: Nothing was written. 4 pictures, and 2 held out; a step took ")
     assert not Path("run").exists()
 
 
 def test_named_recipes(calotype: Calotype) -> None:
     ran = calotype("train", "kl-f9", "--data", "data", "--out", "run")
     assert ran.code == 2
-    assert "builtin, fp16-fix, ft-ema, ft-mse, kl-f8, sd3-like-16ch, sdxl-like, tiny-distill" in ran.said[0]
+    assert (
+        "builtin, builtin-adversarial, builtin-finish, fp16-fix, ft-ema, ft-mse, kl-f8, sd3-like-16ch, sdxl-like, tiny-distill"
+        in ran.said[0]
+    )

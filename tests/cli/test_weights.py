@@ -41,7 +41,7 @@ def test_inspect_shows_the_built_in_weights(calotype: Calotype) -> None:
     assert told["dtypes"] == ["float16"]
     assert told["latent_format"]["kind"] == "per_channel"
     assert told["finite_in"] == {"float32": True, "bfloat16": True, "float16": True}
-    assert told["training"]["recipe"]["name"] == "builtin"
+    assert told["training"]["recipe"]["name"] == "builtin-adversarial"
     text = calotype("inspect").out
     assert all(word in text for word in ("FoldedAutoencoder, f8, 16 latent channels", told["sha256"], "trained: steps"))
 

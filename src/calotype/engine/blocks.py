@@ -36,6 +36,7 @@ class Job:
         itemsize: bytes of a number in a map.
         half: whether products are of bfloat16.
         unfolds: whether torch's convolutions copy every value nine times first, as where oneDNN has none for the type.
+        touched: whether memory counts once it is written to, as the CPU's, and not once it is allocated.
     """
 
     height: int
@@ -45,6 +46,7 @@ class Job:
     itemsize: int = 4
     half: bool = False
     unfolds: bool = False
+    touched: bool = True
 
     def size(self, one: Map) -> tuple[int, int]:
         """Rows and columns of a map."""

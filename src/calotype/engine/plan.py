@@ -240,7 +240,7 @@ def _plan(
     flops = sum(computed.values())
     return Plan(
         program=program, job=job, passes=tuple(passes), places=places, offsets=offsets, kept=kept,
-        peak=kept + max(one.temporary for one in passes) + max(one.beside for one in passes) + _heap(program),
+        peak=kept + _most(job, passes) + _heap(program),
         work=flops + overhead + SPILL_COST * spill + RUN_COST * runs, flops=flops, spill=spill,
         attention=sum(computed[s.target.name] for s in program.steps if isinstance(s, Attention)),
         computed=computed,
@@ -344,6 +344,17 @@ def _narrows(steps: list[Step]) -> bool:
 def _telling(iterations: int) -> list[int]:
     """Iterations that differ from others: the first few and the last few."""
     return sorted({*range(min(iterations, 6)), *range(max(0, iterations - 3), iterations)})
+
+
+def _most(job: Job, passes: list[Pass]) -> int:
+    """Bytes of the passes' part of the block, and of what operations allocate beside it, at their most."""
+    if not job.touched:
+        return max(one.temporary for one in passes) + max(one.beside for one in passes)
+    reached = most = 0
+    for one in passes:
+        reached = max(reached, one.temporary)
+        most = max(most, reached + one.beside)
+    return most
 
 
 def _heap(program: Program) -> int:
@@ -475,6 +486,7 @@ def plan(
     itemsize: int = 4,
     half: bool = False,
     unfolds: bool = False,
+    touched: bool = True,
 ) -> Plan:
     """The plan for a picture of height x width pixels, multiples of the network's factor.
 
@@ -483,12 +495,12 @@ def plan(
             fastest plan, and no more than is `free`; without a temporary file where that can be.
         kernels: who computes: their blocks and transformed weights take memory too.
         itemsize: bytes of a number in a map.
-        half, unfolds: see `Job`.
+        half, unfolds, touched: see `Job`.
 
     Raises:
         MemoryLimitError: if not even the smallest plan fits; the message says what would.
     """
-    job = Job(height, width, kernels, threads, itemsize, half, unfolds)
+    job = Job(height, width, kernels, threads, itemsize, half, unfolds, touched)
     limit = memory if memory is not None else free
     fastest = _candidates(job, program, everything=False)[0]
     if (limit is None or fastest.peak <= limit) and (memory is not None or fastest.peak <= COMFORT):

@@ -125,6 +125,7 @@ class Engine:
             itemsize=4 if kernels == "winograd" else self.dtype.itemsize,
             half=kernels == "winograd" and self.dtype == torch.bfloat16,
             unfolds=kernels == "reference" and unfolds(self.device, self.dtype),
+            touched=self.device.type == "cpu",
         )  # fmt: skip
 
     def rows(

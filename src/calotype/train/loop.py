@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -87,10 +88,12 @@ class Trainer:
         self.network: Autoencoder = network.to(fabric.device)
         on_cpu = fabric.device.type == "cpu"
         self.channels_last = on_cpu if recipe.channels_last is None else recipe.channels_last
-        if self.channels_last:
+        if self.channels_last and not isinstance(
+            fabric.strategy, ModelParallelStrategy
+        ):  # FSDP's weights are contiguous
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if on_cpu and not recipe.compile:  # what is compiled needs no help
-                hasten(self.network)
+        if self.channels_last and on_cpu and not recipe.compile:  # what is compiled needs no help
+            hasten(self.network)
         width = 0
         if recipe.alignment:
             assert self.helpers.features is not None
