@@ -136,8 +136,5 @@ def test_a_dry_run_says_what_it_would_take(calotype: Calotype) -> None:
 def test_named_recipes(calotype: Calotype) -> None:
     ran = calotype("train", "kl-f9", "--data", "data", "--out", "run")
     assert ran.code == 2
-    assert (
     names = "builtin, builtin-adversarial, builtin-finish, fp16-fix, ft-ema, ft-mse, kl-f8, sd3-like-16ch, sdxl-like"
     assert f"{names}, tiny-distill" in ran.said[0]
-        in ran.said[0]
-    )
