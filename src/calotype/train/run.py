@@ -42,7 +42,7 @@ from calotype.vae import VAE, load, pick_device
 Array = NDArray[np.uint8]
 
 HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint, and stay in memory
-MEASURED = 10_000  # pictures at most that latents, and quality, are measured on at the end
+MEASURED = 10_000  # held-out pictures at most that quality is measured on at the end
 CACHE = 2 * 10**9  # bytes of decoded pictures that stay in a machine's memory
 
 
@@ -160,8 +160,7 @@ def train(
             with stored(trainer) as network:
                 if fabric.is_global_zero:
                     once = pictures.once()
-                    some = spread(once, MEASURED)
-                    measured = (picture for _, picture in track(readable(some), "Measuring latents", len(some)))
+                    measured = (picture for _, picture in track(readable(once), "Measuring latents", len(once)))
                     validated = (picture for _, picture in readable(spread(held, MEASURED)))
                     export(trainer, network, measured, validated, out, count=len(once), perceptual=helpers.perceptual)
             return out / "weights.safetensors"
