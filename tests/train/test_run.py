@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainkit import TINY, changed, make, no_track, picture, png, same_state, wr
 
 from calotype import load
 from calotype.config import AutoencoderConfig, TinyConfig
-from calotype.errors import MemoryLimitError, UsageError
+from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.evaluate.metrics import psnr
 from calotype.latents import KNOWN, PerChannel, ScaleShift
 from calotype.pixels import to_uint8
@@ -400,6 +401,21 @@ def test_what_is_estimated_leaves_no_trace(
     ]
     for key in ("model", "discriminator", "ema"):
         assert same_state(states[0][key], states[1][key]), key
+
+
+@pytest.mark.parametrize("what", ["panel", "line", "keep_best"])
+def test_a_full_disk_is_one_sentence(what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "keep_best":
+        monkeypatch.setattr(checkpoint, what, full)
+    else:
+        monkeypatch.setattr(module.Watch, what, full)
+    with pytest.raises(StorageError, match="no space is left on the disk; what was written stays") as error:
+        start(TINY, data, tmp_path / "out")
+    one_sentence(str(error.value))
+    assert checkpoint.newest(tmp_path / "out") is not None or what == "line"
 
 
 # What it will take

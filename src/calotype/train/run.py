@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import logging
 import math
@@ -25,7 +26,7 @@ from torch import nn
 
 from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
-from calotype.errors import LatentFormatError, MemoryLimitError, UsageError
+from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
@@ -95,6 +96,7 @@ def train(
         UsageError: for missing data, a folder in use without `resume`, a checkpoint of another recipe, or too little
             memory.
         NonFiniteError: if a loss is NaN; the last checkpoint is kept.
+        StorageError: if the disk is full; what was written stays.
     """
     last = checkpoint.newest(out)
     if last and not (options.resume or options.dry_run):
@@ -119,7 +121,7 @@ def train(
     if not recipe.enlarge:
         require_size(pictures, max(recipe.crops()))
     held_out = [picture for _, picture in islice(readable(held), HELD_OUT)]
-    with _enough_memory():
+    with _enough_memory(), _enough_room(out):
         with fabric.rank_zero_first():  # others find in the cache what the first one downloads
             helpers = make_helpers(recipe, fabric.device)
         trainer = Trainer(recipe, fabric, helpers)
@@ -180,6 +182,19 @@ def _enough_memory() -> Iterator[None]:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):  # torch's on the CPU
             raise _too_much(error) from None
         raise
+
+
+@contextmanager
+def _enough_room(out: Path) -> Iterator[None]:
+    """Turns a full disk into a sentence, whichever file it was that did not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageError(
+            f"{out}: no space is left on the disk; what was written stays: make room, and go on with --resume."
+        ) from None
 
 
 def _too_much(error: Exception) -> MemoryLimitError:
