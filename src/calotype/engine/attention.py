@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from calotype.engine.blocks import KEYS, QUERIES
+from calotype.engine.memory import room
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def attend(
     folded: Folded,
     scale: Tensor,
     shift: Tensor,
+    scratch: Tensor,
 ) -> None:
     """x + proj_out(attention(norm(x))), a block of queries and a block of keys at a time.
 
@@ -65,28 +67,39 @@ def attend(
 
     Args:
         positions: of the whole map.
-        read: (start, end, slot) -> positions of it, float [n, C], until the same slot is read again: 0 for queries, 1
-            for keys.
-        write: (start, end, values) puts the result.
+        read: (start, end, slot) -> positions of it [n, C], until the same slot is read again: 0 for queries, 1 for
+            keys.
+        write: (start, end, values) puts the result, float [n, C].
         scale, shift: [C], the norm.
+        scratch: bytes to work in, `blocks.Job.attention_bytes` of them.
     """
+    channels = len(scale)
+    queries, keys = min(QUERIES, positions), min(KEYS, positions)
+    query_room, scratch = room(scratch, (queries, channels))
+    mixed_room, scratch = room(scratch, (queries, channels))
+    key_room, scratch = room(scratch, (keys, channels))
+    score_room, _ = room(scratch, (queries, keys))
 
-    def normalised(start: int, end: int, slot: int) -> Tensor:
-        return torch.addcmul(shift, read(start, end, slot).float(), scale)
+    def normalised(into: Tensor, start: int, end: int, slot: int) -> Tensor:
+        return into[: end - start].copy_(read(start, end, slot)).mul_(scale).add_(shift)
 
     for start in range(0, positions, QUERIES):
         end = min(positions, start + QUERIES)
-        query = torch.addmm(folded.query_bias, normalised(start, end, 0), folded.query.T)
-        highest = torch.full((end - start, 1), float("-inf"), device=query.device)
+        n = end - start
+        query, mixed = query_room[:n], normalised(mixed_room, start, end, 0)
+        torch.addmm(folded.query_bias, mixed, folded.query.T, out=query)
+        highest = torch.full((n, 1), float("-inf"), device=query.device)
         total = torch.zeros_like(highest)
-        mixed = torch.zeros_like(query)
+        mixed.zero_()
         for first in range(0, positions, KEYS):
-            keys = normalised(first, min(positions, first + KEYS), 1)
-            scores = query @ keys.T
+            key = normalised(key_room, first, min(positions, first + KEYS), 1)
+            scores = score_room.view(-1)[: n * len(key)].view(n, len(key))
+            torch.mm(query, key.T, out=scores)
             above = torch.maximum(highest, scores.amax(1, keepdim=True))
-            scores = scores.sub_(above).exp_()
+            scores.sub_(above).exp_()
             fade = (highest - above).exp_()
             total.mul_(fade).add_(scores.sum(1, keepdim=True))
-            mixed.mul_(fade).addmm_(scores, keys)
+            mixed.mul_(fade).addmm_(scores, key)
             highest = above
-        write(start, end, read(start, end, 0).float() + torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T))
+        torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T, out=query)
+        write(start, end, query.add_(read(start, end, 0)))

@@ -16,6 +16,7 @@ Kernels = Literal["winograd", "reference"]
 ALIGN = 4096  # of every block of memory
 LANES, PANEL, TILES_AT_ONCE = 16, 32, 12  # of the kernels; `kernels.py` may use less
 QUERIES, KEYS = 2048, 1024  # positions that attention takes at once
+REFERENCE = 4 * 2**20  # bytes of a result that `reference` makes at once on the CPU
 ATTENTION_BLOCK = (1, 192)  # positions of its linear maps that a thread takes at once
 
 # Operations of products in the time of what comes with them, fitted to bench/shapes.py: of transforming a weight to a
@@ -35,7 +36,8 @@ class Job:
         threads: that share the blocks.
         itemsize: bytes of a number in a map.
         half: whether products are of bfloat16.
-        unfolds: whether torch's convolutions copy every value nine times first, as where oneDNN has none for the type.
+        widens: whether torch multiplies halves in float32, as where oneDNN has no convolution for them.
+        unfolds: whether torch's convolutions copy every value nine times first, as where there is no oneDNN.
         touched: whether memory counts once it is written to, as the CPU's, and not once it is allocated.
     """
 
@@ -45,6 +47,7 @@ class Job:
     threads: int = 1
     itemsize: int = 4
     half: bool = False
+    widens: bool = False
     unfolds: bool = False
     touched: bool = True
 
@@ -117,17 +120,18 @@ class Job:
         )
 
     def kernels_attend(self, step: Attention) -> bool:
-        """Whether attention is by the CPU's kernels, in the plan's scratch; else torch allocates what it takes."""
+        """Whether attention is by the CPU's kernels; else it is by torch's operations."""
         return self.kernels == "winograd" and not step.source.channels % PANEL
 
     def attention_bytes(self, step: Attention) -> int:
         """What attention takes: queries and their sums, keys in both layouts, scores."""
         rows, columns = self.size(step.source)
         c, n = step.source.channels, rows * columns
-        queries, keys = min(QUERIES, n) + TILES_AT_ONCE * 4, min(KEYS, n) + PANEL
+        queries, keys = min(QUERIES, n), min(KEYS, n)
         if not self.kernels_attend(step):
-            floats = 5 * queries * c + 4 * keys * c + 2 * queries * keys
+            floats = 2 * queries * c + keys * c + queries * keys
         else:
+            queries, keys = queries + TILES_AT_ONCE * 4, keys + PANEL
             one = Conv(source=step.source, target=step.target, weights="", kernel=1)
             linear = sum(self.scratch_floats(one, ATTENTION_BLOCK))
             at_once = self.threads * (TILES_AT_ONCE * 4 * (keys + c) + linear)
@@ -138,6 +142,22 @@ class Job:
         """Bytes of the blocks in which attention reads a spilled map."""
         return 2 * aligned(max(QUERIES, KEYS) * step.source.channels * self.itemsize)
 
+    def reference_rows(self, step: Conv) -> int:
+        """Rows that `reference` convolves at once: few on the CPU, for they stay near the processor.
+
+        And so little is what torch allocates for them, whose allocator keeps now more and now less of what was freed.
+        """
+        if not self.touched:
+            return self.size(step.target)[0]
+        source, target = (self.size(one)[1] * one.channels for one in (step.source, step.target))
+        changed = source if step.resample == "none" else 2 * source
+        return max(1, REFERENCE // (max(changed, target) * self.product_size))
+
+    @property
+    def product_size(self) -> int:
+        """Bytes of a number that torch multiplies."""
+        return 4 if self.widens else self.itemsize
+
     def reference_scratch(self, step: Conv, rows: int) -> int:
         """Bytes in which `reference` prepares what so many rows of a target are made of."""
         _, wide = self.size(step.source)
@@ -145,20 +165,22 @@ class Job:
         channels = step.source.channels
         changed = aligned(4 * high * wide * channels) if step.changes_source else 0
         repeat = 2 if step.resample == "up" else 1
-        padded = self.itemsize * repeat * high * (repeat * wide + 2) * channels
+        padded = self.product_size * repeat * high * (repeat * wide + 2) * channels
         if step.kernel == 1:
-            padded = 0 if self.itemsize == 4 else self.itemsize * high * wide * channels
+            padded = 0 if self.itemsize == 4 else self.product_size * high * wide * channels
         measured = rows * self.size(step.target)[1] * step.target.channels * 4 if self.itemsize < 4 else 0
         return max(changed + padded, measured)
 
     def reference_result(self, step: Step, rows: int) -> int:
         """Bytes that torch allocates for so many rows: the result, and weights in its own order."""
-        made = rows * self.row_bytes(step.target)
         if not isinstance(step, Conv):
-            return 2 * made
-        across = self.size(step.target)[1]
-        unfolded = 9 * rows * across * step.source.channels * self.itemsize if self.unfolds and step.kernel == 3 else 0
-        return made + unfolded + 8 * step.kernel**2 * step.source.channels * step.target.channels
+            return 2 * rows * self.row_bytes(step.target)
+        across, size = self.size(step.target)[1], self.product_size
+        unfolded = 9 * rows * across * step.source.channels * size if self.unfolds and step.kernel == 3 else 0
+        weights = size * step.kernel**2 * step.source.channels * step.target.channels
+        made = rows * across * step.target.channels * size + unfolded + weights  # once more in oneDNN's own order
+        kept = 2 if self.touched else 1  # what is freed stays in the allocator's heap, and may not fit what comes next
+        return kept * made + (weights if self.itemsize < 4 else 0)
 
 
 @lru_cache(maxsize=4096)

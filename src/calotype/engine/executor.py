@@ -201,22 +201,25 @@ class Executor:
         residual = self._rows(step.residual) if step.residual else None
         scale, shift = self._scale(step)
         measure = step.target.name in one.measured
-        moments: Moments | None
         if step.activation == "clamp":  # of latents only, so small that a copy costs nothing
             clamped = Rows(step.source, torch.tanh(source.tensor.float() / 3).mul_(3).to(self.dtype), source.first)
             source = clamped
         if isinstance(self.backend, Reference):
-            moments = self.backend.run(
-                step, run.start, run.end, source=source, target=target, residual=residual,
-                scale=torch.from_numpy(scale).to(self.device), shift=torch.from_numpy(shift).to(self.device),
-                scratch=self._scratch(one), measure=measure,
-            )  # fmt: skip
-        else:
-            moments = self.backend.run(
-                step, run.start, run.end, source=source, target=target, residual=residual, scale=scale, shift=shift,
-                weights=self._address(one, f"weights {step.weights}"), scratch=self._address(one, "scratch"),
-                measure=measure,
-            )  # fmt: skip
+            on_device = [torch.from_numpy(part).to(self.device) for part in (scale, shift)]
+            rows = self.plan.job.reference_rows(step)
+            for start in range(run.start, run.end, rows):
+                moments = self.backend.run(
+                    step, start, min(run.end, start + rows), source=source, target=target, residual=residual,
+                    scale=on_device[0], shift=on_device[1], scratch=self._scratch(one), measure=measure,
+                )  # fmt: skip
+                if moments is not None:
+                    self._measured(step.target, moments)
+            return
+        moments = self.backend.run(
+            step, run.start, run.end, source=source, target=target, residual=residual, scale=scale, shift=shift,
+            weights=self._address(one, f"weights {step.weights}"), scratch=self._address(one, "scratch"),
+            measure=measure,
+        )  # fmt: skip
         if moments is not None:
             self._measured(step.target, moments)
 
@@ -268,7 +271,7 @@ class Executor:
         scale, shift = self._scale(step)
         self._statistics.pop(step.target.name, None)
         if isinstance(self.backend, Reference) or not self.plan.job.kernels_attend(step):
-            on_device = (torch.from_numpy(part).to(self.device) for part in (scale, shift))
-            attend(height * width, read, measure, folded, *on_device)
+            on_device = [torch.from_numpy(part).to(self.device) for part in (scale, shift)]
+            attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch)
         else:
             self.backend.attend(height * width, read, write, folded, scale, shift, scratch)

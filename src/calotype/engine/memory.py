@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from calotype.engine.blocks import aligned
 from calotype.engine.program import Map
 from calotype.errors import MemoryLimitError
 
@@ -111,6 +114,12 @@ class Memory:
         """[rows, width, channels] from a place on."""
         size = rows * width * channels * dtype.itemsize
         return self.bytes[offset : offset + size].view(dtype).view(rows, width, channels)
+
+
+def room(scratch: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A tensor of this shape at the beginning of some bytes, and the bytes after it."""
+    size = math.prod(shape) * dtype.itemsize
+    return scratch[:size].view(dtype).view(*shape), scratch[aligned(size) :]
 
 
 def _mapped(size: int) -> mmap.mmap:

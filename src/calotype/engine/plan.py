@@ -182,7 +182,7 @@ def _passes(program: Program, places: Mapping[str, Place]) -> list[tuple[list[St
     return result
 
 
-FIXED = 16 * 2**20  # what small arrays, threads and statistics take beside all that is counted
+FIXED = 14 * 2**20  # what small arrays, threads and statistics take beside all that is counted
 BLOCKS_AT_ONCE = 256  # of a map without windows, so that its statistics stay few and progress is seen
 
 
@@ -291,10 +291,7 @@ def _pass(
     for step in steps:
         if isinstance(step, Attention):
             scratch = job.spilled_blocks(step) if places[step.source.name] == "spilled" else 0
-            if job.kernels_attend(step):
-                scratch += job.attention_bytes(step)
-            else:
-                beside = job.attention_bytes(step)
+            scratch += job.attention_bytes(step)
         elif isinstance(step, Conv) and job.kernels == "winograd":
             offsets["weights " + step.weights] = end
             end += aligned(job.weight_bytes(step))
@@ -303,6 +300,8 @@ def _pass(
                 scratch = max(scratch, job.threads * sum(aligned(4 * n) for n in floats))
         else:
             rows = max(lengths[step.target.name])
+            if isinstance(step, Conv):
+                rows = min(rows, job.reference_rows(step))
             beside = max(beside, job.reference_result(step, rows))
             if isinstance(step, Conv):
                 scratch = max(scratch, job.reference_scratch(step, rows))
@@ -485,6 +484,7 @@ def plan(
     threads: int = 1,
     itemsize: int = 4,
     half: bool = False,
+    widens: bool = False,
     unfolds: bool = False,
     touched: bool = True,
 ) -> Plan:
@@ -495,12 +495,12 @@ def plan(
             fastest plan, and no more than is `free`; without a temporary file where that can be.
         kernels: who computes: their blocks and transformed weights take memory too.
         itemsize: bytes of a number in a map.
-        half, unfolds, touched: see `Job`.
+        half, widens, unfolds, touched: see `Job`.
 
     Raises:
         MemoryLimitError: if not even the smallest plan fits; the message says what would.
     """
-    job = Job(height, width, kernels, threads, itemsize, half, unfolds, touched)
+    job = Job(height, width, kernels, threads, itemsize, half, widens, unfolds, touched)
     limit = memory if memory is not None else free
     fastest = _candidates(job, program, everything=False)[0]
     if (limit is None or fastest.peak <= limit) and (memory is not None or fastest.peak <= COMFORT):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calotype.engine.blocks import Job, aligned
-from calotype.engine.memory import Rows, trim
+from calotype.engine.blocks import Job
+from calotype.engine.memory import Rows, room, trim
 from calotype.engine.passes import end_source_row, first_source_row
 from calotype.engine.program import Conv, Fold
 
@@ -26,11 +25,12 @@ class Reference:
 
     Args:
         job: of that plan.
-        dtype: of computation; statistics are float32 and merged in float64 whatever it is.
+        dtype: of maps; statistics are float32 and merged in float64 whatever it is.
     """
 
     def __init__(self, job: Job, dtype: torch.dtype) -> None:
-        self.job, self.dtype = job, dtype
+        self.job = job
+        self.dtype = torch.float32 if job.widens else dtype
         self._weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def prepare(self, steps: Sequence[tuple[Conv, Tensor, Tensor | None]]) -> None:
@@ -76,7 +76,7 @@ class Reference:
         if not measure:
             return None
         if y.dtype != torch.float32:
-            y = _room(scratch, y.shape, torch.float32)[0].copy_(y)
+            y = room(scratch, y.shape, torch.float32)[0].copy_(y)
         variance, mean = torch.var_mean(y, dim=(0, 1), correction=0)
         n = y.shape[0] * y.shape[1]
         return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
@@ -90,21 +90,19 @@ class Reference:
         x = source[slice(max(0, first), min(high, last))]
         if step.changes_source:
             given = x
-            x, scratch = _room(scratch, given.shape, torch.float32)
+            x, scratch = room(scratch, given.shape, torch.float32)
             x.copy_(given).mul_(scale).add_(shift)
             if step.activation == "silu":
                 F.silu(x, inplace=True)
             elif step.activation == "relu":
                 x.relu_()
         if step.kernel == 1:
-            return x if x.dtype == self.dtype else _room(scratch, x.shape, self.dtype)[0].copy_(x)
+            return x if x.dtype == self.dtype else room(scratch, x.shape, self.dtype)[0].copy_(x)
         repeat = 2 if step.resample == "up" else 1
         left, right = (step.pad, 1 - step.pad) if step.resample == "down" else (1, 1)
         # rows of zeros only where the map ends; columns on both sides always
         above, below = repeat * max(0, -first), repeat * max(0, last - high)
-        made, _ = _room(
-            scratch, (above + repeat * len(x) + below, left + repeat * wide + right, x.shape[2]), self.dtype
-        )
+        made, _ = room(scratch, (above + repeat * len(x) + below, left + repeat * wide + right, x.shape[2]), self.dtype)
         for edge in (made[:above], made[len(made) - below :], made[:, :left], made[:, left + repeat * wide :]):
             edge.zero_()
         inside = made[above : above + repeat * len(x), left : left + repeat * wide]
@@ -113,12 +111,6 @@ class Reference:
             begin = start - 1 - 2 * first
             made = made[begin : begin + end - start + 2]
         return made
-
-
-def _room(scratch: Tensor, shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A tensor of this shape at the beginning of some bytes, and the bytes after it."""
-    size = math.prod(shape) * dtype.itemsize
-    return scratch[:size].view(dtype).view(*shape), scratch[aligned(size) :]
 
 
 def _nchw(rows: Tensor) -> Tensor:

@@ -46,16 +46,19 @@ def winograd_available() -> str:
     return ""
 
 
-def unfolds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch convolves this type by copying every value nine times, for want of oneDNN's kernels."""
-    if device.type != "cpu":
-        return False
+def one_dnn() -> bool:
+    """Whether torch has oneDNN's convolutions; its own copy every value nine times."""
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if dtype == torch.float32 or not there:
-        return not there
+    return there
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type in which `reference` multiplies: float32 for halves for which the CPU has no convolutions."""
+    if device.type != "cpu" or dtype == torch.float32 or not one_dnn():
+        return dtype
     mkldnn: Any = torch.ops.mkldnn
     supported = mkldnn._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
-    return not supported()
+    return dtype if supported() else torch.float32
 
 
 def half_available() -> bool:
@@ -124,7 +127,8 @@ class Engine:
             kernels=kernels, threads=torch.get_num_threads(),
             itemsize=4 if kernels == "winograd" else self.dtype.itemsize,
             half=kernels == "winograd" and self.dtype == torch.bfloat16,
-            unfolds=kernels == "reference" and unfolds(self.device, self.dtype),
+            widens=kernels == "reference" and product_dtype(self.device, self.dtype) != self.dtype,
+            unfolds=kernels == "reference" and self.device.type == "cpu" and not one_dnn(),
             touched=self.device.type == "cpu",
         )  # fmt: skip
 
