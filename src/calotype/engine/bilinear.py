@@ -65,6 +65,11 @@ class Algorithm:
         """Weights of the kernel along one axis."""
         return len(self.kernel[0])
 
+    @property
+    def of_output(self) -> Matrix:
+        """A, [positions, tile]: takes a gradient of the outputs to the positions."""
+        return tuple(zip(*self.output, strict=True))
+
     def products(self, rows: int, columns: int) -> int:
         """Multiplications for a map of rows x columns outputs, of each input channel and output channel."""
         return ceil(rows / self.tile) * ceil(columns / self.tile) * self.positions**2

@@ -16,6 +16,7 @@ from numba import njit, types
 from calotype.engine import bilinear
 from calotype.engine.vectors import (
     BF16,
+    GRADIENT_ROWS,
     LANES,
     PANEL,
     ROWS,
@@ -24,36 +25,45 @@ from calotype.engine.vectors import (
     activation,
     blend,
     choice,
+    emit,
     finish,
+    finish_half,
     input_transform,
+    outer_product,
     output_transform,
     product,
     scalars,
     softmax,
     weight_transform,
+    widen,
 )
 
 ALGORITHMS = (bilinear.pointwise(), *(one for kind in bilinear.ALGORITHMS.values() for one in kind))
 POINTWISE = ALGORITHMS.index(bilinear.pointwise())
+GRADIENT = ALGORITHMS.index(bilinear.winograd(4))  # of gradients of weights
 _COUNT = len(ALGORITHMS)
 _HALVES = (False, True) if BF16 else (False,)
 
 _read, _write, _write_double = scalars()
 _identity, _silu, _relu = activation("none"), activation("silu"), activation("relu")
 # which of each: the algorithm's number, and _COUNT more with products of bfloat16, or with a residual
-_transform_input = choice(6, [input_transform(one, half) for half in _HALVES for one in ALGORITHMS])
+_transform_input = choice(6, [input_transform(one.input, half) for half in _HALVES for one in ALGORITHMS])
+_transform_gradient = emit(6, input_transform(ALGORITHMS[GRADIENT].of_output, False))
 _transform_output = choice(9, [output_transform(one, residual) for residual in (False, True) for one in ALGORITHMS])
 _transform_weights = choice(4, [weight_transform(one, half) for half in _HALVES for one in ALGORITHMS])
 _finish_pixel, _finish_added = finish(residual=False), finish(residual=True)
+_finish_half, _widen = finish_half(), widen()
 _accumulate_pixels = accumulate()
 _softmax_row, _blend_row = softmax(), blend()
+_outer_product = outer_product()
 _product_single, _product_half = product(half=False), product(half=BF16)
 
 _TILES = tuple(algorithm.tile for algorithm in ALGORITHMS)
 _WINDOWS = tuple(algorithm.window for algorithm in ALGORITHMS)
 _STEPS = tuple(algorithm.step for algorithm in ALGORITHMS)
 _POSITIONS = tuple(algorithm.positions for algorithm in ALGORITHMS)
-NONE, SILU, RELU = range(3)
+# HALVES: none, and maps are bfloat16: source and target alike, with channels of whole vectors, and no residual
+NONE, SILU, RELU, HALVES = range(4)
 ATTENTION_ROWS = 48  # queries that a thread takes at once
 
 
@@ -90,6 +100,14 @@ def _activate(
     target: int, source: int, columns: int, channels: int, padded: int, scale: int, shift: int, activation: int
 ) -> None:
     """Pixels of `channels` floats -> activated pixels of `padded` floats."""
+    if activation == HALVES:
+        if channels == padded:
+            _widen(target, source, columns * (channels // LANES))
+            return
+        for column in range(columns):
+            _widen(target + 4 * column * padded, source + 2 * column * channels, channels // LANES)
+            _zero(target + 4 * (column * padded + channels), padded - channels)
+        return
     if channels == padded:
         if activation == SILU:
             _silu(target, source, columns, channels // LANES, scale, shift)
@@ -107,6 +125,38 @@ def _activate(
                 x = np.float32(0)
             _write(target + 4 * (column * padded + c), x)
         _zero(target + 4 * (column * padded + channels), padded - channels)
+
+
+@_kernel("i" * 14)
+def _gather(
+    patch: int,
+    y0: int,
+    x0: int,
+    rows: int,
+    columns: int,
+    padded: int,
+    source: int,
+    source_row: int,
+    height: int,
+    width: int,
+    channels: int,
+    scale: int,
+    shift: int,
+    activation: int,
+) -> None:
+    """Activated pixels of a map from row y0 and column x0 on: [rows, columns, padded], zeros where there are none."""
+    left = max(0, -x0)
+    right = max(left, min(columns, width - x0))
+    for r in range(rows):
+        to = patch + 4 * r * columns * padded
+        if y0 + r < 0 or y0 + r >= height:
+            _zero(to, columns * padded)
+            continue
+        _zero(to, left * padded)
+        _zero(to + 4 * right * padded, (columns - right) * padded)
+        element = 2 if activation == HALVES else 4
+        at = source + element * ((y0 + r - source_row) * width + x0 + left) * channels
+        _activate(to + 4 * left * padded, at, right - left, channels, padded, scale, shift, activation)
 
 
 @_kernel("iib" + "i" * 29)
@@ -170,20 +220,10 @@ def convolve_block(
     # activation, once for every pixel the block sees
     y0, x0 = tile_y * step - pad, tile_x * step - pad
     rows, columns = (high - 1) * step + window, (broad - 1) * step + window
-    left = max(0, -x0)
-    right = max(left, min(columns, width - x0))
     direct = algorithm == POINTWISE and not half
     if direct:
         patch = inputs
-    for r in range(rows):
-        to = patch + 4 * r * columns * padded
-        if y0 + r < 0 or y0 + r >= height:
-            _zero(to, columns * padded)
-            continue
-        _zero(to, left * padded)
-        _zero(to + 4 * right * padded, (columns - right) * padded)
-        at = source + 4 * ((y0 + r - source_row) * width + x0 + left) * channels
-        _activate(to + 4 * left * padded, at, right - left, channels, padded, scale, shift, activation)
+    _gather(patch, y0, x0, rows, columns, padded, source, source_row, height, width, channels, scale, shift, activation)
 
     # input transform; a single pixel's is the pixel
     element = 2 if half else 4
@@ -219,7 +259,7 @@ def convolve_block(
         down, along = min(size, out_height - y), min(size, out_width - x)
         place = 4 * ((y - target_row) * out_width + x) * out_channels
         added = residual + 4 * ((y - residual_row) * out_width + x) * out_channels if residual else 0
-        inside = down == size and along == size and out_channels == wide
+        inside = down == size and along == size and out_channels == wide and activation != HALVES
         at = outputs + 4 * i * wide
         row, column = 4 * out_width * out_channels, 4 * out_channels
         to = target + place
@@ -235,6 +275,9 @@ def convolve_block(
                 for k in range(along):
                     pixel = tile + 4 * (r * size + k) * wide
                     offset = 4 * (r * out_width + k) * out_channels
+                    if activation == HALVES:
+                        _finish_half(target + (place + offset) // 2, pixel, out_channels // LANES, floor)
+                        continue
                     if whole_vectors:
                         if added:
                             _finish_added(target + place + offset, pixel, out_channels // LANES, floor, added + offset)
@@ -277,6 +320,77 @@ def convolve_block(
             _write_double(to + 8 * c, np.float64(seen))
             _write_double(to + 8 * (out_channels + c), np.float64(_read(sums + 4 * c)) + first_sum / seen)
             _write_double(to + 8 * (2 * out_channels + c), max(0.0, squares - first_sum * first_sum / seen))
+
+
+@_kernel("i" * 17)
+def gradient_block(
+    index: int,
+    source: int,
+    given: int,
+    height: int,
+    width: int,
+    channels: int,
+    out_channels: int,
+    scale: int,
+    shift: int,
+    activation: int,
+    block_height: int,
+    block_width: int,
+    sums: int,
+    patch: int,
+    inputs: int,
+    outputs: int,
+    padded_out: int,
+) -> None:
+    """What one block of tiles adds to the gradient of a 3x3 convolution's weights, at the positions of `GRADIENT`.
+
+    y = AT ((G w) * (BT x)) gives dw = GT sum((A dy) * (BT x)) along each axis.
+
+    Args:
+        index: of the block, counted along columns first.
+        source, given: pixels [height, width, channels] and the gradient of results [height, width, out_channels].
+        scale, shift: ones and zeros, as many as the larger number of channels; activation: NONE or HALVES.
+        sums: [T * T, padded channels, padded_out], added to.
+        patch, inputs, outputs: this thread's scratch.
+        padded_out: out_channels rounded up to whole panels.
+    """
+    size, window, positions = _TILES[GRADIENT], _WINDOWS[GRADIENT], _POSITIONS[GRADIENT]
+    padded = (channels + LANES - 1) // LANES * LANES
+    down, along = (height + size - 1) // size, (width + size - 1) // size
+    across = (along + block_width - 1) // block_width
+    tile_y, tile_x = index // across * block_height, index % across * block_width
+    high, broad = min(block_height, down - tile_y), min(block_width, along - tile_x)
+    tiles = high * broad
+
+    columns = broad * size + window - size
+    _gather(
+        patch, tile_y * size - 1, tile_x * size - 1, high * size + window - size, columns, padded,
+        source, 0, height, width, channels, scale, shift, activation,
+    )  # fmt: skip
+    position = 4 * tiles * padded + SKEW
+    for i in range(tiles):
+        at = patch + 4 * size * ((i // broad) * columns + i % broad) * padded
+        _transform_input(
+            GRADIENT, inputs + 4 * i * padded, position, at, 4 * columns * padded, 4 * padded, padded // LANES
+        )
+
+    columns = broad * size
+    _gather(
+        patch, tile_y * size, tile_x * size, high * size, columns, padded_out,
+        given, 0, height, width, out_channels, scale, shift, activation,
+    )  # fmt: skip
+    out_position = 4 * tiles * padded_out + SKEW
+    for i in range(tiles):
+        at = patch + 4 * size * ((i // broad) * columns + i % broad) * padded_out
+        to = outputs + 4 * i * padded_out
+        _transform_gradient(to, out_position, at, 4 * columns * padded_out, 4 * padded_out, padded_out // LANES)
+
+    for p in range(positions * positions):
+        for panel in range(padded_out // PANEL):
+            b = outputs + p * out_position + 4 * panel * PANEL
+            for i in range(0, padded, GRADIENT_ROWS):
+                c = sums + 4 * ((p * padded + i) * padded_out + panel * PANEL)
+                _outer_product(c, 4 * padded_out, inputs + p * position + 4 * i, 4 * padded, b, 4 * padded_out, tiles)
 
 
 @_kernel("ib" + "i" * 5)

@@ -177,10 +177,9 @@ class Engine:
         dtype = torch.float32 if self.name == "winograd" else self.dtype
         backend: Winograd | Reference
         if self.name == "winograd":
-            workers = _workers(made.job.threads)
             from calotype.engine.winograd import Winograd
 
-            backend = Winograd(workers, made.job)
+            backend = Winograd(workers(made.job.threads), made.job)
         else:
             backend = Reference(made.job, dtype)
         executor = Executor(made, self.module, self.device, dtype, backend, progress)
@@ -240,7 +239,7 @@ if hasattr(os, "register_at_fork"):  # threads do not come along
     os.register_at_fork(after_in_child=_pool.clear)
 
 
-def _workers(threads: int) -> Workers:
+def workers(threads: int) -> Workers:
     """So many threads for the kernels, kept between calls."""
     with _lock:
         from calotype.engine.winograd import Workers

@@ -31,6 +31,7 @@ BF16 = bool(_FEATURES.get("avx512bf16"))  # whether the processor multiplies bfl
 # Tiles, and vectors of output channels, that one product keeps in registers: 24 of 32, or 12 of 16.
 ROWS, PANEL_VECTORS = (12, 2) if AVX512 else (6, 1)
 PANEL = PANEL_VECTORS * LANES
+GRADIENT_ROWS = 8 if AVX512 else 4  # likewise of input channels, in a gradient of weights; it divides LANES
 
 AHEAD = 4096  # bytes of weights that are fetched before they are needed
 SKEW = 64  # bytes between positions of scratch, which else begin in the same few sets of the cache
@@ -247,12 +248,24 @@ def activation(kind: str) -> Any:
     return emit(6, body)
 
 
-def input_transform(algorithm: Algorithm, half: bool) -> Body:
-    """BT x B of one tile: from the patch (row and column strides in bytes) to the tile's row at every position.
+def widen() -> Any:
+    """Vectors of bfloat16 -> float32."""
 
-    With `half`, as bfloat16.
+    def body(code: Code, target: Any, source: Any, vectors: Any) -> None:
+        with cgutils.for_range(code.b, vectors) as vector:
+            bits = code.b.zext(code.load(code.address(source, vector.index, 2 * LANES), VEC16), IVEC)
+            x = code.b.bitcast(code.b.shl(bits, ir.Constant(IVEC, [16] * LANES)), VEC)
+            code.store(x, code.address(target, vector.index, 4 * LANES))
+
+    return emit(3, body)
+
+
+def input_transform(matrix: Matrix, half: bool) -> Body:
+    """M x MT of one tile: from the patch (row and column strides in bytes) to the tile's row at every position.
+
+    M is an algorithm's BT, or for a gradient of its outputs A. With `half`, as bfloat16.
     """
-    n, size = algorithm.window, (2 if half else 4) * LANES
+    n, size = len(matrix[0]), (2 if half else 4) * LANES
 
     def body(code: Code, target: Any, position: Any, source: Any, row: Any, column: Any, vectors: Any) -> None:
         with cgutils.for_range(code.b, vectors) as vector:
@@ -260,9 +273,9 @@ def input_transform(algorithm: Algorithm, half: bool) -> Body:
             corners = [code.address(base, i, row) for i in range(n)]
             tile = [[code.load(code.address(corner, j, column)) for j in range(n)] for corner in corners]
             to = code.address(target, vector.index, size)
-            for i, values in enumerate(code.both_ways(algorithm.input, tile)):
+            for i, values in enumerate(code.both_ways(matrix, tile)):
                 for j, value in enumerate(values):
-                    where = code.address(to, i * algorithm.positions + j, position)
+                    where = code.address(to, i * len(matrix) + j, position)
                     code.store(_rounded(code, value) if half else value, where)
 
     return body
@@ -319,6 +332,43 @@ def product(half: bool) -> Any:
     return emit(6, body)
 
 
+def outer_product() -> Any:
+    """GRADIENT_ROWS rows of c: c[i, :] += sum over k of a[k, i] b[k, :], one panel of b. Strides in bytes."""
+
+    def body(code: Code, c: Any, c_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, count: Any) -> None:
+        build = code.b
+        places = [
+            [code.address(code.address(c, i, c_stride), j, 4 * LANES) for j in range(PANEL_VECTORS)]
+            for i in range(GRADIENT_ROWS)
+        ]
+        given = [[code.load(place) for place in row] for row in places]
+        before = build.block
+        loop, after = build.append_basic_block("k"), build.append_basic_block("k.end")
+        build.branch(loop)
+        build.position_at_end(loop)
+        k = build.phi(I64)
+        k.add_incoming(I64(0), before)
+        sums = [[build.phi(VEC) for _ in range(PANEL_VECTORS)] for _ in range(GRADIENT_ROWS)]
+        left, panel = build.add(a, build.mul(k, a_stride)), build.add(b, build.mul(k, b_stride))
+        right = [code.load(code.address(panel, j, 4 * LANES)) for j in range(PANEL_VECTORS)]
+        finals = []
+        for i, (row, starts) in enumerate(zip(sums, given, strict=True)):
+            scalar = code.splat(code.load(code.address(left, i, 4), F32))
+            for phi, start, r in zip(row, starts, right, strict=True):
+                final = code.fma(scalar, r, phi)
+                phi.add_incoming(start, before)
+                phi.add_incoming(final, loop)
+                finals.append(final)
+        following = build.add(k, I64(1))
+        k.add_incoming(following, loop)
+        build.cbranch(build.icmp_signed("<", following, count), loop, after)
+        build.position_at_end(after)
+        for final, place in zip(finals, (place for row in places for place in row), strict=True):
+            code.store(final, place)
+
+    return emit(7, body)
+
+
 def _pair_product(code: Code, x: Any, y: Any, plus: Any) -> Any:
     """plus + x0 y0 + x1 y1 in every lane, for lanes that hold two bfloat16."""
     pairs = ir.VectorType(_BFloat(), 2 * LANES)
@@ -368,6 +418,19 @@ def finish(residual: bool) -> Any:
             code.store(code.at_least(value, lowest), code.b.add(target, at))
 
     return emit(5, body)
+
+
+def finish_half() -> Any:
+    """A pixel of a finished tile as bfloat16: target = max(source, floor), by vectors."""
+
+    def body(code: Code, target: Any, source: Any, vectors: Any, floor: Any) -> None:
+        lowest = code.splat(code.load(floor, F32))
+        with cgutils.for_range(code.b, vectors) as vector:
+            value = code.load(code.address(source, vector.index, 4 * LANES))
+            value = _rounded(code, code.at_least(value, lowest))
+            code.store(value, code.address(target, vector.index, 2 * LANES))
+
+    return emit(4, body)
 
 
 def accumulate() -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +31,39 @@ _CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "cla
 _FLOORS = {relu: np.array([0.0 if relu else -np.inf, -np.inf], dtype=np.float32) for relu in (False, True)}
 
 
+@cache
+def _torch_team() -> Callable[[Any, None, int, int], None] | None:
+    """libgomp's GOMP_parallel, of the library that torch computes with; None where torch has another.
+
+    Its threads spin for milliseconds after each of torch's operations, waiting for the next, and what runs on threads
+    of its own meanwhile gets half of the processor.
+    """
+    place = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+    try:
+        start: Any = ctypes.CDLL(str(place), mode=os.RTLD_NOLOAD).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    start.argtypes, start.restype = [_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return start  # type: ignore[no-any-return]
+
+
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_forked: list[bool] = []  # whether this process came from another by a fork: libgomp's threads did not come along
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
+
+
 class Workers:
-    """Threads that share blocks among them. Blocks hold no lock, so plain threads do."""
+    """Threads that share blocks among them: torch's where it can be asked, which wait for work anyway, or own ones.
+
+    Blocks hold no lock, so plain threads do.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="calotype") if threads > 1 else None
+        self._team = _torch_team() if threads > 1 and not _forked else None
+        own = threads > 1 and self._team is None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="calotype") if own else None
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
         """work(thread, i) for every i below `count`; an error or an interrupt stops the others before their next."""
@@ -45,9 +77,24 @@ class Workers:
                 stop.set()
                 raise
 
-        if self._pool is None or count == 1:
+        if count == 1 or self.threads == 1:
             take(0)
             return
+        if self._team is not None:
+            numbers: Iterator[int] = itertools.count()
+            errors: list[BaseException] = []
+
+            def join(_: object) -> None:
+                try:
+                    take(next(numbers))
+                except BaseException as error:  # nothing may pass through the library, which is C
+                    errors.append(error)
+
+            self._team(_WORK(join), None, min(self.threads, count), 0)
+            if errors:
+                raise errors[0]
+            return
+        assert self._pool is not None
         futures: list[Future[None]] = []
         try:
             for thread in range(min(self.threads, count)):
@@ -133,9 +180,10 @@ class Winograd:
         n = step.target.channels
         statistics = np.empty((blocks, 3, n)) if measure else None
         bias, floor = self._biases[step.weights], _FLOORS[step.relu]
+        code = kernels.HALVES if source.tensor.dtype == torch.bfloat16 else _CODES[step.activation]
         fixed = (
             kernels.ALGORITHMS.index(algorithm), self.job.half, source.address, source.first, high, wide,
-            step.source.channels, scale.ctypes.data, shift.ctypes.data, _CODES[step.activation], step.pad,
+            step.source.channels, scale.ctypes.data, shift.ctypes.data, code, step.pad,
             target.address, target.first, rows, width, n,
             residual.address if residual else 0, residual.first if residual else 0, floor.ctypes.data,
             weights, bias.ctypes.data, first, last, across, *block,
