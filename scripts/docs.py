@@ -14,7 +14,10 @@ from pathlib import Path
 from calotype.weights.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("", "reconstruct", "encode", "decode", "evaluate", "probe", "inspect", "plan", "convert", "train", "doctor")
+COMMANDS = (
+    "", "reconstruct", "encode", "decode", "evaluate", "probe", "inspect", "plan", "convert", "train", "morph", "vary",
+    "blend", "transfer", "direction learn", "direction apply", "doctor",
+)  # fmt: skip
 
 
 def help_of(command: str) -> str:

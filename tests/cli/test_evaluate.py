@@ -86,12 +86,39 @@ def test_too_few_pictures_for_a_frechet_distance(calotype: Calotype, vae: Path) 
     assert "needs at least 1,281 pictures, not 3" in ran.err
 
 
-def test_a_picture_that_can_not_be_read_stops_it(calotype: Calotype, vae: Path) -> None:
+def test_a_picture_that_can_not_be_read_is_a_failure(calotype: Calotype, vae: Path, other_vae: Path) -> None:
     pictures()
     Path("photos/1.png").write_bytes(b"no picture")
-    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    ran = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN)
     assert ran.code == 1
-    assert "1.png" in ran.err
+    (said,) = filter(None, ran.said)
+    assert "1.png" in said
+    assert "report/index.html" in ran.out
+
+
+def test_json_has_no_infinity(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(1)
+    monkeypatch.setattr("calotype.evaluate.measure.psnr", lambda before, after: float("inf"))
+    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["vaes"][0]["rows"][0]["psnr"] == "inf"
+
+
+def test_stopped_it_says_how_to_go_on(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    pictures(1)
+    monkeypatch.setattr("calotype.evaluate.compare.measure", stopped)
+    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    assert (ran.code, ran.said[-1]) == (130, "calotype: Stopped; the same command goes on where it was.")
+
+
+@pytest.mark.parametrize("words", [("evaluate", "photos"), ("probe", "builtin")])
+def test_a_report_that_is_a_file(calotype: Calotype, words: tuple[str, ...]) -> None:
+    Path("taken").write_text("")
+    ran = calotype(*words, "--report", "taken")
+    assert (ran.code, ran.said) == (2, ["calotype: --report taken: taken is a file; give a folder."])
 
 
 def test_a_vae_is_probed(calotype: Calotype, vae: Path) -> None:

@@ -106,7 +106,7 @@ def test_ctrl_c_and_resume(calotype: Calotype) -> None:
         ([*WORDS, "--device", "toaster"], "There is no device 'toaster' here"),
         (
             [*WORDS, "--set", "sources.0.path=gone"],
-            "data/gone: there is no such folder, zip, tar or dataset of pictures; see --data.",
+            "data/gone: there is no such folder, zip, tar or dataset of pictures; give one that is there.",
         ),
         ([*WORDS[:-1], "tiny.toml"], "--out tiny.toml: tiny.toml is a file; give a folder."),
     ],

@@ -142,15 +142,15 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
     return list(paths)
 
 
-def require_folder(out: Path) -> None:
-    """Checks that `out` is a folder or can become one.
+def require_folder(out: Path, option: str = "--out") -> None:
+    """Checks that `out`, which an option gave, is a folder or can become one.
 
     Raises:
         UsageError: if it is a file, or would lie in one.
     """
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir():
-        raise UsageError(f"--out {out}: {nearest} is a file; give a folder.")
+        raise UsageError(f"{option} {out}: {nearest} is a file; give a folder.")
 
 
 def make_folder(out: Path) -> None:

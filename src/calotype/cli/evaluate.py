@@ -73,34 +73,48 @@ def command(
 
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
-    from calotype.evaluate.session import evaluate
+    from calotype.evaluate.session import evaluate, plain
     from calotype.evaluate.setup import Setup, read_boxes
 
-    require_folder(report)
+    require_folder(report, "--report")
     setup = Setup(
         vaes=tuple(vae or ["builtin"]), protocol=replace(preset(protocol), seed=seed),
         metrics=_listed(metrics) or tuple(METRICS), features=_listed(features),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Measuring", total=None)
-        found = evaluate(
-            data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("Measuring", total=None)
+            found = evaluate(
+                data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        complain("Stopped; the same command goes on where it was.")
+        raise typer.Exit(130) from None
     if found is None:
         complain(f"Part {shard} is measured; when all parts are, the same command without --shard makes the report.")
         return
     if json:
-        print(json_module.dumps(found))
+        print(json_module.dumps(plain(found), allow_nan=False))
     else:
         _table(found)
         print(report / "index.html")
-    failed = [(one["label"], row) for one in found["vaes"] for row in one["rows"] if "error" in row]
-    for label, row in failed:
-        complain(f"{label}: {found['pictures'][row['picture']]['name']}: {row['error']}")
-    if failed:
+    if failures := _failures(found):
+        for failure in failures:
+            complain(failure)
         raise typer.Exit(1)
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    """What failed: a picture that can't be read once, and else each VAE's own."""
+    said: dict[str, None] = {}
+    for one in found["vaes"]:
+        for row in one["rows"]:
+            if "error" in row:
+                picture = found["pictures"][row["picture"]]
+                said[f"{one['label']}: {picture['name']}: {row['error']}" if picture["sha256"] else row["error"]] = None
+    return list(said)
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

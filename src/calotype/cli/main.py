@@ -11,7 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from calotype import __version__
-from calotype.cli import convert, decode, doctor, encode, evaluate, inspect, plan, probe, reconstruct, train
+from calotype.cli import (
+    blend,
+    convert,
+    decode,
+    direction,
+    doctor,
+    encode,
+    evaluate,
+    inspect,
+    morph,
+    plan,
+    probe,
+    reconstruct,
+    train,
+    transfer,
+    vary,
+)
 from calotype.cli.common import complain
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
@@ -36,10 +52,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, encode, decode, evaluate, probe, inspect, plan, convert, train, doctor):
-    paragraphs = cleandoc(module.command.__doc__ or "").split("\n\n")
+
+
+def _add(to: typer.Typer, name: str, command: Any, example: str) -> None:
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-    app.command(module.NAME, help=text, epilog=module.EXAMPLE)(module.command)
+    to.command(name, help=text, epilog=example)(command)
+
+
+for module in (
+    reconstruct, encode, decode, evaluate, probe, inspect, plan, convert, train, morph, vary, blend, transfer, doctor
+):  # fmt: skip
+    _add(app, module.NAME, module.command, module.EXAMPLE)
+
+directions = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+_add(directions, "learn", direction.learn, direction.LEARN_EXAMPLE)
+_add(directions, "apply", direction.apply, direction.APPLY_EXAMPLE)
+app.add_typer(directions, name=direction.NAME, help=direction.HELP, epilog=direction.APPLY_EXAMPLE)
 
 
 def _version(value: bool) -> None:

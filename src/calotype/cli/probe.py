@@ -57,7 +57,7 @@ def command(
 
     from calotype.evaluate.examine import examine
 
-    require_folder(report)
+    require_folder(report, "--report")
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Probing", total=1.0)
         found = examine(

@@ -1,0 +1,114 @@
+"""What the commands that edit pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
+from calotype.errors import UsageError
+
+if TYPE_CHECKING:
+    from calotype.engine.executor import Progress
+    from calotype.latents import Latents
+    from calotype.pixels import PictureRows
+    from calotype.vae import VAE
+
+PICTURES = "Pictures, or latents that `calotype encode` wrote."
+EditVaeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        help="Weights: a preset's name, or a file or folder in any layout.",
+        show_default="those that latents name, else the built-in ones",
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", help="Scale pictures until they cover this, and cut them around the middle."),
+]
+StrengthOption = Annotated[float, typer.Option(help="How far to go: 0 not at all, 1 all the way, more beyond.")]
+
+
+def sized(size: str | None) -> tuple[int, int] | None:
+    """--size as (width, height)."""
+    return None if size is None else size_of(size)
+
+
+def vae_for(
+    sources: Sequence[PictureRows | Latents], paths: Sequence[Path], vae: str | None, device: str | None, dtype: Dtype
+) -> VAE:
+    """The VAE that was asked for, else the one that made the first latents, else the built-in one."""
+    from calotype.latents import Latents
+    from calotype.vae import name_for
+
+    if vae is None:
+        named = [name_for(one, path) for one, path in zip(sources, paths, strict=True) if isinstance(one, Latents)]
+        vae = named[0] if named else None
+    return load_vae(vae, None, device, dtype)
+
+
+def read_source(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows | Latents:
+    """A picture or latents; what reading did to it is said."""
+    from calotype.edit.sources import read
+    from calotype.pixels import PictureRows
+
+    source = read(path, size=size, background=background)
+    if isinstance(source, PictureRows):
+        for notice in source.notices:
+            complain(f"{path}: {notice}")
+    return source
+
+
+def read_rows(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows:
+    """A picture, where latents do not do; what reading did to it is said.
+
+    Raises:
+        UsageError: for latents.
+    """
+    from calotype.latents import Latents
+
+    source = read_source(path, size, background)
+    if isinstance(source, Latents):
+        raise UsageError(f"{path}: these are latents; give the picture they were made from.")
+    return source
+
+
+def output_file(out: Path, inputs: Sequence[Path]) -> Path:
+    """A file to write to; its folder is made by `make_folder(out.parent)` when nothing is refused any more.
+
+    Raises:
+        UsageError: if it is one of the inputs, or a folder, or would lie in a file.
+    """
+    if out.is_dir():
+        raise UsageError(f"--out {out}: this is a folder; give the name of a file.")
+    require_folder(out.parent)
+    if any(out.resolve() == source.resolve() for source in inputs):
+        raise UsageError(f"{out} would be overwritten; give another --out.")
+    return out
+
+
+@contextmanager
+def bar(doing: str, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on a terminal, moved by the part that is done, from 0 to 1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
+        task = shown.add_task(doing, total=1.0)
+        yield lambda part: shown.update(task, completed=part)
+
+
+def write_edited(vae: VAE, latents: Latents, out: Path, memory: str | None, progress: Progress | None) -> None:
+    """Decodes what was edited to a file, whose folder is made."""
+    from calotype.pixels import require_writable
+
+    require_writable(out)
+    make_folder(out.parent)
+    vae.write_image(out, latents, memory=memory, progress=progress)

@@ -1,0 +1,112 @@
+"""`calotype vary`: variations of a picture."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calotype.cli.common import (
+    LATENTS_ENDING,
+    BackgroundOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    OutOption,
+    colour,
+    finish,
+    make_folder,
+    require_folder,
+)
+from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_source, sized, vae_for
+from calotype.errors import UsageError
+
+NAME = "vary"
+EXAMPLE = "Example: [bold]calotype vary photo.jpg --noise latents --temperature 0.3 --out varied/[/]"
+
+
+class NoiseName(str, Enum):
+    """What noise is in units of."""
+
+    posterior = "posterior"
+    latents = "latents"
+
+
+def command(
+    picture: Annotated[Path, typer.Argument(help="A picture; or latents, with --noise latents.")],
+    out: OutOption = Path(),
+    vae: EditVaeOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the first; the others count on.")] = 0,
+    temperature: Annotated[float, typer.Option(help="How much noise: 0 none, 1 one unit.")] = 1.0,
+    noise: Annotated[
+        NoiseName, typer.Option(help="Unit: the posterior's std, or that of each channel of the picture's latents.")
+    ] = NoiseName.posterior,
+    size: SizeOption = None,
+    background: BackgroundOption = "white",
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    memory: MemoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw variations of a picture: PICTURE-vary-SEED.png, and all of them in PICTURE-vary.png.
+
+    Latents are the posterior's mean + temperature * std * noise. At temperature 1 a variation is what `calotype
+    reconstruct --seed` gives; at 0 it is the mode, which the sheet shows first. A seed's variation is the same alone
+    and among others. Posteriors of most VAEs are so narrow that nothing is to be seen at temperature 1: the command
+    says how narrow. --noise latents is the same for all VAEs, also for those (TAESD) that have no posterior.
+    """
+    from calotype.edit.sheet import sheet, thumbnail
+    from calotype.edit.vary import vary
+    from calotype.engine.budget import parse_memory
+    from calotype.engine.run import share
+    from calotype.latents import Latents
+    from calotype.pixels import read_picture, to_pil, write_picture
+
+    require_folder(out)
+    if seed + count > 2**63:
+        raise UsageError(f"--seed {seed}: there are no {count} seeds from there on; give a smaller one.")
+    if memory is not None:
+        parse_memory(memory)
+    source = read_source(picture, sized(size), colour(background))
+    loaded = vae_for([source], [picture], vae, device, dtype)
+    seeds = range(seed, seed + count)
+    stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
+    paths = [out / f"{stem}-vary-{one}.png" for one in seeds]
+    grid = out / f"{stem}-vary.png"
+    if any(path.resolve() == picture.resolve() for path in (*paths, grid)):
+        raise UsageError(f"{picture} would be overwritten; give another --out.")
+    with bar("Varying", json) as told:
+        found = vary(
+            loaded, source, seeds, temperature=temperature, noise=noise.value, memory=memory,
+            progress=share(told, 0, count + 2),
+        )  # fmt: skip
+        _, rows, columns = found.mode.tensor.shape
+        loaded.engine.plan("decode", rows * loaded.factor, columns * loaded.factor, memory)
+        make_folder(out)
+        small = [thumbnail(loaded.decode_image(found.mode, memory=memory, progress=share(told, 1, count + 2)))]
+        for i, (path, latents) in enumerate(zip(paths, found, strict=True)):
+            loaded.write_image(path, latents, memory=memory, progress=share(told, i + 2, count + 2))
+            small.append(thumbnail(to_pil(read_picture(path).pixels)))
+    write_picture(grid, sheet(small, ["mode", *(f"seed {one}" for one in seeds)], columns=3 if count < 9 else 6))
+    document = {
+        "vae": loaded.name, "vae_sha256": loaded.sha256, "picture": str(picture), "temperature": temperature,
+        "noise": noise.value, "relative_std": found.relative_std, "sheet": str(grid),
+        "results": [{"seed": one, "picture": str(path)} for one, path in zip(seeds, paths, strict=True)],
+    }  # fmt: skip
+
+    def text() -> None:
+        for path in paths:
+            print(path)
+        print(grid)
+        if noise is NoiseName.posterior and found.relative_std is not None:
+            part = 100 * found.relative_std
+            print(
+                f"The posterior's std is {part:.3g}% of the latents' own: temperature {100 / part:.3g} would equal it."
+            )
+
+    finish(document, as_json=json, text=text)

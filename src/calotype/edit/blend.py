@@ -1,0 +1,141 @@
+"""Two pictures in one, by a mask: blended in latents, and put back where nothing was to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calotype.engine.executor import Progress
+from calotype.engine.run import share
+from calotype.errors import UsageError
+from calotype.pixels import PictureRows, pad, to_pil, to_uint8
+from calotype.rows import require_rows_writable, write_rows
+from calotype.vae import VAE
+
+FEATHER = 16  # pixels
+MOST_FEATHER = 1024
+
+
+def levels_of(mask: PictureRows) -> Tensor:
+    """A mask picture's grey, uint8 [H, W]: 0 for black, 255 for white."""
+    grey = to_pil(mask.rows(0, mask.size[0])).convert("L")
+    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(*mask.size)
+
+
+def feathered(mask: Tensor, radius: int) -> Tensor:
+    """A mask with soft edges.
+
+    A tent filter of this radius along rows and columns, twice a running mean: unlike a Gaussian it ends, so what is
+    further than `radius` pixels from anything white is exactly 0, and what is so far from anything black exactly 1.
+    Sums are of whole numbers.
+
+    Args:
+        mask: uint8 [H, W]; beyond its edges they are repeated.
+        radius: in pixels, from 0 (nothing is softened) to 1024.
+
+    Returns:
+        [H, W], float32 in [0, 1].
+
+    Raises:
+        UsageError: another radius, or no such mask.
+    """
+    if mask.ndim != 2 or mask.dtype != torch.uint8:
+        raise UsageError(f"A mask must be uint8 [H, W], not {mask.dtype} {list(mask.shape)}.")
+    if not 0 <= radius <= MOST_FEATHER:
+        raise UsageError(f"A feather has a radius from 0 to {MOST_FEATHER} pixels, not {radius}.")
+    sums, total = mask.long(), 255
+    for reach in (radius // 2, radius - radius // 2):
+        for _ in range(2):  # rows, then columns
+            sums = _sums(sums, reach).T
+            total *= 2 * reach + 1
+    return (sums.double() / total).float()
+
+
+def _sums(values: Tensor, reach: int) -> Tensor:
+    """Of each value and `reach` values to either side, along rows; beyond the ends the last is repeated."""
+    index = torch.arange(-reach - 1, values.shape[1] + reach).clamp(0, values.shape[1] - 1)
+    running = values[:, index].cumsum(1)
+    return running[:, 2 * reach + 1 :] - running[:, : values.shape[1]]
+
+
+def blended(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """Latents of the first where the mask is 0, of the second where it is 1, and on the straight way between.
+
+    Args:
+        first, second: [C, h, w].
+        mask: [H, W] in [0, 1], H and W the same multiple of h and w; a latent gets the mean over its pixels.
+    """
+    factor = mask.shape[0] // first.shape[1]
+    return first.lerp(second, functional.avg_pool2d(mask[None].double(), factor).to(first))
+
+
+def blend(
+    vae: VAE,
+    first: PictureRows,
+    second: PictureRows,
+    mask: Tensor,
+    out: Path,
+    *,
+    feather: int = FEATHER,
+    paste_back: bool = True,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the first picture with the second where the mask is white; it is written by rows.
+
+    With `paste_back` the VAE changes only what is blended: let m be the feathered mask. Where it is 0 the file holds
+    the first picture's levels, where it is 1 the second's, byte by byte; at 1/2 what was decoded; and in between a
+    straight mixture of what was decoded with the nearer picture, so that there is no edge. Without it everything is as
+    decoded.
+
+    Args:
+        first, second: of one size.
+        mask: uint8 [H, W], of that size.
+        out: its suffix names the format; .jpg and .avif do not keep levels.
+        feather: radius of the mask's soft edges, in pixels.
+        memory, progress: as for `VAE.encode`.
+
+    Raises:
+        UsageError: if sizes differ, or for a suffix, size or radius that can't be.
+        PictureError: if the disk or the encoder refuses it.
+    """
+    height, width = first.size
+    for what, (h, w) in (("second picture", second.size), ("mask", (mask.shape[0], mask.shape[1]))):
+        if (h, w) != (height, width):
+            raise UsageError(f"The {what} is {w}x{h} and the first picture {width}x{height}; bring them to one size.")
+    require_rows_writable(out, width, height)
+    soft = feathered(mask, feather)
+    a = vae.encode_image(first, memory=memory, progress=share(progress, 0, 3))
+    b = vae.encode_image(second, memory=memory, progress=share(progress, 1, 3))
+    padded, _ = pad(soft[None], vae.factor * vae.latent_format.patch)
+    mixed = blended(a.tensor, b.tensor, padded[0])
+
+    def rows() -> Iterator[Tensor]:
+        top = 0
+        for part in vae.decode_rows(mixed, memory=memory, progress=share(progress, 2, 3)):
+            bottom = min(top + part.shape[1], height)
+            decoded = part[:, : bottom - top, :width]
+            if bottom > top:  # the last rows may all be padding
+                kept = first.rows(top, bottom), second.rows(top, bottom)
+                yield pasted(decoded, *kept, soft[top:bottom]) if paste_back else to_uint8(decoded)
+            top = bottom
+
+    return write_rows(out, rows(), width=width, height=height)
+
+
+def pasted(decoded: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """Levels uint8 [3, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
+
+    Args:
+        decoded, first, second: [3, H, W] in [-1, 1].
+        mask: [H, W] in [0, 1].
+    """
+    near, part = torch.where(mask < 0.5, first, second), (2.0 * mask - 1.0).abs()
+    levels = to_uint8(decoded.lerp(near, part))
+    for end, picture in ((0.0, first), (1.0, second)):
+        levels = torch.where(mask == end, to_uint8(picture), levels)
+    return levels

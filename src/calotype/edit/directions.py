@@ -1,0 +1,239 @@
+"""Directions between two sets of pictures, in latents: learned, measured, kept, and walked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from calotype.edit.sources import fit
+from calotype.edit.transfer import require_strength
+from calotype.engine.executor import Progress
+from calotype.errors import LatentsError, UsageError
+from calotype.files import atomic_path
+from calotype.latents import Latents
+from calotype.pixels import PictureRows
+from calotype.sources import Stored, open_source
+from calotype.vae import VAE
+
+KIND = "direction/1"
+LEAST = 4  # pictures a set
+EVERY = 5  # one of so many is held out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """What leads from the mean of one set of pictures to that of another.
+
+    Attributes:
+        tensor: raw latents, [C, 1, 1] (by channel) or [C, h, w] (by position), float32; the whole way between the
+            means.
+        vae, vae_name: sha256 and name of the VAE whose latents they are.
+        names: of the sets, from and to.
+        counts: pictures it was learned from, of each set.
+        held_out: pictures it was measured on, of each set.
+        d_prime: how far the held-out sets lie apart along it, in their own std; None where that is zero.
+        accuracy: part of the held-out pictures told right by it, the mean of both sets'; 0.5 is chance.
+    """
+
+    tensor: Tensor
+    vae: str
+    vae_name: str
+    names: tuple[str, str]
+    counts: tuple[int, int]
+    held_out: tuple[int, int]
+    d_prime: float | None
+    accuracy: float
+
+    def require(self, vae: str, vae_name: str) -> None:
+        """Checks that it is of the VAE with this sha256.
+
+        Raises:
+            LatentsError: if it is another's.
+        """
+        if vae != self.vae:
+            raise LatentsError(
+                f"This direction was learned with {self.vae_name or 'an unnamed VAE'} ({self.vae[:12]}), and the "
+                f"latents are by {vae_name or 'an unnamed VAE'} ({vae[:12]}); learn it anew with that one."
+            )
+
+    def apply(self, latents: Latents, strength: float = 1.0) -> Latents:
+        """Raw latents, moved along it; one by position is scaled to their height and width.
+
+        Args:
+            strength: 1 goes the whole way between the sets' means, and less than 0 the other way.
+
+        Raises:
+            LatentsError: if the latents are another VAE's.
+            UsageError: if the strength is no finite number.
+        """
+        self.require(latents.vae, latents.vae_name)
+        require_strength(strength)
+        raw, way = latents.to_raw(), self.tensor
+        if way.shape[1:] not in ((1, 1), raw.tensor.shape[1:]):
+            size = raw.tensor.shape[1:]
+            way = functional.interpolate(way[None], size, mode="bilinear", antialias=True)[0]
+        return replace(raw, tensor=raw.tensor + strength * way.to(raw.tensor))
+
+
+def learn(
+    vae: VAE,
+    start: Path,
+    end: Path,
+    *,
+    aligned: bool = False,
+    size: tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Direction:
+    """The difference of two sets' mean latents (attribute vectors: White 2016, arXiv:1609.04468, section 3.2).
+
+    One picture in five of each set (in the order of their names; of fewer than ten, two) is held out. A held-out
+    picture's score is its inner product with the direction, each channel divided by its variance within the sets; it
+    counts as told right on its set's side of the middle between the means.
+
+    Args:
+        start, end: folders or archives of pictures, see `sources.open_source`.
+        aligned: what is to change lies at the same place in all pictures (faces cut alike): the difference is taken at
+            each position. Otherwise it is taken by channel, over all positions: tone, colour, contrast.
+        size: (width, height) that pictures are brought to (see `fit`); needed for aligned ones of several sizes.
+        memory: as for `VAE.encode`.
+        progress: called with the part of the pictures that is done.
+
+    Raises:
+        UsageError: a source that is none, sets of fewer than four pictures, or aligned pictures of several sizes.
+        PictureError: if a picture can't be read.
+    """
+    sets = [open_source(path.name, path.parent) for path in (start, end)]
+    for path, pictures in zip((start, end), sets, strict=True):
+        if len(pictures) < LEAST:
+            raise UsageError(
+                f"{path}: a direction needs at least {LEAST} pictures of each set, and here is {len(pictures)}."
+            )
+    total, done = sum(map(len, sets)), 0
+    features: list[tuple[int, int]] = []  # the size of the first picture, when it is known
+
+    def encoded(pictures: Stored, held: bool) -> Iterator[Tensor]:
+        nonlocal done
+        stride = min(EVERY, len(pictures) // 2)
+        for i in range(len(pictures)):
+            if (i % stride == stride - 1) != held:
+                continue
+            picture = PictureRows(pictures.read(i), None, False, (255, 255, 255), ())
+            if size is not None:
+                picture = fit(picture, size)
+            features.append(picture.size)
+            if aligned and picture.size != features[0]:
+                (h, w), (h0, w0) = picture.size, features[0]
+                raise UsageError(
+                    f"{pictures.title}: {pictures.names[i]} is {w}x{h} and the first picture {w0}x{h0}; aligned "
+                    f"pictures are of one size, so give --size (size=) or leave --aligned out."
+                )
+            z = vae.encode_image(picture, memory=memory).tensor.double()
+            yield z if aligned else z.mean((1, 2), keepdim=True)
+            done += 1
+            if progress is not None:
+                progress(done / total)
+
+    moments = [_moments(encoded(pictures, held=False)) for pictures in sets]
+    (n, mean_a, squares_a), (m, mean_b, squares_b) = moments
+    way = mean_b - mean_a
+    # of every channel, over positions: one position alone has too few pictures
+    variance = ((squares_a + squares_b) / (n + m - 2)).mean((1, 2), keepdim=True)
+    variance = variance.masked_fill(variance == 0, float(variance.max()) or 1.0)
+    middle = float(((mean_a + mean_b) / 2 * way / variance).sum())
+    scores = [
+        torch.tensor([float((x * way / variance).sum()) - middle for x in encoded(pictures, held=True)])
+        for pictures in sets
+    ]
+    return Direction(
+        tensor=way.float(),
+        vae=vae.sha256,
+        vae_name=vae.name,
+        names=(start.stem, end.stem),
+        counts=(n, m),
+        held_out=(len(scores[0]), len(scores[1])),
+        d_prime=d_prime(scores[0], scores[1]),
+        accuracy=(float((scores[0] < 0).double().mean()) + float((scores[1] > 0).double().mean())) / 2,
+    )
+
+
+def _moments(features: Iterator[Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and sum of squared distances from it (Welford 1962)."""
+    first = next(features)
+    count, mean, squares = 1, first.clone(), torch.zeros_like(first)
+    for x in features:
+        count += 1
+        apart = x - mean
+        mean += apart / count
+        squares += apart * (x - mean)
+    return count, mean, squares
+
+
+def d_prime(a: Tensor, b: Tensor) -> float | None:
+    """(mean(b) - mean(a)) / sqrt((var(a) + var(b)) / 2), of scores [n] and [m]; None where both are constant."""
+    spread = math.sqrt(float(a.double().var() + b.double().var()) / 2)
+    return float(b.double().mean() - a.double().mean()) / spread if spread else None
+
+
+def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
+    """Writes a direction as safetensors: tensor ``direction``, everything else as JSON in the metadata.
+
+    Raises:
+        LatentsError: if the file can't be written.
+        UsageError: if its folder does not exist.
+    """
+    about = {key: value for key, value in direction.__dict__.items() if key not in ("tensor", "vae", "vae_name")}
+    metadata = {
+        "calotype": KIND,
+        "space": "raw",
+        "vae_sha256": direction.vae,
+        "vae_name": direction.vae_name,
+        **{key: json.dumps(value) for key, value in about.items()},
+    }
+    try:
+        with atomic_path(path) as temporary:
+            save_file({"direction": direction.tensor.cpu().contiguous()}, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise LatentsError(f"{path}: the direction can't be written ({error}).") from None
+    return Path(path)
+
+
+def load_direction(path: str | os.PathLike[str]) -> Direction:
+    """Reads what `save_direction` wrote.
+
+    Raises:
+        LatentsError: if the file is missing, damaged, or holds anything but a direction.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LatentsError(f"{path}: there is no such file; make a direction with `calotype direction learn`.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("calotype") != KIND or "direction" not in file.keys():  # noqa: SIM118
+                raise LatentsError(f"{path}: this is no direction; make one with `calotype direction learn`.")
+            tensor = file.get_tensor("direction")
+        about = {key: json.loads(metadata[key]) for key in ("names", "counts", "held_out", "d_prime", "accuracy")}
+        vae, vae_name = metadata["vae_sha256"], metadata["vae_name"]
+    except (SafetensorError, OSError) as error:
+        raise LatentsError(
+            f"{path}: this is not a whole safetensors file ({error}); learn the direction again."
+        ) from None
+    except (KeyError, ValueError) as error:
+        raise LatentsError(f"{path}: its metadata is damaged ({error}); learn the direction again.") from None
+    if tensor.ndim != 3 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise LatentsError(f"{path}: a direction is finite floats [C, h, w], not {tensor.dtype} {list(tensor.shape)}.")
+    pairs = {key: tuple(about[key]) for key in ("names", "counts", "held_out")}
+    return Direction(
+        tensor=tensor, vae=vae, vae_name=vae_name, d_prime=about["d_prime"], accuracy=about["accuracy"], **pairs
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""What is edited: picture files and latents on disk, as latents of one VAE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from calotype.engine.executor import Progress
+from calotype.errors import UsageError
+from calotype.latents import Latents, load_latents
+from calotype.pixels import PictureRows, read_picture_rows, to_pil
+from calotype.vae import VAE
+
+LATENTS_SUFFIX = ".safetensors"
+
+
+def read(
+    path: Path, *, size: tuple[int, int] | None = None, background: tuple[int, int, int] = (255, 255, 255)
+) -> PictureRows | Latents:
+    """A picture over the background, or the latents that `calotype encode` wrote (told by their suffix).
+
+    Args:
+        size: (width, height) that pictures are brought to; see `fit`.
+
+    Raises:
+        PictureError, LatentsError: if it can't be read.
+        UsageError: if latents are to be brought to a size.
+    """
+    if path.suffix.lower() != LATENTS_SUFFIX:
+        picture = read_picture_rows(path, background=background)
+        return picture if size is None else fit(picture, size)
+    if size is not None:
+        raise UsageError(f"{path}: latents can't be scaled; give the picture they were made from, or no size.")
+    return load_latents(path)
+
+
+def fit(picture: PictureRows, size: tuple[int, int]) -> PictureRows:
+    """The picture scaled (Lanczos) until it covers a size, and cut to it around its middle.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    height, width = picture.size
+    if (width, height) == size:
+        return picture
+    image = ImageOps.fit(to_pil(picture.rows(0, height)), size, Image.Resampling.LANCZOS)
+    return PictureRows(np.array(image), None, False, picture.background, picture.notices)
+
+
+def latents_of(
+    vae: VAE, source: PictureRows | Latents, *, memory: int | str | None = None, progress: Progress | None = None
+) -> Latents:
+    """Raw latents: the posterior's mode of a picture, or the latents themselves.
+
+    Args:
+        memory, progress: as for `VAE.encode`.
+
+    Raises:
+        LatentsError: if the latents are another VAE's.
+        MemoryLimitError, LatentFormatError: as `VAE.encode_image`.
+    """
+    if isinstance(source, Latents):
+        return replace(source, tensor=vae.own(source), space="raw")
+    return vae.encode_image(source, memory=memory, progress=progress)

@@ -1,0 +1,63 @@
+"""One picture's statistics given to another, in latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from calotype.errors import LatentsError, UsageError
+from calotype.latents import Latents
+
+
+def adain(content: Tensor, style: Tensor) -> Tensor:
+    """Content with the mean and standard deviation that each channel has in the style, over positions.
+
+    y = std(s) * (x - mean(x)) / std(x) + mean(s) (Huang & Belongie 2017, arXiv:1703.06868, equation 8, there on
+    features of VGG). A channel that is constant in the content has no contrast to scale: its mean is moved.
+
+    Args:
+        content, style: [C, h, w] and [C, h', w'].
+    """
+    means, stds = zip(*(_statistics(x) for x in (content, style)), strict=True)
+    constant = stds[0] == 0
+    scale = (stds[1] / stds[0].masked_fill(constant, 1.0)).masked_fill(constant, 1.0)
+    moved: Tensor = (content.double() - means[0]) * scale + means[1]
+    return moved.to(content.dtype)
+
+
+def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
+    x = latents.double()
+    return x.mean((1, 2), keepdim=True), x.std((1, 2), correction=0, keepdim=True)
+
+
+def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents:
+    """The content's latents on the way to the style's statistics; everything else is the content's.
+
+    Args:
+        content, style: of one VAE; sizes may differ.
+        strength: 0 is the content itself, 1 has the style's statistics; more goes beyond.
+
+    Raises:
+        LatentsError: if two VAEs made them.
+        UsageError: if the strength is no finite number.
+    """
+    if content.vae != style.vae:
+        raise LatentsError(
+            f"The content's latents are by {content.vae_name or 'an unnamed VAE'} ({content.vae[:12]}) and the style's "
+            f"by {style.vae_name or 'an unnamed VAE'} ({style.vae[:12]}); encode both with one."
+        )
+    require_strength(strength)
+    raw = content.to_raw()
+    moved = raw.tensor.lerp(adain(raw.tensor, style.to_raw().tensor), strength) if strength else raw.tensor
+    return replace(raw, tensor=moved)
+
+
+def require_strength(strength: float) -> None:
+    """Checks a strength.
+
+    Raises:
+        UsageError: if it is no finite number.
+    """
+    if not abs(strength) < float("inf"):
+        raise UsageError(f"A strength must be a finite number, not {strength:g}.")

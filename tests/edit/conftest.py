@@ -1,0 +1,37 @@
+"""What tests of edits share: small VAEs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `editkit`, whichever way pytest imports the tests
+
+from editkit import folded, imitation
+
+from calotype.vae import VAE
+
+
+@pytest.fixture(scope="session")
+def vae() -> VAE:
+    """A small VAE with random weights."""
+    return folded()
+
+
+@pytest.fixture(scope="session")
+def taesd() -> VAE:
+    """One whose encoder gives no variance."""
+    return imitation()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much to them where other programs are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

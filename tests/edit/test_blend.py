@@ -1,0 +1,157 @@
+"""Blends: feathered masks, what is kept, and what is mixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from editkit import levels, picture
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from support import names, one_sentence
+
+from calotype.edit.blend import blend, blended, feathered, levels_of, pasted
+from calotype.errors import UsageError
+from calotype.pixels import PictureRows, from_array, to_uint8
+from calotype.vae import VAE
+
+
+def half(width: int, height: int, at: int | None = None) -> torch.Tensor:
+    """White from column `at` on."""
+    mask = torch.zeros(height, width, dtype=torch.uint8)
+    mask[:, width // 2 if at is None else at :] = 255
+    return mask
+
+
+def opened(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def slowly(mask: np.ndarray, radius: int) -> np.ndarray:
+    """A tent as the convolution of two boxes, over a mask with repeated edges, by definition."""
+    a, b = radius // 2, radius - radius // 2
+    tent = np.convolve(np.ones(2 * a + 1) / (2 * a + 1), np.ones(2 * b + 1) / (2 * b + 1))
+    padded = np.pad(mask / 255.0, radius, mode="edge")
+    rows = np.apply_along_axis(np.convolve, 1, padded, tent, "valid")
+    return np.apply_along_axis(np.convolve, 0, rows, tent, "valid")
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 8])
+def test_a_feather_is_a_tent(radius: int) -> None:
+    rng = np.random.default_rng(0)
+    mask = (255 * (rng.random((23, 31)) > 0.8)).astype(np.uint8)
+    mask[5:12, 8:20] = 255
+    found = feathered(torch.from_numpy(mask), radius).numpy()
+    # a running mean repeats its own edge, which differs from a mask's only within the radius of the border
+    inner = (slice(radius, 23 - radius), slice(radius, 31 - radius)) if radius else (slice(None), slice(None))
+    assert found.shape == mask.shape
+    assert np.allclose(found[inner], slowly(mask, radius)[inner], atol=1e-6)
+
+
+@given(st.integers(0, 12), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_feather_ends(radius: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((20, 26), np.uint8)
+    top, left = rng.integers(0, 20), rng.integers(0, 26)
+    mask[top : top + rng.integers(1, 20), left : left + rng.integers(1, 26)] = 255
+    found = feathered(torch.from_numpy(mask), radius).numpy()
+    padded = np.pad(mask, radius, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
+    assert np.array_equal(found == 0, windows.max(axis=(2, 3)) == 0)
+    assert np.array_equal(found == 1, windows.min(axis=(2, 3)) == 255)
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_latents_get_the_mean_of_the_mask_over_their_pixels() -> None:
+    a, b = torch.randn(2, 4, 3, 2)
+    mask = torch.zeros(24, 16)
+    mask[:8, 8:] = 1.0
+    mask[8:16, :4] = 1.0
+    mask[16, 8] = 0.5
+    found = blended(a, b, mask)
+    weight = torch.tensor([[0, 1], [0.5, 0], [0, 0.5 / 64]])
+    assert torch.allclose(found, a + weight * (b - a), atol=1e-6)
+    assert torch.equal(found[:, 0, 1], b[:, 0, 1])
+    assert torch.equal(found[:, 0, 0], a[:, 0, 0])
+
+
+@pytest.mark.parametrize("size", [(96, 40), (93, 37)])
+@pytest.mark.parametrize("feather", [0, 5, 16])
+def test_beyond_the_feather_not_one_pixel_changes(
+    feather: int, size: tuple[int, int], vae: VAE, tmp_path: Path
+) -> None:
+    a, b, mask = levels(0, *size), levels(1, *size), half(*size)
+    blend(vae, picture(0, *size), picture(1, *size), mask, tmp_path / "b.png", feather=feather)
+    found = opened(tmp_path / "b.png")
+    middle = size[0] // 2
+    assert np.array_equal(found[:, : middle - feather], a[:, : middle - feather])
+    assert np.array_equal(found[:, middle + feather :], b[:, middle + feather :])
+    if feather > 1:  # and between something does
+        between = slice(middle - feather // 2, middle + feather // 2)
+        assert not np.array_equal(found[:, between], a[:, between])
+        assert not np.array_equal(found[:, between], b[:, between])
+
+
+def test_a_black_mask_gives_the_first_and_a_white_one_the_second(vae: VAE, tmp_path: Path) -> None:
+    for level, seed in ((0, 0), (255, 1)):
+        mask = torch.full((32, 40), level, dtype=torch.uint8)
+        blend(vae, picture(0), picture(1), mask, tmp_path / "b.png")
+        assert np.array_equal(opened(tmp_path / "b.png"), levels(seed))
+
+
+def test_halfway_is_what_was_decoded(vae: VAE, tmp_path: Path) -> None:
+    a, b = (vae.encode_image(picture(seed, 96, 40)).tensor for seed in (0, 1))
+    mask = half(96, 40)
+    soft = feathered(mask, 12)
+    mixed = torch.lerp(a, b, torch.nn.functional.avg_pool2d(soft[None], 8))
+    decoded = to_uint8(vae.decode(mixed[None])[0]).permute(1, 2, 0).numpy()
+    blend(vae, picture(0, 96, 40), picture(1, 96, 40), mask, tmp_path / "d.png", feather=12, paste_back=False)
+    assert np.abs(opened(tmp_path / "d.png").astype(int) - decoded).max() <= 1
+    grey = torch.full((40, 96), 255, dtype=torch.uint8)
+    grey[:] = 51
+    blend(vae, picture(0, 96, 40), picture(1, 96, 40), grey, tmp_path / "g.png", feather=0)
+    z = a + 0.2 * (b - a)
+    x = vae.decode(z[None])[0].permute(1, 2, 0).numpy()
+    expected = 0.4 * (x * 127.5 + 127.5) + 0.6 * levels(0, 96, 40)  # m = 0.2: 2 m of it is decoded
+    assert np.abs(opened(tmp_path / "g.png") - expected).max() <= 0.51
+
+
+def test_pasting_by_hand() -> None:
+    decoded, a, b = (torch.full((3, 1, 5), value) for value in (0.0, 1.0, -1.0))
+    found = pasted(decoded, a, b, torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]]))
+    assert found[0, 0].tolist() == [255, 191, 128, 64, 0]
+
+
+def test_deep_grey_pictures_blend(vae: VAE, tmp_path: Path) -> None:
+    grey = PictureRows(np.linspace(-1, 1, 32 * 40, dtype=np.float32).reshape(32, 40), None, False, (0, 0, 0), ())
+    blend(vae, grey, picture(1), half(40, 32), tmp_path / "b.png", feather=4)
+    expected = to_uint8(grey.rows(0, 32)).permute(1, 2, 0).numpy()
+    assert np.array_equal(opened(tmp_path / "b.png")[:, :16], expected[:, :16])
+
+
+def test_a_masks_levels(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
+    mask = PictureRows(np.repeat(ramp[..., None], 3, axis=2), None, False, (0, 0, 0), ())
+    assert torch.equal(levels_of(mask), torch.from_numpy(ramp))
+    assert from_array(np.asarray(mask.levels)).shape == (3, 2, 256)
+
+
+def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
+    a, b, mask = picture(0), picture(1), half(40, 32)
+    cases = [
+        (lambda: blend(vae, a, picture(1, 48, 32), mask, tmp_path / "b.png"), "second picture is 48x32 .* 40x32"),
+        (lambda: blend(vae, a, b, half(40, 24), tmp_path / "b.png"), "mask is 40x24 and the first picture 40x32"),
+        (lambda: blend(vae, a, b, mask, tmp_path / "b.gif"), "no known format"),
+        (lambda: blend(vae, a, b, mask, tmp_path / "b.png", feather=-1), "from 0 to 1024 pixels, not -1"),
+        (lambda: feathered(mask, 1025), "from 0 to 1024 pixels, not 1025"),
+        (lambda: feathered(mask.float(), 1), "must be uint8"),
+    ]
+    for make, words in cases:
+        with pytest.raises(UsageError, match=words) as error:
+            make()
+        one_sentence(str(error.value))
+    assert names(tmp_path) == []
