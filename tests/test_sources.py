@@ -114,7 +114,9 @@ def test_what_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("no zip")
     for name in ("missing", "text.txt"):
-        expected = f"{tmp_path / name}: there is no such folder, zip, tar or dataset of pictures; see --data."
+        expected = (
+            f"{tmp_path / name}: there is no such folder, zip, tar or dataset of pictures; give one that is there."
+        )
         assert refused(name, tmp_path) == expected
     assert refused("empty", tmp_path).startswith(f"{tmp_path / 'empty'}: there is no picture in it; ")
 

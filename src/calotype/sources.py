@@ -139,7 +139,7 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
     elif not path.exists() and _RANGE.search(str(path)):
         pictures = _tars(str(path), _shards(str(path)))
     else:
-        raise UsageError(f"{path}: there is no such folder, zip, tar or dataset of pictures; see --data.")
+        raise UsageError(f"{path}: there is no such folder, zip, tar or dataset of pictures; give one that is there.")
     if not len(pictures):
         endings = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"{pictures.title}: there is no picture in it; those of files end in one of {endings}.")

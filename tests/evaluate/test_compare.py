@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import SMALL, kl, one_sentence, tiny
+from safetensors.torch import save_file
+from support import SMALL, fill, kl, one_sentence, tiny
 
 from calotype import load
-from calotype.errors import NonFiniteError, UsageError
-from calotype.evaluate import session
+from calotype.errors import NonFiniteError, PictureError, UsageError
+from calotype.evaluate import compare, features, session
 from calotype.evaluate.compare import Evaluation, here, results, run
-from calotype.evaluate.measure import Features, Tools
+from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.measure import Features, Taken, Tools
 from calotype.evaluate.metrics import psnr, ssim
 from calotype.evaluate.protocol import Protocol, preset
+from calotype.evaluate.report import Crop
 from calotype.evaluate.session import evaluate, shard
 from calotype.evaluate.setup import Setup, labels, read_boxes
 from calotype.evaluate.store import Store
@@ -122,6 +125,67 @@ def test_a_stopped_one_goes_on_and_measures_nothing_twice(
     assert figures(whole) == figures(again)
 
 
+def test_the_page_decodes_nothing_twice(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops are made while pictures are measured, and are those of pictures that are decoded once more."""
+    shown: list[list[Crop]] = []
+    monkeypatch.setattr(session, "write_evaluation", lambda found, crops, path: shown.append(crops))
+    monkeypatch.setattr(session, "SHOWN", 4)
+    decoded: list[int] = []
+    decode = VAE.decode
+
+    def counted(self: VAE, *arguments: Any, **options: Any) -> torch.Tensor:
+        decoded.append(1)
+        return decode(self, *arguments, **options)
+
+    monkeypatch.setattr(VAE, "decode", counted)
+    evaluate(data, setup(vaes), tmp_path / "r")
+    assert len(decoded) == 12
+    evaluate(data, setup(vaes), tmp_path / "r")  # all is measured
+    assert len(decoded) == 12 + 8
+    evaluate(data, setup(vaes[:1]), tmp_path / "parts", limit=3)
+    evaluate(data, setup(vaes), tmp_path / "parts")  # of three pictures there is one VAE only
+    first, again, joined = shown[0], shown[1], shown[3]
+    assert len(first) == 4
+    assert len({crop.picture for crop in first}) == 4
+    for others in (again, joined):
+        for a, b in zip(first, others, strict=True):
+            assert (a.picture, a.box) == (b.picture, b.box)
+            assert np.array_equal(a.original, b.original)
+            assert a.reconstructions.keys() == b.reconstructions.keys() == {"vae0", "vae1"}
+            assert all(np.array_equal(a.reconstructions[key], b.reconstructions[key]) for key in a.reconstructions)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_features_of_a_picture_are_computed_once_for_all_vaes(
+    kept: bool, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    small = np.random.default_rng(1).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    for i in range(2):
+        Image.fromarray(small).resize((48 + i, 40), Image.Resampling.BICUBIC).save(tmp_path / "data" / f"{i}.png")
+    monkeypatch.setenv("CALOTYPE_LPIPS", str(tmp_path / "weights.safetensors"))
+    save_file(fill(LPIPS("alex"), seed=1, gain=1.4).state_dict(), tmp_path / "weights.safetensors")
+    seen: list[int] = []
+    stages = LPIPS.stages
+
+    def counted(self: LPIPS, x: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(1)
+        return stages(self, x)
+
+    monkeypatch.setattr(LPIPS, "stages", counted)
+    monkeypatch.setattr(compare, "KEPT", 2**21 if kept else 0)
+    metrics = {"metrics": ("psnr", "lpips_alex")}
+    both = evaluate(tmp_path / "data", setup(vaes, **metrics), tmp_path / "both")
+    assert len(seen) == (2 * 3 if kept else 2 * 4)
+    for i in range(2):
+        alone = evaluate(tmp_path / "data", setup(vaes[i : i + 1], **metrics), tmp_path / str(i))
+        assert both is not None
+        assert alone is not None
+        assert alone["vaes"][0]["rows"] == both["vaes"][i]["rows"]  # to the last bit
+
+
 def test_parts_and_one_more_vae_come_to_the_same(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     whole = evaluate(data, setup(vaes), tmp_path / "whole")
     for part in ("2/3", "1/3", "3/3"):
@@ -183,6 +247,72 @@ def test_a_vae_that_fails_on_a_picture_is_listed_and_others_go_on(
     assert found["vaes"][1]["means"]["psnr"]["n"] == 5
     assert found["vaes"][0]["means"]["psnr"]["n"] == 6
     assert "vae1,2.png,,,it overflows." in (tmp_path / "r" / "results.csv").read_text()
+    monkeypatch.setattr(VAE, "decode", decode)
+    monkeypatch.setattr(session, "SHOWN", 0)
+    told: list[tuple[str, int]] = []
+    run_ = session.run
+    monkeypatch.setattr(
+        session, "run", lambda *a, **k: run_(*a, **{**k, "watch": lambda label, i, taken: told.append((label, i))})
+    )
+    again = evaluate(data, setup(vaes), tmp_path / "r")  # the same command tries again what failed, and only that
+    whole = evaluate(data, setup(vaes), tmp_path / "whole")
+    assert told[0] == ("vae1", 2)
+    assert len(told) == 1 + 12
+    assert again is not None
+    assert whole is not None
+    assert figures(again) == figures(whole)
+
+
+def test_an_error_of_a_part_gives_way_to_figures(tmp_path: Path) -> None:
+    parts: tuple[dict[str, Any], ...] = ({"error": "it overflows."}, {"psnr": 30.0}, {"error": "it overflows."})
+    for i, row in enumerate(parts):
+        part = Store(tmp_path, {}, f"{i}-of-3")
+        part.put("vae", "picture", Taken(row=row, features={}))
+        part.close()
+    store = Store(tmp_path, {})
+    assert store.rows("vae") == {"picture": {"psnr": 30.0}}
+    store.close()
+
+
+def test_a_picture_that_can_not_be_read_is_listed_and_others_go_on(vaes: tuple[str, ...], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in (0, 2):
+        Image.fromarray(np.full((33, 40, 3), 40 * i + 10, np.uint8)).save(photos / f"{i}.png")
+    whole = evaluate(photos, setup(vaes), tmp_path / "whole")
+    (photos / "1.png").write_bytes(b"no picture")
+    told: list[tuple[int, int]] = []
+    found = evaluate(photos, setup(vaes), tmp_path / "r", progress=lambda done, total: told.append((done, total)))
+    assert whole is not None
+    assert found is not None
+    assert told[-1] == (6, 6)
+    assert [(one["name"], one["sha256"] is None) for one in found["pictures"]] == [
+        ("0.png", False), ("1.png", True), ("2.png", False),
+    ]  # fmt: skip
+    for a, b in zip(found["vaes"], whole["vaes"], strict=True):
+        assert "1.png" in a["rows"][1]["error"]
+        assert a["means"] == b["means"]
+        assert a["latents"] == b["latents"]
+        assert [a["rows"][i]["psnr"] for i in (0, 2)] == [row["psnr"] for row in b["rows"]]
+    assert "1.png" in (tmp_path / "r" / "index.html").read_text()
+    for i in (0, 2):
+        (photos / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(PictureError, match=r"0\.png") as error:
+        evaluate(photos, setup(vaes), tmp_path / "none")
+    one_sentence(str(error.value))
+
+
+def test_boxes_that_are_nowhere_are_refused(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    boxes = {"faces": {"1.png": [(0, 0, 42, 34)], "2.png": [(0, 0, 10, 10), (0, 0, 10, 36)]}}
+    message = r"2\.png is 44 x 35 pixels, and the box \[0, 0, 10, 36\] of faces reaches beyond"
+    with pytest.raises(UsageError, match=message) as error:
+        evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r")
+    one_sentence(str(error.value))
+    assert not (tmp_path / "r").exists()
+    assert evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r", limit=2)  # those fit
+    with pytest.raises(UsageError, match=r"there is no picture 'other\.png'; .* such as '0\.png'") as error:
+        evaluate(data, setup(vaes[:1], boxes={"faces": {"other.png": [(0, 0, 8, 8)]}}), tmp_path / "other")
+    one_sentence(str(error.value))
 
 
 def test_boxes_are_compared_alone(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
@@ -257,8 +387,9 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     vae = load(vaes[0], device="cpu")
     evaluation = Evaluation(vaes={"one": vae}, pictures=pictures, protocol=preset("whole"), tools=tools)
     store = Store(tmp_path, evaluation.settings())
-    hashes = run(evaluation, store, range(6), engine=here)
-    (one,) = results(evaluation, store, hashes)["vaes"]
+    hashes, unread = run(evaluation, store, range(6), engine=here)
+    assert not unread
+    (one,) = results(evaluation, store, hashes, {})["vaes"]
     before, after = [], []
     for i in range(6):
         x = from_array(pictures.read(i))
@@ -272,8 +403,42 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     assert one["distances"]["fid_means"]["value"] == pytest.approx(expected, rel=1e-6)
     assert one["distances"]["kid_means"]["n"] == 6
     with pytest.raises(UsageError, match="A Fréchet distance over means needs at least 5 pictures, not 4") as error:
-        results(evaluation, store, {i: hashes[i] for i in range(4)})
+        results(evaluation, store, {i: hashes[i] for i in range(4)}, {})
     one_sentence(str(error.value))
+
+
+def test_too_few_pictures_are_refused_before_any_is_measured(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded(Means):
+        def to(self, device: torch.device) -> Loaded:
+            return self
+
+    monkeypatch.setattr(features, "load_extractor", lambda name: Loaded())
+    encode, encoded = VAE.encode, []
+
+    def counted(self: VAE, *arguments: Any, **options: Any) -> Any:
+        encoded.append(1)
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(VAE, "encode", counted)
+    with pytest.raises(UsageError, match="needs at least 5 pictures, not 4; give more, or leave means out") as error:
+        evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "r", limit=4)
+    one_sentence(str(error.value))
+    assert not encoded
+    assert evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=4)
+    monkeypatch.setattr(session, "SHOWN", 0)
+    found = evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "r")
+    whole = evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "whole")
+    assert found is not None
+    assert whole is not None
+    assert found["vaes"][0]["distances"] == whole["vaes"][0]["distances"]
+    assert found["vaes"][0]["distances"].keys() == {"fid_means", "kid_means"}
+    encoded.clear()
+    without = evaluate(data, setup(vaes[:1]), tmp_path / "r")
+    assert not encoded
+    assert without is not None
+    assert without["vaes"][0]["distances"] == {}
 
 
 def test_a_network_without_a_posterior_has_no_rate(data: Path, tmp_path: Path) -> None:

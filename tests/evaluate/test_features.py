@@ -489,7 +489,7 @@ def test_what_is_no_dinov2_is_refused(transformers: Any, tmp_path: Path, monkeyp
         load_extractor("dinov2")
     one_sentence(str(hub.value))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UsageError, match=r"dinov2 needs other packages; .* pip install transformers"):
+    with pytest.raises(UsageError, match=r"DINOv2 need transformers; .* pip install transformers"):
         load_extractor("dinov2")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import importlib.util
@@ -260,6 +261,19 @@ def test_values_are_those_of_an_independent_implementation(published: Path, net:
         assert lpips(x, y).item() == pytest.approx(GOLDEN[net][name], abs=5e-6), name
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_photographs_are_as_far_as_in_float64(published: Path, net: Net) -> None:
+    """Whichever way convolutions are computed, from differences that nobody sees to large ones."""
+    lpips = load_lpips(net, published)
+    noise = np.random.default_rng(0).normal(0, 1, (300, 411, 3))
+    photo = data.astronaut()[:300, :411]
+    for strength in (0.3, 4.0, 40.0):
+        worse = np.clip(np.rint(photo + strength * noise), 0, 255).astype(np.uint8)
+        x, y = (from_array(np.ascontiguousarray(one))[None] for one in (photo, worse))
+        (expected,) = by_definition(lpips, x, y)
+        assert lpips(x, y).item() == pytest.approx(expected, abs=1e-6 + 1e-5 * expected), strength
+
+
 # --- weights in every form ---
 
 
@@ -459,6 +473,7 @@ def test_the_servers_refusal_is_told(served: Server) -> None:
     served.files.clear()
     with pytest.raises(FetchError, match="the server answered 404 at http"):
         load_lpips("alex")
+    gc.collect()  # a connection that is left open warns now
 
 
 def test_a_cache_that_cant_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.evaluate import metrics as module
-from calotype.evaluate.metrics import RowMetrics, psnr, ssim
+from calotype.evaluate.metrics import RowMetrics, ms_ssim, psnr, ssim
 
 data: Any = skimage_data  # scikit-image is not typed
 reference: Any = skimage_metrics
@@ -154,6 +154,14 @@ def test_rows_give_what_the_whole_gives(
     metrics = by_rows(a, b, *heights)
     assert metrics.psnr() == pytest.approx(psnr(a, b), abs=1e-9)
     assert metrics.ssim() == pytest.approx(ssim(a, b), abs=1e-9)
+
+
+@pytest.mark.parametrize("band", [1, 2000, 2**20])
+def test_bands_do_not_matter(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = map(chw, pairs()["astronaut, some noise"])
+    expected = ssim(a, b), ms_ssim(a, b)
+    monkeypatch.setattr(module, "_BAND", band)
+    assert (ssim(a, b), ms_ssim(a, b)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_rows_without_a_difference() -> None:

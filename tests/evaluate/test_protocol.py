@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import one_sentence
+from support import fill, one_sentence
 
 from calotype.errors import UsageError
+from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.measure import Original, Tools, measure
 from calotype.evaluate.protocol import PRESETS, Protocol, preset
 from calotype.pixels import from_array, to_uint8
 
@@ -83,3 +85,36 @@ def test_protocols_can_be_changed() -> None:
     seeded = dataclasses.replace(preset("llamagen"), seed=3)
     assert "sample (seed 3)" in str(seeded)
     assert "range x 2" in str(seeded)
+
+
+class Given:
+    """In place of a VAE: whatever is encoded, this picture is decoded."""
+
+    def __init__(self, y: torch.Tensor) -> None:
+        self.y = y
+
+    def encode(self, x: torch.Tensor, **options: object) -> Given:
+        return self
+
+    def mode(self) -> torch.Tensor:
+        return self.y[None]
+
+    def decode(self, z: torch.Tensor, size: tuple[int, int], **options: object) -> torch.Tensor:
+        return z
+
+
+def test_lightningdits_floats_are_clamped_for_ssim_and_not_for_lpips() -> None:
+    lpips: LPIPS = fill(LPIPS("alex"), seed=1, gain=1.4)
+    tools = Tools(metrics=("ssim", "lpips_alex"), lpips={"lpips_alex": lpips}, extractors={})
+    protocol = dataclasses.replace(preset("lightningdit"), latent="mode")
+    x = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = 1.5 * x
+    beyond, inside = (
+        measure(Given(one), Original(x), protocol, tools, {}).row  # type: ignore[arg-type]
+        for one in (y, y.clamp(-1, 1))
+    )
+    assert beyond["ssim"] == inside["ssim"] < 1
+    with torch.no_grad():
+        assert beyond["lpips_alex"] == pytest.approx(float(lpips(x[None], y[None])), rel=1e-5)
+    assert beyond["lpips_alex"] != pytest.approx(inside["lpips_alex"], rel=1e-3)
+    assert "clamped for SSIM, and not for LPIPS" in preset("lightningdit").note

@@ -216,8 +216,15 @@ def test_what_is_no_dinov2_is_refused(tmp_path: Path, transformers: Any, monkeyp
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
     with pytest.raises(WeightsError, match="this folder holds a vit; give one with a DINOv2"):
         features(str(tmp_path / "vit"))
+    numbers = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**numbers))
+    some = {key: value for key, value in model.state_dict().items() if "layer.1.attention" not in key}
+    model.save_pretrained(tmp_path / "part", state_dict=some)
+    with pytest.raises(WeightsError, match=r"layer\.1\.attention\S+ is missing, so this is no whole DINOv2") as part:
+        features(str(tmp_path / "part"))
+    one_sentence(str(part.value))
 
-    def unreachable(name: str) -> None:
+    def unreachable(name: str, **options: Any) -> None:
         raise OSError("We couldn't connect\nto the hub")
 
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", unreachable)

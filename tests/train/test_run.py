@@ -62,7 +62,9 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_missing_source(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such folder, zip, tar or dataset of pictures; see --data"):
+    with pytest.raises(
+        UsageError, match="there is no such folder, zip, tar or dataset of pictures; give one that is there"
+    ):
         start(changed(sources=(Source(path="nowhere"),)), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import importlib
@@ -215,20 +216,29 @@ def test_other_bytes_than_expected_are_not_kept(
 ) -> None:
     point_at(monkeypatch, hub.url)
     hub.files = {f"/madebyollin/taesd/raw/main/{file}": b"<html>" for file in two_files}
-    with pytest.raises(FetchError, match=r"gave other bytes than expected .* nothing was kept") as caught:
+    with pytest.raises(FetchError, match=r"gave other bytes than expected .* none were kept") as caught:
         fetch("taef2")
     one_sentence(str(caught.value))
     assert names(tmp_path / "calotype") == []
 
 
 def test_github_refuses_or_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        FetchError, match=r"^taef2: taef2_encoder\.pth is not in the local cache, and it can't be reached"
-    ):
+    with pytest.raises(FetchError, match=r"^taef2: taef2_encoder\.pth is not in the local cache, and it can't be read"):
         fetch("taef2")
     point_at(monkeypatch, hub.url)
     with pytest.raises(FetchError, match="the server answered 404 at http"):
         fetch("taef2")
+    gc.collect()  # a connection that is left open warns now
+
+
+def test_a_cache_that_cant_be_written_is_told(
+    two_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FetchError, match=r"^taef2: \S+ can't be written: Not a directory\.$") as caught:
+        fetch("taef2")
+    one_sentence(str(caught.value))
 
 
 # Names

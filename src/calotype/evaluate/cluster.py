@@ -40,7 +40,8 @@ class Worker:
 
     def task(self, label: str, i: int, picture: NDArray[np.uint8]) -> tuple[str, int, Taken]:
         """See `Evaluation.task`."""
-        return label, i, self.evaluation.task(label, i, picture)
+        taken = self.evaluation.task(label, i, self.evaluation.original(i, picture))
+        return label, i, replace(taken, levels=None)  # which are much to send
 
 
 def on_ray(setup: Setup) -> Engine:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.engine.program import Direction
-from calotype.errors import MemoryLimitError, UsageError
+from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.bootstrap import mean_interval
 from calotype.evaluate.distances import Gaussian, frechet_distance, kernel_distance
-from calotype.evaluate.measure import METRICS, Box, Taken, Tools, measure, pixels_sha256, reference
+from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, reference
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.store import REFERENCE, Store
 from calotype.vae import VAE
@@ -27,6 +27,7 @@ Array = NDArray[np.uint8]
 
 
 DIRECTIONS: tuple[Direction, ...] = ("encode", "decode")
+KEPT = 2**21  # pixels of a picture at most of which features are kept for several VAEs
 
 
 class Pictures(Interface):
@@ -58,21 +59,52 @@ class Evaluation:
     boxes: Mapping[str, Mapping[str, Sequence[Box]]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the figures, beside VAEs and pictures."""
+        """What decides the figures, beside VAEs, pictures and what else is measured of them."""
         return {
             "protocol": self.protocol.to_dict(),
             "metrics": list(self.tools.metrics),
-            "features": sorted(self.tools.extractors),
             "boxes": {subset: {k: list(map(list, v)) for k, v in of.items()} for subset, of in self.boxes.items()},
         }  # fmt: skip
 
-    def task(self, label: str, i: int, picture: Array) -> Taken:
+    def require(self, numbers: Sequence[int]) -> None:
+        """Checks, before anything is measured, that there are pictures enough and that boxes lie in theirs.
+
+        Raises:
+            UsageError: they do not.
+        """
+        _require_enough(self.tools, len(numbers))
+        names = self.pictures.names
+        for i in numbers:
+            parts = [(subset, box) for subset, of in self.boxes.items() for box in of.get(names[i], ())]
+            if not parts:
+                continue
+            try:
+                height, width = self.pictures.read(i).shape[:2]
+            except PictureError:  # which is said when its turn comes
+                continue
+            for subset, box in parts:
+                if box[2] > width or box[3] > height:
+                    raise UsageError(
+                        f"{names[i]} is {width} x {height} pixels, and the box {list(box)} of {subset} reaches beyond; "
+                        f"give [left, top, right, bottom] inside it."
+                    )
+
+    def original(self, i: int, picture: Array) -> Original:
+        """A picture as prepared.
+
+        Raises:
+            UsageError: its size does not fit the protocol.
+        """
+        pixels = self.protocol.prepare(picture, self.pictures.names[i])
+        return Original(pixels, keep=len(self.vaes) > 1 and pixels[0].numel() <= KEPT)
+
+    def task(self, label: str, i: int, original: Original) -> Taken:
         """One picture through one VAE, or ("") its own features."""
-        name = self.pictures.names[i]
         if label == REFERENCE:
-            return reference(picture, name, self.protocol, self.tools)
+            return reference(original, self.tools)
+        name = self.pictures.names[i]
         boxes = {subset: of[name] for subset, of in self.boxes.items() if name in of}
-        return measure(self.vaes[label], picture, name, self.protocol, self.tools, boxes)
+        return measure(self.vaes[label], original, self.protocol, self.tools, boxes)
 
 
 Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple[str, int, Taken]]]
@@ -81,8 +113,11 @@ Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple
 
 def here(evaluation: Evaluation, tasks: Iterable[tuple[str, int, Array]]) -> Iterator[tuple[str, int, Taken]]:
     """Tasks one after the other, in this process."""
+    at, original = -1, None
     for label, i, picture in tasks:
-        yield label, i, evaluation.task(label, i, picture)
+        if original is None or i != at:
+            at, original = i, evaluation.original(i, picture)
+        yield label, i, evaluation.task(label, i, original)
 
 
 def run(
@@ -92,26 +127,38 @@ def run(
     *,
     engine: Engine = here,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[int, str]:
-    """Measures what is not there yet, of these pictures; their hashes by number.
+    watch: Callable[[str, int, Taken], None] = lambda label, i, taken: None,
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Measures what is not there yet, of these pictures; what failed before is tried again.
 
     Args:
         progress: told how many of how many pairs of a VAE and a picture are there.
+        watch: gets the label, the picture's number, and what was measured now.
+
+    Returns:
+        Pictures' hashes by number, and of those that can't be read the reason by number.
 
     Raises:
-        PictureError: a picture can't be read.
-        UsageError: its size does not fit the protocol.
+        PictureError: none of the pictures can be read.
+        UsageError: a picture's size does not fit the protocol.
     """
     keys = {REFERENCE: REFERENCE} if evaluation.tools.extractors else {}
     keys |= {label: vae.sha256 for label, vae in evaluation.vaes.items()}
-    there = {label: store.rows(key).keys() for label, key in keys.items()}
+    there = {label: _there(evaluation, store, key) for label, key in keys.items()}
     hashes: dict[int, str] = {}
+    unread: dict[int, str] = {}
     done, total = 0, len(keys) * len(numbers)
 
     def tasks() -> Iterator[tuple[str, int, Array]]:
         nonlocal done
         for i in numbers:
-            picture = evaluation.pictures.read(i)
+            try:
+                picture = evaluation.pictures.read(i)
+            except PictureError as error:
+                unread[i] = str(error)
+                done += len(keys)
+                progress(done, total)
+                continue
             evaluation.protocol.require(picture, evaluation.pictures.names[i])
             hashes[i] = pixels_sha256(picture)
             for label in keys:
@@ -123,18 +170,34 @@ def run(
 
     for label, i, taken in engine(evaluation, tasks()):
         store.put(keys[label], hashes[i], taken)
+        watch(label, i, taken)
         done += 1
         progress(done, total)
-    return hashes
+    if unread and not hashes:
+        raise PictureError(next(iter(unread.values())))
+    return hashes, unread
 
 
-def results(evaluation: Evaluation, store: Store, hashes: Mapping[int, str]) -> dict[str, Any]:
+def _there(evaluation: Evaluation, store: Store, key: str) -> set[str]:
+    """Pictures of which all that is asked for was measured, without an error."""
+    found = {picture for picture, row in store.rows(key).items() if "error" not in row}
+    return found.intersection(*(store.pictures(key, name) for name in evaluation.tools.extractors))
+
+
+def results(
+    evaluation: Evaluation, store: Store, hashes: Mapping[int, str], unread: Mapping[int, str]
+) -> dict[str, Any]:
     """Everything that was measured of these pictures, as plain values; see docs/evaluation.md.
+
+    Args:
+        hashes, unread: see `run`.
 
     Raises:
         UsageError: there are too few pictures for a Fréchet distance.
     """
-    numbers = sorted(hashes)
+    numbers = sorted({*hashes, *unread})
+    order = [hashes.get(i) for i in numbers]
+    errors = [{"error": unread.get(i, "")} for i in numbers]
     names = evaluation.pictures.names
     sizes = {
         key: row for vae in evaluation.vaes.values() for key, row in store.rows(vae.sha256).items() if "height" in row
@@ -142,10 +205,10 @@ def results(evaluation: Evaluation, store: Store, hashes: Mapping[int, str]) -> 
     pictures = [
         {
             "name": names[i],
-            "sha256": hashes[i],
-            **{side: sizes.get(hashes[i], {}).get(side) for side in ("height", "width")},
+            "sha256": sha256,
+            **{side: sizes.get(sha256 or "", {}).get(side) for side in ("height", "width")},
         }
-        for i in numbers
+        for i, sha256 in zip(numbers, order, strict=True)
     ]
     used = [METRICS[key] for key in evaluation.tools.metrics]
     return {
@@ -155,15 +218,23 @@ def results(evaluation: Evaluation, store: Store, hashes: Mapping[int, str]) -> 
         "metrics": [
             {"key": m.key, "title": m.title, "unit": m.unit, "better": "higher" if m.higher else "lower"} for m in used
         ],
-        "vaes": [_of_vae(evaluation, store, label, [hashes[i] for i in numbers]) for label in evaluation.vaes],
+        "vaes": [_of_vae(evaluation, store, label, order, errors) for label in evaluation.vaes],
     }
 
 
-def _of_vae(evaluation: Evaluation, store: Store, label: str, order: Sequence[str]) -> dict[str, Any]:
+def _of_vae(
+    evaluation: Evaluation,
+    store: Store,
+    label: str,
+    order: Sequence[str | None],
+    errors: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Of pictures by their hashes; where one has none, `errors` has its row."""
     vae = evaluation.vaes[label]
     known = store.rows(vae.sha256)
-    rows = [(i, known[sha256]) for i, sha256 in enumerate(order)]
-    good = [row for _, row in rows if "error" not in row]
+    rows = [known[key] if key else error for key, error in zip(order, errors, strict=True)]
+    good = [row for row in rows if "error" not in row]
+    measured = [key for key, row in zip(order, rows, strict=True) if key and "error" not in row]
     hidden = ("latents", "encode_seconds", "decode_seconds")
     subsets: dict[str, list[dict[str, float]]] = {}
     for row in good:
@@ -177,10 +248,10 @@ def _of_vae(evaluation: Evaluation, store: Store, label: str, order: Sequence[st
         "parameters": sum(p.numel() for p in vae.module.parameters()),
         "factor": vae.factor,
         "channels": vae.latent_channels,
-        "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in rows],
+        "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in enumerate(rows)],
         "means": _means(good, evaluation.tools.metrics),
         "subsets": {subset: _means(parts, evaluation.tools.metrics) for subset, parts in subsets.items()},
-        "distances": _distances(evaluation, store, vae.sha256, [order[i] for i, row in rows if "error" not in row]),
+        "distances": _distances(evaluation, store, vae.sha256, measured),
         "latents": _latents(good),
         "speed": _speed(good),
         "memory": _memory(vae, good, evaluation.tools.memory),
@@ -206,16 +277,21 @@ def _means(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[st
     return found
 
 
+def _require_enough(tools: Tools, count: int) -> None:
+    for name, extractor in tools.extractors.items():
+        if count <= extractor.width:
+            raise UsageError(
+                f"A Fréchet distance over {name} needs at least {extractor.width + 1:,} pictures, not {count:,}; "
+                f"give more, or leave {name} out."
+            )
+
+
 def _distances(evaluation: Evaluation, store: Store, vae: str, order: Sequence[str]) -> dict[str, dict[str, float]]:
+    _require_enough(evaluation.tools, len(order))
     found: dict[str, dict[str, float]] = {}
     for name, extractor in evaluation.tools.extractors.items():
         before, after = (store.features(key, name) for key in (REFERENCE, vae))
         x, y = (torch.from_numpy(np.stack([of[sha256] for sha256 in order])) for of in (before, after))
-        if len(order) <= extractor.width:
-            raise UsageError(
-                f"A Fréchet distance over {name} needs at least {extractor.width + 1:,} pictures, not {len(order):,}; "
-                f"give more, or leave {name} out."
-            )
         gaussians = Gaussian(extractor.width), Gaussian(extractor.width)
         for gaussian, features in zip(gaussians, (x, y), strict=True):
             gaussian.add(features)

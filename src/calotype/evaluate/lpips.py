@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import pickle
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -18,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calotype.errors import FetchError, UsageError, WeightsError
+from calotype.engine.convolution import convolve, suits
+from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
 from calotype.weights.container import open_container
+from calotype.weights.fetch import cache, cached, download
 
 Net = Literal["vgg", "alex"]
 
@@ -98,10 +96,15 @@ class LPIPS(nn.Module):
         """
         if x.shape != y.shape:
             raise UsageError(f"LPIPS compares pictures of one shape, not {list(x.shape)} and {list(y.shape)}.")
-        parts: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
-            for head, a, b in zip(self.heads, self.stages(x), self.stages(y), strict=True):
-                parts.append(_Distance.apply(a, b, head.flatten()))  # type: ignore[no-untyped-call]
+            return self.distance(self.stages(x), self.stages(y))
+
+    def distance(self, a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
+        """What `forward` gives, by the features after the five ReLUs, [N, C, h, w] each."""
+        parts = [
+            _Distance.apply(p, q, head.flatten())  # type: ignore[no-untyped-call]
+            for head, p, q in zip(self.heads, a, b, strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -119,14 +122,19 @@ class LPIPS(nn.Module):
                 f"LPIPS ({self.net}) compares pictures [N, 3, H, W] of at least {least} x {least} pixels, "
                 f"not {list(x.shape)}."
             )
-        found = []
+        found, quick = [], False
         # in bfloat16 the distance changes by some hundredths, but its gradient by 45 degrees (cosine 0.7)
         with torch.autocast(x.device.type, enabled=False):
             x = (x.float() - self.shift) / self.scale
             if x.device.type == "cpu":  # convolutions and distances are twice as fast so, and more
                 x = x.contiguous(memory_format=torch.channels_last)
             for i, layer in enumerate(self.features):
-                x = layer(x)
+                if isinstance(layer, nn.ReLU) and quick:  # done with the convolution before it
+                    pass
+                elif quick := isinstance(layer, nn.Conv2d) and suits(layer, x):
+                    x = convolve(x, layer.weight, layer.bias, relu=True)
+                else:
+                    x = layer(x)
                 if i in _STAGES[self.net]:
                     found.append(x)
         return found
@@ -338,49 +346,19 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _cached(net: Net) -> Path:
     """The file in the local cache, downloaded if it is not there."""
-    folder = Path(os.environ.get("CALOTYPE_CACHE") or Path.home() / ".cache" / "calotype") / "lpips"
-    path = folder / f"lpips-{net}.safetensors"
+    path = cache() / "lpips" / f"lpips-{net}.safetensors"
     if path.is_file():
         return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    owner = f"LPIPS ({net})"
+    advice = (
+        f"connect to the network and try again, or get {' and '.join(FILES[net])} elsewhere and name their folder in "
+        f"CALOTYPE_LPIPS"
+    )
+    with cached("lpips", owner) as folder:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
-            for name, base in zip(FILES[net], (TORCHVISION, PUBLISHED), strict=True):
-                _download(net, f"{base}/{name}", Path(temporary) / name, FILES[net][name])
+            for (name, sha256), base in zip(FILES[net].items(), (TORCHVISION, PUBLISHED), strict=True):
+                download(f"{base}/{name}", Path(temporary) / name, sha256=sha256, owner=owner, advice=advice)
             module = _read(net, Path(temporary))
         with atomic_path(path) as beside:
             save_file(module.state_dict(), beside)
-    except OSError as error:
-        raise FetchError(f"LPIPS ({net}): {folder} can't be written: {error.strerror}.") from None
     return path
-
-
-def _download(net: Net, url: str, path: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for chunk in _chunks(net, url):
-            digest.update(chunk)
-            file.write(chunk)
-    if digest.hexdigest() != sha256:
-        raise FetchError(f"LPIPS ({net}): {url} gave other bytes than expected (their sha256 differs); none were kept.")
-
-
-def _chunks(net: Net, url: str) -> Iterator[bytes]:
-    from rich.console import Console
-    from rich.progress import wrap_file
-
-    name = url.rpartition("/")[2]
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            total = int(response.headers.get("Content-Length") or 0)
-            with wrap_file(response, total, description=name, console=Console(stderr=True), transient=True) as data:
-                while chunk := data.read(2**20):
-                    yield chunk
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = (
-            f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else "it can't be read"
-        )
-        raise FetchError(
-            f"LPIPS ({net}): {name} is not in the local cache, and {reason} at {url}; connect to the network and try "
-            f"again, or get {' and '.join(FILES[net])} elsewhere and name their folder in CALOTYPE_LPIPS."
-        ) from None

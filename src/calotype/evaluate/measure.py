@@ -86,10 +86,46 @@ class Taken:
     Attributes:
         row: figures by key; or the sentence why there are none, as `error`.
         features: [width] float32 of each extractor, of what was decoded.
+        levels: the picture as prepared and as decoded, uint8 [3, H, W]; None where there are none, or not any more.
     """
 
     row: dict[str, Any]
     features: dict[str, NDArray[np.float32]]
+    levels: tuple[Tensor, Tensor] | None = None
+
+
+class Original:
+    """A picture as prepared, and what is known of it whatever it is compared with.
+
+    Args:
+        pixels: [3, H, W] in [-1, 1].
+        keep: LPIPS's features are computed once and kept, about 500 bytes a pixel; else each time anew.
+
+    Attributes:
+        levels: uint8 [3, H, W].
+    """
+
+    def __init__(self, pixels: Tensor, *, keep: bool = False) -> None:
+        self.pixels, self.levels, self.keep = pixels, to_uint8(pixels), keep
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def features(self, key: str, tools: Tools, protocol: Protocol) -> list[Tensor]:
+        """Those of LPIPS's network with this key."""
+        if key in self._kept:
+            return self._kept[key]
+        found = _stages(self.pixels, self.levels, tools.lpips[key], protocol)
+        if self.keep:
+            self._kept[key] = found
+        return found
+
+    def part(self, box: Box) -> Original:
+        """What lies in a box."""
+        return Original(_part(self.pixels, box))
+
+
+def _stages(pixels: Tensor, levels: Tensor, network: LPIPS, protocol: Protocol) -> list[Tensor]:
+    seen = pixels if protocol.on_floats else levels.float() / 127.5 - 1
+    return network.stages(seen[None].to(network.shift.device))
 
 
 def pixels_sha256(picture: Array) -> str:
@@ -98,10 +134,10 @@ def pixels_sha256(picture: Array) -> str:
 
 
 @torch.no_grad()
-def reference(picture: Array, name: str, protocol: Protocol, tools: Tools) -> Taken:
+def reference(original: Original, tools: Tools) -> Taken:
     """A picture's own features, as prepared."""
-    before = to_uint8(protocol.prepare(picture, name))
-    return Taken(row={"height": before.shape[1], "width": before.shape[2]}, features=_features(before, tools))
+    height, width = original.levels.shape[1:]
+    return Taken(row={"height": height, "width": width}, features=_features(original.levels, tools))
 
 
 def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Posterior, Tensor]:
@@ -114,17 +150,14 @@ def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Poste
 
 @torch.no_grad()
 def measure(
-    vae: VAE, picture: Array, name: str, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
+    vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
 ) -> Taken:
     """Encodes and decodes a picture and compares. Where the VAE fails, the row says why.
 
     Args:
         boxes: parts of the prepared picture that are also compared alone, by the name of their subset.
-
-    Raises:
-        UsageError: the picture does not fit the protocol.
     """
-    x = protocol.prepare(picture, name)
+    x = original.pixels
     try:
         begin = time.perf_counter()
         posterior, z = encode(vae, x, protocol, tools)
@@ -136,7 +169,7 @@ def measure(
     row: dict[str, Any] = {
         "height": x.shape[1],
         "width": x.shape[2],
-        **_figures(x, y, protocol, tools),
+        **_figures(original, y, protocol, tools),
         "numbers_per_pixel": z.numel() / (x.shape[1] * x.shape[2]),
         "kl_bits_per_pixel": _rate(posterior, x),
         "encode_seconds": middle - begin,
@@ -145,10 +178,11 @@ def measure(
     }
     if boxes:
         row["subsets"] = {
-            subset: [_figures(_part(x, box), _part(y, box), protocol, tools) for box in parts]
+            subset: [_figures(original.part(box), _part(y, box), protocol, tools) for box in parts]
             for subset, parts in boxes.items()
         }
-    return Taken(row=row, features=_features(to_uint8(y), tools))
+    after = to_uint8(y)
+    return Taken(row=row, features=_features(after, tools), levels=(original.levels, after))
 
 
 def _part(pixels: Tensor, box: Box) -> Tensor:
@@ -156,34 +190,33 @@ def _part(pixels: Tensor, box: Box) -> Tensor:
     return pixels[:, top:bottom, left:right]
 
 
-def _figures(x: Tensor, y: Tensor, protocol: Protocol, tools: Tools) -> dict[str, float]:
+def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) -> dict[str, float]:
     """The metrics that a picture [3, H, W], or a part of one, is large enough for."""
-    before, after = to_uint8(x), to_uint8(y)
+    before, after = original.levels, to_uint8(y)
     found: dict[str, float] = {}
     for key in tools.metrics:
-        if min(x.shape[1:]) < LEAST.get(key, 1):
+        if min(y.shape[1:]) < LEAST.get(key, 1):
             continue
         if key == "psnr":
             found[key] = psnr(before, after)
         elif key == "ssim":
-            found[key] = _ssim(x, y, before, after, protocol)
+            found[key] = _ssim(original, y, after, protocol)
         elif key == "ms_ssim":
             found[key] = ms_ssim(before, after)
         else:
             network = tools.lpips[key]
-            device = network.shift.device
-            pair = (x, y) if protocol.on_floats else (before.float() / 127.5 - 1, after.float() / 127.5 - 1)
-            found[key] = float(network(*(one[None].to(device) for one in pair)))
+            of_y = _stages(y, after, network, protocol)
+            found[key] = float(network.distance(original.features(key, tools, protocol), of_y))
     return found
 
 
-def _ssim(x: Tensor, y: Tensor, before: Tensor, after: Tensor, protocol: Protocol) -> float:
+def _ssim(original: Original, y: Tensor, after: Tensor, protocol: Protocol) -> float:
     if protocol.ssim == "gaussian":
-        return ssim(before, after)
+        return ssim(original.levels, after)
     similarity = ssim_reflect if protocol.ssim == "reflect" else ssim_uniform
     if protocol.on_floats:
-        return similarity(x.clamp(-1, 1), y.clamp(-1, 1), 2.0 * protocol.ssim_range)
-    return similarity(before.float() / 255, after.float() / 255, protocol.ssim_range)
+        return similarity(original.pixels.clamp(-1, 1), y.clamp(-1, 1), 2.0 * protocol.ssim_range)
+    return similarity(original.levels.float() / 255, after.float() / 255, protocol.ssim_range)
 
 
 def _rate(posterior: Posterior, x: Tensor) -> float | None:

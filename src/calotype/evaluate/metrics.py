@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_BAND = 2**16  # pixels that are compared at a time, where they come in rows
+_BAND = 2**15  # pixels that are compared at a time, so that what is made of them stays near the processor
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -55,7 +56,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
     """
     _check(a, b)
     _require_window(*a.shape[-2:])
-    return _similarity(a.double(), b.double()).mean().item()
+    return _mean(a, b, _similarity).mean().item()
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> float:
@@ -82,14 +83,14 @@ def ms_ssim(a: Tensor, b: Tensor) -> float:
         raise UsageError(
             f"MS-SSIM needs pictures of at least {least} x {least} pixels, not {a.shape[-2]} x {a.shape[-1]}; use SSIM."
         )
-    x, y = a.double(), b.double()
+    x, y = a, b
     product = torch.ones(3, dtype=torch.float64, device=a.device)
     for i, exponent in enumerate(_SCALES):
         if i:
-            x, y = _halved(x), _halved(y)
+            x, y = _halved(x.double()), _halved(y.double())
         last = i == len(_SCALES) - 1
-        similarity = _similarity(x, y) if last else _luminance_and_structure(x, y)[1]
-        product *= similarity.mean((1, 2)).clamp(min=0.0) ** exponent
+        similarity = _mean(x, y, _similarity if last else lambda x, y: _luminance_and_structure(x, y)[1])
+        product *= similarity.clamp(min=0.0) ** exponent
     return product.mean().item()
 
 
@@ -155,26 +156,42 @@ class RowMetrics:
             raise UsageError(f"only {self._rows} of {self._height} rows to compare were added; add all of them first.")
 
 
+def _mean(a: Tensor, b: Tensor, part: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `part` makes of pictures [3, H, W] at all positions of the window, its mean by channel: float64 [3]."""
+    height, width = a.shape[1:]
+    total = torch.zeros(3, dtype=torch.float64, device=a.device)
+    step = max(1, _BAND // width)
+    for top in range(0, height - _WINDOW + 1, step):
+        band = slice(top, top + step + _WINDOW - 1)
+        total += part(a[:, band].double(), b[:, band].double()).sum((1, 2))
+    return total / ((height - _WINDOW + 1) * (width - _WINDOW + 1))
+
+
 def _similarity(x: Tensor, y: Tensor) -> Tensor:
     """SSIM at all positions of the window: float64 [3, H, W] -> [3, H - 10, W - 10]."""
     luminance, structure = _luminance_and_structure(x, y)
-    return luminance * structure
+    return luminance.mul_(structure)
 
 
 def _luminance_and_structure(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM's two factors; the second is that of contrast and structure."""
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x = _blur(x.square()) - mean_x.square()
-    var_y = _blur(y.square()) - mean_y.square()
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
-    luminance = (2.0 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    structure = (2.0 * covariance + c2) / (var_x + var_y + c2)
+    """SSIM's two factors; the second is that of contrast and structure.
+
+    They take sums and differences of products only, which are squares of x + y and x - y: four means instead of five.
+    """
+    plus, minus = x + y, x - y
+    mean_plus, mean_minus, square_plus, square_minus = _blur(torch.stack([plus, minus, plus * plus, minus * minus]))
+    mean_plus.square_()  # (mean x + mean y)^2
+    mean_minus.square_()
+    square_plus -= mean_plus  # variance of x + y
+    square_minus -= mean_minus
+    c1, c2 = (2.0 * (k * _PEAK) ** 2 for k in (0.01, 0.03))
+    luminance = (mean_plus - mean_minus).add_(c1).div_((mean_plus + mean_minus).add_(c1))
+    structure = (square_plus - square_minus).add_(c2).div_((square_plus + square_minus).add_(c2))
     return luminance, structure
 
 
 def _blur(x: Tensor) -> Tensor:
-    """The window's weighted mean at all positions inside: [3, H, W] -> [3, H - 10, W - 10]."""
+    """The window's weighted mean at all positions inside: [..., H, W] -> [..., H - 10, W - 10]."""
     weights = [math.exp(-((i - _WINDOW // 2) ** 2) / (2.0 * _SIGMA**2)) for i in range(_WINDOW)]
     # Sums of shifted pictures: torch's convolution would first copy each pixel eleven times.
     for axis in (-2, -1):

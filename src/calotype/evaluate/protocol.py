@@ -44,7 +44,7 @@ class Protocol:
         ssim: "gaussian": `metrics.ssim`. "reflect": the same window, with the picture continued by reflection
             (torchmetrics). "uniform": mean over 7 x 7 with the sample covariance (scikit-image's default).
         ssim_range: what SSIM's constants are relative to, in units of the pixels' own range: 1 is right.
-        on_floats: SSIM and LPIPS are of the decoded pixels as they are, neither clamped nor rounded.
+        on_floats: SSIM and LPIPS are of decoded pixels that are not rounded; SSIM clamps them, LPIPS does not.
     """
 
     name: str = "whole"
@@ -158,8 +158,8 @@ PRESETS = {
         Protocol(
             name="lightningdit",
             note="Tables of LightningDiT (VA-VAE) and EQ-VAE: pixels are resized after they became floats, and SSIM "
-            "(torchmetrics', borders reflected) and LPIPS are of what is decoded, a sample, before it is clamped and "
-            "rounded.",
+            "(torchmetrics', borders reflected) and LPIPS are of what is decoded, a sample, before it is rounded; it "
+            "is clamped for SSIM, and not for LPIPS.",
             resize="tensor",
             size=256,
             latent="sample",

@@ -18,7 +18,7 @@ import torch
 
 from calotype.errors import UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, here, results, run
-from calotype.evaluate.measure import Array, encode
+from calotype.evaluate.measure import METRICS, Array, Taken, encode
 from calotype.evaluate.report import Crop, write_evaluation
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
@@ -83,19 +83,21 @@ def evaluate(
 
         doing = on_ray(setup)
     name = ""
+    evaluation.require(numbers)
     if part:
         which, of = shard(part)
         name, numbers = f"{which}-of-{of}", numbers[which - 1 :: of]
     store = Store(report, evaluation.settings(), name)
+    shown = _Shown(evaluation)
     try:
-        hashes = run(evaluation, store, numbers, engine=doing, progress=progress)
+        hashes, unread = run(evaluation, store, numbers, engine=doing, progress=progress, watch=shown.add)
         if part:
             return None
-        found = {**about(evaluation), **results(evaluation, store, hashes)}
+        found = {**about(evaluation), **results(evaluation, store, hashes, unread)}
     finally:
         store.close()
     _write(report, found)
-    write_evaluation(found, list(crops(evaluation, found, numbers)), report / "index.html")
+    write_evaluation(found, list(crops(evaluation, found, numbers, shown.crops)), report / "index.html")
     return found
 
 
@@ -112,7 +114,7 @@ def about(evaluation: Evaluation) -> dict[str, Any]:
 
 def _write(report: Path, found: Mapping[str, Any]) -> None:
     with atomic_path(report / "results.json") as temporary:
-        temporary.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
     keys = [metric["key"] for metric in found["metrics"]]
     with atomic_path(report / "results.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -123,19 +125,59 @@ def _write(report: Path, found: Mapping[str, Any]) -> None:
                 table.writerow([vae["label"], name, *(row.get(key, "") for key in keys), row.get("error", "")])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Values as JSON knows them: what is infinite becomes text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def crops(evaluation: Evaluation, found: Mapping[str, Any], numbers: Sequence[int]) -> Iterator[Crop]:
-    """Of the pictures that come back worst, the parts that do so: decoded once more."""
+class _Shown:
+    """Crops of the worst pictures so far, made while what was decoded is at hand."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._metric = METRICS[_telling(evaluation.tools.metrics)]
+        self._at = -1
+        self._of: dict[str, Taken] = {}
+        self._kept: dict[int, tuple[float, Crop]] = {}
+
+    def add(self, label: str, i: int, taken: Taken) -> None:
+        """What one VAE gave; pictures come one after the other, or else there are no crops of them."""
+        if i != self._at:
+            self._at, self._of = i, {}
+        self._of[label] = taken
+        made = {one: self._of[one].levels for one in self._evaluation.vaes if one in self._of}
+        after = {one: levels[1] for one, levels in made.items() if levels}
+        failed = [one for one in made if "error" in self._of[one].row]
+        if not after or len(after) + len(failed) < len(self._evaluation.vaes):
+            return
+        before = next(levels[0] for levels in made.values() if levels)
+        values = [self._of[one].row[self._metric.key] for one in after if self._metric.key in self._of[one].row]
+        if values:
+            crop = _crop(self._evaluation.pictures.names[i], before, after)
+            self._kept[i] = _badness(values, self._metric.higher), crop
+            self._of = {}
+        if len(self._kept) > SHOWN:
+            del self._kept[min(self._kept, key=lambda one: self._kept[one][0])]
+
+    @property
+    def crops(self) -> dict[int, Crop]:
+        """By the pictures' numbers."""
+        return {i: crop for i, (_, crop) in self._kept.items()}
+
+
+def crops(
+    evaluation: Evaluation, found: Mapping[str, Any], numbers: Sequence[int], known: Mapping[int, Crop]
+) -> Iterator[Crop]:
+    """Of the pictures that come back worst, the parts that do so: as known, by number, or else decoded once more."""
     failed = {(one["label"], row["picture"]) for one in found["vaes"] for row in one["rows"] if "error" in row}
     for i in _worst(found)[:SHOWN]:
+        if numbers[i] in known:
+            yield known[numbers[i]]
+            continue
         picture = evaluation.pictures.read(numbers[i])
         x = evaluation.protocol.prepare(picture)
         before = to_uint8(x)
@@ -149,16 +191,25 @@ def crops(evaluation: Evaluation, found: Mapping[str, Any], numbers: Sequence[in
             yield _crop(found["pictures"][i]["name"], before, after)
 
 
+def _telling(metrics: Sequence[str]) -> str:
+    """The first metric of how things look, or else the first there is."""
+    return next((key for key in metrics if "lpips" in key), metrics[0])
+
+
+def _badness(values: Sequence[float], higher: bool) -> float:
+    """Of a picture, by what VAEs gave for it: more is worse."""
+    return (-1.0 if higher else 1.0) * sum(values) / len(values)
+
+
 def _worst(found: Mapping[str, Any]) -> list[int]:
-    """Pictures by their mean over VAEs of the first metric of how things look, or else of the first there is."""
-    metric = next((m for m in found["metrics"] if "lpips" in m["key"]), found["metrics"][0])
-    sums: dict[int, list[float]] = {}
+    """Pictures, the worst first."""
+    telling = _telling([metric["key"] for metric in found["metrics"]])
+    values: dict[int, list[float]] = {}
     for vae in found["vaes"]:
         for row in vae["rows"]:
-            if metric["key"] in row:
-                sums.setdefault(row["picture"], []).append(row[metric["key"]])
-    better = 1.0 if metric["better"] == "higher" else -1.0
-    return sorted(sums, key=lambda i: better * sum(sums[i]) / len(sums[i]))
+            if telling in row:
+                values.setdefault(row["picture"], []).append(row[telling])
+    return sorted(values, key=lambda i: -_badness(values[i], METRICS[telling].higher))
 
 
 def _crop(name: str, before: torch.Tensor, after: Mapping[str, torch.Tensor]) -> Crop:

@@ -44,17 +44,27 @@ class Setup:
         """Loads everything.
 
         Raises:
-            UsageError: for an unknown metric, or boxes that the protocol moves.
+            UsageError: for an unknown metric, boxes that the protocol moves, or boxes of no picture.
             WeightsError: if weights of a VAE or of a metric are not there.
         """
         if unknown := [key for key in self.metrics if key not in METRICS]:
             raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}.")
         if self.boxes and self.protocol.resize not in ("none", "exact"):
             raise UsageError(f"boxes are of pictures as they are, and the protocol {self.protocol.name} resizes them.")
+        names = set(pictures.names)
+        if strange := [name for of in self.boxes.values() for name in of if name not in names]:
+            raise UsageError(
+                f"boxes: there is no picture {strange[0]!r}; give names as the pictures have them, "
+                f"such as {pictures.names[0]!r}."
+            )
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
-        lpips = {key: load_lpips(key.removeprefix("lpips_")).to(device) for key in self.metrics if "lpips" in key}  # type: ignore[arg-type]
+        lpips = {
+            key: load_lpips(key.removeprefix("lpips_")).to(device)  # type: ignore[arg-type]
+            for key in self.metrics
+            if "lpips" in key
+        }
         extractors = {}
         if self.features:
             from calotype.evaluate.features import load_extractor

@@ -76,11 +76,12 @@ class Store:
             raise StorageError(f"{self._own}: what was measured can't be kept ({error}).") from None
 
     def rows(self, vae: str) -> dict[str, dict[str, Any]]:
-        """What there is of a VAE, by picture."""
+        """What there is of a VAE, by picture; an error only where no file has figures."""
         found: dict[str, dict[str, Any]] = {}
         for file in self._files.values():
             for picture, row in file.execute("SELECT picture, row FROM rows WHERE vae = ?", (vae,)):
-                found[picture] = json.loads(row)
+                if "error" in found.get(picture, {"error": ""}):
+                    found[picture] = json.loads(row)
         return found
 
     def features(self, vae: str, extractor: str) -> dict[str, NDArray[np.float32]]:
@@ -91,6 +92,11 @@ class Store:
             for picture, numbers in file.execute(question, (vae, extractor)):
                 found[picture] = np.frombuffer(numbers, dtype=np.float32)
         return found
+
+    def pictures(self, vae: str, extractor: str) -> set[str]:
+        """Pictures whose reconstructions' features there are."""
+        question = "SELECT picture FROM features WHERE vae = ? AND extractor = ?"
+        return {picture for file in self._files.values() for (picture,) in file.execute(question, (vae, extractor))}
 
     def close(self) -> None:
         """Ends it; nothing is lost without."""

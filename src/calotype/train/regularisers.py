@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.errors import FetchError, UsageError, WeightsError
+from calotype.errors import UsageError
+from calotype.evaluate.features import dinov2
 from calotype.evaluate.lpips import LPIPS, load_lpips
 
 # --- EQ-VAE ---
@@ -141,7 +141,7 @@ def features(kind: str) -> nn.Module:
         return _LastStage(load_lpips("vgg"))
     if kind != "dinov2" and not Path(kind).is_dir():
         raise UsageError(f"features must be vgg, dinov2 or a folder with a DINOv2, not {kind!r}.")
-    return _Patches(_dinov2(kind))
+    return _Patches(dinov2(None if kind == "dinov2" else kind))
 
 
 class _LastStage(nn.Module):
@@ -176,28 +176,6 @@ class _Patches(nn.Module):
         tokens: Tensor = self.model((0.5 * x + 0.5 - self.mean) / self.std).last_hidden_state
         patches = tokens[:, -(self.SIDE**2) :]  # before them stand a class token and perhaps registers
         return patches.mT.reshape(len(x), -1, self.SIDE, self.SIDE)
-
-
-def _dinov2(kind: str) -> nn.Module:
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        raise UsageError("Features of DINOv2 need transformers; install it with: pip install transformers") from None
-    repo = "facebook/dinov2-large" if kind == "dinov2" else kind
-    try:
-        model: nn.Module = transformers.AutoModel.from_pretrained(repo)
-    except (OSError, ValueError) as error:
-        if kind == "dinov2":
-            raise FetchError(
-                f"dinov2: {repo} is not in the local cache, and the hub can't be reached; connect to the network and "
-                f"try again, or give a folder that holds it."
-            ) from None
-        first = str(error).strip().split("\n")[0].rstrip(".")
-        raise WeightsError(f"{kind}: transformers can't read a DINOv2 from this folder ({first}).") from None
-    config: Any = model.config
-    if not config.model_type.startswith("dinov2"):
-        raise WeightsError(f"{kind}: this folder holds a {config.model_type}; give one with a DINOv2.")
-    return model
 
 
 # --- AF-LDM ---

@@ -8,6 +8,8 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from calotype.errors import FetchError
@@ -56,34 +58,78 @@ def _from_hub(name: str, preset: Preset) -> Path:
 
 
 def _from_github(name: str, preset: Preset) -> Path:
-    from rich.console import Console
-    from rich.progress import wrap_file
-
-    cache = Path(os.environ.get("CALOTYPE_CACHE") or Path.home() / ".cache" / "calotype")
-    folder = cache / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, sha256 in zip(preset.files, preset.sha256, strict=True):
-        path = folder / file
-        if path.is_file():
-            continue
-        url = f"{GITHUB}/{preset.repo}/raw/main/{file}"
-        try:
-            with urllib.request.urlopen(url, timeout=30) as response:
-                total = int(response.headers.get("Content-Length") or 0)
-                with wrap_file(response, total, description=file, console=Console(stderr=True), transient=True) as data:
-                    content = data.read()
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = (
-                f"the server answered {error.code}"
-                if isinstance(error, urllib.error.HTTPError)
-                else "it can't be reached"
-            )
-            raise FetchError(f"{name}: {file} is not in the local cache, and {reason} at {url}; {ADVICE}.") from None
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise FetchError(f"{name}: {url} gave other bytes than expected (their sha256 differs); nothing was kept.")
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
+    with cached(name, name) as folder:
+        for file, sha256 in zip(preset.files, preset.sha256, strict=True):
+            if not (folder / file).is_file():
+                with atomic_path(folder / file) as temporary:
+                    url = f"{GITHUB}/{preset.repo}/raw/main/{file}"
+                    download(url, temporary, sha256=sha256, owner=name, advice=ADVICE)
     return folder
 
 
 ADVICE = "connect to the network and try again, or get the files elsewhere and give their path"
+
+
+# --- for all that is downloaded from elsewhere than the hub ---
+
+
+def cache() -> Path:
+    """The local cache: ``CALOTYPE_CACHE``, or ~/.cache/calotype."""
+    return Path(os.environ.get("CALOTYPE_CACHE") or Path.home() / ".cache" / "calotype")
+
+
+@contextmanager
+def cached(folder: str, owner: str) -> Iterator[Path]:
+    """A folder of the local cache, to write into.
+
+    Args:
+        owner: whose files they are, as errors say it.
+
+    Raises:
+        FetchError: it can't be written.
+    """
+    path = cache() / folder
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except OSError as error:
+        raise FetchError(f"{owner}: {path} can't be written: {error.strerror}.") from None
+
+
+def download(url: str, path: Path, *, sha256: str, owner: str, advice: str) -> None:
+    """Writes what lies at an address into a file, with a progress bar.
+
+    Args:
+        sha256: of the bytes that are expected.
+        owner: whose file it is, as errors say it; advice: half a sentence, what to do without the network.
+
+    Raises:
+        FetchError: it can't be had, or these are other bytes.
+        OSError: the file can't be written.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _chunks(url, owner, advice):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise FetchError(f"{owner}: {url} gave other bytes than expected (their sha256 differs); none were kept.")
+
+
+def _chunks(url: str, owner: str, advice: str) -> Iterator[bytes]:
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    name = url.rpartition("/")[2]
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            with wrap_file(response, total, description=name, console=Console(stderr=True), transient=True) as data:
+                while chunk := data.read(2**20):
+                    yield chunk
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = "it can't be read"
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
+            reason = f"the server answered {error.code}"
+        raise FetchError(f"{owner}: {name} is not in the local cache, and {reason} at {url}; {advice}.") from None

@@ -474,7 +474,7 @@ def _details(results: Results) -> Markup:
         [
             element("th", picture["name"], scope="row"),
             element("td", f"{picture.get('width') or '?'} \u00d7 {picture.get('height') or '?'}"),
-            element("td", element("code", picture["sha256"]), class_="text"),
+            element("td", element("code", picture["sha256"] or "not read"), class_="text"),
         ]
         for picture in results["pictures"]
     ]
