@@ -500,7 +500,7 @@ class VAE:
                     left -= part.shape[1]
                     yield part
 
-        if self.dtype != torch.float32 and self._wide is None:
+        if self.may_widen:
             with suppress(NonFiniteError):
                 return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
             self.widen(stacklevel=3)
@@ -552,6 +552,11 @@ class VAE:
             return self._wide(direction, x.to(self.device, torch.float32), memory=memory, progress=progress)
         except NonFiniteError:
             raise self._not_finite(torch.float32) from None
+
+    @property
+    def may_widen(self) -> bool:
+        """Whether what is not finite may be so in float32, in which nothing was computed yet."""
+        return self.dtype != torch.float32 and self._wide is None
 
     def widen(self, stacklevel: int = 2) -> None:
         """Computes in float32 from now on, and warns that it does; once."""

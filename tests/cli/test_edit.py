@@ -270,6 +270,7 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
         ("blend a.png b.png a.png --out b.png", 2, "b.png would be overwritten"),
         ("blend a.latents.safetensors b.png a.png", 2, "these are latents; give the picture"),
         ("blend a.png b.png a.png --out x.gif", 2, "no known format"),
+        ("direction learn set a.png --out a.png", 2, "a.png would be overwritten"),
         ("direction learn none set", 2, "there is no such folder"),
         ("direction learn set set", 2, "set: a direction needs at least 4 pictures of each set, and here is 1"),
         ("direction apply a.png none.safetensors", 1, "there is no such file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from editkit import levels, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from support import names, one_sentence
+from support import kl, names, one_sentence
 
+from calotype.config import AutoencoderConfig
 from calotype.edit.blend import blend, blended, feathered, levels_of, pasted
-from calotype.errors import UsageError
+from calotype.errors import CalotypeWarning, UsageError
+from calotype.latents import KNOWN
 from calotype.pixels import PictureRows, from_array, to_uint8
 from calotype.vae import VAE
+from calotype.weights.load import load_weights
+from calotype.weights.save import save_weights
 
 
 def half(width: int, height: int, at: int | None = None) -> torch.Tensor:
@@ -155,3 +160,20 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
             make()
         one_sentence(str(error.value))
     assert names(tmp_path) == []
+
+
+def test_what_overflows_in_float16_is_computed_again(tmp_path: Path) -> None:
+    """In the decoder only, where rows are written as they come."""
+    module = kl(AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4))
+    for block in (module.decoder.mid.block_1, module.decoder.mid.block_2):
+        torch.nn.init.constant_(block.conv2.bias, 6e4)
+    (path,) = save_weights(module, tmp_path / "x.safetensors", layout="ldm", format_=KNOWN["sd1"])
+    first, second = picture(0, 16, 16), picture(1, 16, 16)
+    made = []
+    for dtype in (torch.float16, torch.float32):
+        vae = VAE(load_weights(path), name="test", dtype=dtype)
+        out = tmp_path / f"{dtype}.png"
+        with pytest.warns(CalotypeWarning, match="computing in float32") if dtype == torch.float16 else nullcontext():
+            blend(vae, first, second, half(16, 16), out, feather=0)
+        made.append(opened(out).astype(int))
+    assert abs(made[0] - made[1]).max() <= 2  # latents are float16 there

@@ -276,6 +276,7 @@ ENGINES = [
         ("decode", 24, 200, None, "float32", 0.15),
         ("decode", 64, 64, None, "bfloat16", 0.15),
         ("decode", 64, 64, None, "float16", 0.15),
+        ("decode", 64, 96, 200_000_000, "float16", 0.15),
         ("encode", 64, 64, None, "float32", 0.15),
         ("encode", 24, 200, 150_000_000, "float32", 0.15),
     ],

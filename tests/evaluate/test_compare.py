@@ -402,9 +402,8 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     expected = apart @ apart + np.trace(a) + np.trace(b) - 2 * root.sum().real
     assert one["distances"]["fid_means"]["value"] == pytest.approx(expected, rel=1e-6)
     assert one["distances"]["kid_means"]["n"] == 6
-    with pytest.raises(UsageError, match="A Fréchet distance over means needs at least 5 pictures, not 4") as error:
-        results(evaluation, store, {i: hashes[i] for i in range(4)}, {})
-    one_sentence(str(error.value))
+    few = results(evaluation, store, {i: hashes[i] for i in range(4)}, {})
+    assert few["vaes"][0]["distances"] == {}  # as where so many others failed
 
 
 def test_too_few_pictures_are_refused_before_any_is_measured(

@@ -66,7 +66,7 @@ def learn(
     from calotype.edit import directions
     from calotype.engine.budget import parse_memory
 
-    output_file(out, [])
+    output_file(out, [start, end])
     if memory is not None:
         parse_memory(memory)
     wanted = sized(size)

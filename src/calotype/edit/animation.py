@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import struct
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def require_animation(path: Path, fps: float, plays: int = 0, size: tuple[int, i
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise UsageError(f"{path} can't be written: {suffix or 'no suffix'!r} is no animation; use one of {known}.")
-    if suffix == ".gif" and rate(fps) > 50:
+    if rate(fps) > 50 and suffix == ".gif":
         raise UsageError(
             f"{path} can't be written: GIF has at most 50 frames a second, not {fps:g}; use .png or .webp."
         )
@@ -99,7 +100,8 @@ def animation(
     require_animation(path, fps, plays, size)
     count = 0
     with atomic_path(path) as temporary:
-        writer = _WRITERS[path.suffix.lower()](temporary, size, frames, rate(fps), plays)
+        with _refusals(path):
+            writer = _WRITERS[path.suffix.lower()](temporary, size, frames, rate(fps), plays)
 
         def add(frame: Image.Image) -> None:
             nonlocal count
@@ -122,9 +124,12 @@ def animation(
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
+    refused: tuple[type[Exception], ...] = OSError, ValueError, struct.error
+    if av := sys.modules.get("av"):
+        refused += (av.FFmpegError,)
     try:
         yield
-    except (OSError, ValueError) as error:
+    except refused as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PictureError(f"{path} can't be written: {reason}.") from error
 

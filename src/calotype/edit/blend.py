@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
-from calotype.errors import UsageError
+from calotype.errors import NonFiniteError, UsageError
 from calotype.pixels import PictureRows, pad, to_pil, to_uint8
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE
@@ -124,6 +125,10 @@ def blend(
                 yield pasted(decoded, *kept, soft[top:bottom]) if paste_back else to_uint8(decoded)
             top = bottom
 
+    if vae.may_widen:
+        with suppress(NonFiniteError):
+            return write_rows(out, rows(), width=width, height=height)
+        vae.widen()
     return write_rows(out, rows(), width=width, height=height)
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -225,15 +226,15 @@ def load_direction(path: str | os.PathLike[str]) -> Direction:
             tensor = file.get_tensor("direction")
         about = {key: json.loads(metadata[key]) for key in ("names", "counts", "held_out", "d_prime", "accuracy")}
         vae, vae_name = metadata["vae_sha256"], metadata["vae_name"]
+        pairs: dict[str, Any] = {key: tuple(about[key]) for key in ("names", "counts", "held_out")}
     except (SafetensorError, OSError) as error:
         raise LatentsError(
             f"{path}: this is not a whole safetensors file ({error}); learn the direction again."
         ) from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise LatentsError(f"{path}: its metadata is damaged ({error}); learn the direction again.") from None
     if tensor.ndim != 3 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
         raise LatentsError(f"{path}: a direction is finite floats [C, h, w], not {tensor.dtype} {list(tensor.shape)}.")
-    pairs = {key: tuple(about[key]) for key in ("names", "counts", "held_out")}
     return Direction(
         tensor=tensor, vae=vae, vae_name=vae_name, d_prime=about["d_prime"], accuracy=about["accuracy"], **pairs
     )  # fmt: skip

@@ -180,7 +180,7 @@ class Job:
         weights = size * step.kernel**2 * step.source.channels * step.target.channels
         made = rows * across * step.target.channels * size + unfolded + weights  # once more in oneDNN's own order
         kept = 2 if self.touched else 1  # what is freed stays in the allocator's heap, and may not fit what comes next
-        return kept * made + (weights if self.itemsize < 4 else 0)
+        return kept * made
 
 
 @lru_cache(maxsize=4096)

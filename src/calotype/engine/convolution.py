@@ -19,6 +19,7 @@ NARROWEST = 16  # channels on either side below which the kernels, which work on
 # tiles from which on the gradient of weights is the faster one: where there are fewer, its sums take the time
 FEWEST = {torch.float32: 256, torch.bfloat16: 1024}
 
+MOST = 2**28  # bytes at most of the sums that threads make apart
 PIECE = 2**18  # values that are added up at a time
 
 
@@ -49,7 +50,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = Fal
 
     By Winograd's algorithms (Lavin & Gray 2015, arXiv:1509.09308), so that numbers differ from a direct convolution's
     by about 1e-5 of their standard deviation; and so do the gradients. Under autocast to bfloat16 maps and their
-    gradients are rounded to it, and nothing else.
+    gradients are rounded to it, and nothing else but the gradients of the weights where maps are small, which are
+    torch's.
     """
     if torch.is_autocast_enabled("cpu"):
         x = x.bfloat16()
@@ -139,7 +141,8 @@ def _gradient(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
     rows, columns = min(down, 8 if max(channels, out) > 128 else 4), min(across, 16)
     blocks = ceil(down / rows) * ceil(across / columns)
     # a thread adds up always the same blocks, in order, so that sums come out alike every time
-    parts = min(threads, pictures * blocks)
+    most = max(1, MOST // (4 * t * t * padded * padded_out))
+    parts = min(threads, pictures * blocks, most)
     sums = torch.zeros(parts, t, t, padded, padded_out)
     patch = max((rows * size + 2) * (columns * size + 2) * padded, rows * size * columns * size * padded_out)
     room = [aligned(4 * n) for n in (patch, *(t * t * (rows * columns * n + LANES) for n in (padded, padded_out)))]

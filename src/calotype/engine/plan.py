@@ -305,6 +305,10 @@ def _pass(
             beside = max(beside, job.reference_result(step, rows))
             if isinstance(step, Conv):
                 scratch = max(scratch, job.reference_scratch(step, rows))
+    if job.widens:  # the weights of all convolutions, in float32
+        beside += sum(
+            4 * one.kernel**2 * one.source.channels * one.target.channels for one in steps if isinstance(one, Conv)
+        )
     offsets["scratch"] = end
     return Pass(
         steps=one.steps, stripe=stripe, measured=one.measured, stores=one.stores, rows=one.rows, places=one.places,

@@ -90,9 +90,14 @@ class Workers:
                 except BaseException as error:  # nothing may pass through the library, which is C
                     errors.append(error)
 
-            self._team(_WORK(join), None, min(self.threads, count), 0)
-            if errors:
-                raise errors[0]
+            self._team(_WORK(join), None, self.threads, 0)  # always all of them: those of a smaller team would end
+            try:
+                if errors:
+                    raise errors[0]
+            finally:
+                errors.clear()  # its traceback holds this frame
+            if stop.is_set():
+                raise KeyboardInterrupt
             return
         assert self._pool is not None
         futures: list[Future[None]] = []

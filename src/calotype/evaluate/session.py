@@ -156,12 +156,16 @@ class _Shown:
             return
         before = next(levels[0] for levels in made.values() if levels)
         values = [self._of[one].row[self._metric.key] for one in after if self._metric.key in self._of[one].row]
-        if values:
-            crop = _crop(self._evaluation.pictures.names[i], before, after)
-            self._kept[i] = _badness(values, self._metric.higher), crop
-            self._of = {}
-        if len(self._kept) > SHOWN:
-            del self._kept[min(self._kept, key=lambda one: self._kept[one][0])]
+        if not values:
+            return
+        self._of = {}
+        bad = _badness(values, self._metric.higher)
+        if len(self._kept) >= SHOWN:
+            least = min(self._kept, key=lambda one: self._kept[one][0], default=None)
+            if least is None or bad < self._kept[least][0]:
+                return
+            del self._kept[least]
+        self._kept[i] = bad, _crop(self._evaluation.pictures.names[i], before, after)
 
     @property
     def crops(self) -> dict[int, Crop]:

@@ -1,4 +1,4 @@
-"""GroupNorm with a backward pass that is fast on channels-last maps, on the CPU."""
+"""What is faster on channels-last maps on the CPU: GroupNorm's backward pass, and 3x3 convolutions by our kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE = 2**18  # values that are worked on at a time, so that they stay in the 
 
 
 def hasten(network: nn.Module) -> None:
-    """Has a network's GroupNorms differentiated by the function below, where maps are channels-last."""
+    """Has a network's GroupNorms and 3x3 convolutions computed by the functions below, where maps are channels-last."""
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
             module.forward = _Forward(module)  # type: ignore[method-assign, assignment]

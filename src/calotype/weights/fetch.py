@@ -93,7 +93,7 @@ def cached(folder: str, owner: str) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
         yield path
     except OSError as error:
-        raise FetchError(f"{owner}: {path} can't be written: {error.strerror}.") from None
+        raise FetchError(f"{owner}: {path} can't be written: {error.strerror or error}.") from None
 
 
 def download(url: str, path: Path, *, sha256: str, owner: str, advice: str) -> None:
