@@ -154,7 +154,7 @@ class Winograd:
         )
         padded = np.full(wide, shift, dtype=np.float32)
         if bias is not None:
-            padded[:out] += scale * bias.detach().float().numpy()
+            padded[:out] += (scale * bias.detach().float()).numpy()  # of a copy: FSDP resizes what NumPy must not see
         self._biases[step.weights] = padded
 
     def run(
