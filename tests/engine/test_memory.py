@@ -269,22 +269,22 @@ ENGINES = [
 @linux_only
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("way", "rows", "columns", "memory", "dtype", "within"),
+    ("way", "rows", "columns", "memory", "dtype"),
     [
-        ("decode", 64, 64, None, "float32", 0.15),
-        ("decode", 64, 96, 200_000_000, "float32", 0.15),
-        ("decode", 24, 200, None, "float32", 0.15),
-        ("decode", 64, 64, None, "bfloat16", 0.15),
-        ("decode", 64, 64, None, "float16", 0.15),
-        ("decode", 64, 96, 200_000_000, "float16", 0.15),
-        ("encode", 64, 64, None, "float32", 0.15),
-        ("encode", 24, 200, 150_000_000, "float32", 0.15),
+        ("decode", 64, 64, None, "float32"),
+        ("decode", 64, 96, 200_000_000, "float32"),
+        ("decode", 24, 200, None, "float32"),
+        ("decode", 64, 64, None, "bfloat16"),
+        ("decode", 64, 64, None, "float16"),
+        ("decode", 64, 96, 200_000_000, "float16"),
+        ("encode", 64, 64, None, "float32"),
+        ("encode", 24, 200, 150_000_000, "float32"),
     ],
 )
 def test_runs_take_what_plans_say(
-    engine: str, way: str, rows: int, columns: int, memory: int | None, dtype: str, within: float
+    engine: str, way: str, rows: int, columns: int, memory: int | None, dtype: str
 ) -> None:
-    """Never more, and not much less; of little memory, what every plan sets aside (`FIXED`) is a larger part."""
+    """Never more, and not much less."""
     if engine == "winograd" and (dtype == "float16" or (dtype == "bfloat16" and not half_available())):
         pytest.skip(f"the kernels do not compute in {dtype} here")
     command = script(MEASURE, engine, way=way, rows=rows, columns=columns, memory=memory, dtype=dtype)
@@ -292,7 +292,7 @@ def test_runs_take_what_plans_say(
     peak, measured = map(int, done.stdout.split())
     assert peak > 80e6
     print(f"planned {peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
-    assert measured <= peak <= (1 + within) * measured
+    assert measured <= peak <= 1.15 * measured
 
 
 @pytest.mark.slow
