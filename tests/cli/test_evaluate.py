@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clikit import Calotype, draw
+from report_example import example
 
 PLAIN = ("--metrics", "psnr,ssim", "--device", "cpu")
 
@@ -39,8 +41,104 @@ def test_parts_are_measured_alone(calotype: Calotype, vae: Path) -> None:
     for part in ("1/2", "2/2"):
         ran = calotype(*words, "--shard", part)
         assert ran.code == 0
-        assert f"Part {part} is measured" in ran.err
+        assert f"Part {part} is measured: " in ran.out
+        assert "without --shard, which makes the report." in ran.out
     assert calotype(*words).code == 0
+
+
+def test_a_part_as_json(calotype: Calotype, vae: Path) -> None:
+    pictures()
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN, "--shard", "1/2", "--json")
+    ran = calotype(*words)
+    assert (ran.code, ran.err.strip()) == (0, "")
+    assert (ran.json["shard"], ran.json["pictures"], ran.json["file"]) == ("1/2", 2, "report/measured-1-of-2.sqlite")
+    assert [(one["label"], one["rows"], one["measured"]) for one in ran.json["vaes"]] == [("small", 2, 2)]
+    assert ran.json["next"].startswith("Run the same command with --shard 2/2, then without --shard")
+    Path("photos/2.png").write_bytes(b"no picture")
+    ran = calotype(*words)
+    assert ran.code == 1
+    assert [(one["vae"], one["picture"]) for one in ran.json["failures"]] == [(None, "2.png")]
+    assert "2.png" in ran.said[-1]
+    assert [(one["rows"], one["measured"]) for one in ran.json["vaes"]] == [(1, 0)]
+
+
+def words_of(text: str) -> str:
+    """What a table says, without its lines."""
+    return " ".join("".join(" " if letter in "\u2502\u2503" else letter for letter in text).split())
+
+
+def test_the_table_says_what_figures_are_over(calotype: Calotype, vae: Path, other_vae: Path) -> None:
+    pictures()
+    draw("photos/3.png", 170, 165)
+    Path("boxes.json").write_text(json.dumps({"faces": {"0.png": [[0, 0, 24, 24], [4, 4, 12, 12]]}}))
+    words = ("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", "--device", "cpu")
+    ran = calotype(*words, "--metrics", "ms_ssim,ssim,psnr,ssim", "--boxes", "boxes.json")
+    assert ran.code == 0, ran.err
+    found = json.loads(Path("report/results.json").read_text())
+    whole, of_faces = ran.out.split("subset", 1)
+    assert whole.index("PSNR") < whole.index("SSIM") < whole.index("MS-SSIM")
+    for one in found["vaes"]:
+        for part, means in ((whole, one["means"]), (of_faces, one["subsets"]["faces"])):
+            assert f"[{means['psnr']['low']:.2f}, {means['psnr']['high']:.2f}]" in part
+    assert whole.count("[") == 4  # none of a single picture
+    assert (whole.count("n = 4"), whole.count("n = 1"), whole.count("smaller than 161 x 161 pixels")) == (4, 2, 2)
+    assert (of_faces.count("n = 2"), of_faces.count("n = 1"), of_faces.count("2 smaller than 161 x 161")) == (2, 2, 2)
+    assert of_faces.count("1 smaller than 11 x 11") == 2
+    assert of_faces.count("faces") == 2
+
+
+def test_the_best_is_that_of_the_page(
+    calotype: Calotype, vae: Path, other_vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has the better mean only because it failed on the worst picture; on the others it is worse."""
+    base = [20.0, 25.0, 30.0, 35.0, 40.0, 28.0]
+    rows: list[list[dict[str, Any]]] = [
+        [{"picture": i, "psnr": v - (k == 0) * (0.1 + 0.01 * i)} for i, v in enumerate(base)] for k in range(2)
+    ]
+    rows[0][0] = {"picture": 0, "error": "It failed."}
+    results, _ = example(labels=("one", "two"), count=6)
+    results["metrics"] = [{**results["metrics"][0], "least": 1}]
+    for one, of in zip(results["vaes"], rows, strict=True):
+        values = [row["psnr"] for row in of if "psnr" in row]
+        mean = sum(values) / len(values)
+        one |= {"rows": of, "means": {"psnr": {"mean": mean, "low": 20.0, "high": 40.0, "n": len(values)}}}
+        one |= {"distances": {}, "subsets": {}}
+    means = [one["means"]["psnr"]["mean"] for one in results["vaes"]]
+    assert means[0] > means[1]
+    monkeypatch.setattr("calotype.evaluate.session.evaluate", lambda *arguments, **options: results)
+    said = words_of(calotype("evaluate", "photos", "--report", "report").out)
+    assert f"{means[1]:.2f} best" in said
+    assert f"{means[0]:.2f} best" not in said
+    assert "n = 5" in said
+    assert "1 failed" in said
+    assert "best: better than each other VAE on the same pictures" in said
+    for i, row in enumerate(rows[1][1:], start=1):
+        row["psnr"] = rows[0][i]["psnr"] + (-1) ** i
+    said = words_of(calotype("evaluate", "photos", "--report", "report").out)
+    assert said.count(" tied [20.00, 40.00]") == 2
+    assert "best:" not in said
+
+
+@pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
+def test_enlarged_pictures_are_warned_of(calotype: Calotype, vae: Path) -> None:
+    pictures()
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN, "--protocol", "stability-card", "--json")
+    ran = calotype(*words)
+    assert ran.code == 0, ran.err
+    (said,) = filter(None, ran.said)
+    assert said == f"calotype: {ran.json['warnings'][0]}"
+    assert "The protocol stability-card enlarged 3 of 3 pictures, which have a side shorter than 256" in said
+    assert all(one["enlarged"] for one in ran.json["pictures"])
+
+
+def test_the_same_weights_twice(calotype: Calotype, vae: Path) -> None:
+    pictures(1)
+    Path("copy.safetensors").write_bytes(vae.read_bytes())
+    words = ("evaluate", "photos", "--vae", vae, "--vae", "copy.safetensors", "--report", "report", *PLAIN)
+    ran = calotype(*words)
+    assert ran.code == 2
+    (said,) = filter(None, ran.said)
+    assert "copy.safetensors are the same weights (sha256 " in said
 
 
 def test_protocols_are_listed(calotype: Calotype) -> None:
@@ -58,6 +156,11 @@ def test_protocols_are_listed(calotype: Calotype) -> None:
         (("photos", "--metrics", "fid"), 2, "there is no metric 'fid'"),
         (("photos", "--protocol", "best"), 2, "there is no protocol 'best'"),
         (("photos", "--features", "clip"), 2, "clip"),
+        (("photos", "--metrics", "psnr,,ssim"), 2, "--metrics 'psnr,,ssim' has an empty name in it"),
+        (("photos", "--metrics", ""), 2, "--metrics '' has an empty name in it"),
+        (("photos", "--features", "inception,"), 2, "--features 'inception,' has an empty name in it"),
+        (("photos", "--vae", ""), 2, "--vae '' names nothing"),
+        (("photos", "--shard", ""), 2, "give which of how many parts"),
         (("photos", "--shard", "3/2"), 2, "give which of how many parts"),
         (("photos", "--boxes", "no.json"), 2, "there is no such file"),
         (("photos", "--vae", "no.safetensors"), 1, "there is no such file or folder"),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from support import pictures as smooth
+from support import fill, pictures as smooth
 from torch import Tensor
 
+from calotype.config import FoldedConfig
 from calotype.errors import LatentFormatError
 from calotype.evaluate.probe import Probe
-from calotype.latents import LatentFormat
+from calotype.folded import FoldedAutoencoder
+from calotype.latents import LatentFormat, ScaleShift
 from calotype.pixels import to_uint8
 from calotype.posterior import DiagonalGaussian, Point, Posterior
+from calotype.weights.save import save_weights
 
 FACTOR = 4
 SIDE = 64
@@ -98,3 +102,14 @@ def pixels_of(found: Probe, given: list[tuple[str, Any]]) -> Tensor:
     arrays = dict(given)
     stack = np.stack([arrays[name] for name in found.pictures])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).double() / 127.5 - 1.0
+
+
+def small_vae(path: Path) -> Path:
+    """A small VAE's file, of the built-in kind and with random weights."""
+    module: FoldedAutoencoder = fill(
+        FoldedAutoencoder(FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1))),
+        0,
+        gain=0.7,
+    )
+    save_weights(module, path, layout="ldm", format_=ScaleShift(name="small", channels=4, scaling_factor=2.0))
+    return path

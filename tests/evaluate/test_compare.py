@@ -11,66 +11,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluatekit import figures, setup, sheet
 from PIL import Image
 from safetensors.torch import save_file
-from support import SMALL, fill, kl, one_sentence, tiny
+from support import fill, one_sentence, tiny
 
 from calotype import load
 from calotype.errors import NonFiniteError, PictureError, UsageError
 from calotype.evaluate import compare, features, session
-from calotype.evaluate.compare import Evaluation, here, results, run
+from calotype.evaluate.compare import Evaluation, Seen, here, results, run
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.measure import Features, Taken, Tools
 from calotype.evaluate.metrics import psnr, ssim
 from calotype.evaluate.protocol import Protocol, preset
 from calotype.evaluate.report import Crop
-from calotype.evaluate.session import evaluate, shard
-from calotype.evaluate.setup import Setup, labels, read_boxes
+from calotype.evaluate.session import evaluate
 from calotype.evaluate.store import Store
-from calotype.latents import ScaleShift
 from calotype.pixels import from_array, to_uint8
 from calotype.sources import open_source
 from calotype.vae import VAE, picture_generator
 from calotype.weights.save import save_weights
 
-FORMAT = ScaleShift(name="mine", channels=4, scaling_factor=1.0)
-METRICS = ("psnr", "ssim")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of different sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((40 + 2 * i, 33 + i), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    folder = tmp_path_factory.mktemp("weights")
-    paths = []
-    for seed in range(2):
-        paths.append(folder / f"vae{seed}.safetensors")
-        save_weights(kl(SMALL, seed), paths[-1], layout="ldm", format_=FORMAT)
-    return tuple(map(str, paths))
-
-
-def setup(vaes: tuple[str, ...], **values: Any) -> Setup:
-    return Setup(**{"vaes": vaes, "protocol": preset("whole"), "metrics": METRICS, "device": "cpu", **values})
-
-
-def figures(found: dict[str, Any]) -> Any:
-    """All but when and how fast."""
-    vaes = [{k: v for k, v in one.items() if k not in ("speed", "memory")} for one in found["vaes"]]
-    return {"vaes": vaes, **{k: found[k] for k in ("protocol", "pictures", "metrics")}}
-
 
 def test_figures_are_those_of_each_picture(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes), tmp_path / "r")
-    assert found is not None
     assert [one["label"] for one in found["vaes"]] == ["vae0", "vae1"]
     assert [one["name"] for one in found["pictures"]] == [f"{i}.png" for i in range(6)]
     for one, path in zip(found["vaes"], vaes, strict=True):
@@ -96,8 +60,7 @@ def test_figures_are_those_of_each_picture(data: Path, vaes: tuple[str, ...], tm
         assert one["memory"]["planned_peak_bytes"] > 1e6
     assert json.loads((tmp_path / "r" / "results.json").read_text())["vaes"] == json.loads(json.dumps(found["vaes"]))
     lines = (tmp_path / "r" / "results.csv").read_text().splitlines()
-    assert lines[0] == "vae,picture,psnr,ssim,error"
-    assert len(lines) == 13
+    assert len(lines) == 1 + 2 + 12
     assert "vae1" in (tmp_path / "r" / "index.html").read_text()
 
 
@@ -120,8 +83,6 @@ def test_a_stopped_one_goes_on_and_measures_nothing_twice(
     monkeypatch.setattr(session, "SHOWN", 0)  # what the page decodes again
     again = evaluate(data, setup(vaes), tmp_path / "parts")
     assert len(encoded) == 6 + 7  # five were kept
-    assert whole is not None
-    assert again is not None
     assert figures(whole) == figures(again)
 
 
@@ -181,39 +142,25 @@ def test_features_of_a_picture_are_computed_once_for_all_vaes(
     assert len(seen) == (2 * 3 if kept else 2 * 4)
     for i in range(2):
         alone = evaluate(tmp_path / "data", setup(vaes[i : i + 1], **metrics), tmp_path / str(i))
-        assert both is not None
-        assert alone is not None
         assert alone["vaes"][0]["rows"] == both["vaes"][i]["rows"]  # to the last bit
 
 
 def test_parts_and_one_more_vae_come_to_the_same(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     whole = evaluate(data, setup(vaes), tmp_path / "whole")
     for part in ("2/3", "1/3", "3/3"):
-        assert evaluate(data, setup(vaes[:1]), tmp_path / "parts", part=part) is None
+        assert evaluate(data, setup(vaes[:1]), tmp_path / "parts", part=part)["shard"] == part
     assert not (tmp_path / "parts" / "results.json").exists()
     joined = evaluate(data, setup(vaes), tmp_path / "parts")
-    assert whole is not None
-    assert joined is not None
     assert figures(whole) == figures(joined)
     assert sorted(path.name for path in (tmp_path / "parts").glob("*.sqlite")) == [
         "measured-1-of-3.sqlite", "measured-2-of-3.sqlite", "measured-3-of-3.sqlite", "measured.sqlite",
     ]  # fmt: skip
 
 
-def test_another_protocol_is_another_evaluation(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
-    evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=1)
-    other = Protocol(name="mine", resize="bicubic", size=32)
-    with pytest.raises(UsageError, match="made with another protocol; give the same, or another --report") as error:
-        evaluate(data, setup(vaes[:1], protocol=other), tmp_path / "r", limit=1)
-    one_sentence(str(error.value))
-
-
 def test_every_and_limit(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes[:1]), tmp_path / "r", every=2, limit=2)
-    assert found is not None
     assert [one["name"] for one in found["pictures"]] == ["0.png", "2.png"]
     more = evaluate(data, setup(vaes[:1]), tmp_path / "r", every=2)
-    assert more is not None
     assert len(more["vaes"][0]["rows"]) == 3
 
 
@@ -222,7 +169,6 @@ def test_samples_have_a_seed(data: Path, vaes: tuple[str, ...], tmp_path: Path) 
     for i, seed in enumerate((0, 1, 0)):
         protocol = Protocol(name="drawn", latent="sample", seed=seed)
         found = evaluate(data, setup(vaes[:1], protocol=protocol), tmp_path / str(i), limit=2)
-        assert found is not None
         rows.append([row["psnr"] for row in found["vaes"][0]["rows"]])
     assert rows[0] == rows[2] != rows[1]
 
@@ -239,14 +185,16 @@ def test_a_vae_that_fails_on_a_picture_is_listed_and_others_go_on(
 
     monkeypatch.setattr(VAE, "decode", failing)
     found = evaluate(data, setup(vaes), tmp_path / "r")
-    assert found is not None
     errors = [
         (one["label"], row["picture"], row["error"]) for one in found["vaes"] for row in one["rows"] if "error" in row
     ]
     assert errors == [("vae1", 2, "it overflows.")]
     assert found["vaes"][1]["means"]["psnr"]["n"] == 5
     assert found["vaes"][0]["means"]["psnr"]["n"] == 6
-    assert "vae1,2.png,,,it overflows." in (tmp_path / "r" / "results.csv").read_text()
+    (failed,) = [row for row in sheet(tmp_path / "r") if row["error"]]
+    assert (failed["kind"], failed["vae"], failed["picture"]) == ("picture", "vae1", "2.png")
+    assert (failed["error"], failed["psnr"]) == ("it overflows.", "")
+    assert sheet(tmp_path / "r")[1]["why"] == "PSNR: 1 failed; SSIM: 1 failed"
     monkeypatch.setattr(VAE, "decode", decode)
     monkeypatch.setattr(session, "SHOWN", 0)
     told: list[tuple[str, int]] = []
@@ -258,8 +206,6 @@ def test_a_vae_that_fails_on_a_picture_is_listed_and_others_go_on(
     whole = evaluate(data, setup(vaes), tmp_path / "whole")
     assert told[0] == ("vae1", 2)
     assert len(told) == 1 + 12
-    assert again is not None
-    assert whole is not None
     assert figures(again) == figures(whole)
 
 
@@ -283,8 +229,6 @@ def test_a_picture_that_can_not_be_read_is_listed_and_others_go_on(vaes: tuple[s
     (photos / "1.png").write_bytes(b"no picture")
     told: list[tuple[int, int]] = []
     found = evaluate(photos, setup(vaes), tmp_path / "r", progress=lambda done, total: told.append((done, total)))
-    assert whole is not None
-    assert found is not None
     assert told[-1] == (6, 6)
     assert [(one["name"], one["sha256"] is None) for one in found["pictures"]] == [
         ("0.png", False), ("1.png", True), ("2.png", False),
@@ -302,41 +246,6 @@ def test_a_picture_that_can_not_be_read_is_listed_and_others_go_on(vaes: tuple[s
     one_sentence(str(error.value))
 
 
-def test_boxes_that_are_nowhere_are_refused(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
-    boxes = {"faces": {"1.png": [(0, 0, 42, 34)], "2.png": [(0, 0, 10, 10), (0, 0, 10, 36)]}}
-    message = r"2\.png is 44 x 35 pixels, and the box \[0, 0, 10, 36\] of faces reaches beyond"
-    with pytest.raises(UsageError, match=message) as error:
-        evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r")
-    one_sentence(str(error.value))
-    assert not (tmp_path / "r").exists()
-    assert evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r", limit=2)  # those fit
-    with pytest.raises(UsageError, match=r"there is no picture 'other\.png'; .* such as '0\.png'") as error:
-        evaluate(data, setup(vaes[:1], boxes={"faces": {"other.png": [(0, 0, 8, 8)]}}), tmp_path / "other")
-    one_sentence(str(error.value))
-
-
-def test_boxes_are_compared_alone(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "boxes.json").write_text(json.dumps({"faces": {"1.png": [[2, 3, 30, 20], [0, 0, 8, 8]]}}))
-    boxes = read_boxes(tmp_path / "boxes.json")
-    found = evaluate(data, setup(vaes[:1], boxes=boxes), tmp_path / "r", limit=2)
-    assert found is not None
-    (one,) = found["vaes"]
-    first, second = one["rows"][1]["subsets"]["faces"]
-    x = from_array(np.asarray(Image.open(data / "1.png")))
-    vae = load(vaes[0], device="cpu")
-    y = to_uint8(vae.decode(vae.encode(x[None]).mode(), tuple(x.shape[1:]))[0])
-    assert first["psnr"] == psnr(to_uint8(x)[:, 3:20, 2:30], y[:, 3:20, 2:30])
-    assert second.keys() == {"psnr"}  # smaller than SSIM's window
-    assert one["subsets"]["faces"]["psnr"]["n"] == 2
-    with pytest.raises(UsageError, match="the protocol crop256 resizes them"):
-        setup(vaes[:1], boxes=boxes, protocol=preset("crop256")).build(open_source(data))
-    for wrong in ("[]", '{"faces": {"a.png": [[1, 2, 3]]}}', '{"faces": {"a.png": [[5, 5, 5, 9]]}}', "{"):
-        (tmp_path / "boxes.json").write_text(wrong)
-        with pytest.raises(UsageError) as error:
-            read_boxes(tmp_path / "boxes.json")
-        one_sentence(str(error.value))
-
-
 @pytest.mark.parametrize("name", ["lightningdit", "dc-ae", "llamagen"])
 def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], tmp_path: Path) -> None:
     """By the libraries those tables were made with."""
@@ -347,7 +256,6 @@ def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], 
     Image.fromarray(small).resize((700, 560), Image.Resampling.BICUBIC).save(tmp_path / "data" / "a.png")
     protocol = preset(name)
     found = evaluate(tmp_path / "data", setup(vaes[:1], protocol=protocol), tmp_path / "r")
-    assert found is not None
     (row,) = found["vaes"][0]["rows"]
     vae = load(vaes[0], device="cpu")
     x = protocol.prepare(np.asarray(Image.open(tmp_path / "data" / "a.png")))
@@ -387,9 +295,9 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     vae = load(vaes[0], device="cpu")
     evaluation = Evaluation(vaes={"one": vae}, pictures=pictures, protocol=preset("whole"), tools=tools)
     store = Store(tmp_path, evaluation.settings())
-    hashes, unread = run(evaluation, store, range(6), engine=here)
-    assert not unread
-    (one,) = results(evaluation, store, hashes, {})["vaes"]
+    seen = run(evaluation, store, range(6), engine=here)
+    assert not seen.unread
+    (one,) = results(evaluation, store, seen)["vaes"]
     before, after = [], []
     for i in range(6):
         x = from_array(pictures.read(i))
@@ -402,7 +310,7 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     expected = apart @ apart + np.trace(a) + np.trace(b) - 2 * root.sum().real
     assert one["distances"]["fid_means"]["value"] == pytest.approx(expected, rel=1e-6)
     assert one["distances"]["kid_means"]["n"] == 6
-    few = results(evaluation, store, {i: hashes[i] for i in range(4)}, {})
+    few = results(evaluation, store, Seen(hashes={i: seen.hashes[i] for i in range(4)}))
     assert few["vaes"][0]["distances"] == {}  # as where so many others failed
 
 
@@ -429,14 +337,11 @@ def test_too_few_pictures_are_refused_before_any_is_measured(
     monkeypatch.setattr(session, "SHOWN", 0)
     found = evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "r")
     whole = evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "whole")
-    assert found is not None
-    assert whole is not None
     assert found["vaes"][0]["distances"] == whole["vaes"][0]["distances"]
     assert found["vaes"][0]["distances"].keys() == {"fid_means", "kid_means"}
     encoded.clear()
     without = evaluate(data, setup(vaes[:1]), tmp_path / "r")
     assert not encoded
-    assert without is not None
     assert without["vaes"][0]["distances"] == {}
 
 
@@ -444,7 +349,6 @@ def test_a_network_without_a_posterior_has_no_rate(data: Path, tmp_path: Path) -
     path = tmp_path / "taesd.safetensors"
     save_weights(tiny(), path, layout="ldm")
     found = evaluate(data, setup((str(path),)), tmp_path / "r", limit=1)
-    assert found is not None
     assert found["vaes"][0]["rows"][0]["kl_bits_per_pixel"] is None
 
 
@@ -459,26 +363,11 @@ def test_a_picture_that_comes_back_unchanged_is_counted_apart(
 
     monkeypatch.setattr(VAE, "decode", perfect)
     found = evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=3)
-    assert found is not None
     assert math.isinf(found["vaes"][0]["rows"][0]["psnr"])
     assert found["vaes"][0]["means"]["psnr"]["n"] == 2
     text = (tmp_path / "r" / "results.json").read_text()
     assert json.loads(text)["vaes"][0]["rows"][0]["psnr"] == "inf"
     assert "Infinity" not in text
-
-
-def test_labels_and_shards() -> None:
-    assert labels(("builtin", "a/vae.safetensors", "b/vae.safetensors")) == {
-        "builtin": "builtin",
-        "vae": "a/vae.safetensors",
-        "b/vae.safetensors": "b/vae.safetensors",
-    }
-    with pytest.raises(UsageError, match="--vae builtin is given twice"):
-        labels(("builtin", "builtin"))
-    assert shard("2/4") == (2, 4)
-    for wrong in ("0/4", "5/4", "a/b", "2"):
-        with pytest.raises(UsageError, match="give which of how many parts"):
-            shard(wrong)
 
 
 def test_what_is_missing_is_said(
@@ -490,5 +379,5 @@ def test_what_is_missing_is_said(
     with pytest.raises(Exception, match="nowhere"):
         setup(vaes, metrics=("lpips_vgg",)).build(open_source(data))
     exact = replace(preset("whole"), name="mine", resize="exact", size=32)
-    with pytest.raises(UsageError, match=r"0\.png is 40 x 33 pixels, and this protocol takes 32 x 32 only"):
+    with pytest.raises(UsageError, match=r"0\.png is 40 x 33 pixels, and the protocol mine takes 32 x 32 only"):
         evaluate(data, setup(vaes[:1], protocol=exact), tmp_path / "r")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from skimage import data as skimage_data
 from support import one_sentence
 
 import calotype
-from calotype.errors import UsageError
+from calotype.errors import PictureError, UsageError
 from calotype.evaluate.figures import Bars, Heatmap, Lines, Pictures, Scatter
 from calotype.evaluate.lpips import LPIPS
-from calotype.evaluate.probe import Finding, probe
+from calotype.evaluate.probe import Finding, Probe, probe, uncertainty
 from calotype.latents import ScaleShift
 
 data: Any = skimage_data  # scikit-image is not typed
@@ -40,7 +42,7 @@ def test_one_picture_is_enough_for_most() -> None:
 def test_nothing_depends_on_the_order_and_all_on_the_seed() -> None:
     given = named(10)
     toy = Toy(logvar=-4.0, latent_format=ScaleShift(name="mine", channels=3, scaling_factor=1.0))
-    first, again = probe(toy, given, seed=3), probe(toy, iter(given[::-1]), seed=3)
+    first, again = probe(toy, given, seed=3), probe(toy, given[::-1], seed=3)
     assert first.to_dict() == again.to_dict()
     for one, other in zip(first.findings, again.findings, strict=True):
         for a, b in zip(one.figures, other.figures, strict=True):
@@ -50,6 +52,124 @@ def test_nothing_depends_on_the_order_and_all_on_the_seed() -> None:
     other = probe(toy, given, seed=4)
     changed = {f.key for f in first.findings if f.to_dict() != other[f.key].to_dict()}
     assert changed == {"draws", "noise", "prior"}
+
+
+class Asked:
+    """Pictures that are made when they are asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], np.ndarray[Any, Any]]) -> None:
+        self.count, self.make = count, make
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int, /) -> tuple[str, np.ndarray[Any, Any]]:
+        self.asked.append(i)
+        return f"{i}.png", self.make(i)
+
+
+def rough(i: int, height: int = 120, width: int = 96) -> np.ndarray[Any, Any]:
+    levels = np.random.default_rng(i).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    return levels.repeat(4, 0).repeat(4, 1)
+
+
+def test_pictures_are_not_kept() -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()  # it sees what NumPy holds, and pixels of pictures are that before anything is made of them
+        probe(Toy(logvar=-4.0), Asked(count, rough), labels=["ab"[i % 2] for i in range(count)])
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(9)  # what is imported or cached once
+    few, many = peak(9), peak(41)
+    assert many - few < 6 * rough(0).nbytes  # of 32 more
+
+
+def test_pictures_read_when_asked_for_give_the_same() -> None:
+    toy = Toy(logvar=-4.0)
+    # a smaller one comes in the middle, so that what was cut before it is cut anew
+    sizes = [(100, 120), (88, 96), (70, 140), (200, 72), (120, 96), (75, 75), (96, 96), (90, 71), (80, 80), (100, 100)]
+    asked = Asked(len(sizes), lambda i: rough(i, 240, 240)[: sizes[i][0], : sizes[i][1]])
+    listed = [asked[i] for i in range(len(sizes))]
+    found = probe(toy, asked)
+    assert found.side == 64
+    assert found.to_dict() == probe(toy, listed[::-1]).to_dict()
+    cut = [(n, x[(x.shape[0] - 64) // 2 :, (x.shape[1] - 64) // 2 :][:64, :64]) for n, x in listed]
+    assert found.to_dict() == probe(toy, cut).to_dict()
+
+
+def test_positions_are_kept_of_so_many_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = named(7)
+    toy = Toy(logvar=-4.0)
+    whole = probe(toy, given)
+    monkeypatch.setattr(uncertainty, "KEPT", 3 * 16 * 16 + 5)
+    found = probe(toy, given)
+    assert "the first 3 of 7 pictures by hash" in found["posterior"].method
+    first = probe(toy, [one for one in given if one[0] in found.pictures[:3]])
+    assert found["posterior"].numbers == first["posterior"].numbers
+    for finding in found.findings:
+        if finding.key != "posterior":
+            assert finding.to_dict() == whole[finding.key].to_dict()
+
+
+def fails_at(*numbers: int) -> Callable[[int], np.ndarray[Any, Any]]:
+    def make(i: int) -> np.ndarray[Any, Any]:
+        if i in numbers:
+            raise PictureError(f"photos: {i}.png: it is damaged.")
+        return rough(i)
+
+    return make
+
+
+def without_reading(found: Probe) -> dict[str, Any]:
+    return {key: value for key, value in found.to_dict().items() if key != "unread"}
+
+
+def test_pictures_that_cannot_be_read_are_told_and_the_others_go_on() -> None:
+    toy = Toy(logvar=-4.0)
+    labels = ["a", "b", "a", "b", "a", "b"]
+    found = probe(toy, Asked(6, fails_at(1, 4)), labels=labels)
+    assert found.unread == ("photos: 1.png: it is damaged.", "photos: 4.png: it is damaged.")
+    assert found.to_dict()["unread"] == list(found.unread)
+    others = [(f"{i}.png", rough(i)) for i in (0, 2, 3, 5)]
+    assert without_reading(found) == without_reading(probe(toy, others, labels=["a", "a", "b", "b"]))
+    with pytest.raises(PictureError, match=r"1 more.*0\.png: it is damaged") as caught:
+        probe(toy, Asked(2, fails_at(0, 1)))
+    one_sentence(str(caught.value))
+
+
+def test_a_picture_that_changes_meanwhile() -> None:
+    asked = Asked(2, rough)
+    asked.make = lambda i: rough(i + 10 * (len(asked.asked) > 2))
+    with pytest.raises(PictureError, match="was changed while it was probed") as caught:
+        probe(Toy(), asked)
+    one_sentence(str(caught.value))
+
+
+def test_pictures_without_a_label_are_measured_in_all_else() -> None:
+    toy, given = Toy(logvar=-4.0), named(9)
+    labels = ["x", None, "y", "x", "y", None, "y", "x", "alone"]
+    found, plain = probe(toy, given, labels=labels), probe(toy, given)
+    assert (found.labelled, plain.labelled) == (7, 0)
+    assert found.to_dict()["unlabelled"] == 2
+    assert found.notes == [
+        "Labels are from the caller, and 7 of 9 pictures have one; 2 without are left out where labels are needed."
+    ]
+    for finding in plain.findings:
+        assert finding.to_dict() == found[finding.key].to_dict()
+    knows = found["labels"]
+    assert knows.value("pictures") == 6
+    assert knows.value("pictures without a label, left out here") == 2
+    assert knows.value("pictures alone with their label, left out here") == 1
+    some = [i for i, label in enumerate(labels) if label in ("x", "y")]
+    alone = probe(toy, [given[i] for i in some], labels=[labels[i] for i in some])
+    assert alone.notes == ["Labels are from the caller, and all 6 pictures have one."]
+    for number in alone["labels"].numbers:
+        if "left out" not in number.name:
+            assert knows.value(number.name) == number.value
+    assert "labels" in probe(toy, given, labels=[None] * 9).left_out
 
 
 def test_progress_only_grows_and_ends_at_one() -> None:

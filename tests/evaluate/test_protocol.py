@@ -57,7 +57,9 @@ def test_tensors_are_resized_as_floats() -> None:
 def test_an_exact_size_is_required() -> None:
     exact = Protocol(name="mine", resize="exact", size=64)
     assert exact.prepare(picture(64, 64)).shape == (3, 64, 64)
-    with pytest.raises(UsageError, match=r"a\.png is 65 x 64 pixels, and this protocol takes 64 x 64 only") as error:
+    with pytest.raises(
+        UsageError, match=r"a\.png is 65 x 64 pixels, and the protocol mine takes 64 x 64 only"
+    ) as error:
         exact.prepare(picture(64, 65), "a.png")
     one_sentence(str(error.value))
 
@@ -89,6 +91,8 @@ def test_protocols_can_be_changed() -> None:
 
 class Given:
     """In place of a VAE: whatever is encoded, this picture is decoded."""
+
+    device = torch.device("cpu")
 
     def __init__(self, y: torch.Tensor) -> None:
         self.y = y

@@ -200,7 +200,7 @@ def test_only_what_must_be_there(tmp_path: Path) -> None:
     assert [attrs["id"] for attrs, _ in page.all("section")] == [
         "summary", "chart", "pictures", "failures", "cost", "details"
     ]  # fmt: skip
-    assert column(page, "summary", "PSNR") == ["\u2013"]
+    assert column(page, "summary", "PSNR") == ["\u2013 3 failed"]
 
 
 def test_an_unchanged_picture(tmp_path: Path) -> None:

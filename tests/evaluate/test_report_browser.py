@@ -201,6 +201,8 @@ def test_the_worst_come_first(page: webdriver.Chrome) -> None:
     one(page, "#all summary").click()
     assert len(each(page, "#all-pictures tbody tr")) == 8
     assert "LPIPS" in one(page, "#all-pictures thead").text
+    rows = [row.text for row in each(page, "#all-pictures tbody tr")]
+    assert ["failed" in row for row in rows] == ["picture-02.png" in row for row in rows]  # why there is no figure
 
 
 def wiped(page: webdriver.Chrome, frame: WebElement) -> float:

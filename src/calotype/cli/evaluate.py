@@ -5,11 +5,15 @@ from __future__ import annotations
 import json as json_module
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
+from calotype.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 NAME = "evaluate"
 EXAMPLE = "Example: [bold]calotype evaluate photos/ --vae builtin --vae sdxl-vae --report report/[/]"
@@ -73,17 +77,21 @@ def command(
 
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
-    from calotype.evaluate.session import evaluate, plain
+    from calotype.evaluate.session import evaluate, plain, shard as part_of
     from calotype.evaluate.setup import Setup, read_boxes
 
     require_folder(report, "--report")
+    if shard is not None:
+        part_of(shard)
     setup = Setup(
         vaes=tuple(vae or ["builtin"]), protocol=replace(preset(protocol), seed=seed),
-        metrics=_listed(metrics) or tuple(METRICS), features=_listed(features),
+        metrics=tuple(METRICS) if metrics is None else _listed("--metrics", metrics),
+        features=() if features is None else _listed("--features", features),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
     try:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("Measuring", total=None)
             found = evaluate(
                 data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value,
@@ -92,11 +100,12 @@ def command(
     except KeyboardInterrupt:
         complain("Stopped; the same command goes on where it was.")
         raise typer.Exit(130) from None
-    if found is None:
-        complain(f"Part {shard} is measured; when all parts are, the same command without --shard makes the report.")
-        return
     if json:
         print(json_module.dumps(plain(found), allow_nan=False))
+    elif shard:
+        counts = ", ".join(f"{one['label']} {one['rows']:,}" for one in found["vaes"])
+        print(f"Part {shard} is measured: {found['pictures']:,} pictures ({counts}) in {found['file']}.")
+        print(found["next"])
     else:
         _table(found)
         print(report / "index.html")
@@ -108,6 +117,9 @@ def command(
 
 def _failures(found: dict[str, Any]) -> list[str]:
     """What failed: a picture that can't be read once, and else each VAE's own."""
+    if "shard" in found:
+        of = ((f"{one['vae']}: {one['picture']}: " if one["vae"] else "", one["error"]) for one in found["failures"])
+        return [f"{before}{error}" for before, error in of]
     said: dict[str, None] = {}
     for one in found["vaes"]:
         for row in one["rows"]:
@@ -117,8 +129,11 @@ def _failures(found: dict[str, Any]) -> list[str]:
     return list(said)
 
 
-def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def _listed(option: str, text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise UsageError(f"{option} {text!r} has an empty name in it; give names with a comma between each two.")
+    return names
 
 
 def _list() -> None:
@@ -134,30 +149,50 @@ def _list() -> None:
 
 
 def _table(found: dict[str, Any]) -> None:
-    """Means with 95% intervals, the best of each in bold, and the protocol."""
+    """Means with 95% intervals and what they are over, which is best of each, subsets alone, and the protocol."""
     from rich.table import Table
+
+    from calotype.evaluate.report.standing import STANDINGS, standings
+
+    metrics, vaes = found["metrics"], found["vaes"]
+    titles = [" ".join(filter(None, (m["title"], m["unit"]))) for m in metrics]
+    distances = sorted({key for one in vaes for key in one["distances"]})
+    marks = {m["key"]: standings(found, m["key"], m["better"] == "higher") for m in metrics}
+    table = Table("VAE", *titles, *distances, show_lines=True)
+    for i, one in enumerate(vaes):
+        cells = [_mean(m, one["means"].get(m["key"]), one["rows"], marks[m["key"]][i]) for m in metrics]
+        table.add_row(one["label"], *cells, *(_distance(one["distances"].get(key)) for key in distances))
+    show(table)
+    if subsets := list(dict.fromkeys(name for one in vaes for name in one["subsets"])):
+        table = Table("subset", "VAE", *titles, show_lines=True)
+        for name in subsets:
+            for one in vaes:
+                parts = [part for row in one["rows"] for part in row.get("subsets", {}).get(name, ())]
+                means = one["subsets"].get(name, {})
+                cells = [_mean(m, means.get(m["key"]), parts, "") for m in metrics]
+                table.add_row(name, one["label"], *cells)
+        show(table)
+    for name, meaning in STANDINGS.items():
+        if any(name in of for of in marks.values()):
+            print(f"{name}: {meaning}")
+    print(f"{len(found['pictures'])} pictures; {found['protocol']['text']}; 95% intervals by bootstrap over pictures")
+
+
+def _mean(metric: dict[str, Any], mean: dict[str, Any] | None, rows: list[dict[str, Any]], standing: str) -> Text:
+    """A mean, its interval, how many pictures or parts it is of, and why others are not among them."""
     from rich.text import Text
 
-    metrics = found["metrics"]
-    distances = sorted({key for one in found["vaes"] for key in one["distances"]})
-    table = Table("VAE", *(" ".join(filter(None, (m["title"], m["unit"]))) for m in metrics), *distances)
-    best = {}
-    for metric in metrics:
-        means = [one["means"][metric["key"]]["mean"] for one in found["vaes"] if metric["key"] in one["means"]]
-        best[metric["key"]] = (max if metric["better"] == "higher" else min)(means, default=None)
-    for one in found["vaes"]:
-        cells = []
-        for metric in metrics:
-            mean = one["means"].get(metric["key"])
-            digits = 2 if metric["unit"] else 4
-            cell = (
-                ""
-                if mean is None
-                else f"{mean['mean']:.{digits}f} [{mean['low']:.{digits}f}, {mean['high']:.{digits}f}]"
-            )
-            bold = mean is not None and len(found["vaes"]) > 1 and mean["mean"] == best[metric["key"]]
-            cells.append(Text(cell, style="bold" if bold else ""))
-        cells += [Text(f"{one['distances'][key]['value']:.4g}" if key in one["distances"] else "") for key in distances]
-        table.add_row(one["label"], *cells)
-    show(table)
-    print(f"{len(found['pictures'])} pictures; {found['protocol']['text']}; 95% intervals by bootstrap over pictures")
+    from calotype.evaluate.report.absent import reasons
+
+    why = [text for text in reasons(rows, metric).split(", ") if text]
+    if mean is None:
+        return Text("\n".join(["-", *why]))
+    digits = 2 if metric["unit"] else 4
+    first, low, high = (f"{mean[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    text = Text(f"{first} {standing}".strip(), style="bold" if standing == "best" else "")
+    interval = [f"[{low}, {high}]"] if mean["n"] > 1 else []
+    return Text("\n").join([text, Text("\n".join([*interval, f"n = {mean['n']:,}", *why]))])
+
+
+def _distance(found: dict[str, Any] | None) -> str:
+    return f"{found['value']:.4g}\nn = {found['n']:,}" if found else "-"

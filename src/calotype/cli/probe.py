@@ -5,11 +5,14 @@ from __future__ import annotations
 import json as json_module
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calotype.cli.common import DeviceOption, JsonOption, require_folder, show
+from calotype.cli.common import DeviceOption, JsonOption, complain, require_folder, show
+
+if TYPE_CHECKING:
+    from calotype.evaluate.probe import Probe
 
 NAME = "probe"
 EXAMPLE = "Example: [bold]calotype probe sdxl-vae photos/ --report probe/[/]"
@@ -35,7 +38,12 @@ def command(
         "probe"
     ),
     labels: Annotated[
-        Path | None, typer.Option(help='JSON {"a.png": "cat"}, or lines {"file": "a.png", "label": "cat"}.')
+        Path | None,
+        typer.Option(
+            help='Labels: a .json like {"a.png": "cat"}, or a .jsonl with a line {"file": "a.png", "label": "cat"} '
+            "each; it may lie in DATA.",
+            show_default="labels.jsonl or labels.json in DATA, or a folder for each label",
+        ),
     ] = None,
     lpips: Annotated[Lpips, typer.Option(help="LPIPS's network, or none.")] = Lpips.vgg,
     every: Annotated[int, typer.Option(min=1, help="Only every n-th picture, from the first on.")] = 1,
@@ -52,13 +60,12 @@ def command(
     """
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
-    from rich.text import Text
 
     from calotype.evaluate.examine import examine
 
     require_folder(report, "--report")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("Probing", total=1.0)
         found = examine(
             vae, data, report, labels=labels, perceptual=None if lpips is Lpips.none else lpips.value, every=every,
@@ -66,11 +73,25 @@ def command(
         )  # fmt: skip
     if json:
         print(json_module.dumps(found.to_dict()))
-        return
+    else:
+        _say(found)
+        print(report / "index.html")
+    for reason in found.unread:
+        complain(reason)
+    if found.unread:
+        complain(f"{len(found.unread)} of {len(found.unread) + len(found.pictures)} pictures can't be read.")
+        raise typer.Exit(1)
+
+
+def _say(found: Probe) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("finding", "what it says", show_lines=True)
     for finding in found.findings:
         table.add_row(Text(finding.title), Text(finding.sentence))
     show(table)
+    for note in found.notes:
+        print(note)
     for key, reason in found.left_out.items():
         print(f"{key} was left out: {reason}.")
-    print(report / "index.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from calotype.engine.program import Direction
 from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.bootstrap import mean_interval
 from calotype.evaluate.distances import Gaussian, frechet_distance, kernel_distance
-from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, reference
+from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.store import REFERENCE, Store
 from calotype.vae import VAE
@@ -28,6 +29,7 @@ Array = NDArray[np.uint8]
 
 DIRECTIONS: tuple[Direction, ...] = ("encode", "decode")
 KEPT = 2**21  # pixels of a picture at most of which features are kept for several VAEs
+LISTED = 5  # names at most in a sentence
 
 
 class Pictures(Interface):
@@ -67,7 +69,7 @@ class Evaluation:
         }  # fmt: skip
 
     def require(self, numbers: Sequence[int]) -> None:
-        """Checks, before anything is measured, that there are pictures enough and that boxes lie in theirs.
+        """Checks, before anything is measured, that there are pictures enough, and that sizes and boxes fit them.
 
         Raises:
             UsageError: they do not.
@@ -76,12 +78,14 @@ class Evaluation:
         names = self.pictures.names
         for i in numbers:
             parts = [(subset, box) for subset, of in self.boxes.items() for box in of.get(names[i], ())]
-            if not parts:
+            if not parts and self.protocol.resize != "exact":
                 continue
             try:
-                height, width = self.pictures.read(i).shape[:2]
+                picture = self.pictures.read(i)
             except PictureError:  # which is said when its turn comes
                 continue
+            self.protocol.require(picture, names[i])
+            height, width = picture.shape[:2]
             for subset, box in parts:
                 if box[2] > width or box[3] > height:
                     raise UsageError(
@@ -107,6 +111,38 @@ class Evaluation:
         return measure(self.vaes[label], original, self.protocol, self.tools, boxes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Pictures of a run, by their numbers.
+
+    Attributes:
+        hashes: of those that could be read.
+        unread: why others could not.
+        enlarged: width and height of those that the protocol makes larger.
+    """
+
+    hashes: Mapping[int, str]
+    unread: Mapping[int, str] = field(default_factory=dict)
+    enlarged: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        """All, in their order."""
+        return sorted({*self.hashes, *self.unread})
+
+    def warnings(self, evaluation: Evaluation) -> list[str]:
+        """What a reader of the figures should know, in sentences."""
+        if not self.enlarged:
+            return []
+        names = [f"{evaluation.pictures.names[i]} ({w} x {h})" for i, (w, h) in sorted(self.enlarged.items())]
+        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
+        protocol = evaluation.protocol
+        return [
+            f"The protocol {protocol.name} enlarged {len(names):,} of {len(self.numbers):,} pictures, "
+            f"which have a side shorter than {protocol.size} pixels: {listed}."
+        ]
+
+
 Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple[str, int, Taken]]]
 """Does tasks (label, number and pixels of a picture) in any order, anywhere."""
 
@@ -128,15 +164,12 @@ def run(
     engine: Engine = here,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[str, int, Taken], None] = lambda label, i, taken: None,
-) -> tuple[dict[int, str], dict[int, str]]:
+) -> Seen:
     """Measures what is not there yet, of these pictures; what failed before is tried again.
 
     Args:
         progress: told how many of how many pairs of a VAE and a picture are there.
         watch: gets the label, the picture's number, and what was measured now.
-
-    Returns:
-        Pictures' hashes by number, and of those that can't be read the reason by number.
 
     Raises:
         PictureError: none of the pictures can be read.
@@ -147,6 +180,7 @@ def run(
     there = {label: _there(evaluation, store, key) for label, key in keys.items()}
     hashes: dict[int, str] = {}
     unread: dict[int, str] = {}
+    enlarged: dict[int, tuple[int, int]] = {}
     done, total = 0, len(keys) * len(numbers)
 
     def tasks() -> Iterator[tuple[str, int, Array]]:
@@ -161,6 +195,8 @@ def run(
                 continue
             evaluation.protocol.require(picture, evaluation.pictures.names[i])
             hashes[i] = pixels_sha256(picture)
+            if evaluation.protocol.enlarges(picture):
+                enlarged[i] = picture.shape[1], picture.shape[0]
             for label in keys:
                 if hashes[i] in there[label]:
                     done += 1
@@ -175,7 +211,7 @@ def run(
         progress(done, total)
     if unread and not hashes:
         raise PictureError(next(iter(unread.values())))
-    return hashes, unread
+    return Seen(hashes=hashes, unread=unread, enlarged=enlarged)
 
 
 def _there(evaluation: Evaluation, store: Store, key: str) -> set[str]:
@@ -184,20 +220,15 @@ def _there(evaluation: Evaluation, store: Store, key: str) -> set[str]:
     return found.intersection(*(store.pictures(key, name) for name in evaluation.tools.extractors))
 
 
-def results(
-    evaluation: Evaluation, store: Store, hashes: Mapping[int, str], unread: Mapping[int, str]
-) -> dict[str, Any]:
+def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
     """Everything that was measured of these pictures, as plain values; see docs/evaluation.md.
 
     Args:
-        hashes, unread: see `run`.
-
-    Raises:
-        UsageError: there are too few pictures for a Fréchet distance.
+        seen: what `run` returned.
     """
-    numbers = sorted({*hashes, *unread})
-    order = [hashes.get(i) for i in numbers]
-    errors = [{"error": unread.get(i, "")} for i in numbers]
+    numbers = seen.numbers
+    order = [seen.hashes.get(i) for i in numbers]
+    errors = [{"error": seen.unread.get(i, "")} for i in numbers]
     names = evaluation.pictures.names
     sizes = {
         key: row for vae in evaluation.vaes.values() for key, row in store.rows(vae.sha256).items() if "height" in row
@@ -207,19 +238,58 @@ def results(
             "name": names[i],
             "sha256": sha256,
             **{side: sizes.get(sha256 or "", {}).get(side) for side in ("height", "width")},
+            "enlarged": i in seen.enlarged,
         }
         for i, sha256 in zip(numbers, order, strict=True)
     ]
     used = [METRICS[key] for key in evaluation.tools.metrics]
+    rows = {label: _rows(store, vae.sha256, order, errors) for label, vae in evaluation.vaes.items()}
+    places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {
         "calotype": __version__,
         "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
         "pictures": pictures,
         "metrics": [
-            {"key": m.key, "title": m.title, "unit": m.unit, "better": "higher" if m.higher else "lower"} for m in used
+            {
+                "key": m.key,
+                "title": m.title,
+                "unit": m.unit,
+                "better": "higher" if m.higher else "lower",
+                "least": m.least,
+            }
+            for m in used
         ],
-        "vaes": [_of_vae(evaluation, store, label, order, errors) for label in evaluation.vaes],
+        "device": _everywhere(places),
+        "warnings": seen.warnings(evaluation),
+        "vaes": [_of_vae(evaluation, store, label, order, of, _common(places)) for label, of in rows.items()],
     }
+
+
+def _rows(
+    store: Store, vae: str, order: Sequence[str | None], errors: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of pictures by their hashes; where one has none, `errors` has its row."""
+    known = store.rows(vae)
+    return [known[key] if key else error for key, error in zip(order, errors, strict=True)]
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return str(row.get("where", "a device that was not recorded"))
+
+
+def _everywhere(places: Sequence[Counter[str]]) -> str:
+    """Where rows of VAEs were measured, each VAE's by place: one place, or all of them with their rows."""
+    found: Counter[str] = sum(places, Counter())
+    if len(found) < 2:
+        return next(iter(found), "")
+    return "mixed: " + "; ".join(f"{name} ({n:,} of {found.total():,})" for name, n in sorted(found.items()))
+
+
+def _common(places: Sequence[Counter[str]]) -> str | None:
+    """Where every VAE has rows, so that their speeds can be compared: the place with the most of them; None if none."""
+    found: Counter[str] = sum(places, Counter())
+    common = [name for name in sorted(found) if all(name in of for of in places if of)]
+    return max(common, key=lambda name: found[name], default=None)
 
 
 def _of_vae(
@@ -227,15 +297,13 @@ def _of_vae(
     store: Store,
     label: str,
     order: Sequence[str | None],
-    errors: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    common: str | None,
 ) -> dict[str, Any]:
-    """Of pictures by their hashes; where one has none, `errors` has its row."""
     vae = evaluation.vaes[label]
-    known = store.rows(vae.sha256)
-    rows = [known[key] if key else error for key, error in zip(order, errors, strict=True)]
     good = [row for row in rows if "error" not in row]
     measured = [key for key, row in zip(order, rows, strict=True) if key and "error" not in row]
-    hidden = ("latents", "encode_seconds", "decode_seconds")
+    hidden = ("latents", "encode_seconds", "decode_seconds", "where")
     subsets: dict[str, list[dict[str, float]]] = {}
     for row in good:
         for subset, parts in row.get("subsets", {}).items():
@@ -253,7 +321,7 @@ def _of_vae(
         "subsets": {subset: _means(parts, evaluation.tools.metrics) for subset, parts in subsets.items()},
         "distances": _distances(evaluation, store, vae.sha256, measured),
         "latents": _latents(good),
-        "speed": _speed(good),
+        "speed": _speed(good, common),
         "memory": _memory(vae, good, evaluation.tools.memory),
     }
 
@@ -325,18 +393,25 @@ def _latents(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Medians over pictures."""
-    found: dict[str, float] = {}
-    for way in DIRECTIONS if rows else ():
-        seconds = [row[f"{way}_seconds"] / (row["height"] * row["width"]) for row in rows]
+def _speed(rows: Sequence[Mapping[str, Any]], common: str | None) -> dict[str, Any]:
+    """Medians over the pictures that were measured at one place: this one, or else where most of them were."""
+    if not rows:
+        return {}
+    at = common or Counter(_where(row) for row in rows).most_common(1)[0][0]
+    there = [row for row in rows if _where(row) == at]
+    found: dict[str, Any] = {"device": at, "n": len(there)}
+    for way in DIRECTIONS:
+        seconds = [row[f"{way}_seconds"] / (row["height"] * row["width"]) for row in there]
         found[f"{way}_seconds_per_megapixel"] = 1e6 * statistics.median(seconds)
     return found
 
 
-def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | None) -> dict[str, int]:
-    """Bytes of the weights, and what the plan of the largest picture takes beside them."""
-    found = {"weights_bytes": sum(p.numel() * p.element_size() for p in vae.module.parameters())}
+def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | None) -> dict[str, Any]:
+    """Bytes of the weights, and what the plan of the largest picture takes beside them, by a plan for here."""
+    found: dict[str, Any] = {
+        "device": place(vae.device, memory),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in vae.module.parameters()),
+    }
     if rows:
         largest = max(rows, key=lambda row: int(row["height"] * row["width"]))
         height, width = (-(-largest[side] // vae.factor) * vae.factor for side in ("height", "width"))

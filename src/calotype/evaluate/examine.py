@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+import calotype
 from calotype.engine.executor import Progress
 from calotype.errors import UsageError
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import Array
 from calotype.evaluate.probe import Probe, probe
+from calotype.evaluate.probe.labelling import Labelling, labelling
 from calotype.evaluate.report import write_probe
 from calotype.evaluate.session import chosen
 from calotype.files import atomic_path
-from calotype.sources import open_source
-from calotype.vae import load
+from calotype.sources import Pictures, open_source
+from calotype.vae import VAE, load
 
 SIDE = 256
 
@@ -38,67 +46,94 @@ def examine(
 ) -> Probe:
     """Probes a VAE, and writes REPORT/probe.json and REPORT/index.html.
 
+    Pictures are read one at a time. One that can't be read is told of in `Probe.unread`, and the others go on.
+
     Args:
         data: a folder, archive or dataset (see `sources.open_source`); None: `cards`.
-        labels: see `read_labels`; pictures without one are left out.
+        labels: a file; without it see `labelling`. Pictures without a label are left out where labels are needed only.
         perceptual: LPIPS's network, vgg or alex; None measures without.
         every, limit: see `session.chosen`.
 
     Raises:
+        UsageError: nothing can be written to REPORT, or labels are given without pictures.
         UsageError, WeightsError, PictureError: see the functions called.
     """
+    _require_writable(report)
+    given: Sequence[tuple[str, Array]] | _Chosen
+    if data is None:
+        if labels is not None:
+            raise UsageError("--labels are of pictures, and none were given; give a folder or an archive with them.")
+        given, known = list(cards()), Labelling()
+    else:
+        source = open_source(data.name, data.parent)
+        known = labelling(source.names, data, labels)
+        given = _Chosen(source, chosen(source, every, limit))
+    named = known.labels
+    if named is not None and isinstance(given, _Chosen):
+        named = tuple(named[i] for i in given.numbers)
     loaded = load(vae, device=device)
     lpips = None
     if perceptual:
         lpips = load_lpips(perceptual).to(loaded.device)  # type: ignore[arg-type]
-    pictures = list(cards() if data is None else _pictures(data, every, limit))
-    named: list[str] | None = None
-    if labels is not None:
-        known = read_labels(labels)
-        pictures = [(name, picture) for name, picture in pictures if _key(known, name)]
-        named = [known[_key(known, name)] for name, _ in pictures]
-        if not pictures:
-            raise UsageError(
-                f"{labels}: none of the pictures has a label there; its names must be those of the pictures."
-            )
-    found = probe(loaded, pictures, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
-    report.mkdir(parents=True, exist_ok=True)
-    with atomic_path(report / "probe.json") as temporary:
-        told = {"command": ["calotype", *sys.argv[1:]], **found.to_dict()}
-        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    write_probe(found, report / "index.html")
+    found = probe(loaded, given, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
+    left_out = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
+    found = replace(found, left_out=left_out, about=_about(loaded, data, known))
+    _write(found, report)
     return found
 
 
-def _pictures(data: Path, every: int, limit: int) -> Iterator[tuple[str, Array]]:
-    source = open_source(data.name, data.parent)
-    for i in chosen(source, every, limit):
-        yield source.names[i], source.read(i)
+class _Chosen:
+    """Some pictures of a source, each read when it is asked for."""
+
+    def __init__(self, source: Pictures, numbers: Sequence[int]) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int, /) -> tuple[str, Array]:
+        return self.source.names[self.numbers[i]], self.source.read(self.numbers[i])
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """Labels by picture: JSON {"a.png": "cat"}, or a line of JSON for each, with `file` and `label`.
+def _about(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
+    """When, with what and on what."""
+    threads = torch.get_num_threads()
+    many = f"{threads} thread{'s' * (threads > 1)}"
+    return {
+        "calotype": calotype.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["calotype", *sys.argv[1:]],
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
+        "device": f"cpu, {many}" if vae.device.type == "cpu" else str(vae.device),
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "data": None if data is None else str(data),
+        "labels": known.source or None,
+        "labels_of_no_picture": list(known.strange),
+    }
+
+
+def _require_writable(report: Path) -> None:
+    """Checks before minutes of work that its result can be kept.
 
     Raises:
-        UsageError: if the file holds something else.
+        UsageError: if it can't.
     """
+    nearest = next(path for path in (report, *report.parents) if path.exists())
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            return {str(row["file"]): str(row["label"]) for row in rows}
-        return {str(name): str(label) for name, label in json.loads(text).items()}
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file; give labels as JSON.") from None
-    except (ValueError, KeyError, AttributeError, TypeError, OSError):
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
         raise UsageError(
-            f'{path}: labels must be JSON like {{"a.png": "cat"}}, or lines like {{"file": "a.png", "label": "cat"}}.'
+            f"--report {report}: nothing can be written in {nearest} ({error.strerror}); give another folder."
         ) from None
 
 
-def _key(labels: Mapping[str, str], name: str) -> str:
-    """What a picture is called among the labels: its path, or its name alone; empty if it has none."""
-    return next((key for key in (name, Path(name).name) if key in labels), "")
+def _write(found: Probe, report: Path) -> None:
+    """Both files, or none."""
+    report.mkdir(parents=True, exist_ok=True)
+    with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
+        numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_probe(found, page)
 
 
 def cards(side: int = SIDE, count: int = 8) -> Iterator[tuple[str, Array]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol as Interface
 
 import numpy as np
@@ -27,8 +30,6 @@ Array = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 
-LEAST = {"ssim": 11, "ms_ssim": 161, "lpips_vgg": 16, "lpips_alex": 31}  # pixels a side
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -38,16 +39,17 @@ class Metric:
     title: str
     unit: str
     higher: bool  # is better
+    least: int  # pixels a side
 
 
 METRICS = {
     metric.key: metric
     for metric in (
-        Metric("psnr", "PSNR", "dB", True),
-        Metric("ssim", "SSIM", "", True),
-        Metric("ms_ssim", "MS-SSIM", "", True),
-        Metric("lpips_vgg", "LPIPS (VGG)", "", False),
-        Metric("lpips_alex", "LPIPS (AlexNet)", "", False),
+        Metric("psnr", "PSNR", "dB", True, 1),
+        Metric("ssim", "SSIM", "", True, 11),
+        Metric("ms_ssim", "MS-SSIM", "", True, 161),
+        Metric("lpips_vgg", "LPIPS (VGG)", "", False, 16),
+        Metric("lpips_alex", "LPIPS (AlexNet)", "", False, 31),
     )
 }
 
@@ -133,6 +135,27 @@ def pixels_sha256(picture: Array) -> str:
     return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
 
 
+def place(device: torch.device, memory: int | str | None) -> str:
+    """What decides how fast a VAE is here, in words: the device, its threads, and how much memory it may take."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        found = f"cpu ({_processor()}), {threads} thread{'' if threads == 1 else 's'}"
+    elif device.type == "cuda":
+        found = f"cuda ({torch.cuda.get_device_name(device)})"
+    else:
+        found = device.type
+    return found if memory is None else f"{found}, at most {memory}{'' if isinstance(memory, str) else ' bytes'}"
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 @torch.no_grad()
 def reference(original: Original, tools: Tools) -> Taken:
     """A picture's own features, as prepared."""
@@ -174,11 +197,14 @@ def measure(
         "kl_bits_per_pixel": _rate(posterior, x),
         "encode_seconds": middle - begin,
         "decode_seconds": end - middle,
+        "where": place(vae.device, tools.memory),
         "latents": _moments(posterior.mode()[0]),
     }
     if boxes:
         row["subsets"] = {
-            subset: [_figures(original.part(box), _part(y, box), protocol, tools) for box in parts]
+            subset: [
+                {"box": list(box), **_figures(original.part(box), _part(y, box), protocol, tools)} for box in parts
+            ]
             for subset, parts in boxes.items()
         }
     after = to_uint8(y)
@@ -195,7 +221,7 @@ def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) ->
     before, after = original.levels, to_uint8(y)
     found: dict[str, float] = {}
     for key in tools.metrics:
-        if min(y.shape[1:]) < LEAST.get(key, 1):
+        if min(y.shape[1:]) < METRICS[key].least:
             continue
         if key == "psnr":
             found[key] = psnr(before, after)

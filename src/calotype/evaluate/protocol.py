@@ -37,6 +37,7 @@ class Protocol:
             "tensor": the same by torch's bilinear filter with antialiasing, in float: pixels are no whole numbers then.
             "adm": halved by a box filter while `short` is at least 2 `size`, then bicubic, and the middle is cut out
                 (openai/guided-diffusion, image_datasets.py).
+            The last four enlarge a picture whose `short` is less, as what they are named after does.
         size: side of the square in pixels; 0 where there is none.
         latent: what of the posterior is decoded.
         seed: of the sample; each picture has a generator of its own.
@@ -61,7 +62,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if (self.size > 0) == (self.resize == "none"):
             wanted = "no size" if self.resize == "none" else "a size in pixels"
-            raise UsageError(f"a protocol with resize = {self.resize} needs {wanted}, not {self.size}.")
+            raise UsageError(f"a protocol with resize = {self.resize} needs {wanted}, not size = {self.size}.")
 
     def prepare(self, picture: Array, name: str = "the picture") -> Tensor:
         """A picture as it is encoded: uint8 [H, W, 3] -> float [3, H', W'] in [-1, 1].
@@ -77,6 +78,10 @@ class Protocol:
         image = Image.fromarray(np.ascontiguousarray(picture))
         return from_array(np.asarray(_adm(image, self.size) if self.resize == "adm" else self._pillow(image)))
 
+    def enlarges(self, picture: Array) -> bool:
+        """Whether a picture has a side shorter than `size`, so that it is made larger."""
+        return self.resize not in ("none", "exact") and min(picture.shape[:2]) < self.size
+
     def require(self, picture: Array, name: str = "the picture") -> None:
         """Refuses a picture that the protocol does not take.
 
@@ -86,8 +91,8 @@ class Protocol:
         height, width = picture.shape[:2]
         if self.resize == "exact" and (height, width) != (self.size, self.size):
             raise UsageError(
-                f"{name} is {width} x {height} pixels, and this protocol takes {self.size} x {self.size} only; leave "
-                f"it out, or choose a protocol that resizes."
+                f"{name} is {width} x {height} pixels, and the protocol {self.name} takes {self.size} x {self.size} "
+                f"only; leave it out, or choose a protocol that resizes."
             )
 
     def _pillow(self, image: Image.Image) -> Image.Image:

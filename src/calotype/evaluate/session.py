@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import platform
 import re
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from calotype.errors import UsageError
-from calotype.evaluate.compare import Engine, Evaluation, Pictures, here, results, run
+from calotype import __version__
+from calotype.errors import CalotypeWarning, UsageError
+from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
 from calotype.evaluate.measure import METRICS, Array, Taken, encode
-from calotype.evaluate.report import Crop, write_evaluation
+from calotype.evaluate.report import Crop, write_evaluation, write_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import atomic_path
@@ -58,8 +60,8 @@ def evaluate(
     part: str = "",
     engine: Literal["local", "ray"] = "local",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any] | None:
-    """Measures VAEs on pictures, and writes REPORT/results.json, results.csv and index.html.
+) -> dict[str, Any]:
+    """Measures VAEs on pictures, and writes REPORT/results.json, results.csv and index.html: all three, or none.
 
     What was measured before is not measured again: a stopped evaluation goes on, and VAEs or pictures may be added.
 
@@ -69,7 +71,10 @@ def evaluate(
         part: "2/4" measures the second quarter of the pictures only, and writes no report.
 
     Returns:
-        What results.json holds; None for a part.
+        What results.json holds; of a part, what was done of it (see docs/evaluation.md).
+
+    Warns:
+        CalotypeWarning: the protocol enlarges pictures.
 
     Raises:
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
@@ -89,40 +94,76 @@ def evaluate(
         name, numbers = f"{which}-of-{of}", numbers[which - 1 :: of]
     store = Store(report, evaluation.settings(), name)
     shown = _Shown(evaluation)
+    measured: Counter[str] = Counter()
+
+    def watch(label: str, i: int, taken: Taken) -> None:
+        measured[label] += "error" not in taken.row
+        shown.add(label, i, taken)
+
     try:
-        hashes, unread = run(evaluation, store, numbers, engine=doing, progress=progress, watch=shown.add)
-        if part:
-            return None
-        found = {**about(evaluation), **results(evaluation, store, hashes, unread)}
+        seen = run(evaluation, store, numbers, engine=doing, progress=progress, watch=watch)
+        found = _of_part(evaluation, store, seen, part, measured) if part else results(evaluation, store, seen)
     finally:
         store.close()
-    _write(report, found)
-    write_evaluation(found, list(crops(evaluation, found, numbers, shown.crops)), report / "index.html")
+    for text in found["warnings"]:
+        warnings.warn(text, CalotypeWarning, stacklevel=2)
+    if part:
+        return found
+    found = {**about(), **found}
+    _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
     return found
 
 
-def about(evaluation: Evaluation) -> dict[str, Any]:
-    """When, with what and on what."""
-    device = next(iter(evaluation.vaes.values())).device
+def _of_part(
+    evaluation: Evaluation, store: Store, seen: Seen, part: str, measured: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a part holds by now, and how to go on."""
+    names, (which, of) = evaluation.pictures.names, shard(part)
+    failures: list[dict[str, str | None]] = [
+        {"vae": None, "picture": names[i], "error": error} for i, error in seen.unread.items()
+    ]
+    vaes = []
+    for label, vae in evaluation.vaes.items():
+        known = store.rows(vae.sha256)
+        errors = {i: known[key]["error"] for i, key in seen.hashes.items() if "error" in known[key]}
+        failures += [{"vae": label, "picture": names[i], "error": error} for i, error in errors.items()]
+        rows = len(seen.hashes) - len(errors)
+        vaes.append({"label": label, "sha256": vae.sha256, "rows": rows, "measured": measured[label]})
+    beside = {n: store.path.with_name(f"measured-{n}-of-{of}.sqlite") for n in range(1, of + 1) if n != which}
+    others = [f"{n}/{of}" for n, path in beside.items() if not path.exists()]
+    missing = f"with --shard {', '.join(others)}, then " if others else ""
+    return {
+        "calotype": __version__,
+        "shard": part,
+        "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
+        "pictures": len(seen.numbers),
+        "vaes": vaes,
+        "failures": failures,
+        "warnings": seen.warnings(evaluation),
+        "file": str(store.path),
+        "next": f"Run the same command {missing}without --shard, which makes the report.",
+    }
+
+
+def about() -> dict[str, Any]:
+    """When and with what."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["calotype", *sys.argv[1:]],
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
-        "device": f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device),
     }
 
 
-def _write(report: Path, found: Mapping[str, Any]) -> None:
-    with atomic_path(report / "results.json") as temporary:
-        temporary.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
-    keys = [metric["key"] for metric in found["metrics"]]
-    with atomic_path(report / "results.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["vae", "picture", *keys, "error"])
-        for vae in found["vaes"]:
-            for row in vae["rows"]:
-                name = found["pictures"][row["picture"]]["name"]
-                table.writerow([vae["label"], name, *(row.get(key, "") for key in keys), row.get("error", "")])
+def _write(report: Path, found: dict[str, Any], crops: Sequence[Crop]) -> None:
+    """All are written beside their places before the first takes its own; results.json, by which others go, is last."""
+    with (
+        atomic_path(report / "results.json") as figures,
+        atomic_path(report / "results.csv") as sheet,
+        atomic_path(report / "index.html") as page,
+    ):
+        write_evaluation(found, crops, page)
+        write_sheet(found, sheet)
+        figures.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

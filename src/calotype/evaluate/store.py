@@ -35,6 +35,9 @@ class Store:
         settings: what decides the figures; a folder of others is refused.
         part: of how many this process measures, as in "1-of-4"; it writes a file of its own.
 
+    Attributes:
+        path: of the file that is written.
+
     Raises:
         UsageError: the folder holds an evaluation with other settings.
         StorageError: it can't be read or written.
@@ -43,10 +46,12 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any], part: str = "") -> None:
         self.folder = folder
         text = json.dumps(settings, sort_keys=True)
-        self._own = folder / (f"measured-{part}.sqlite" if part else "measured.sqlite")
+        self.path = folder / (f"measured-{part}.sqlite" if part else "measured.sqlite")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._files = {path: _open(path) for path in {self._own, *folder.glob("measured*.sqlite")}}
+            self._files = {
+                path: _open(path) for path in dict.fromkeys([self.path, *sorted(folder.glob("measured*.sqlite"))])
+            }
             for path, file in self._files.items():
                 known = file.execute("SELECT value FROM settings").fetchone()
                 if known is None:
@@ -54,7 +59,7 @@ class Store:
                         file.execute("INSERT INTO settings VALUES (?)", (text,))
                 elif known[0] != text:
                     raise UsageError(
-                        f"{path}: this evaluation was made with another {_difference(json.loads(known[0]), settings)}; "
+                        f"{path}: this evaluation was made with {_difference(json.loads(known[0]), json.loads(text))}; "
                         f"give the same, or another --report."
                     )
         except (OSError, sqlite3.Error) as error:
@@ -67,13 +72,13 @@ class Store:
             StorageError: the disk refuses it.
         """
         try:
-            with self._files[self._own] as file:
+            with self._files[self.path] as file:
                 file.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", (vae, picture, json.dumps(taken.row)))
                 for name, numbers in taken.features.items():
                     data = np.ascontiguousarray(numbers, dtype=np.float32).tobytes()
                     file.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", (vae, picture, name, data))
         except sqlite3.Error as error:
-            raise StorageError(f"{self._own}: what was measured can't be kept ({error}).") from None
+            raise StorageError(f"{self.path}: what was measured can't be kept ({error}).") from None
 
     def rows(self, vae: str) -> dict[str, dict[str, Any]]:
         """What there is of a VAE, by picture; an error only where no file has figures."""
@@ -111,4 +116,28 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(key for key in now.keys() | then.keys() if then.get(key) != now.get(key)))
+    """What it was made with, and what was given now."""
+    told = []
+    for key in sorted(now.keys() | then.keys()):
+        before, after = then.get(key), now.get(key)
+        if before == after:
+            continue
+        if not isinstance(before, dict) or not isinstance(after, dict):
+            told.append(f"{key} {_said(before)}, not {_said(after)}")
+            continue
+        fields = [one for one in sorted(before.keys() | after.keys()) if before.get(one) != after.get(one)]
+        if "name" in fields:  # which stands for the others, but for what is given beside it
+            fields = [one for one in fields if one in ("name", "seed")]
+        pairs = [(f"{key} {one}", _said(before.get(one)), _said(after.get(one))) for one in fields]
+        told += [f"{name} {a}, not {b}" for name, a, b in pairs if a != b] or [f"other {key}"]
+    return " and ".join(told)
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return f"of {len(value)} picture{'' if len(value) == 1 else 's'}"
+    return str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calotype.engine.executor import Progress
-from calotype.errors import UsageError
+from calotype.errors import PictureError, UsageError
 from calotype.evaluate.lpips import LPIPS
 from calotype.latents import LatentFormat
 from calotype.pixels import from_array, to_uint8
@@ -25,7 +25,15 @@ LEAST_LATENTS = 8  # a side
 LEAST_PIXELS = 16  # a side, for SSIM
 LEAST_LPIPS = 32  # pixels a side
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", covariant=True)
+
+
+class Items(Protocol[_Item]):
+    """What has a length and can be gone through: a list, or pictures that are read one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[_Item]: ...
 
 
 class Coder(Protocol):
@@ -68,48 +76,103 @@ class Sample:
         return from_array(self.levels.permute(1, 2, 0).numpy())
 
 
-def read_samples(
-    pictures: Iterable[tuple[str, NDArray[np.uint8]]], labels: Sequence[str] | None, factor: int, side: int
-) -> list[Sample]:
+class Given(Protocol):
+    """Pictures by number: a list, or what reads a picture when it is asked for (more than once) and keeps none."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> tuple[str, NDArray[np.uint8]]:
+        """Name and picture, uint8 [H, W, 3].
+
+        Raises:
+            PictureError: it can't be read; the message names it.
+        """
+
+
+class Samples:
     """Pictures, cut to squares around their middles and sorted by content, so that their order does not matter.
 
     The side is that asked for, or that of the smallest picture where this is less, rounded down to a multiple of 2 f.
+    No picture is kept: each is read once to be sorted, and again whenever it is asked for.
+
+    Attributes:
+        side: of the squares, in pixels.
+        names: in the order of the samples.
+        labelled: how many of them have a label.
+        unread: what was said of each picture that can't be read; there is no sample of it.
 
     Raises:
         UsageError: no pictures, one that is none or too small, or more or fewer labels than pictures.
+        PictureError: none of them can be read.
     """
-    least = max(LEAST_PIXELS, LEAST_LATENTS * factor)
-    if side < least:
-        raise UsageError(f"A probe at f{factor} needs pictures of at least {least} pixels a side, not {side}.")
-    cut: list[tuple[str, NDArray[np.uint8]]] = []
-    for name, array in pictures:
+
+    def __init__(self, pictures: Given, labels: Sequence[str | None] | None, factor: int, side: int) -> None:
+        least = max(LEAST_PIXELS, LEAST_LATENTS * factor)
+        if side < least:
+            raise UsageError(f"A probe at f{factor} needs pictures of at least {least} pixels a side, not {side}.")
+        if not len(pictures):
+            raise UsageError("A probe needs at least one picture.")
+        if labels is not None and len(labels) != len(pictures):
+            raise UsageError(
+                f"There are {len(labels)} labels for {len(pictures)} pictures; give one for each, in their order."
+            )
+        self._pictures, self._labels, self._least = pictures, labels, least
+        unread = []
+        found: dict[int, tuple[str, str, int]] = {}  # name, digest, and the side that was cut for it
+        self.side = side - side % (2 * factor)
+        for i in range(len(pictures)):
+            try:
+                name, array = pictures[i]
+            except PictureError as error:
+                unread.append(str(error))
+                continue
+            self._check(name, array, factor)
+            smaller = min(array.shape[:2])
+            self.side = min(self.side, smaller - smaller % (2 * factor))
+            found[i] = name, _digest(_square(array, self.side)), self.side
+        if not found:
+            more = f" (and so are {len(unread) - 1} more)" if len(unread) > 1 else ""
+            raise PictureError(f"No picture to probe with can be read{more}: {unread[0]}")
+        for i, (name, _, cut) in found.items():
+            if cut != self.side:  # a smaller picture came later
+                found[i] = name, _digest(_square(pictures[i][1], self.side)), self.side
+        self.unread = tuple(unread)
+        self._found = sorted((digest, name, i) for i, (name, digest, _) in found.items())
+        self.names = tuple(name for _, name, _ in self._found)
+        self.labelled = sum(labels[i] is not None for i in found) if labels is not None else 0
+
+    def _check(self, name: str, array: NDArray[np.uint8], factor: int) -> None:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise UsageError(f"{name}: pictures to probe with are uint8 [H, W, 3], not {array.dtype} {array.shape}.")
-        smaller = min(array.shape[:2])
-        if smaller < least:
+        if min(array.shape[:2]) < self._least:
             raise UsageError(
                 f"{name}: this picture is {array.shape[1]}x{array.shape[0]}, and a probe at f{factor} needs at least "
-                f"{least}x{least}; leave it out."
+                f"{self._least}x{self._least}; leave it out."
             )
-        side = min(side, smaller)
-        # sides that differ by an even number have one middle, whatever is cut off later
-        cut.append((name, _middle(array, *(side + (n - side) % 2 for n in array.shape[:2]))))
-    if not cut:
-        raise UsageError("A probe needs at least one picture.")
-    if labels is not None and len(labels) != len(cut):
-        raise UsageError(f"There are {len(labels)} labels for {len(cut)} pictures; give one for each, in their order.")
-    side -= side % (2 * factor)
-    found = []
-    for i, (name, array) in enumerate(cut):
-        levels = np.ascontiguousarray(_middle(array, side, side).transpose(2, 0, 1))
-        digest = hashlib.sha256(levels.data).hexdigest()
-        found.append(Sample(name, torch.from_numpy(levels), labels[i] if labels else None, digest))
-    return sorted(found, key=lambda sample: (sample.digest, sample.name))
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, i: int, /) -> Sample:
+        """Raises PictureError if the picture is another one by now, or can't be read any more."""
+        digest, name, which = self._found[i]
+        array = self._pictures[which][1]
+        if min(array.shape[:2]) < self.side or _digest(levels := _square(array, self.side)) != digest:
+            raise PictureError(f"{name}: this picture was changed while it was probed; start again.")
+        return Sample(name, torch.from_numpy(levels), self._labels[which] if self._labels is not None else None, digest)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
 
 
-def _middle(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
-    return array[top : top + height, left : left + width].copy()
+def _digest(levels: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(levels.data).hexdigest()
+
+
+def _square(array: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The middle of a picture: uint8 [H, W, 3] -> [3, side, side]."""
+    top, left = ((n - side) // 2 for n in array.shape[:2])
+    return np.ascontiguousarray(array[top : top + side, left : left + side].transpose(2, 0, 1))
 
 
 class Bench:
@@ -126,13 +189,11 @@ class Bench:
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, vae: Coder, samples: Sequence[Sample], seed: int, lpips: LPIPS | None, progress: Progress | None
-    ) -> None:
+    def __init__(self, vae: Coder, samples: Samples, seed: int, lpips: LPIPS | None, progress: Progress | None) -> None:
         self.vae = vae
         self.samples = samples
-        self.few = samples[:FEW]
-        self.side = samples[0].levels.shape[-1]
+        self.few = [samples[i] for i in range(min(FEW, len(samples)))]
+        self.side = samples.side
         self.seed = seed
         self.progress = progress
         self._lpips = lpips
@@ -172,7 +233,7 @@ class Bench:
         digest = hashlib.sha256(repr((self.seed, *what)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
-    def over(self, items: Sequence[_Item]) -> Iterator[_Item]:
+    def over(self, items: Items[_Item]) -> Iterator[_Item]:
         """The items, with progress after each."""
         for i, item in enumerate(items):
             yield item

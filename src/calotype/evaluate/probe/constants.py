@@ -83,9 +83,10 @@ def constants(bench: Bench) -> Finding:
             f"under a grid of {said(grid, 'levels')} RMS ({worst_grid}: {said(max(grids))}): {verdict}."
         ),
         method=(
-            f"{len(COLOURS)} colours, decoded mode minus colour, in the middle half. The grid is what repeats every "
-            f"{factor} pixels: the mean over all {factor} x {factor} blocks, without its own mean, as RMS. Grid "
-            f"frequencies are multiples of 1/{factor} cycles a pixel; the share is of power without the constant part."
+            f"{len(COLOURS)} colours, drawn by the program; decoded mode minus colour, in the middle half. The grid is "
+            f"what repeats every {factor} pixels: the mean over all {factor} x {factor} blocks, without its own mean, "
+            f"as RMS. Grid frequencies are multiples of 1/{factor} cycles a pixel; the share is of power without the "
+            f"constant part."
         ),
         figures=(
             Bars(

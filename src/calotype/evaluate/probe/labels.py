@@ -20,6 +20,7 @@ FOLDS = 5
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 STARTS = 10  # of k-means
 ROUNDS = 100  # of each, at most
+NAMED = 20  # labels in a title, at most
 
 
 class Labels:
@@ -30,31 +31,36 @@ class Labels:
         # as many pixels as latents, or a few more: the side must be whole
         numbers = bench.vae.latent_channels * POOL**2
         self.side = min(math.ceil(math.sqrt(numbers / 3)), bench.side)
-        self._samples: list[Sample] = []
-        self._latents: list[Tensor] = []
-        self._pixels: list[Tensor] = []
+        self._of: list[tuple[str, str]] = []  # label and digest of each picture that has a label
+        self._without = 0
+        # whole blocks, as in `Certainty`
+        self._latents = torch.empty(bench.samples.labelled, numbers, dtype=torch.float64)
+        self._pixels = torch.empty(bench.samples.labelled, 3 * self.side**2, dtype=torch.float64)
 
     def add(self, sample: Sample, latents: Tensor) -> None:
         """One more picture and its latents [C, h, w]."""
-        if sample.label is not None:
-            self._samples.append(sample)
-            self._latents.append(F.adaptive_avg_pool2d(latents.double(), POOL).flatten())
-            self._pixels.append(F.adaptive_avg_pool2d(sample.pixels.double(), self.side).flatten())
+        if sample.label is None:
+            self._without += 1
+        else:
+            self._latents[len(self._of)] = F.adaptive_avg_pool2d(latents.double(), POOL).flatten()
+            self._pixels[len(self._of)] = F.adaptive_avg_pool2d(sample.pixels.double(), self.side).flatten()
+            self._of.append((sample.label, sample.digest))
 
     def finding(self) -> Finding:
         """Of all that was added."""
-        if not self._samples:
-            raise LeftOut("there are no labels")
-        counts = Counter(sample.label for sample in self._samples)
-        names = sorted(str(name) for name, n in counts.items() if n > 1)
+        if not self._of:
+            raise LeftOut("there are no labels, neither in a file nor by folders")
+        counts = Counter(label for label, _ in self._of)
+        names = sorted(name for name, n in counts.items() if n > 1)
         if len(names) < 2:
             raise LeftOut("a linear probe needs two labels with two pictures each")
-        used = [i for i, sample in enumerate(self._samples) if sample.label in names]
-        y = torch.tensor([names.index(str(self._samples[i].label)) for i in used])
-        folds = split([self._samples[i].digest for i in used], y, self.bench.seed)
+        place = {name: i for i, name in enumerate(names)}
+        used = [i for i, (label, _) in enumerate(self._of) if label in place]
+        y = torch.tensor([place[self._of[i][0]] for i in used])
+        folds = split([self._of[i][1] for i in used], y, self.bench.seed)
         spaces = {
-            "latents": torch.stack([self._latents[i] for i in used]),
-            "pixels": torch.stack([self._pixels[i] for i in used]),
+            "latents": self._latents[used],
+            "pixels": self._pixels[used],
         }
         n, k = len(y), len(names)
         numbers, groups = [], {}
@@ -90,6 +96,8 @@ class Labels:
             Number(name="standard error of the accuracy", value=error),
             Number(name="labels", value=float(k)),
             Number(name="pictures", value=float(n)),
+            Number(name="pictures without a label, left out here", value=float(self._without)),
+            Number(name="pictures alone with their label, left out here", value=float(len(self._of) - n)),
         ]
         return Finding(
             key="labels",
@@ -98,7 +106,7 @@ class Labels:
             sentence=(
                 f"A linear probe finds {100 * accuracies['latents']:.1f} % of labels in pooled latents and "
                 f"{100 * accuracies['pixels']:.1f} % in about as many pooled pixels (the most frequent label: "
-                f"{100 * chance:.1f} %; standard error {said(100 * error)}): latents tell {verdict}."
+                f"{100 * chance:.1f} %; standard error {said(100 * error)} %): latents tell {verdict}."
             ),
             method=(
                 f"{n} pictures, {k} labels. Latents pooled to {POOL} x {POOL}, pixels to {self.side} x {self.side}; "
@@ -115,7 +123,7 @@ class Labels:
                     y_label="1 is perfect",
                 ),
                 Heatmap(
-                    title=f"Labels as the linear probe of latents finds them (0 to {k - 1}: {', '.join(names):.200})",
+                    title=f"Labels as the linear probe of latents finds them ({_listed(names)})",
                     values=array(confusion / confusion.sum(1, keepdim=True)),
                     x=(0, k - 1),
                     y=(0, k - 1),
@@ -125,6 +133,12 @@ class Labels:
                 ),
             ),
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Numbered names, and of many the first ones only."""
+    some = [f"{i} {name}" for i, name in enumerate(names[:NAMED])]
+    return ", ".join(some if len(names) <= NAMED else [*some, f"... {len(names) - 1} {names[-1]}"])
 
 
 def split(digests: list[str], y: Tensor, seed: int) -> Tensor:

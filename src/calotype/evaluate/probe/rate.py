@@ -48,7 +48,7 @@ class Rate:
             Number(name="latent numbers", value=self.numbers, unit="per pixel"),
             Number(name="bits as float16", value=stored, unit="bits per pixel"),
             Number(name="PSNR", value=quality, unit="dB"),
-            Number(name="MSE", value=error, unit="levels^2"),
+            Number(name="MSE", value=error, unit="levels²"),
             Number(name="SSIM", value=mean(self._ssim)),
         ]
         price = f"{said(stored)} bits a pixel as float16, where the picture itself has 24"
@@ -91,7 +91,7 @@ class Colour:
     """Collects signed errors of colours."""
 
     def __init__(self) -> None:
-        self._errors: list[Tensor] = []  # of R, G and B; [3] each
+        self._errors: list[tuple[float, ...]] = []  # of R, G and B
         self._luma: list[float] = []
         self._chroma: list[tuple[float, float]] = []  # before and after
         self._by_level = torch.zeros(3, BINS, dtype=torch.float64)
@@ -101,8 +101,9 @@ class Colour:
         """One more picture and its pixels [3, H, W] in [-1, 1]."""
         before, after = sample.levels.double(), 127.5 * (reconstruction.double() + 1.0)
         error = after - before
-        self._errors.append(error.mean((1, 2)))
-        self._luma.append(float(self._errors[-1] @ torch.tensor(LUMA, dtype=torch.float64)))
+        means = error.mean((1, 2))
+        self._errors.append(tuple(means.tolist()))
+        self._luma.append(float(means @ torch.tensor(LUMA, dtype=torch.float64)))
         self._chroma.append((_chroma(before), _chroma(after)))
         bins = sample.levels.long() * BINS // 256
         for c in range(3):
@@ -112,10 +113,10 @@ class Colour:
     def finding(self) -> Finding:
         """Of all that was added."""
         n = len(self._errors)
-        bias = [mean([float(one[c]) for one in self._errors]) for c in range(3)]
+        bias = [mean([one[c] for one in self._errors]) for c in range(3)]
         luma = mean(self._luma)
         before, after = mean([b for b, _ in self._chroma]), mean([a for _, a in self._chroma])
-        worst = max(float(one.abs().max()) for one in self._errors)
+        worst = max(abs(value) for one in self._errors for value in one)
         verdict = (
             "Colours stay where they are"
             if max(map(abs, bias)) < 0.5

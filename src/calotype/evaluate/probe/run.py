@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calotype.engine.executor import Progress
 from calotype.evaluate.lpips import LPIPS
-from calotype.evaluate.probe.bench import LEAST_LPIPS, Bench, Coder, Sample, read_samples
+from calotype.evaluate.probe.bench import LEAST_LPIPS, Bench, Coder, Given, Sample, Samples
 from calotype.evaluate.probe.channels import Channels
 from calotype.evaluate.probe.constants import constants
 from calotype.evaluate.probe.finding import Finding, LeftOut
@@ -39,6 +37,9 @@ class Probe:
         lpips: the network of LPIPS; None without.
         findings: in the order of a report.
         left_out: what was not measured (its key) -> why, as half a sentence.
+        unread: what was said of each picture that can't be read; the others were measured.
+        labelled: how many pictures have a label.
+        about: when, with what and on what this was measured; empty where nobody told.
     """
 
     vae: str
@@ -51,6 +52,9 @@ class Probe:
     lpips: str | None
     findings: tuple[Finding, ...]
     left_out: dict[str, str]
+    unread: tuple[str, ...] = ()
+    labelled: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Finding:
         """The finding with this key.
@@ -63,11 +67,34 @@ class Probe:
                 return finding
         raise KeyError(key)
 
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of the labels, a sentence each."""
+        found = []
+        many = len(self.pictures)
+        if self.labelled:
+            source = self.about.get("labels") or "the caller"
+            some = "all" if self.labelled == many else f"{self.labelled} of"
+            without = many - self.labelled
+            rest = f"; {without} without are left out where labels are needed" if without else ""
+            found.append(f"Labels are from {source}, and {some} {many} pictures have one{rest}.")
+        elif self.about.get("labels"):
+            found.append(f"Labels are from {self.about['labels']}, and none of these {many} pictures has one.")
+        if strange := self.about.get("labels_of_no_picture"):
+            found.append(
+                f"{len(strange)} name{'s' * (len(strange) > 1)} there belong{'s' * (len(strange) == 1)} to no picture, "
+                f"{strange[0]} for one."
+            )
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """All but the figures, as plain values for JSON."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("findings", "pictures")}
-        return plain | {
+        plain = {name: value for name, value in vars(self).items() if name not in ("findings", "pictures", "about")}
+        return {**self.about, **plain} | {
             "pictures": list(self.pictures),
+            "unread": list(self.unread),
+            "unlabelled": len(self.pictures) - self.labelled,
+            "notes": self.notes,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
@@ -84,7 +111,7 @@ class _Survey:
         self.colour = Colour()
         self.labels = Labels(bench)
         bench.latents, bench.reconstructions = [], []
-        for i, sample in bench.over(list(enumerate(bench.samples))):
+        for i, sample in enumerate(bench.over(bench.samples)):
             self._add(i, sample)
         bench.mean = self.channels.raw.mean.float()[:, None, None]
         std = self.channels.raw.std
@@ -107,9 +134,9 @@ class _Survey:
 
 def probe(
     vae: Coder,
-    pictures: Iterable[tuple[str, NDArray[np.uint8]]],
+    pictures: Given,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str | None] | None = None,
     lpips: LPIPS | None = None,
     seed: int = 0,
     side: int = SIDE,
@@ -123,8 +150,11 @@ def probe(
     Args:
         vae: a `calotype.VAE`, or what encodes and decodes like one.
         pictures: (name, uint8 [H, W, 3]); at least 8 f pixels a side. Two are needed for all measurements, and a few
-            dozen for figures that mean something.
-        labels: one for each picture, in their order; for the linear probe.
+            dozen for figures that mean something. They are asked for one at a time and not kept, so what reads them
+            when they are asked for needs no more memory for many than for few; one that raises `PictureError` is
+            left out and told of in `Probe.unread`.
+        labels: one for each picture, in their order, or None; for the linear probe, which alone leaves out pictures
+            without one.
         lpips: with its weights (`calotype.evaluate.lpips.load_lpips`); without, distances are RMSE only.
         seed: of draws, noise and splits.
         side: pictures are cut to squares of so many pixels, or of the smallest picture's side where this is less.
@@ -132,14 +162,15 @@ def probe(
 
     Raises:
         UsageError: no pictures, one that is too small or none, or labels that do not match.
+        PictureError: no picture can be read, or one has changed meanwhile.
         WeightsError: if only an encoder or a decoder was loaded.
         NonFiniteError, MemoryLimitError: as `VAE.encode` and `VAE.decode`.
     """
-    samples = read_samples(pictures, labels, vae.factor, side)
+    samples = Samples(pictures, labels, vae.factor, side)
     left_out: dict[str, str] = {}
     if lpips is None:
         left_out["lpips"] = "no weights of LPIPS were given"
-    elif samples[0].levels.shape[-1] < LEAST_LPIPS:
+    elif samples.side < LEAST_LPIPS:
         left_out["lpips"] = f"it needs pictures of at least {LEAST_LPIPS} pixels a side"
         lpips = None
     bench = Bench(vae, samples, seed, lpips, None)
@@ -188,12 +219,14 @@ def probe(
         sha256=vae.sha256,
         factor=vae.factor,
         latent_channels=vae.latent_channels,
-        pictures=tuple(sample.name for sample in samples),
+        pictures=samples.names,
         side=bench.side,
         seed=seed,
         lpips=None if lpips is None else lpips.net,
         findings=tuple(found.values()),
         left_out=left_out,
+        unread=samples.unread,
+        labelled=samples.labelled,
     )
 
 

@@ -17,6 +17,7 @@ from calotype.posterior import DiagonalGaussian, Posterior
 ACTIVE = 0.01  # Burda et al.'s threshold
 MAPS = 4  # pictures whose maps are shown
 POINTS = 2000  # of a scatter plot, at most
+KEPT = 2**21  # positions that are kept to be ranked; 32 MiB
 NO_POSTERIOR = "this VAE's encoder gives latents without a posterior"
 
 
@@ -108,15 +109,24 @@ class Information:
 
 
 class Certainty:
-    """Collects the posterior's standard deviation, and how much the pixels under each latent vary."""
+    """Collects the posterior's standard deviation, and how much the pixels under each latent vary.
+
+    Of the first pictures only if there are very many: ranks need all values at once. Pictures come in the order of
+    their hashes, so the first are as good a draw as any.
+    """
 
     def __init__(self, bench: Bench) -> None:
         self.factor = bench.vae.factor
         self.known = True
-        self._std: list[Tensor] = []  # [h, w] each, mean over channels
-        self._texture: list[Tensor] = []
+        side = bench.side // self.factor
+        many = max(1, min(len(bench.samples), KEPT // side**2))
+        # whole blocks: a small one for each picture, among large ones that come and go, would scatter the heap
+        self._std = torch.empty(many, side, side, dtype=torch.float64)  # mean over channels
+        self._texture = torch.empty_like(self._std)
+        self._n = 0
         self._shown: list[Tensor] = []
         self._of_channels = torch.zeros(bench.vae.latent_channels, dtype=torch.float64)
+        self._beyond = 0
 
     def add(self, sample: Sample, posterior: Posterior) -> None:
         """One more picture and its posterior, [1, C, h, w]."""
@@ -124,9 +134,13 @@ class Certainty:
             self.known = False
             return
         std = posterior.std[0].double()
+        if self._n == len(self._std):
+            self._beyond += 1
+            return
         self._of_channels += std.mean((1, 2))
-        self._std.append(std.mean(0))
-        self._texture.append(texture(sample.levels, self.factor))
+        self._std[self._n] = std.mean(0)
+        self._texture[self._n] = texture(sample.levels, self.factor)
+        self._n += 1
         if len(self._shown) < MAPS:
             self._shown.append(sample.pixels)
 
@@ -134,8 +148,9 @@ class Certainty:
         """Of all that was added."""
         if not self.known:
             raise LeftOut(NO_POSTERIOR)
-        n = len(self._std)
-        std, pixels = torch.cat([x.flatten() for x in self._std]), torch.cat([x.flatten() for x in self._texture])
+        n = self._n
+        of = f"{n} pictures" if not self._beyond else f"the first {n} of {n + self._beyond} pictures by hash"
+        std, pixels = self._std[:n].flatten(), self._texture[:n].flatten()
         order = pixels.argsort(stable=True)
         fifth = max(1, len(order) // 5)
         flat, rich = float(std[order[:fifth]].mean()), float(std[order[-fifth:]].mean())
@@ -160,11 +175,12 @@ class Certainty:
                 Number(name="rank correlation with texture", value=by_rank),
             ),
             sentence=(
-                f"A std of 0 is a point and 1 the prior: here it is {said(float(std.mean()))} on average, and "
-                f"{said(rich)} against {said(flat)}, that is, {tells} (rank correlation {said(by_rank)})."
+                f"A std of 0 is a point and 1 the prior: here it is {said(float(std.mean()))} on average, {tells}: "
+                f"{said(rich)} over the most textured fifth and {said(flat)} over the flattest (rank correlation "
+                f"{said(by_rank)})."
             ),
             method=(
-                f"The posterior's std, mean over channels, at each position of {n} pictures; texture is the std of "
+                f"The posterior's std, mean over channels, at each position of {of}; texture is the std of "
                 f"brightness (mean of R, G and B) in the {self.factor} x {self.factor} pixels of the position, in "
                 f"levels. Pearson's correlation, and Spearman's."
             ),
@@ -173,8 +189,9 @@ class Certainty:
 
     def _maps(self) -> Figure:
         """Pictures over maps of their posterior's std, white for the widest."""
-        top = max(float(x.max()) for x in self._std[:MAPS])
-        maps = [grey(enlarged(x, self.factor), top) for x in self._std[:MAPS]]
+        std = self._std[: len(self._shown)]
+        top = float(std.max())
+        maps = [grey(enlarged(x, self.factor), top) for x in std]
         pictures = [shown(x) for x in self._shown]
         return Pictures(
             title=f"Pictures, and their posteriors' std (black 0, white {said(top)})",

@@ -13,19 +13,17 @@ import numpy as np
 from calotype.errors import UsageError
 from calotype.evaluate.figures import Bars
 from calotype.evaluate.report import svg
-from calotype.evaluate.report.markup import Markup, count, document, element, join, number
-from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table
+from calotype.evaluate.report.absent import reason, reasons
+from calotype.evaluate.report.cost import cost
+from calotype.evaluate.report.markup import Markup, document, element, join, number
+from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table, vae_name
 from calotype.evaluate.report.pictures import Crop, Encoded, encode
-from calotype.evaluate.report.standing import Standing, standings, values
+from calotype.evaluate.report.standing import STANDINGS, Standing, standings, values
 from calotype.files import atomic_path
 
 Results = dict[str, Any]
 
 _RATE = {"key": "kl_bits_per_pixel", "title": "KL rate", "unit": "bit/pixel", "better": "lower"}
-_STANDINGS = {
-    "best": "better than each other VAE on the same pictures: the 95% interval of the mean difference excludes 0",
-    "tied": "can't be told from the best on these pictures",
-}
 
 
 def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Path:
@@ -66,7 +64,7 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
         _pictures(results, grouped),
         _failures(results),
         _subsets(results),
-        _cost(results),
+        cost(results),
         _latents(results),
         _details(results),
     ]
@@ -89,6 +87,13 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
             "values": {
                 metric["key"]: [list(map(_plain, values(vae, metric["key"], len(pictures)))) for vae in vaes]
                 for metric in _plotted(results)
+            },
+            "why": {
+                metric["key"]: [
+                    {row["picture"]: text for row in vae["rows"] if (text := _times(reason(row, metric)))}
+                    for vae in vaes
+                ]
+                for metric in results["metrics"]
             },
             "crops": sorted(grouped),
         },
@@ -135,19 +140,19 @@ def _summary(results: Results) -> Markup:
     bounds = [_bounds(vaes, metric["key"]) for metric in metrics]
     rows = []
     for i, vae in enumerate(vaes):
-        cells = [_name(i, vae, f"f{vae['factor']}, {vae['channels']} channels")]
+        cells = [vae_name(i, vae, f"f{vae['factor']}, {vae['channels']} channels")]
         for metric, marked, bound in zip(metrics, marks, bounds, strict=True):
             mean = vae["means"].get(metric["key"])
             fewer = mean is not None and mean["n"] < len(vae["rows"])
             more = f"{mean['n']:,} of {len(vae['rows']):,} pictures" if fewer else ""
-            cells.append(_mean(mean, _digits(metric), marked[i], bound, more))
+            cells.append(_mean(mean, _digits(metric), marked[i], bound, more, _times(reasons(vae["rows"], metric))))
         cells += [_distance_cell(vae.get("distances", {}).get(key), key) for key in distances]
         figures = [row["numbers_per_pixel"] for row in vae["rows"] if "numbers_per_pixel" in row]
         cells.append(_cell(float(np.median(figures)) if figures else None, 3))
         rows.append(cells)
     note = [
         "Below each mean is its 95% bootstrap interval over the pictures, on one scale for all VAEs.",
-        *(f"{_badge(name)}: {text}." for name, text in _STANDINGS.items() if any(name in marked for marked in marks)),
+        *(f"{_badge(name)}: {text}." for name, text in STANDINGS.items() if any(name in marked for marked in marks)),
         "Distances have no such interval, and none of them is marked." if distances else "",
     ]
     return section(
@@ -155,11 +160,16 @@ def _summary(results: Results) -> Markup:
         "Summary",
         table(columns, rows, sortable=len(vaes) > 1),
         element("p", Markup(" ".join(filter(None, note))), class_="note"),
+        *(element("p", text, class_="note") for text in results.get("warnings", ())),
     )
 
 
+def _times(text: str) -> str:
+    return text.replace(" x ", " \u00d7 ")
+
+
 def _badge(name: str) -> Markup:
-    return element("span", name, class_=f"badge {name}", title=_STANDINGS[name])
+    return element("span", name, class_=f"badge {name}", title=STANDINGS[name])
 
 
 def _bounds(vaes: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
@@ -169,10 +179,16 @@ def _bounds(vaes: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
 
 
 def _mean(
-    mean: Mapping[str, float] | None, digits: int, standing: Standing, bounds: tuple[float, float], more: str
+    mean: Mapping[str, float] | None,
+    digits: int,
+    standing: Standing,
+    bounds: tuple[float, float],
+    more: str,
+    missing: str,
 ) -> Markup:
+    """A mean with its interval; below it how many pictures or parts it is of, and why others are not among them."""
     if mean is None:
-        return _cell(None, digits)
+        return _cell(None, digits, element("small", missing) if missing else "")
     low, high = (number(mean[end], digits) for end in ("low", "high"))
     drawn = svg.interval(mean["low"], mean["mean"], mean["high"], bounds) if math.isfinite(mean["mean"]) else ""
     return element(
@@ -180,8 +196,9 @@ def _mean(
         element("b", number(mean["mean"], digits)),
         _badge(standing) if standing else "",
         drawn,
-        element("small", f"{low} to {high}"),
+        element("small", f"{low} to {high}") if mean["n"] > 1 else "",
         element("small", more) if more else "",
+        element("small", missing) if missing else "",
         data_value=mean["mean"],
         class_=standing or None,
     )
@@ -203,49 +220,6 @@ def _distance_cell(found: Mapping[str, float] | None, key: str) -> Markup:
     more = [f"± {number(found['std'], digits)}"] if "std" in found else []
     more += [f"{found['n']:,} pictures"] if "n" in found else []
     return _cell(found["value"], digits, element("small", ", ".join(more)))
-
-
-def _name(i: int, vae: Mapping[str, Any], below: str = "") -> Markup:
-    small = element("small", below) if below else ""
-    return element("th", svg.sample(i), vae["label"], small, scope="row", data_value=vae["label"])
-
-
-def _decimals(value: float) -> int:
-    """For seconds and megabytes: three digits that count."""
-    return 3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0
-
-
-def _cost(results: Results) -> Markup:
-    vaes = results["vaes"]
-    columns = [
-        Column("VAE"),
-        Column("Parameters"),
-        Column("Weights", "MB"),
-        Column("Peak memory", "MB, planned", "of the plan for the largest picture, beside the weights"),
-        Column("Encoding", "s per megapixel", "median over pictures"),
-        Column("Decoding", "s per megapixel", "median over pictures"),
-    ]
-    figures = []
-    for vae in vaes:
-        memory, speed = vae.get("memory", {}), vae.get("speed", {})
-        sizes = [memory.get(key) for key in ("weights_bytes", "planned_peak_bytes")]
-        seconds = [speed.get(f"{way}_seconds_per_megapixel") for way in ("encode", "decode")]
-        figures.append([vae["parameters"], *(None if size is None else size / 1e6 for size in sizes), *seconds])
-    most = [max((v for v in column if v is not None), default=0.0) for column in zip(*figures, strict=True)]
-    rows = []
-    for i, vae in enumerate(vaes):
-        cells = [_name(i, vae)]
-        for k, (value, largest) in enumerate(zip(figures[i], most, strict=True)):
-            text = "\u2013" if value is None else count(value) if k == 0 else number(value, _decimals(value))
-            bar = "" if value is None else svg.share(value, largest)
-            cells.append(element("td", text, bar, data_value="" if value is None else value))
-        rows.append(cells)
-    return section(
-        "cost",
-        "Speed and memory",
-        table(columns, rows, sortable=len(vaes) > 1),
-        intro=f"On this machine ({results['device']})." if results.get("device") else "",
-    )
 
 
 # --- chart of pictures, and pictures ---
@@ -414,7 +388,8 @@ def _subsets(results: Results) -> Markup | str:
             for metric, bounds in zip(metrics, all_bounds, strict=True):
                 found = mean.get(metric["key"])
                 more = f"{found['n']:,} part{'' if found['n'] == 1 else 's'}" if found else ""
-                cells.append(_mean(found, _digits(metric), "", bounds, more))
+                parts = [part for row in vae["rows"] for part in row.get("subsets", {}).get(name, ())]
+                cells.append(_mean(found, _digits(metric), "", bounds, more, _times(reasons(parts, metric))))
             rows.append(cells)
     return section(
         "subsets",

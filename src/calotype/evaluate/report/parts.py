@@ -93,6 +93,12 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Markup]], sortable:
     )
 
 
+def vae_name(i: int, vae: Mapping[str, Any], below: str = "") -> Markup:
+    """What a row of the i-th VAE begins with."""
+    small = element("small", below) if below else ""
+    return element("th", svg.sample(i), vae["label"], small, scope="row", data_value=vae["label"])
+
+
 def shapes() -> Markup:
     """The marks of series, for the page's script."""
     paths = (element("path", d=shape, id=f"shape-{i}") for i, shape in enumerate(svg.SHAPES))

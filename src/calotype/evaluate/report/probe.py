@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import calotype
@@ -12,6 +13,8 @@ from calotype.evaluate.report.markup import Markup, document, element
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
 from calotype.evaluate.report.pictures import BUDGET, encode
 from calotype.files import atomic_path
+
+NAMED = 20  # at most, of what has a label and is no picture
 
 
 def write_probe(probe: Probe, path: Path) -> Path:
@@ -34,13 +37,24 @@ def _page(probe: Probe) -> bytes:
         f"{probe.side} \u00d7 {probe.side} pixels, seed {probe.seed}, "
         f"{f'LPIPS ({probe.lpips})' if probe.lpips else 'no LPIPS'}"
     )
+    unread = len(probe.unread)
+    left = f" {unread} more can't be read and {'is' if unread == 1 else 'are'} left out." if unread else ""
+    labels = f" {' '.join(probe.notes)}" if probe.notes else ""
     grids = sum(isinstance(figure, Pictures) for finding in probe.findings for figure in finding.figures)
     sections = [_finding(finding, BUDGET // max(1, grids)) for finding in probe.findings]
     return document(
         f"{title} \u2013 calotype",
-        heading(f"calotype {calotype.__version__} · probe", title, line, "", {}),
+        heading(f"calotype {calotype.__version__} · probe", title, line, f"{_made(probe)}{left}{labels}", probe.about),
         element("main", *sections, _left_out(probe), _details(probe), class_="findings"),
     )
+
+
+def _made(probe: Probe) -> str:
+    """What the program drew itself."""
+    own = "Charts and maps are drawn from the numbers; pictures of one colour and of noise are made by the program"
+    if "data" in probe.about and probe.about["data"] is None:
+        return f"{own}, and so are the pictures it was probed with: drawn cards, not photographs."
+    return f"{own}, all others are the pictures given and what the VAE made of them."
 
 
 def _finding(finding: Finding, budget: int) -> Markup:
@@ -83,6 +97,8 @@ def _figure(figure: Figure, budget: int) -> Markup:
         for uri, image, caption in zip(encoded.uris, figure.images, figure.captions, strict=True)
     ]
     columns = max(1, figure.columns)
+    if len(tiles) > columns:  # places that stay empty, so that the last row has tiles as wide as the others
+        tiles += [element("figure", aria_hidden="true")] * (-len(tiles) % columns)
     lines = [element("div", *tiles[i : i + columns], class_="row") for i in range(0, len(tiles), columns)]
     return element(
         "figure",
@@ -129,11 +145,35 @@ def _left_out(probe: Probe) -> Markup | str:
 
 
 def _details(probe: Probe) -> Markup:
-    told = {"weights": probe.vae, "sha256": probe.sha256, "seed": probe.seed}
+    about = probe.about
+    vae = {
+        "weights": probe.vae,
+        "sha256": probe.sha256,
+        "factor": probe.factor,
+        "latent channels": probe.latent_channels,
+    }
+    data = {"data": about["data"] or "cards that the program draws"} if "data" in about else {}
+    data |= {"pictures": len(probe.pictures), "side": f"{probe.side} pixels", "seed": probe.seed}
+    if probe.labelled:
+        data |= {"labels": about.get("labels", "given"), "without a label": len(probe.pictures) - probe.labelled}
+    if strange := about.get("labels_of_no_picture"):
+        data["labels of no picture"] = ", ".join(strange[:NAMED]) + (", ..." if len(strange) > NAMED else "")
+    run = {key: about[key] for key in ("created", "device", "dtype") if key in about}
+    versions = {"calotype": calotype.__version__} | about.get("versions", {})
     names = element("ol", *(element("li", name) for name in probe.pictures), start=0)
+    command = element("pre", shlex.join(about["command"])) if "command" in about else ""
     return section(
         "details",
         "How this was measured",
-        details("VAE", facts(told)),
+        details("VAE", facts(vae)),
+        details("Data", facts(data)),
+        details("Command and versions", command, facts(run | versions), id="versions"),
         details(f"Pictures ({len(probe.pictures):,}), numbered as in charts", names),
+        details(f"Pictures that can't be read ({len(probe.unread):,})", element("ul", *map(_item, probe.unread)))
+        if probe.unread
+        else "",
     )
+
+
+def _item(text: str) -> Markup:
+    return element("li", text)

@@ -283,7 +283,10 @@
       for (const i of places.slice(0, shown)) {
         const name = make("th", { scope: "row" });
         name.append(data.crops.includes(i) ? make("a", { href: `#picture-${i}` }, data.pictures[i]) : data.pictures[i]);
-        const cells = data.vaes.map((_, vae) => make("td", {}, written(value(data.values[chosen.key][vae][i]), chosen)));
+        const cells = data.vaes.map((_, vae) => {
+          const why = data.why[chosen.key][vae][i];
+          return make("td", {}, written(value(data.values[chosen.key][vae][i]), chosen), ...(why ? [make("small", {}, why)] : []));
+        });
         body.append(make("tr", {}, name, ...cells));
       }
       const box = make("div", { class: "scrolls", tabindex: 0 }, make("table", {}, make("thead", {}, head), body));

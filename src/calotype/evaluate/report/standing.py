@@ -12,6 +12,10 @@ from calotype.evaluate.bootstrap import mean_interval
 Standing = Literal["best", "tied", ""]
 
 RESAMPLES = 2000
+STANDINGS = {
+    "best": "better than each other VAE on the same pictures: the 95% interval of the mean difference excludes 0",
+    "tied": "can't be told from the best on these pictures",
+}
 
 
 def values(vae: dict[str, Any], key: str, pictures: int) -> list[float | None]:

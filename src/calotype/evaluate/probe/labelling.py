@@ -1,0 +1,144 @@
+"""Which label each picture has: by a file, by one that lies with the pictures, or by the folders they lie in."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from calotype.errors import UsageError
+
+INSIDE = ("labels.jsonl", "labels.json")
+FORM = 'a .json like {"a.png": "cat", "b.png": "dog"}, or a .jsonl with a line {"file": "a.png", "label": "cat"} each'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """Labels of pictures.
+
+    Attributes:
+        labels: one for each picture, None for one without; None where there are no labels at all.
+        source: where they are from, in words.
+        strange: what has a label and is not among the pictures.
+        why: there are none, although there is a file for them; a sentence.
+    """
+
+    labels: tuple[str | None, ...] | None = None
+    source: str = ""
+    strange: tuple[str, ...] = ()
+    why: str = ""
+
+
+def labelling(names: Sequence[str], data: Path, file: Path | None = None) -> Labelling:
+    """Labels for all pictures of a source.
+
+    They are in `file`; or else in labels.jsonl or labels.json, which lies with the pictures; or else each picture's
+    label is the folder it lies in, where there are at least two (the layout of torchvision's ImageFolder; folders that
+    all pictures share do not count). A file names pictures by their path, or by their name alone where only one has it.
+
+    Args:
+        names: as `sources.open_source` has them.
+        data: the folder or archive they are in.
+        file: one that is there, or the name of one in `data`; it must be right, while one that nobody named may be
+            something else.
+
+    Raises:
+        UsageError: `file` is not there, is none of labels, or has none for these pictures.
+    """
+    if file is not None:
+        text = _text(file) if file.is_file() else _inside(data, file.as_posix())
+        if text is None:
+            raise UsageError(f"{file}: there is no such file, and none in {data}; give labels as {FORM}.")
+        return _matched(names, _parsed(str(file), text, file.suffix), str(file))
+    for name in INSIDE:
+        if (text := _inside(data, name)) is not None:
+            title = f"{name} in {data}"
+            try:
+                return _matched(names, _parsed(title, text, Path(name).suffix), title)
+            except UsageError as error:
+                return Labelling(why=str(error))
+    folders = _folders(names)
+    if len(set(folders) - {None}) > 1:
+        return Labelling(labels=folders, source="the folders that the pictures lie in")
+    return Labelling()
+
+
+def _text(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: this file can't be read ({error.strerror}); check its permissions.") from None
+
+
+def _inside(data: Path, name: str) -> bytes | None:
+    """A file of a folder or a zip; of a zip all of which lies in one folder, also from there."""
+    if data.is_dir():
+        return _text(data / name) if (data / name).is_file() else None
+    if not zipfile.is_zipfile(data):
+        return None
+    with zipfile.ZipFile(data) as archive:
+        found = [one for one in archive.namelist() if one == name or one.split("/", 1)[-1] == name]
+        try:
+            return archive.read(min(found, key=len)) if found else None
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+            raise UsageError(f"{data}: {name} in it can't be read ({error}); give --labels.") from None
+
+
+def _parsed(title: str, content: bytes, suffix: str) -> dict[str, str]:
+    """Labels by picture."""
+    try:
+        text = content.decode("utf-8-sig")
+        pairs: list[tuple[Any, Any]] = []
+        if suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            pairs = [(row["file"], row["label"]) for row in rows]
+        elif text.lstrip().startswith("{"):
+            pairs = json.loads(text, object_pairs_hook=list)  # a name that stands there twice is seen so
+    except (ValueError, KeyError, TypeError):
+        pairs = []
+    if not pairs or not all(_is_pair(*pair) for pair in pairs):
+        raise UsageError(f"{title}: labels must be JSON: {FORM}.")
+    found: dict[str, str] = {}
+    for name, label in pairs:
+        if found.setdefault(name, str(label)) != str(label):
+            raise UsageError(f"{title}: {name} has two labels, {found[name]} and {label}; give it one.")
+    return found
+
+
+def _is_pair(name: Any, label: Any) -> bool:
+    return isinstance(name, str) and isinstance(label, str | int) and not isinstance(label, bool) and label != ""
+
+
+def _matched(names: Sequence[str], known: dict[str, str], title: str) -> Labelling:
+    paths = set(names)
+    short = Counter(PurePosixPath(name).name for name in names)
+    used: set[str] = set()
+    labels: list[str | None] = []
+    for name in names:
+        key = name if name in known else PurePosixPath(name).name
+        if key not in known or (key != name and key in paths):
+            labels.append(None)
+            continue
+        if key != name and short[key] > 1:
+            raise UsageError(f"{title}: {key} is the name of {short[key]} pictures; give their paths, as in {name}.")
+        used.add(key)
+        labels.append(known[key])
+    if not used:
+        raise UsageError(
+            f"{title}: none of the pictures has a label there; its names must be those of the pictures, such as "
+            f"{names[0]}."
+        )
+    return Labelling(labels=tuple(labels), source=title, strange=tuple(key for key in known if key not in used))
+
+
+def _folders(names: Sequence[str]) -> tuple[str | None, ...]:
+    """The outermost folder in which not all pictures lie, for each; None for those in no folder."""
+    # a shard of several is no class
+    paths = [[part for part in PurePosixPath(name).parts[:-1] if not part.lower().endswith(".tar")] for name in names]
+    while paths and all(paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    return tuple(path[0] if path else None for path in paths)
