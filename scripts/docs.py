@@ -15,8 +15,8 @@ from calotype.weights.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "", "reconstruct", "encode", "decode", "evaluate", "probe", "inspect", "plan", "convert", "train", "morph", "vary",
-    "blend", "transfer", "direction learn", "direction apply", "doctor",
+    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
+    "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -348,7 +348,13 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"{path} can't be written: {suffix or 'no suffix'!r} is no known format; use one of {known}.")
 
 
-def write_picture(path: str | os.PathLike[str], image: Image.Image | Tensor, *, alpha: Tensor | None = None) -> Path:
+def write_picture(
+    path: str | os.PathLike[str],
+    image: Image.Image | Tensor,
+    *,
+    alpha: Tensor | None = None,
+    text: Mapping[str, str] | None = None,
+) -> Path:
     """Write a picture in the format its suffix names; a file that is there already is replaced only by a whole one.
 
     .png, .webp and .tif/.tiff (deflate) lose nothing; .jpg/.jpeg have quality 95, .avif quality 90, both 4:4:4.
@@ -357,6 +363,7 @@ def write_picture(path: str | os.PathLike[str], image: Image.Image | Tensor, *, 
         path: ends in one of those suffixes, in either case.
         image: a PIL image, or pixels [3, H, W].
         alpha: [H, W] in [0, 1]; only together with pixels.
+        text: by keyword, kept in PNG (iTXt); other formats are written without it.
 
     Returns:
         The path.
@@ -379,6 +386,11 @@ def write_picture(path: str | os.PathLike[str], image: Image.Image | Tensor, *, 
     if image.mode not in modes:
         known = ", ".join(modes)
         raise UsageError(f"{path} can't be written: {format_} can't hold mode {image.mode}; convert to one of {known}.")
+    if text and format_ == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        for keyword, value in text.items():
+            chunks.add_itxt(keyword, value)
+        options = {**options, "pnginfo": chunks}
     try:
         with atomic_path(path) as temporary:
             image.save(temporary, format=format_, **options)

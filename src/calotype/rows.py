@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -76,7 +77,13 @@ def require_rows_writable(path: str | os.PathLike[str], width: int, height: int,
 
 
 def write_rows(
-    path: str | os.PathLike[str], rows: Iterable[Tensor], *, width: int, height: int, alpha: Tensor | None = None
+    path: str | os.PathLike[str],
+    rows: Iterable[Tensor],
+    *,
+    width: int,
+    height: int,
+    alpha: Tensor | None = None,
+    text: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a picture in the format its suffix names, while its rows come; its pixels are those of `write_picture`.
 
@@ -88,6 +95,7 @@ def write_rows(
         path: ends in a suffix that `write_picture` knows, in either case.
         rows: [3, n, width] from top to bottom, floats in [-1, 1] or uint8; n may change, and sums to `height`.
         alpha: [height, width], in [0, 1], or uint8 where the rows are.
+        text: as for `write_picture`.
 
     Returns:
         The path.
@@ -114,7 +122,7 @@ def write_rows(
 
     blocks = _blocks(path, watched(), width, height, alpha)
     if path.suffix.lower() == ".png":
-        write: Callable[[IO[bytes], Iterator[_Bytes], int, int, int], None] = _write_png
+        write: Callable[[IO[bytes], Iterator[_Bytes], int, int, int], None] = partial(_write_png, text=text or {})
     elif path.suffix.lower() in (".tif", ".tiff"):
         write = _write_tiff
     else:
@@ -178,10 +186,14 @@ def _levels(rows: Tensor, alpha: Tensor | None) -> _Bytes:
     return levels
 
 
-def _write_png(file: IO[bytes], blocks: Iterator[_Bytes], width: int, height: int, channels: int) -> None:
+def _write_png(
+    file: IO[bytes], blocks: Iterator[_Bytes], width: int, height: int, channels: int, text: Mapping[str, str]
+) -> None:
     file.write(b"\x89PNG\r\n\x1a\n")
     # 8 bits; 2 is RGB and 6 RGBA; the one compression, the one set of filters, not interlaced
     _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 6, 0, 0, 0))
+    for keyword, value in text.items():  # iTXt: not compressed, of no language, with no translated keyword
+        _write_chunk(file, b"iTXt", keyword.encode("latin-1") + bytes(5) + value.encode())
     deflate = zlib.compressobj(_LEVEL)
     above = np.zeros(width * channels, dtype=np.uint8)
     for block in blocks:

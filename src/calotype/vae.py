@@ -87,7 +87,8 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
     # a file that is called like a preset must not be taken for it when its latents are decoded
-    name = path.name if path.name not in ("builtin", *PRESETS) else f"./{path.name}"
+    name = path.name or path.resolve().name
+    name = f"./{name}" if name in ("builtin", *PRESETS) else name
     return path, name, latent_format
 
 
@@ -472,6 +473,7 @@ class VAE:
         latents: Latents,
         *,
         any_vae: bool = False,
+        text: Mapping[str, str] | None = None,
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> Path:
@@ -481,6 +483,7 @@ class VAE:
 
         Args:
             path: its suffix names the format.
+            text: as for `pixels.write_picture`.
             any_vae, memory, progress: as for `decode_images`.
 
         Raises:
@@ -502,9 +505,9 @@ class VAE:
 
         if self.may_widen:
             with suppress(NonFiniteError):
-                return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
+                return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha, text=text)
             self.widen(stacklevel=3)
-        return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha)
+        return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha, text=text)
 
     def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
         """Latents -> the raw latents of this VAE, [C, h, w].

@@ -16,8 +16,8 @@ from calotype.cli import common
 from calotype.cli.main import app
 
 COMMANDS = [
-    "reconstruct", "encode", "decode", "evaluate", "probe", "inspect", "plan", "convert", "train", "morph", "vary",
-    "blend", "transfer", "doctor",
+    "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
+    "morph", "vary", "blend", "transfer", "doctor",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 

@@ -55,6 +55,7 @@ def command(
     VAE makes of the blended latents, and it passes into the pictures without an edge. Without a feather, a black and
     white mask is a cut.
     """
+    from calotype.draw.record import origin, record
     from calotype.edit.blend import blend, levels_of
     from calotype.engine.budget import parse_memory
     from calotype.pixels import read_picture_rows, require_writable
@@ -74,8 +75,15 @@ def command(
             raise UsageError(f"{path} is {w}x{h} and {first} {width}x{height}; {to_do}.")
     loaded = load_vae(vae, None, device, dtype)
     make_folder(out.parent)
+    made = {
+        "first": origin(first), "second": origin(second), "mask": origin(mask), "feather": feather,
+        "paste_back": paste_back, "size": [width, height], "vae": {"name": loaded.name, "sha256": loaded.sha256},
+    }  # fmt: skip
     with bar("Blending", json) as told:
-        blend(loaded, a, b, over, out, feather=feather, paste_back=paste_back, memory=memory, progress=told)
+        blend(
+            loaded, a, b, over, out, feather=feather, paste_back=paste_back, text=record(NAME, made), memory=memory,
+            progress=told,
+        )  # fmt: skip
     document = {
         "vae": loaded.name, "vae_sha256": loaded.sha256, "first": str(first), "second": str(second), "mask": str(mask),
         "feather": feather, "paste_back": paste_back, "out": str(out), "width": width, "height": height,

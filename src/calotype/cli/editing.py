@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -105,10 +105,17 @@ def bar(doing: str, quiet: bool) -> Iterator[Progress]:
         yield lambda part: shown.update(task, completed=part)
 
 
-def write_edited(vae: VAE, latents: Latents, out: Path, memory: str | None, progress: Progress | None) -> None:
+def write_edited(
+    vae: VAE,
+    latents: Latents,
+    out: Path,
+    memory: str | None,
+    progress: Progress | None,
+    text: Mapping[str, str] | None = None,
+) -> None:
     """Decodes what was edited to a file, whose folder is made."""
     from calotype.pixels import require_writable
 
     require_writable(out)
     make_folder(out.parent)
-    vae.write_image(out, latents, memory=memory, progress=progress)
+    vae.write_image(out, latents, text=text, memory=memory, progress=progress)

@@ -17,6 +17,7 @@ from calotype.cli import (
     decode,
     direction,
     doctor,
+    draw,
     encode,
     evaluate,
     inspect,
@@ -24,6 +25,7 @@ from calotype.cli import (
     plan,
     probe,
     reconstruct,
+    redraw,
     train,
     transfer,
     vary,
@@ -61,7 +63,8 @@ def _add(to: typer.Typer, name: str, command: Any, example: str) -> None:
 
 
 for module in (
-    reconstruct, encode, decode, evaluate, probe, inspect, plan, convert, train, morph, vary, blend, transfer, doctor
+    reconstruct, encode, decode, draw, redraw, evaluate, probe, inspect, plan, convert, train, morph, vary, blend,
+    transfer, doctor,
 ):  # fmt: skip
     _add(app, module.NAME, module.command, module.EXAMPLE)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,8 +22,22 @@ from calotype.cli.common import (
     finish,
     make_folder,
 )
+from calotype.cli.drawing import (
+    MOST_SEED,
+    Asked,
+    GuidanceOption,
+    Model,
+    ModelOption,
+    OwnModel,
+    StepsOption,
+    load_model,
+    require_text,
+)
 from calotype.cli.editing import PICTURES, EditVaeOption, SizeOption, bar, output_file, read_source, sized, vae_for
 from calotype.errors import UsageError
+
+if TYPE_CHECKING:
+    from calotype.edit.morph import Frame
 
 NAME = "morph"
 EXAMPLE = "Example: [bold]calotype morph a.jpg b.jpg --size 512x512 --ping-pong --out morph.webp[/]"
@@ -56,9 +72,10 @@ class LpipsName(str, Enum):
 
 
 def command(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE PICTURE...", help=PICTURES)],
+    ctx: typer.Context,
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE PICTURE...", help=f"{PICTURES} Or prompts.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Animation: .gif, .png or .apng, .webp, .mp4 (needs calotype[video]).")
+        Path, typer.Option("--out", "-o", help="Animation: .gif, .png or .apng, .webp, .mp4 (needs the package av).")
     ] = Path("morph.gif"),
     sheet: Annotated[
         Path | None, typer.Option(help="Also write a contact sheet of the frames here.", show_default="none")
@@ -72,6 +89,16 @@ def command(
     closed: Annotated[bool, typer.Option("--closed", help="Go on from the last picture to the first.")] = False,
     plays: Annotated[int, typer.Option(min=0, help="How often it is played; 0 is without end.")] = 0,
     size: SizeOption = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="The words are prompts: every frame is drawn, from one to the next.")
+    ] = False,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(min=0, max=MOST_SEED, help="With --prompts: of all, or once for each.", show_default="0"),
+    ] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    model: ModelOption = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Say how even the steps are, by RMSE and LPIPS, beside a cross-fade.")
     ] = False,
@@ -88,53 +115,87 @@ def command(
     it was decoded; GIF has 256 colours, and MP4 is compressed. Ways that return (--ping-pong, --closed) end one frame
     before the first, so that the animation repeats without a halt. Pictures must be of one size, or be brought to it by
     --size.
+
+    With --prompts, noise and texts pass into each other, and the frames at the prompts are what `calotype draw` makes
+    of them with that seed.
     """
+    from calotype.draw.record import origin, record
     from calotype.edit.animation import require_animation
-    from calotype.edit.morph import Way, write_morph
+    from calotype.edit.morph import Way, morph, write_frames
     from calotype.edit.sources import latents_of
     from calotype.engine.budget import parse_memory
     from calotype.engine.run import share
     from calotype.evaluate.lpips import load_lpips
     from calotype.pixels import require_writable
 
+    _require_fitting(ctx, prompts)
     if len(pictures) < 2:
-        raise UsageError(f"A morph leads from one picture to another; give another one beside {pictures[0]}.")
+        what = repr(pictures[0]) if prompts else pictures[0]
+        raise UsageError(
+            f"A morph leads from one {'prompt' if prompts else 'picture'} to another; give another one beside {what}."
+        )
     chosen = Way(frames=frames, kind=way.value, easing=easing.value, closed=closed, ping_pong=ping_pong)
-    output_file(out, pictures)
+    paths = [] if prompts else [Path(one) for one in pictures]
+    output_file(out, paths)
     require_animation(out, fps, plays)
     if sheet is not None:
-        require_writable(output_file(sheet, [*pictures, out]))
+        require_writable(output_file(sheet, [*paths, out]))
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
-    sources = [read_source(path, wanted, under) for path in pictures]
-    loaded = vae_for(sources, pictures, vae, device, dtype)
+    made_of: dict[str, Any] = {"frames": frames, "easing": easing.value, "closed": closed, "ping_pong": ping_pong}
+    frames_of: Callable[..., Iterator[Frame]]
+    if prompts:
+        from calotype.draw.walk import walk
+
+        seeds = _seeds(seed, pictures)
+        asked = Asked(steps=steps, guidance=guidance, size=wanted)
+        for prompt in pictures:
+            require_text(prompt)
+        drawing = _own(load_model(model, vae, None, device, None))
+        for prompt in pictures:
+            for notice in drawing.notices(prompt):
+                complain(notice)
+        loaded, settings = drawing.drawer.vae, drawing.settings(asked)
+        padding = drawing.drawer.padding(settings)
+        frames_of = partial(walk, drawing.drawer, pictures, seeds, settings, chosen)
+        named = {"model": drawing.name, "model_sha256": drawing.sha256, "prompts": pictures, "seeds": seeds}
+        made_of |= {"prompts": pictures, "seeds": seeds, **drawing.made_with(asked), **drawing.names}
+    else:
+        sources = [read_source(path, wanted, under) for path in paths]
+        loaded = vae_for(sources, paths, vae, device, dtype)
+        with bar("Encoding", json) as told:
+            latents = []
+            for i, source in enumerate(sources):
+                latents.append(latents_of(loaded, source, memory=memory, progress=share(told, i, len(sources))))
+                if latents[i].alpha is not None:
+                    complain(f"{paths[i]}: its alpha was left out.")
+        _require_one_size(paths, [(one.padding.width, one.padding.height) for one in latents])
+        padding = latents[0].padding
+        frames_of = partial(morph, loaded, latents, chosen, memory=memory)
+        named = {"pictures": pictures}
+        made_of |= {"sources": [origin(path) for path in paths], "way": way.value}
+        made_of |= {"vae": {"name": loaded.name, "sha256": loaded.sha256}}
     wants_lpips = measure and lpips is not LpipsName.none
     network = load_lpips(lpips.value).to(loaded.device) if wants_lpips else None  # type: ignore[arg-type]
-    with bar("Encoding", json) as told:
-        latents = []
-        for i, source in enumerate(sources):
-            latents.append(latents_of(loaded, source, memory=memory, progress=share(told, i, len(sources))))
-            if latents[i].alpha is not None:
-                complain(f"{pictures[i]}: its alpha was left out.")
-    _require_one_size(pictures, [(one.padding.width, one.padding.height) for one in latents])
     for path in filter(None, (out, sheet)):
         make_folder(path.parent)
     with bar("Morphing", json) as told:
-        made = write_morph(
-            loaded, latents, out, chosen, fps=fps, plays=plays, sheet=sheet, measure=measure, lpips=network,
-            memory=memory, progress=told,
+        made = write_frames(
+            frames_of(progress=told), out, chosen, len(pictures), (padding.width, padding.height), fps=fps, plays=plays,
+            sheet=sheet, measure=measure, lpips=network,
+            text=record(NAME, {**made_of, "size": [padding.width, padding.height]}),
         )  # fmt: skip
-    steps = {key: {kind: _evenness(getattr(found, kind)) for kind in KINDS} for key, found in made.steps.items()}
+    evenness = {key: {kind: _evenness(getattr(found, kind)) for kind in KINDS} for key, found in made.steps.items()}
     document = {
-        "vae": loaded.name, "vae_sha256": loaded.sha256, "pictures": [str(path) for path in pictures], "out": str(out),
+        "vae": loaded.name, "vae_sha256": loaded.sha256, **named, "out": str(out),
         "sheet": None if sheet is None else str(sheet), "frames": made.frames, "width": made.width,
-        "height": made.height, "seconds": made.frames / fps, "steps": steps,
+        "height": made.height, "seconds": made.frames / fps, "steps": evenness,
     }  # fmt: skip
 
     def text() -> None:
         print(f"{out}: {made.frames} frames of {made.width}x{made.height}, {made.frames / fps:.2f} s")
-        for key, kinds in steps.items():
+        for key, kinds in evenness.items():
             name = "RMSE (levels)" if key == "rmse" else f"LPIPS ({lpips.value})"
             for kind, one in kinds.items():
                 ratio = "" if one["ratio"] is None else f", largest over mean {one['ratio']:.2f}"
@@ -144,6 +205,45 @@ def command(
             print(sheet)
 
     finish(document, as_json=json, text=text)
+
+
+def _require_fitting(ctx: typer.Context, prompts: bool) -> None:
+    """Checks that options of drawn frames and of pictures are not mixed.
+
+    Raises:
+        UsageError: if they are.
+    """
+    for name in ("way", "background", "dtype", "memory") if prompts else ("seed", "steps", "guidance", "model"):
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            if prompts:
+                raise UsageError(f"--{name} does nothing to what is drawn by --prompts; leave it out.")
+            raise UsageError(f"--{name} goes with --prompts, and these are pictures; leave it out.")
+
+
+def _seeds(seeds: list[int] | None, prompts: list[str]) -> list[int]:
+    """One for each prompt.
+
+    Raises:
+        UsageError: if there are neither one nor as many as prompts.
+    """
+    given = seeds or [0]
+    if len(given) not in (1, len(prompts)):
+        raise UsageError(
+            f"There are {len(given)} seeds for {len(prompts)} prompts; give --seed once, or once for each."
+        )
+    return given * len(prompts) if len(given) == 1 else given
+
+
+def _own(model: Model) -> OwnModel:
+    """A drawing model of calotype.
+
+    Raises:
+        UsageError: for a checkpoint.
+    """
+    if not isinstance(model, OwnModel):
+        raise UsageError(f"{model.name} is a checkpoint, and morphs are drawn by calotype's own models; leave it out.")
+    return model
 
 
 def _require_one_size(paths: list[Path], sizes: list[tuple[int, int]]) -> None:

@@ -25,7 +25,7 @@ class Strategy(str, Enum):
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a TOML file.")],
-    data: Annotated[Path, typer.Option(help="Folder (or archive) that the recipe's sources are in.")],
+    data: Annotated[Path, typer.Option(help="Folder (or archive) that the recipe's sources or captions are in.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, panels, weights.")],
     settings: Annotated[
         list[str] | None,
@@ -45,16 +45,25 @@ def command(
     tensorboard: Annotated[bool, typer.Option(help="Also write OUT/tensorboard.")] = True,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Also log to Weights & Biases.")] = None,
 ) -> None:
-    """Train an autoencoder as a recipe says.
+    """Train an autoencoder, or a model that draws, as a recipe says.
 
     Ctrl-C or SIGTERM writes a checkpoint and stops; --resume goes on as if nothing had happened. At the end,
     OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
     an AutoencoderKL as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
+
+    A recipe with a [denoiser], as `emoji` is one, trains a model for `calotype draw` on the pictures and words of
+    DATA/captions.jsonl, on one device; OUT has its weights at every checkpoint.
     """
+    from calotype.draw.recipe import is_drawing_recipe
     from calotype.errors import UsageError
     from calotype.train.recipe import load_recipe
 
     require_folder(out)
+    if is_drawing_recipe(recipe):
+        if dry_run or strategy is not Strategy.auto or wandb is not None:
+            raise UsageError("A drawing model is trained on one device; leave out --dry-run, --strategy and --wandb.")
+        _train_drawing(recipe, settings or [], data, out, resume, device)
+        return
     loaded = load_recipe(recipe, settings or ())
     try:
         from calotype.train.run import Options, train
@@ -90,3 +99,28 @@ def command(
         if first:
             complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
         raise typer.Exit(130)
+
+
+def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from calotype.draw.recipe import load_drawing_recipe
+    from calotype.draw.training import train_drawing
+    from calotype.vae import load
+
+    recipe = load_drawing_recipe(name, settings)
+    console = Console(stderr=True)
+    weights = train_drawing(
+        recipe, data, out, load(recipe.vae, device=device), resume=resume,
+        report=lambda line: console.print(
+            f"step {int(line['step'])} of {recipe.steps}  loss {line['loss']:.4f}"
+            f"  {line['pictures_per_second']:.1f} pictures/s",
+            highlight=False,
+        ),
+        track=lambda items: track(items, "Encoding pictures", console=console, transient=True),
+    )  # fmt: skip
+    if weights is None:
+        complain(f"Stopped; the same command with --resume goes on from the checkpoint in {out}.")
+        raise typer.Exit(130)
+    print(weights)

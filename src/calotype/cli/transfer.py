@@ -50,6 +50,7 @@ def command(
 
     It moves colour, tone and contrast. Brush strokes and textures are not in these numbers.
     """
+    from calotype.draw.record import origin, record
     from calotype.edit.sources import latents_of
     from calotype.edit.transfer import require_strength, transfer
     from calotype.engine.budget import parse_memory
@@ -68,8 +69,15 @@ def command(
         latents = [
             latents_of(loaded, source, memory=memory, progress=share(told, i, 3)) for i, source in enumerate(sources)
         ]
-        write_edited(loaded, transfer(latents[0], latents[1], strength), out, memory, share(told, 2, 3))
-    height, width = latents[0].padding.height, latents[0].padding.width
+        height, width = latents[0].padding.height, latents[0].padding.width
+        made = record(
+            NAME,
+            {
+                "content": origin(content), "style": origin(style), "strength": strength, "size": [width, height],
+                "vae": {"name": loaded.name, "sha256": loaded.sha256},
+            },
+        )  # fmt: skip
+        write_edited(loaded, transfer(latents[0], latents[1], strength), out, memory, share(told, 2, 3), made)
     document = {
         "vae": loaded.name, "vae_sha256": loaded.sha256, "content": str(content), "style": str(style),
         "strength": strength, "out": str(out), "width": width, "height": height,

@@ -60,6 +60,7 @@ def command(
     and among others. Posteriors of most VAEs are so narrow that nothing is to be seen at temperature 1: the command
     says how narrow. --noise latents is the same for all VAEs, also for those (TAESD) that have no posterior.
     """
+    from calotype.draw.record import origin, record
     from calotype.edit.sheet import sheet, thumbnail
     from calotype.edit.vary import vary
     from calotype.engine.budget import parse_memory
@@ -87,10 +88,16 @@ def command(
         )  # fmt: skip
         _, rows, columns = found.mode.tensor.shape
         loaded.engine.plan("decode", rows * loaded.factor, columns * loaded.factor, memory)
+        made = {
+            "source": origin(picture), "temperature": temperature, "noise": noise.value,
+            "size": [found.mode.padding.width, found.mode.padding.height],
+            "vae": {"name": loaded.name, "sha256": loaded.sha256},
+        }  # fmt: skip
         make_folder(out)
         small = [thumbnail(loaded.decode_image(found.mode, memory=memory, progress=share(told, 1, count + 2)))]
         for i, (path, latents) in enumerate(zip(paths, found, strict=True)):
-            loaded.write_image(path, latents, memory=memory, progress=share(told, i + 2, count + 2))
+            text_of = record(NAME, {**made, "seed": seeds[i]})
+            loaded.write_image(path, latents, text=text_of, memory=memory, progress=share(told, i + 2, count + 2))
             small.append(thumbnail(to_pil(read_picture(path).pixels)))
     write_picture(grid, sheet(small, ["mode", *(f"seed {one}" for one in seeds)], columns=3 if count < 9 else 6))
     document = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,6 +83,7 @@ def blend(
     *,
     feather: int = FEATHER,
     paste_back: bool = True,
+    text: Mapping[str, str] | None = None,
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -98,6 +99,7 @@ def blend(
         mask: uint8 [H, W], of that size.
         out: its suffix names the format; .jpg and .avif do not keep levels.
         feather: radius of the mask's soft edges, in pixels.
+        text: as for `pixels.write_picture`.
         memory, progress: as for `VAE.encode`.
 
     Raises:
@@ -127,9 +129,9 @@ def blend(
 
     if vae.may_widen:
         with suppress(NonFiniteError):
-            return write_rows(out, rows(), width=width, height=height)
+            return write_rows(out, rows(), width=width, height=height, text=text)
         vae.widen()
-    return write_rows(out, rows(), width=width, height=height)
+    return write_rows(out, rows(), width=width, height=height, text=text)
 
 
 def pasted(decoded: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from calotype.edit.animation import animation, require_animation
 from calotype.edit.paths import Kind, between, times
 from calotype.edit.sheet import sheet as contact_sheet, thumbnail
 from calotype.engine.executor import Progress
+from calotype.engine.memory import spill_folder
 from calotype.engine.run import share
 from calotype.errors import UsageError
 from calotype.evaluate.lpips import LPIPS
@@ -168,6 +169,7 @@ def write_morph(
     sheet: Path | None = None,
     measure: bool = False,
     lpips: LPIPS | None = None,
+    text: Mapping[str, str] | None = None,
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Morph:
@@ -183,22 +185,50 @@ def write_morph(
         sheet: where to write a contact sheet of the frames.
         measure: how far frames lie from one another, beside a cross-fade of the decoded pictures at the same times.
         lpips: measures too, where given.
+        text: of the sheet, as for `pixels.write_picture`.
         memory, progress: as for `VAE.decode`.
 
     Raises:
         UsageError: see `morph` and `animation`; and for pictures that are too small for LPIPS.
         PictureError: if the disk or the encoder refuses it.
     """
-    width, height = size = pictures[0].padding.width, pictures[0].padding.height
+    frames = morph(vae, pictures, way, memory=memory, progress=progress)
+    size = pictures[0].padding.width, pictures[0].padding.height
+    return write_frames(
+        frames, out, way, len(pictures), size,
+        fps=fps, plays=plays, sheet=sheet, measure=measure, lpips=lpips, text=text,
+    )  # fmt: skip
+
+
+def write_frames(
+    frames: Iterator[Frame],
+    out: Path,
+    way: Way,
+    stops: int,
+    size: tuple[int, int],
+    *,
+    fps: float = 12.0,
+    plays: int = 0,
+    sheet: Path | None = None,
+    measure: bool = False,
+    lpips: LPIPS | None = None,
+    text: Mapping[str, str] | None = None,
+) -> Morph:
+    """Writes the frames of a way between so many stops, of a (width, height); the rest is as `write_morph` has it."""
+    width, height = size
     require_animation(out, fps, plays, size)
     if measure and lpips and min(size) < LEAST_LPIPS:
         raise UsageError(f"LPIPS needs pictures of at least {LEAST_LPIPS} pixels a side, not {width}x{height}.")
-    count = way.count(len(pictures))
+    count = way.count(stops)
     steps = {key: Steps() for key in (("rmse", "lpips") if lpips else ("rmse",)) if measure}
     small: list[Image.Image] = []
+    first: tuple[Tensor, Tensor] | None = None
     last: tuple[Tensor, Tensor] | None = None
-    with animation(out, size=size, frames=count, fps=fps, plays=plays) as add, tempfile.TemporaryFile() as spool:
-        for frame in morph(vae, pictures, way, memory=memory, progress=progress):
+    with (
+        animation(out, size=size, frames=count, fps=fps, plays=plays) as add,
+        tempfile.TemporaryFile(dir=spill_folder()) as spool,
+    ):
+        for frame in frames:
             image = to_pil(frame.pixels)
             add(image)
             if way.ping_pong:
@@ -210,13 +240,16 @@ def write_morph(
                 if last is not None:
                     _measured(steps, last, now, lpips)
                 last = now
+                first = first or now
+        if way.closed and first and last:
+            _measured(steps, last, first, lpips)
         if way.ping_pong:
-            for i in range(way.decoded(len(pictures)) - 2, 0, -1):
+            for i in range(way.decoded(stops) - 2, 0, -1):
                 spool.seek(i * 3 * width * height)
                 levels = np.frombuffer(spool.read(3 * width * height), dtype=np.uint8)
                 add(Image.fromarray(levels.reshape(height, width, 3)))
     if sheet:
-        write_picture(sheet, contact_sheet(small))
+        write_picture(sheet, contact_sheet(small), text=text)
     return Morph(frames=count, width=width, height=height, steps=steps)
 
 

@@ -1,0 +1,166 @@
+"""How well a drawing model draws what it is told: the nearest picture of its training to each of its drawings.
+
+    python bench/draw.py --data DATA [--names 200] [--keep]
+
+DATA is the folder with captions.jsonl that `scripts/emoji.py` makes. Names are taken evenly from those that the model
+was trained on. Each is drawn, and the pictures are sorted by the cosine of EfficientNet-Lite0's features, made at the
+model's size: a drawing is right where the nearest one carries the name that was asked for, and among the first five
+where one of them does. Pictures that are the same file count as one. Told with guidance 1 and 4, for held-out
+combinations, and how far two seeds lie apart. Prints tables and one JSON line, kept in bench/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import calotype
+from calotype.draw.captions import Caption, is_variant, read_captions, shown_small
+from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.evaluate.features import load_extractor
+from calotype.pixels import from_array
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def chosen(captions: list[Caption], count: int) -> list[Caption]:
+    """So many captions, the same every time: those whose names' sha256 come first."""
+    return sorted(captions, key=lambda one: hashlib.sha256(one.name.encode()).digest())[:count]
+
+
+class Nearest:
+    """The pictures of a folder, found by what a drawing looks like."""
+
+    def __init__(self, data: Path, captions: list[Caption], size: int) -> None:
+        self.captions = captions
+        self.extractor = load_extractor("efficientnet-lite0")
+        self.same = [hashlib.sha256((data / one.file).read_bytes()).digest() for one in captions]
+        pictures = track([shown_small(data / one.file, size) for one in captions], "Features", transient=True)
+        self.known = torch.cat([self.features(one) for one in pictures])
+
+    @torch.no_grad()
+    def features(self, image: Image.Image) -> Tensor:
+        """[1, D], of length 1."""
+        found = self.extractor(from_array(np.asarray(image)[None]))
+        return torch.nn.functional.normalize(found.float(), dim=1)
+
+    def rank(self, image: Image.Image, wanted: Caption) -> int:
+        """How many different pictures are nearer to the drawing than the wanted one, which is named as it."""
+        likeness = (self.known @ self.features(image).T)[:, 0]
+        names = set(wanted.names)
+        of_wanted = max(float(likeness[i]) for i, one in enumerate(self.captions) if names & set(one.names))
+        return len({self.same[i] for i in (likeness > of_wanted).nonzero()[:, 0].tolist()})
+
+
+def drawings(drawer: Drawer, captions: list[Caption], settings: Settings, doing: str) -> list[Image.Image]:
+    """One of each name, with its place as the seed."""
+    made = []
+    for seed, one in enumerate(track(captions, doing, transient=True)):
+        made.append(drawer.vae.decode_image(drawer.draw(one.name, seed, settings)))
+    return made
+
+
+def seconds_of_one() -> float:
+    """What `calotype draw` takes in a process of its own, with its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "calotype", "draw", "a red apple", "--out", folder], check=True, capture_output=True
+        )
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl")
+    parser.add_argument("--model", type=Path, help="a drawing model; the built-in one where none is given")
+    parser.add_argument("--names", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=Settings().steps)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
+    parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
+    arguments = parser.parse_args()
+    console = Console()
+    drawer = load_drawer(arguments.model)
+    every = read_captions(arguments.data)
+    apart = set(drawer.model.about.get("held_out", []))
+    trained = chosen([one for one in every if one.name not in apart], arguments.names)
+    held = chosen([one for one in every if one.name in apart], arguments.names)
+    nearest = Nearest(arguments.data, every, drawer.model.config.size)
+    results = []
+    table = Table("names", "guidance", "drawn", "nearest is right", "among five")
+    for guidance in arguments.guidance:
+        settings = Settings(steps=arguments.steps, guidance=guidance)
+        for kind, captions in (("trained", trained), ("held out", held)):
+            images = drawings(drawer, captions, settings, f"{kind}, guidance {guidance:g}")
+            ranks = [nearest.rank(image, one) for image, one in zip(images, captions, strict=True)]
+            parts = {kind: list(range(len(captions)))}
+            if kind == "trained":
+                parts["- without skin tone"] = [i for i, one in enumerate(captions) if not is_variant(one)]
+                parts["- with skin tone"] = [i for i, one in enumerate(captions) if is_variant(one)]
+            for part, places in parts.items():
+                if not places:
+                    continue
+                first = sum(ranks[i] < 1 for i in places) / len(places)
+                five = sum(ranks[i] < 5 for i in places) / len(places)
+                table.add_row(part, f"{guidance:g}", str(len(places)), f"{first:.1%}", f"{five:.1%}")
+                results.append(
+                    {"names": part, "guidance": guidance, "count": len(places), "first": first, "five": five}
+                )
+    console.print(table)
+    settings = Settings(steps=arguments.steps)
+    few = trained[:20]
+    pairs = [
+        [np.asarray(drawer.vae.decode_image(drawer.draw(one.name, seed, settings)), np.float32) for seed in (1, 2)]
+        for one in track(few, "Two seeds", transient=True)
+    ]
+    apart_by = statistics.median(float(np.sqrt(np.square(a - b).mean())) for a, b in pairs)
+    times = [seconds_of_one() for _ in range(3)] if arguments.model is None else []
+    console.print(f"Two seeds of a name lie {apart_by:.1f} levels apart (median RMS of {len(few)} names).")
+    if times:
+        console.print(
+            f"`calotype draw` takes {statistics.median(times):.1f} s for one picture, with imports (median of 3)."
+        )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    line = {
+        "command": f"python bench/draw.py --data DATA --names {arguments.names}",
+        "date": date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "versions": {
+            "calotype": calotype.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(drawer.vae.device),
+        "processors": os.cpu_count(),
+        "steps": arguments.steps,
+        "trained_steps": drawer.model.about.get("steps"),
+        "results": results,
+        "seeds_apart_levels": apart_by,
+        "seconds_one_picture": times,
+    }
+    print(json.dumps(line))
+    if arguments.keep:
+        (ROOT / "bench/results/draw.json").write_text(json.dumps(line, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""`calotype redraw`: a picture changed by words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calotype.cli.common import (
+    LATENTS_ENDING,
+    BackgroundOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    colour,
+    complain,
+    finish,
+    make_folder,
+    require_folder,
+)
+from calotype.cli.drawing import (
+    FEATHER,
+    MOST_SEED,
+    Asked,
+    ConfigOption,
+    DrawDtypeOption,
+    DrawVaeOption,
+    Edit,
+    GuidanceOption,
+    ModelOption,
+    NegativeOption,
+    PreviewOption,
+    SamplerOption,
+    StepsOption,
+    caption,
+    following,
+    keeping,
+    load_model,
+    require_preview,
+    require_text,
+)
+from calotype.cli.editing import SizeOption, read_source, sized
+from calotype.errors import UsageError
+
+NAME = "redraw"
+EXAMPLE = 'Example: [bold]calotype redraw apple.png "a green apple" "a pear" --strength 0.5[/]'
+
+
+def command(
+    picture: Annotated[Path, typer.Argument(help="A picture, or latents that `calotype encode` wrote.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What it is to become, one after another.")],
+    strength: Annotated[float, typer.Option(help="How much changes: 0 nothing, 1 all of it is new.")] = 0.6,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the same size: white is redrawn, black is kept.", show_default="all is redrawn"),
+    ] = None,
+    feather: Annotated[
+        int | None,
+        typer.Option(min=0, max=1024, help="Radius of the mask's soft edges in pixels.", show_default=f"{FEATHER}"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the first prompt; the others count on.")] = 0,
+    out: OutOption = Path(),
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    negative: NegativeOption = None,
+    sampler: SamplerOption = None,
+    size: SizeOption = None,
+    save_latents: Annotated[
+        bool, typer.Option("--save-latents", help="Also write the last latents: PICTURE-redraw.latents.safetensors.")
+    ] = False,
+    background: BackgroundOption = "white",
+    preview: PreviewOption = None,
+    model: ModelOption = None,
+    vae: DrawVaeOption = None,
+    config: ConfigOption = None,
+    device: DeviceOption = None,
+    dtype: DrawDtypeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Change a picture by words: PICTURE-redraw-1.png for the first prompt, and so on, and all in PICTURE-redraw.png.
+
+    Each prompt changes the latents that the one before it left, so the picture does not wear out on the way (a Stable
+    Diffusion checkpoint encodes it anew each time). With --mask, only what is white is redrawn: beyond the feather not
+    one pixel changes.
+    """
+    from calotype.draw.record import origin, record
+    from calotype.edit.blend import levels_of
+    from calotype.edit.sheet import sheet, thumbnail
+    from calotype.latents import Latents, save_latents as write_latents
+    from calotype.pixels import read_picture, read_picture_rows, to_pil, write_picture
+
+    if not 0.0 <= strength <= 1.0:
+        raise UsageError(f"--strength is a number from 0 (nothing changes) to 1 (all is new), not {strength:g}.")
+    if mask is None and feather is not None:
+        raise UsageError("--feather softens a mask's edges; give --mask too, or leave it out.")
+    if seed + len(prompts) > MOST_SEED + 1:
+        raise UsageError(f"--seed {seed}: there are no {len(prompts)} seeds from there on; give a smaller one.")
+    for prompt in prompts:
+        require_text(prompt)
+    asked = Asked(
+        steps=steps, guidance=guidance, negative=negative or "", sampler=None if sampler is None else sampler.value
+    )
+    stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
+    paths = [out / f"{stem}-redraw-{i}.png" for i in range(1, len(prompts) + 1)]
+    strip, kept = out / f"{stem}-redraw.png", out / f"{stem}-redraw{LATENTS_ENDING}"
+    inputs = [picture, *filter(None, (mask,))]
+    for given in inputs:
+        if any(path.resolve() == given.resolve() for path in (*paths, strip, kept)):
+            raise UsageError(f"{given} would be overwritten; give another --out.")
+    require_folder(out)
+    require_preview(preview, [*inputs, *paths, strip, kept])
+    under = colour(background)
+    source = read_source(picture, sized(size), under)
+    height, width = source.size if not isinstance(source, Latents) else (source.padding.height, source.padding.width)
+    over = None
+    if mask is not None:
+        over = levels_of(read_picture_rows(mask, background=(0, 0, 0)))  # what is transparent selects nothing
+        if tuple(over.shape) != (height, width):
+            h, w = over.shape
+            raise UsageError(f"{mask} is {w}x{h} and {picture} {width}x{height}; draw the mask in that size.")
+        if isinstance(source, Latents):
+            complain(f"{picture}: these are latents, so what the mask keeps is as the VAE decodes it.")
+    drawing = load_model(model, vae, config, device, dtype)
+    for prompt in prompts:
+        for notice in drawing.notices(prompt):
+            complain(notice)
+    edit = Edit(source=source, prompts=prompts, seed=seed, strength=strength, mask=over, feather=feather)
+    settings: dict[str, Any] = {
+        **drawing.made_with(asked), "size": [width, height], "strength": strength, "source": origin(picture),
+        "mask": None if mask is None else origin(mask), "feather": drawing.feather(edit),
+    }  # fmt: skip
+    first = drawing.decode(source) if isinstance(source, Latents) else to_pil(source.rows(0, height))
+    small, results = [thumbnail(first)], []
+    with (
+        keeping(len(prompts), out) as finished,
+        following(drawing, len(prompts), doing="Redrawing", preview=preview, quiet=json) as follow,
+    ):
+        for i, stage in enumerate(drawing.redraw(edit, asked, follow.on_step)):
+            make_folder(out)
+            made = {"prompts": prompts[: i + 1], "seed": seed, **settings, **drawing.names}
+            stage.write(paths[i], record(NAME, made))
+            finished.append(paths[i])
+            small.append(thumbnail(to_pil(read_picture(paths[i]).pixels)))
+            results.append({"prompt": prompts[i], "seed": seed + i, "picture": str(paths[i])})
+        write_picture(strip, sheet(small, ["source", *map(caption, prompts)]))
+        if save_latents:
+            write_latents(kept, stage.latents)
+    document = {
+        "picture": str(picture), "model": drawing.name, "model_sha256": drawing.sha256, "vae": drawing.vae_name,
+        "vae_sha256": drawing.vae_sha256, **settings, "sheet": str(strip),
+        "latents": str(kept) if save_latents else None, "results": results,
+    }  # fmt: skip
+
+    def text() -> None:
+        for path in (*paths, strip, *([kept] if save_latents else [])):
+            print(path)
+
+    finish(document, as_json=json, text=text)

@@ -1,0 +1,136 @@
+"""A drawing model: text encoder and denoiser, what they were trained on, and the file they come in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from calotype.draw.denoiser import Denoiser, DenoiserConfig
+from calotype.draw.text import Context, TextConfig, TextEncoder
+from calotype.errors import WeightsError
+from calotype.files import atomic_path
+from calotype.weights.container import open_container
+
+BUILTIN = Path(__file__).parent / "builtin" / "drawing.safetensors"
+KEY = "calotype.drawing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    """What a drawing model is made of.
+
+    Attributes:
+        denoiser: the U-Net's sizes.
+        text: the text encoder's sizes.
+        size: side in pixels of the pictures it was trained on.
+        vae: sha256 of the VAE's weights in whose latents it draws.
+    """
+
+    denoiser: DenoiserConfig
+    text: TextConfig
+    size: int
+    vae: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, for a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DrawingConfig:
+        """The inverse of `to_dict`."""
+        return cls(
+            denoiser=DenoiserConfig.from_dict(values["denoiser"]),
+            text=TextConfig(**values["text"]),
+            size=values["size"],
+            vae=values["vae"],
+        )
+
+
+class DrawingModel(nn.Module):
+    """Noisy model latents, a time and a text -> the velocity of a rectified flow, noise minus latents.
+
+    Attributes:
+        config: its sizes.
+        names: of the pictures it was trained on.
+        words: of all their captions.
+        about: how it was trained: recipe, data, seed, figures.
+    """
+
+    def __init__(
+        self,
+        config: DrawingConfig,
+        tokenizer: Tokenizer,
+        names: Sequence[str] = (),
+        words: Sequence[str] = (),
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.names, self.words = tuple(names), tuple(words)
+        self.about = about or {}
+        self.text = TextEncoder(config.text, tokenizer)
+        self.denoiser = Denoiser(config.denoiser)
+
+    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """x [N, C, H, W], t [N] from 0 (clean) to 1 (noise) and N texts -> [N, C, H, W]."""
+        made: Tensor = self.denoiser(x, t * 1000, context.states, context.mask, context.pooled)
+        return made
+
+
+def save_model(model: DrawingModel, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
+    """Writes a drawing model to one safetensors file; what was there is replaced only when the new one is whole."""
+    tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in model.state_dict().items()}
+    if broken := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(f"{broken[0]} holds numbers that {dtype} can't; give a wider dtype.")
+    head = {
+        "config": model.config.to_dict(),
+        "tokenizer": json.loads(model.text.tokenizer.to_str()),
+        "names": list(model.names),
+        "words": list(model.words),
+        "about": model.about,
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {KEY: json.dumps(head, ensure_ascii=False)})
+
+
+def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
+    """Reads what `save_model` wrote, in float32 and for inference; the built-in model where no path is given.
+
+    Raises:
+        WeightsError: if there is no such file, or it is damaged or holds something else.
+    """
+    path = BUILTIN if path is None else Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file; give a drawing model that calotype wrote.")
+    try:
+        container = open_container(path)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}.") from None
+    if KEY not in container.metadata:
+        raise WeightsError(f"{path}: this is no drawing model of calotype: its header does not say so.")
+    try:
+        head = json.loads(container.metadata[KEY])
+        config = DrawingConfig.from_dict(head["config"])
+        tokenizer = Tokenizer.from_str(json.dumps(head["tokenizer"]))
+        with torch.device("meta"):
+            model = DrawingModel(config, tokenizer, head["names"], head.get("words", ()), head["about"])
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = str(error).rstrip(".")
+        raise WeightsError(f"{path}: the header of this drawing model is damaged ({reason}); get it again.") from None
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if wanted != dict(container.shapes):
+        differing = sorted(
+            key for key in wanted.keys() | container.shapes.keys() if wanted.get(key) != container.shapes.get(key)
+        )
+        raise WeightsError(f"{path}: {differing[0]} is missing, is too many or has another shape than its header says.")
+    model.load_state_dict({key: container.read(key).float() for key in wanted}, assign=True)
+    return model.eval().requires_grad_(False)

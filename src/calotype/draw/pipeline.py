@@ -1,0 +1,230 @@
+"""Words to latents, by a drawing model and the VAE in whose latents it draws."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from calotype.draw.model import DrawingModel, load_model
+from calotype.draw.sampler import Keep, Step, guided, noise_for, sample
+from calotype.draw.schedule import Flow, Sampler
+from calotype.draw.text import Context, words_of
+from calotype.errors import UsageError
+from calotype.latents import Latents
+from calotype.pixels import Padding, to_pil
+from calotype.vae import VAE, load
+
+OnStep = Callable[[Step], None]
+
+# words that say nothing about what is to be seen
+_SMALL = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "some", "the", "to", "with"]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a drawing depends on, beside prompt and seed.
+
+    Attributes:
+        steps: calls of the denoiser, each for two texts.
+        guidance: how much the text counts against the negative one, as `sampler.guided` has it; 1 leaves that out.
+        sampler: see `schedule.SAMPLERS`.
+        negative: what not to draw; the empty text where nothing is given.
+        size: (width, height) in pixels; what the model was trained on where none is given.
+
+    Raises:
+        UsageError: a guidance or size that can't be.
+    """
+
+    steps: int = 24
+    guidance: float = 4.0
+    sampler: Sampler = "dpm++"
+    negative: str = ""
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.guidance <= 100.0:
+            raise UsageError(f"Guidance is a number from 0 to 100, not {self.guidance:g}; 1 follows the text as it is.")
+        if self.size is not None and not all(8 <= side <= 4096 for side in self.size):
+            raise UsageError(f"A picture is 8 to 4096 pixels wide and high, not {self.size[0]}x{self.size[1]}.")
+
+
+class Drawer:
+    """A drawing model and its VAE.
+
+    Every picture is drawn alone, so what a seed gives does not depend on how many are drawn, bit by bit.
+
+    Raises:
+        UsageError: if the model draws in the latents of another VAE.
+    """
+
+    def __init__(self, model: DrawingModel, vae: VAE) -> None:
+        if vae.sha256 != model.config.vae:
+            raise UsageError(
+                f"This drawing model draws in the latents of the VAE with sha256 {model.config.vae[:12]}..., and "
+                f"{vae.name or 'the VAE given'} has {vae.sha256[:12]}...; give the VAE it was trained with."
+            )
+        self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae = vae
+        self.schedule = Flow()
+
+    def embed(self, *texts: str) -> Context:
+        """What the denoiser is told of texts."""
+        with torch.no_grad():
+            context: Context = self.model.text(texts)
+        return context
+
+    def padding(self, settings: Settings) -> Padding:
+        """The size of a drawing, and what is added to it so that the denoiser can halve its latents."""
+        size = self.model.config.size
+        width, height = settings.size or (size, size)
+        factor = self.vae.factor * self.model.config.denoiser.factor
+        return Padding(height=height, width=width, bottom=-height % factor, right=-width % factor, mode="reflect")
+
+    def noise(self, seed: int, padding: Padding) -> Tensor:
+        """The noise that a seed's drawing begins with, [1, C, h, w]."""
+        h, w = ((side // self.vae.factor) for side in (padding.height + padding.bottom, padding.width + padding.right))
+        return noise_for([seed], (self.model.config.denoiser.in_channels, h, w))
+
+    def draw(
+        self, prompt: str, seed: int, settings: Settings = Settings(), *, on_step: OnStep | None = None
+    ) -> Latents:
+        """One picture.
+
+        Args:
+            prompt: empty draws without words.
+            seed: of the noise.
+            on_step: called after every step.
+
+        Returns:
+            Raw latents of the picture, for `VAE.decode_image` and `VAE.write_image`.
+
+        Raises:
+            UsageError: a seed, sampler or number of steps that can't be.
+        """
+        padding = self.padding(settings)
+        texts = self.embed(prompt, settings.negative)
+        return self.from_noise(texts, self.noise(seed, padding), padding, settings, on_step=on_step)
+
+    def from_noise(
+        self,
+        texts: Context,
+        noise: Tensor,
+        padding: Padding,
+        settings: Settings,
+        *,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        keep: Keep | None = None,
+        on_step: OnStep | None = None,
+    ) -> Latents:
+        """What noise [1, C, h, w] becomes, told two texts: the one to draw and the negative one.
+
+        The rest is as `sampler.sample` has it; of `settings` steps, guidance and sampler count.
+        """
+
+        def network(x: Tensor, t: Tensor, context: Context) -> Tensor:
+            made: Tensor = self.model(x.contiguous(memory_format=torch.channels_last), t, context)
+            return made
+
+        told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance)
+        model_latents = sample(
+            told, noise.to(self.vae.device), self.schedule,
+            steps=settings.steps, sampler=settings.sampler, start=start, strength=strength, keep=keep, on_step=on_step,
+        )  # fmt: skip
+        raw = self.vae.latent_format.to_raw(model_latents)[0].float().cpu()
+        return Latents(
+            tensor=raw, space="raw", format=self.vae.latent_format, vae=self.vae.sha256, vae_name=self.vae.name,
+            padding=padding,
+        )  # fmt: skip
+
+    def redraw(
+        self,
+        source: Latents,
+        prompt: str,
+        seed: int,
+        settings: Settings = Settings(),
+        *,
+        strength: float = 0.6,
+        mask: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Latents:
+        """A picture changed by words.
+
+        Args:
+            source: the picture's latents; `settings.size` is not looked at.
+            strength: 0 gives the source itself, 1 does not look at it.
+            mask: [h, w] of the latents, in [0, 1]: 1 where it is redrawn, 0 where the source is kept.
+
+        Returns:
+            Raw latents of the source's size.
+
+        Raises:
+            LatentsError: if the latents are another VAE's.
+            UsageError: a strength outside 0 to 1, a mask of another size, or as `draw`.
+        """
+        raw = self.vae.own(source)[None]
+        _, _, h, w = raw.shape
+        factor = self.model.config.denoiser.factor
+        more = (0, -w % factor, 0, -h % factor)
+        start = functional.pad(self.vae.latent_format.to_model(raw.float()), more, mode="replicate")
+        keep = None
+        if mask is not None:
+            if tuple(mask.shape) != (h, w):
+                raise UsageError(f"The mask is {list(mask.shape)} and the latents are [{h}, {w}]; make it their size.")
+            whole = functional.pad(mask[None, None].float(), more, mode="replicate")[0, 0]
+            keep = Keep(latents=start, mask=whole.to(start.device))
+        made = self.from_noise(
+            self.embed(prompt, settings.negative), noise_for([seed], start.shape[1:]), source.padding, settings,
+            start=start, strength=strength, keep=keep, on_step=on_step,
+        )  # fmt: skip
+        if strength == 0.0:  # the way to model latents and back would round
+            return replace(source, tensor=raw[0], space="raw")
+        return replace(made, tensor=made.tensor[:, :h, :w].contiguous(), alpha=source.alpha)
+
+    def preview(self, step: Step) -> Image.Image:
+        """What a drawing is going to be, as its denoiser sees it after a step; padding is shown too."""
+        pixels = self.vae.decode(self.vae.latent_format.to_raw(step.clean[:1]))
+        return to_pil(pixels[0].float().cpu())
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that no caption of the training had; none where these are not known."""
+        known = set(self.model.words)
+        if not known:
+            return []
+        return [word for word in dict.fromkeys(words_of(prompt)) if word not in known and word not in _SMALL]
+
+    def nearest(self, prompt: str, count: int = 3) -> list[str]:
+        """The trained names whose words are most like those of a prompt, by the letters they share."""
+        asked = _trigrams(prompt)
+        likeness = {name: _likeness(asked, _trigrams(name)) for name in self.model.names}
+        return sorted(likeness, key=lambda name: (-likeness[name], len(name), name))[:count]
+
+
+def load_drawer(
+    model: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+) -> Drawer:
+    """A drawer from files; the built-in model and VAE where none are given.
+
+    Raises:
+        WeightsError, UsageError: as `load_model`, `calotype.load` and `Drawer` raise them.
+    """
+    return Drawer(load_model(model), load(vae, device=device))
+
+
+def _trigrams(text: str) -> frozenset[str]:
+    return frozenset(f" {word} "[i : i + 3] for word in words_of(text) if word not in _SMALL for i in range(len(word)))
+
+
+def _likeness(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b) if a and b else 0.0

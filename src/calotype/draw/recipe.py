@@ -1,0 +1,174 @@
+"""A drawing model's training as a value, read from TOML."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from calotype.draw.denoiser import DenoiserConfig
+from calotype.draw.text import TextConfig
+from calotype.errors import UsageError
+
+RECIPES = Path(__file__).parent / "recipes"
+KINDS = {
+    str: "a text", int: "a whole number", float: "a number", dict: "a table", tuple: "a list of whole numbers above 0",
+}  # fmt: skip
+RANGES: dict[str, tuple[float, float]] = {  # others: from 1 on where they are whole numbers, else from 0 on
+    **dict.fromkeys(("warmup", "cooldown", "seed"), (0, math.inf)),
+    **dict.fromkeys(("held_out", "text_dropout", "ema_decay"), (0, 1)),
+    "time_mean": (-math.inf, math.inf),
+    "size": (8, math.inf),
+    "vocab_size": (16, math.inf),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingRecipe:
+    """How a drawing model is trained.
+
+    Attributes:
+        name: of the recipe.
+        data: what the pictures are and whose, kept in the weights' header.
+        vae: in whose latents the model draws, as `calotype.load` takes it.
+        size: side in pixels that pictures are made.
+        held_out: share of the variants (skin tones) that training never sees.
+        variants: how often all variants of a picture are seen together, against once for the picture itself.
+        batch: pictures of a step.
+        steps: of the whole run.
+        warmup: steps in which rates rise from zero.
+        cooldown: last steps, in which rates fall to zero.
+        muon_rate: learning rate of the matrices inside the denoiser, by Muon.
+        learning_rate: of all else, by AdamW.
+        weight_decay: of the matrices.
+        text_dropout: share of prompts left empty, for guidance.
+        time_mean: of the logit of the times that are trained: 0 is the middle, more is nearer to noise, where the text
+            decides.
+        time_std: of that logit.
+        ema_decay: of the averaged weights, which are those kept.
+        clip: norm that gradients are cut to.
+        seed: of weights, batches, prompts, times and noise.
+        log_every: steps between lines of figures.
+        checkpoint_every: steps between checkpoints.
+        denoiser: sizes of the U-Net, but for the channels of latents and text, which follow.
+        text: sizes of the text encoder.
+    """
+
+    name: str = "drawing"
+    data: str = ""
+    vae: str = "builtin"
+    size: int = 128
+    held_out: float = 0.04
+    variants: float = 1.0
+    batch: int = 64
+    steps: int = 10_000
+    warmup: int = 100
+    cooldown: int = 2_000
+    muon_rate: float = 0.01
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    text_dropout: float = 0.1
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    ema_decay: float = 0.998
+    clip: float = 1.0
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 250
+    denoiser: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+
+    def text_config(self) -> TextConfig:
+        """The text encoder's sizes."""
+        return TextConfig(**self.text)
+
+    def denoiser_config(self, z_channels: int) -> DenoiserConfig:
+        """The denoiser's sizes, for latents of so many channels."""
+        width = self.text_config().width
+        return DenoiserConfig.from_dict(
+            {
+                **self.denoiser,
+                "in_channels": z_channels,
+                "out_channels": z_channels,
+                "context_dim": width,
+                "adm_in_channels": width,
+            }
+        )
+
+    def rate(self, step: int) -> float:
+        """The share of the learning rates that a step (from 0 on) has: a trapezium."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        falling = min(1.0, (self.steps - step) / max(1, self.cooldown))
+        return max(0.0, min(rising, falling))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name."""
+        return asdict(self)
+
+
+def is_drawing_recipe(source: str) -> bool:
+    """Whether a recipe's name or TOML file is that of a drawing model: it has a [denoiser]."""
+    path = _path(source)
+    try:
+        return path.is_file() and "denoiser" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+
+
+def _path(source: str) -> Path:
+    return Path(source) if Path(source).suffix == ".toml" else RECIPES / f"{source}.toml"
+
+
+def load_drawing_recipe(source: str, settings: Sequence[str] = ()) -> DrawingRecipe:
+    """Reads a recipe.
+
+    Args:
+        source: a TOML file, or the name of one that comes with calotype.
+        settings: ``key=value`` in TOML, put over the file's.
+
+    Raises:
+        UsageError: if there is no such recipe, it is no TOML, or a key or a value can't be.
+    """
+    path = _path(source)
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in RECIPES.glob("*.toml")))
+        raise UsageError(f"There is no recipe {source!r}; give a TOML file or one of: {known}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for setting in settings:
+            for key, value in tomllib.loads(setting).items():
+                if isinstance(value, dict) and isinstance(before := values.get(key), dict):
+                    value = {**before, **value}
+                values[key] = value
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} or a setting is no TOML ({error}).") from None
+    _check(values, DrawingRecipe(), str(path))
+    _check(values.get("denoiser", {}), DenoiserConfig(), f"{path}: denoiser")
+    _check(values.get("text", {}), TextConfig(), f"{path}: text")
+    recipe = replace(DrawingRecipe(), **values)
+    recipe.denoiser_config(4)
+    return recipe
+
+
+def _check(values: dict[str, Any], usual: Any, where: str) -> None:
+    """Refuses keys that `usual` lacks, values of another kind than its, and numbers out of range."""
+    known = {one.name: getattr(usual, one.name) for one in fields(usual)}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{where}: there is no key {key!r}; known are {', '.join(sorted(known))}.")
+        kind = type(known[key])
+        if not _is(value, kind):
+            raise UsageError(f"{where}: {key} must be {KINDS[kind]}, not {value!r}.")
+        least, most = RANGES.get(key, (0 if kind is float else 1, math.inf))
+        if kind in (int, float) and not least <= value <= most:
+            limit = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise UsageError(f"{where}: {key} must be {limit}, not {value}.")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is tuple:
+        return isinstance(value, list) and bool(value) and all(_is(one, int) and one > 0 for one in value)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -1,0 +1,141 @@
+"""Text to what a denoiser attends to: a tokenizer and a small transformer over its tokens."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+from calotype.errors import UsageError
+
+PADDING, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
+
+
+class Context(NamedTuple):
+    """Texts as a denoiser is given them.
+
+    Attributes:
+        states: [N, L, D], of the tokens.
+        mask: [N, L], True where there is a token; or floats that are added to attention's logits.
+        pooled: [N, D], their mean.
+    """
+
+    states: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def rows(self, first: int, last: int) -> Context:
+        """Those of the texts first to last, the last one excluded."""
+        return Context(*(part[first:last] for part in self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The sizes of a `TextEncoder`.
+
+    Attributes:
+        vocab_size: tokens there are at most.
+        width: of the tokens' states.
+        depth: transformer layers.
+        heads: of every attention.
+        context_length: tokens that are read; later ones are not.
+    """
+
+    vocab_size: int = 8192
+    width: int = 256
+    depth: int = 4
+    heads: int = 4
+    context_length: int = 24
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise UsageError(f"A text encoder's width of {self.width} can't be split into {self.heads} heads.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, for a file."""
+        return asdict(self)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case and without accents."""
+    plain = unicodedata.normalize("NFD", text.lower())
+    return re.findall(r"[^\W_]+", "".join(one for one in plain if not unicodedata.combining(one)))
+
+
+def make_tokenizer(texts: Iterable[str], config: TextConfig) -> Tokenizer:
+    """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) of words in lower case, learned from texts.
+
+    A text begins with a token of its own, so that an empty one has something to be attended to.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        limit_alphabet=config.vocab_size - 3,  # else every character there is has a token, however many they are
+        special_tokens=[PADDING, UNKNOWN, START],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
+    return tokenizer
+
+
+class TextEncoder(nn.Module):
+    """A transformer over tokens that sees the whole text at once (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Norms stand before attention and feed-forward, as in GPT-2 and CLIP.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.enable_truncation(config.context_length)
+        self.tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PADDING), pad_token=PADDING)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                config.width, config.heads, config.width * 4,
+                dropout=0.0, activation="gelu", batch_first=True, norm_first=True,
+            )
+            for _ in range(config.depth)
+        )  # fmt: skip
+        self.final_norm = nn.LayerNorm(config.width)
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, those past `context_length` counted."""
+        first = self.tokenizer.encode(text)
+        # each further part begins with a start of its own, and the last one is padded
+        return sum(first.attention_mask) + sum(sum(more.attention_mask) - 1 for more in first.overflowing)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> ids [N, L] and where there is a token [N, L], padded to the longest."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        device = self.positional_embedding.device
+        ids = torch.tensor([one.ids for one in encoded], device=device)
+        mask = torch.tensor([one.attention_mask for one in encoded], dtype=torch.bool, device=device)
+        return ids, mask
+
+    def forward(self, texts: Sequence[str]) -> Context:
+        """Texts -> their states."""
+        ids, mask = self.tokens(texts)
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=~mask)
+        x = self.final_norm(x)
+        seen = mask[..., None].to(x.dtype)
+        return Context(x, mask, (x * seen).sum(1) / seen.sum(1))

@@ -1,0 +1,259 @@
+"""Training a drawing model: a rectified flow in the latents of a VAE, told what each picture is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from calotype import __version__
+from calotype.draw.captions import (
+    Caption,
+    held_out,
+    latents_of,
+    prompt_for,
+    read_captions,
+    weights_of,
+)  # fmt: skip
+from calotype.draw.model import DrawingConfig, DrawingModel, load_model, save_model
+from calotype.draw.recipe import DrawingRecipe
+from calotype.draw.text import make_tokenizer, words_of
+from calotype.errors import UsageError
+from calotype.files import atomic_path
+from calotype.train.ema import EMA
+from calotype.train.optim import Muon
+from calotype.vae import VAE
+from calotype.weights.container import open_container
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+# what may differ between the parts of a run: its length and what lies ahead
+MAY_CHANGE = {
+    "steps", "cooldown", "muon_rate", "learning_rate", "ema_decay", "clip", "time_mean", "time_std", "log_every",
+    "checkpoint_every",
+}  # fmt: skip
+
+
+class Drawing:
+    """A drawing model in training.
+
+    Args:
+        recipe: how it is trained.
+        captions: of the pictures that are trained on.
+        latents: of these pictures, [N, C, h, w].
+        vae: sha256 of the VAE that they are of.
+        device: where it is trained.
+    """
+
+    def __init__(
+        self, recipe: DrawingRecipe, captions: list[Caption], latents: Tensor, vae: str, device: torch.device
+    ) -> None:
+        self.recipe, self.captions, self.latents, self.device = recipe, captions, latents, device
+        self.step = 0
+        text = recipe.text_config()
+        tokenizer = make_tokenizer(_texts(captions), text)
+        config = DrawingConfig(denoiser=recipe.denoiser_config(latents.shape[1]), text=text, size=recipe.size, vae=vae)
+        torch.manual_seed(recipe.seed)
+        names = [one.name for one in captions]
+        words = sorted({word for text in _texts(captions) for word in words_of(text)})
+        model: Any = DrawingModel(config, tokenizer, names, words)  # torch has no types for the next line
+        self.model: DrawingModel = model.to(device, memory_format=torch.channels_last)
+        self.ema = EMA(self.model, recipe.ema_decay)
+        self.often = weights_of(captions, recipe.variants)
+        ends = ("denoiser.input_blocks.0.", "denoiser.out.", "denoiser.time_embed.0")
+        inner = {
+            name for name, p in self.model.denoiser.named_parameters(prefix="denoiser")
+            if p.ndim > 1 and not name.startswith(ends)
+        }  # fmt: skip
+        named = dict(self.model.named_parameters())
+        matrices = [named.pop(name) for name in sorted(inner)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay),
+            torch.optim.AdamW(named.values(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
+
+    def batch(self) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        """Latents, prompts, times and noise of this step: of seed and step alone, whatever came before."""
+        recipe = self.recipe
+        choose = np.random.default_rng([recipe.seed, self.step])
+        picked = choose.choice(len(self.captions), recipe.batch, p=self.often)
+        prompts = [
+            "" if choose.random() < recipe.text_dropout else prompt_for(self.captions[one], choose) for one in picked
+        ]
+        generator = torch.Generator().manual_seed(int(choose.integers(2**62)))
+        clean = self.latents[torch.from_numpy(picked)]
+        noise = torch.randn(clean.shape, generator=generator)
+        # logit-normal times (Esser et al. 2024, arXiv:2403.03206, section 3.1)
+        t = (recipe.time_mean + recipe.time_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
+        return clean.to(self.device), prompts, t.to(self.device), noise.to(self.device)
+
+    def advance(self) -> float:
+        """One step of training; gives its loss, the mean squared error of the velocity."""
+        recipe = self.recipe
+        clean, prompts, t, noise = self.batch()
+        at = t[:, None, None, None]
+        noisy = ((1 - at) * clean + at * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            predicted = self.model(noisy, t, self.model.text(prompts))
+        loss = (predicted.float() - (noise - clean)).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        share = recipe.rate(self.step)
+        for optimiser, rate in zip(self.optimisers, (recipe.muon_rate, recipe.learning_rate), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * share
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.step += 1
+        value: float = loss.item()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on later."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimisers": [one.state_dict() for one in self.optimisers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for one, of_one in zip(self.optimisers, state["optimisers"], strict=True):
+            one.load_state_dict(of_one)
+
+    def averaged(self, about: dict[str, Any]) -> DrawingModel:
+        """The model with its averaged weights."""
+        model = DrawingModel(self.model.config, self.model.text.tokenizer, self.model.names, self.model.words, about)
+        model.load_state_dict({name: value.cpu() for name, value in self.ema.shadow.items()})
+        return model.eval().requires_grad_(False)
+
+
+def train_drawing(
+    recipe: DrawingRecipe,
+    data: Path,
+    out: Path,
+    vae: VAE,
+    *,
+    resume: bool = False,
+    report: Callable[[dict[str, float]], None] = lambda line: None,
+    track: Track = lambda items: items,
+) -> Path | None:
+    """Trains a drawing model on a folder of captioned pictures.
+
+    Args:
+        data: the folder with captions.jsonl (see `read_captions`).
+        out: the run's folder: latents, checkpoint, metrics.jsonl, and at the end weights.safetensors.
+        vae: in whose latents it will draw.
+        resume: goes on from the checkpoint in `out`.
+        report: is given the figures of some steps.
+        track: shows how far the encoding of the pictures is.
+
+    Returns:
+        The weights' path, or None if SIGINT or SIGTERM stopped it; what was reached is in the checkpoint.
+
+    Raises:
+        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off.
+        PictureError: if a picture can't be read.
+    """
+    captions = read_captions(data)
+    apart = {one.file for one in held_out(captions, recipe.held_out)}
+    out.mkdir(parents=True, exist_ok=True)
+    seen = [index for index, one in enumerate(captions) if one.file not in apart]
+    trained = [captions[index] for index in seen]
+    checkpoint = out / CHECKPOINT
+    # before pictures are encoded, which takes long and replaces the latents of the run that is there
+    begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
+    latents = _encoded(vae, data, captions, recipe.size, out / "latents.safetensors", track)
+    drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
+    if begun:
+        drawing.load_state_dict(begun)
+    about = {
+        "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
+        "captions": hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
+        "held_out": sorted(captions[index].name for index in set(range(len(captions))) - set(seen)),
+    }  # fmt: skip
+
+    def save() -> None:
+        with atomic_path(checkpoint) as temporary:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), **drawing.state_dict()}, temporary)
+        save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
+
+    stopped: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    losses: list[float] = []
+    began = time.perf_counter()
+    try:
+        while drawing.step < recipe.steps and not stopped:
+            losses.append(drawing.advance())
+            if drawing.step % recipe.log_every == 0:
+                now_ = time.perf_counter()
+                line = {
+                    "step": drawing.step,
+                    "loss": sum(losses) / len(losses),
+                    "pictures_per_second": recipe.batch * len(losses) / (now_ - began),
+                }
+                with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + os.linesep)
+                report(line)
+                losses, began = [], now_
+            if drawing.step % recipe.checkpoint_every == 0:
+                save()
+        save()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return out / WEIGHTS if drawing.step >= recipe.steps else None
+
+
+def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, resume: bool) -> dict[str, Any]:
+    """The checkpoint of a run, if it can be gone on with."""
+    checkpoint = out / CHECKPOINT
+    if not resume:
+        raise UsageError(f"{checkpoint}: a run is here already; go on with --resume, or give another --out.")
+    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+    changed = sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key])
+    if not changed and (out / WEIGHTS).exists():  # the same recipe, so tokenizers differ by their texts alone
+        before = load_model(out / WEIGHTS)
+        tokens = make_tokenizer(_texts(captions), recipe.text_config()).get_vocab()
+        changed += ["VAE"] * (before.config.vae != vae) + ["vocabulary"] * (before.text.tokenizer.get_vocab() != tokens)
+    if changed:
+        raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")
+    return state
+
+
+def _texts(captions: list[Caption]) -> list[str]:
+    """Texts that the tokenizer learns from: names weigh more than keywords."""
+    return [text for one in captions for text in (*one.names, *one.names, *one.keywords)]
+
+
+def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Path, track: Track) -> Tensor:
+    """Latents of all pictures, kept in a file beside the run and made again where they are of something else."""
+    digest = hashlib.sha256(f"{vae.sha256} {size}".encode())
+    for one in captions:
+        picture = data / one.file
+        digest.update(picture.read_bytes() if picture.is_file() else b"")
+    key = digest.hexdigest()
+    if path.exists() and open_container(path).metadata.get("of") == key:
+        return load_file(path)["latents"]
+    latents = latents_of(vae, data, captions, size, track)
+    with atomic_path(path) as temporary:
+        save_file({"latents": latents}, temporary, {"of": key})
+    return latents

@@ -1,0 +1,222 @@
+"""The file of a drawing model: what comes back is what was written, and anything else is refused in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawkit import SIZES, TEXT, encoder, model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import names, one_sentence, same_tensors, tensors_of
+from torch import Tensor
+
+from calotype.draw.model import KEY, DrawingConfig, load_model, save_model
+from calotype.errors import WeightsError
+
+Tensors = dict[str, Tensor]
+Head = dict[str, Any]
+
+
+def written(path: Path, change: Callable[[Tensors, Head], None] = lambda tensors, head: None) -> Path:
+    """A model's file, its tensors and its header changed."""
+    save_model(model(), path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        head = json.loads(file.metadata()[KEY])
+    change(tensors, head)
+    save_file(tensors, path, {KEY: json.dumps(head)})
+    return path
+
+
+def refused(path: Path) -> str:
+    """What is said about a file."""
+    with pytest.raises(WeightsError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    one_sentence(message)
+    assert str(path) in message
+    assert ".." not in message.replace(str(path), "")
+    return message
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    before = model(steps=7, recipe={"name": "ünï"})
+    save_model(before, tmp_path / "m.safetensors", dtype=torch.float32)
+    after = load_model(tmp_path / "m.safetensors")
+    assert same_tensors(before, after)
+    assert (after.config, after.names, after.words, after.about) == (
+        before.config, before.names, before.words, before.about
+    )  # fmt: skip
+    assert after.about == {"steps": 7, "recipe": {"name": "ünï"}}
+    assert after.text.tokenizer.to_str() == before.text.tokenizer.to_str()
+    assert not after.training
+    assert not any(p.requires_grad for p in after.parameters())
+    assert not any(p.is_meta for p in after.parameters())
+    assert names(tmp_path) == ["m.safetensors"]
+
+    x, t = torch.randn(2, 16, 4, 4), torch.tensor([0.3, 0.9])
+    with torch.no_grad():
+        expected = before(x, t, before.text(["red circle", "a moon"]))
+        made = after(x, t, after.text(["red circle", "a moon"]))
+    torch.testing.assert_close(made, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_halves_by_default(tmp_path: Path) -> None:
+    before = model()
+    save_model(before, tmp_path / "m.safetensors")
+    assert {value.dtype for value in load_file(tmp_path / "m.safetensors").values()} == {torch.float16}
+    after = tensors_of(load_model(tmp_path / "m.safetensors"))
+    for key, value in tensors_of(before).items():
+        assert after[key].dtype == torch.float32
+        assert torch.equal(after[key], value.half().float()), key
+
+
+def test_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
+    before = model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_model(before, tmp_path / "m.safetensors", dtype=torch.float32)
+    assert same_tensors(before, load_model(tmp_path / "m.safetensors"))
+
+
+@torch.no_grad()
+def test_time_is_told_in_thousandths() -> None:
+    one = model()
+    x, t, context = torch.randn(2, 16, 4, 4), torch.tensor([0.25, 1.0]), encoder()(["red", "blue moon"])
+    expected = one.denoiser(x, torch.tensor([250.0, 1000.0]), context.states, context.mask, context.pooled)
+    assert torch.equal(one(x, t, context), expected)
+    other = context._replace(pooled=context.pooled + 1)
+    assert (one(x, t, other) - expected).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_words_of_a_batch_do_not_meet() -> None:
+    """A picture's prediction is the same whatever is asked for beside it."""
+    one = model().double()
+    x, t = torch.randn(3, 16, 4, 4, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9])
+    texts = ["", "red", "green triangle on white moon night"]
+    together = one(x, t, one.text(texts))
+    for row in range(3):
+        alone = one(x[row : row + 1], t[row : row + 1], one.text(texts[row : row + 1]))
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
+
+
+def test_numbers_that_halves_cannot_hold(tmp_path: Path) -> None:
+    save_model(model(), tmp_path / "m.safetensors")
+    before = (tmp_path / "m.safetensors").read_bytes()
+    large = model(1)
+    with torch.no_grad():
+        large.denoiser.out[2].weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(WeightsError, match=r"denoiser\.out\.2\.weight") as caught:
+        save_model(large, tmp_path / "m.safetensors")
+    one_sentence(str(caught.value))
+    assert (tmp_path / "m.safetensors").read_bytes() == before
+    assert names(tmp_path) == ["m.safetensors"]
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(model(), path)
+    before = path.read_bytes()
+
+    def half(tensors: Tensors, to: Path, metadata: dict[str, str]) -> None:
+        Path(to).write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("calotype.draw.model.save_file", half)
+    with pytest.raises(OSError, match="no space"):
+        save_model(model(1), path)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["m.safetensors"]
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert "no such file" in refused(tmp_path / "m.safetensors")
+    assert "no such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 300, -1])
+def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
+    path = written(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(path)
+
+
+@pytest.mark.parametrize("content", [b"P6 1 1 255 abc", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04 no zip", b"{}" * 20])
+def test_no_weights_at_all(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.safetensors").write_bytes(content)
+    refused(tmp_path / "m.safetensors")
+
+
+def test_other_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "m.safetensors")
+    assert "no drawing model" in refused(tmp_path / "m.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "m.pt")
+    assert "no drawing model" in refused(tmp_path / "m.pt")
+
+
+def other_shape(tensors: Tensors, head: Head) -> None:
+    tensors["denoiser.out.2.bias"] = torch.zeros(3)
+
+
+def one_missing(tensors: Tensors, head: Head) -> None:
+    del tensors["denoiser.out.2.bias"]
+
+
+def one_too_many(tensors: Tensors, head: Head) -> None:
+    tensors["denoiser.out.2.bias2"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize("change", [other_shape, one_missing, one_too_many])
+def test_other_tensors_than_the_header_says(tmp_path: Path, change: Callable[[Tensors, Head], None]) -> None:
+    assert "denoiser.out.2.bias" in refused(written(tmp_path / "m.safetensors", change))
+
+
+def no_config(tensors: Tensors, head: Head) -> None:
+    del head["config"]
+
+
+def config_of_nothing(tensors: Tensors, head: Head) -> None:
+    head["config"]["denoiser"] = None
+
+
+def unknown_size(tensors: Tensors, head: Head) -> None:
+    head["config"]["text"]["girth"] = 3
+
+
+def bad_widths(tensors: Tensors, head: Head) -> None:
+    head["config"]["denoiser"]["model_channels"] = 33
+
+
+def bad_tokenizer(tensors: Tensors, head: Head) -> None:
+    head["tokenizer"] = {"model": "none"}
+
+
+def no_tokens(tensors: Tensors, head: Head) -> None:
+    head["tokenizer"]["model"]["vocab"] = {}
+
+
+def a_list(tensors: Tensors, head: Head) -> None:
+    head["config"] = [1, 2]
+
+
+@pytest.mark.parametrize(
+    "change", [no_config, config_of_nothing, unknown_size, bad_widths, bad_tokenizer, no_tokens, a_list]
+)
+def test_a_header_that_cannot_be(tmp_path: Path, change: Callable[[Tensors, Head], None]) -> None:
+    assert "header" in refused(written(tmp_path / "m.safetensors", change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
+    save_file(load_file(written(tmp_path / "m.safetensors")), tmp_path / "n.safetensors", {KEY: text})
+    assert "header" in refused(tmp_path / "n.safetensors")
+
+
+def test_sizes_go_through_json() -> None:
+    config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, depth=3))
+    assert DrawingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -1,0 +1,254 @@
+"""Drawers: seeds, settings, changes by words, and walks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import drawkit
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import fill
+
+from calotype.draw.model import DrawingModel, save_model
+from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
+from calotype.draw.sampler import Step
+from calotype.draw.text import Context
+from calotype.draw.walk import lerped, walk
+from calotype.edit.blend import feathered
+from calotype.edit.morph import Way
+from calotype.errors import LatentsError, UsageError
+from calotype.pixels import read_picture_rows
+from calotype.vae import VAE, load
+
+FEW = Settings(steps=3, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return load()
+
+
+def drawer_of(vae: VAE, seed: int = 0) -> Drawer:
+    config = replace(drawkit.SIZES, vae=vae.sha256, size=48)
+    words = [word for prompt in drawkit.PROMPTS for word in prompt.replace(",", "").split()]
+    model = DrawingModel(config, drawkit.tokenizer(), drawkit.PROMPTS, words)
+    return Drawer(fill(model, seed), vae)
+
+
+@pytest.fixture(scope="module")
+def drawer(vae: VAE) -> Drawer:
+    return drawer_of(vae)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """52x44: neither side a multiple of what the denoiser halves."""
+    y, x = np.mgrid[0:44, 0:52]
+    waves = 127 + 90 * np.sin(np.stack([x / 9, y / 7, (x + y) / 11], -1))
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(waves.astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_drawing_is_of_prompt_seed_and_settings(drawer: Drawer) -> None:
+    first = drawer.draw("red circle", 1, FEW)
+    assert (first.padding.width, first.padding.height) == (48, 48)
+    assert torch.equal(first.tensor, drawer.draw("red circle", 1, FEW).tensor)
+    for other in (
+        drawer.draw("blue square", 1, FEW),
+        drawer.draw("red circle", 2, FEW),
+        drawer.draw("red circle", 1, replace(FEW, guidance=1.0)),
+        drawer.draw("red circle", 1, replace(FEW, steps=4)),
+        drawer.draw("red circle", 1, replace(FEW, negative="blue")),
+        drawer.draw("red circle", 1, replace(FEW, steps=4, sampler="euler")),
+    ):
+        assert float((other.tensor - first.tensor).abs().max()) > 1e-3
+
+
+def test_guidance_is_a_sum_of_two_predictions(drawer: Drawer) -> None:
+    """One Euler step from noise is linear in the prediction, and so in the guidance."""
+    one = [drawer.draw("red circle", 1, Settings(steps=1, guidance=g, sampler="euler")).tensor for g in (0.0, 1.0, 3.0)]
+    torch.testing.assert_close(one[2], one[0] + 3.0 * (one[1] - one[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_reloaded_model_draws_the_same(vae: VAE, tmp_path: Path) -> None:
+    made = drawer_of(vae)
+    save_model(made.model, tmp_path / "model.safetensors", dtype=torch.float32)
+    again = load_drawer(tmp_path / "model.safetensors")
+    assert torch.equal(again.draw("red circle", 1, FEW).tensor, made.draw("red circle", 1, FEW).tensor)
+    assert again.model.names == made.model.names
+    assert again.model.words == made.model.words
+
+
+def test_any_size_is_padded_and_cut(drawer: Drawer) -> None:
+    made = drawer.draw("red circle", 1, replace(FEW, size=(50, 33)))
+    assert made.tensor.shape == (16, 6, 8)
+    assert drawer.vae.decode_image(made).size == (50, 33)
+
+
+def test_another_vae_is_refused(drawer: Drawer) -> None:
+    model = DrawingModel(drawkit.SIZES, drawkit.tokenizer())
+    with pytest.raises(UsageError, match=r"sha256 000000000000.*give the VAE it was trained with"):
+        Drawer(model, drawer.vae)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"guidance": -1.0}, "Guidance"), ({"guidance": float("nan")}, "Guidance"), ({"size": (4, 64)}, "pixels wide")],
+)
+def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Settings(**values)  # type: ignore[arg-type]
+
+
+def test_steps_samplers_and_seeds_that_cannot_be(drawer: Drawer) -> None:
+    for settings, seed in ((Settings(steps=0), 0), (Settings(sampler="heun"), 0), (Settings(), -1)):  # type: ignore[arg-type]
+        with pytest.raises(UsageError):
+            drawer.draw("red circle", seed, settings)
+
+
+def test_words_that_are_not_known(drawer: Drawer) -> None:
+    assert drawer.unknown("a Red dragonfruit on the circle, dragonfruit") == ["dragonfruit"]
+    assert drawer.unknown("Réd circle") == []
+    assert drawer.nearest("greenish triangles", 1) == ["green triangle on white"]
+    assert drawer.nearest("the circle", 2)[0] == "red circle"
+
+
+def test_previews_follow_the_drawing(drawer: Drawer) -> None:
+    steps: list[Step] = []
+    made = drawer.draw("red circle", 1, FEW, on_step=steps.append)
+    assert [(one.index, one.total) for one in steps] == [(0, 3), (1, 3), (2, 3)]
+    last = np.asarray(drawer.preview(steps[-1]), np.int16)
+    assert last.shape == (48, 48, 3)
+    assert np.abs(last - np.asarray(drawer.vae.decode_image(made), np.int16)).max() <= 1
+
+
+# --- changes by words ---
+
+
+def test_strength_0_is_the_round_trip_and_1_does_not_look(drawer: Drawer, photo: Path) -> None:
+    source = drawer.vae.encode_image(photo)
+    same = drawer.redraw(source, "red circle", 3, FEW, strength=0.0)
+    assert torch.equal(same.tensor, source.tensor)
+    blank = replace(source, tensor=torch.zeros_like(source.tensor))
+    new, of_blank = (drawer.redraw(one, "red circle", 3, FEW, strength=1.0).tensor for one in (source, blank))
+    assert torch.equal(new, of_blank)
+    half, half_blank = (drawer.redraw(one, "red circle", 3, FEW, strength=0.5).tensor for one in (source, blank))
+    assert float((half - half_blank).abs().max()) > 0.01
+
+
+def test_a_stronger_change_is_further_from_the_source(drawer: Drawer, photo: Path) -> None:
+    source = drawer.vae.encode_image(photo)
+    apart = [
+        float((drawer.redraw(source, "red circle", 3, FEW, strength=s).tensor - source.tensor).square().mean())
+        for s in (0.0, 0.2, 0.5, 0.9)
+    ]
+    assert apart == sorted(apart)
+    assert apart[0] == 0.0 < apart[1]
+
+
+def test_stages_begin_with_the_latents_before(drawer: Drawer, photo: Path) -> None:
+    source = drawer.vae.encode_image(photo)
+    stages = list(redrawn(drawer, source, ["red circle", "blue square"], 5, FEW, strength=0.5))
+    by_hand = drawer.redraw(stages[0], "blue square", 6, FEW, strength=0.5)
+    assert torch.equal(stages[1].tensor, by_hand.tensor)
+    unchanged = list(redrawn(drawer, source, ["a"] * 5, 5, FEW, strength=0.0))
+    assert all(torch.equal(one.tensor, source.tensor) for one in unchanged)
+    with pytest.raises(UsageError, match="no prompt"):
+        list(redrawn(drawer, source, [], 0))
+
+
+@pytest.mark.parametrize("feather", [0, 7])
+def test_outside_the_mask_not_one_pixel_changes(drawer: Drawer, photo: Path, tmp_path: Path, feather: int) -> None:
+    original = read_picture_rows(photo)
+    mask = torch.zeros(44, 52, dtype=torch.uint8)
+    mask[10:30, 21:40] = 255
+    soft = feathered(mask, feather)
+    source = drawer.vae.encode_image(original)
+    (made,) = redrawn(drawer, source, ["red circle"], 0, FEW, strength=1.0, mask=latent_mask(drawer.vae, soft))
+    out = write_redrawn(drawer.vae, made, original, soft, tmp_path / "out.png")
+    before, after = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (photo, out))
+    changed = np.abs(before - after).max(2) > 0
+    assert not changed[soft.numpy() == 0].any()
+    assert changed[soft.numpy() == 1].mean() > 0.9
+
+
+def test_latents_outside_the_mask_are_kept(drawer: Drawer, photo: Path) -> None:
+    source = drawer.vae.encode_image(photo)
+    mask = torch.zeros(*source.tensor.shape[1:])
+    mask[1:3, 2:4] = 1.0
+    made = drawer.redraw(source, "red circle", 0, FEW, strength=1.0, mask=mask)
+    apart = (made.tensor - source.tensor).abs().amax(0)
+    assert float(apart[mask == 0].max()) < 1e-5
+    assert float(apart[mask == 1].min()) > 1e-3
+
+
+def test_redraws_that_cannot_be(drawer: Drawer, photo: Path) -> None:
+    source = drawer.vae.encode_image(photo)
+    with pytest.raises(UsageError, match="make it their size"):
+        drawer.redraw(source, "red circle", 0, FEW, mask=torch.ones(3, 3))
+    with pytest.raises(UsageError, match="strength"):
+        drawer.redraw(source, "red circle", 0, FEW, strength=1.5)
+    with pytest.raises(LatentsError):
+        drawer.redraw(replace(source, vae="1" * 64, vae_name="other"), "red circle", 0, FEW)
+    with pytest.raises(UsageError, match="52x44"):
+        write_redrawn(drawer.vae, source, read_picture_rows(photo), torch.ones(8, 8), Path("out.png"))
+
+
+# --- walks ---
+
+
+def test_a_walk_ends_where_its_prompts_are_drawn(drawer: Drawer) -> None:
+    prompts, seeds = ["red circle", "yellow star"], [1, 2]
+    frames = list(walk(drawer, prompts, seeds, FEW, Way(frames=4)))
+    assert [frame.t for frame in frames] == [0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
+    for frame, prompt, seed in ((frames[0], prompts[0], 1), (frames[-1], prompts[1], 2)):
+        drawn = drawer.vae.decode(drawer.draw(prompt, seed, FEW).tensor[None])[0]
+        torch.testing.assert_close(frame.pixels, drawn, rtol=0.0, atol=1e-4)
+
+
+def test_a_walk_between_one_prompt_and_itself_turns_the_noise_alone(drawer: Drawer) -> None:
+    still = list(walk(drawer, ["red circle"] * 2, [1, 1], FEW, Way(frames=3)))
+    torch.testing.assert_close(still[0].pixels, still[1].pixels, rtol=0.0, atol=1e-4)
+    turned = list(walk(drawer, ["red circle"] * 2, [1, 2], FEW, Way(frames=3)))
+    assert float((turned[0].pixels - turned[1].pixels).abs().max()) > 1e-2
+
+
+def test_a_walk_is_even_near_its_ends(drawer: Drawer) -> None:
+    """Texts of different lengths: a token that only one has must come in slowly, not at once."""
+    frames = list(walk(drawer, ["red", "green triangle on white"], [1, 1], FEW, Way(frames=41)))
+    steps = [float((a.pixels - b.pixels).abs().mean()) for a, b in pairwise(frames)]
+    assert steps[0] < 4 * sorted(steps)[len(steps) // 2]
+    assert steps[-1] < 4 * sorted(steps)[len(steps) // 2]
+
+
+def test_texts_between(drawer: Drawer) -> None:
+    both = drawer.embed("red", "green triangle on white")
+    a, b = both.rows(0, 1), both.rows(1, 2)
+    middle = lerped(a, b, 0.25)
+    common = (a.mask & b.mask)[0]
+    torch.testing.assert_close(middle.states[0, common], torch.lerp(a.states, b.states, 0.25)[0, common])
+    assert middle.mask[0, common].abs().max() == 0.0
+    alone = (b.mask & ~a.mask)[0]
+    assert alone.any()
+    torch.testing.assert_close(middle.mask[0, alone].exp(), torch.full((int(alone.sum()),), 0.25))
+    torch.testing.assert_close(middle.states[0, alone], b.states[0, alone])
+    assert isinstance(middle, Context)
+
+
+def test_walks_that_cannot_be(drawer: Drawer) -> None:
+    with pytest.raises(UsageError, match="from one prompt to another"):
+        list(walk(drawer, ["red"], [0]))
+    with pytest.raises(UsageError, match="2 seeds for 3 prompts"):
+        list(walk(drawer, ["a", "b", "c"], [0, 1]))
+
+
+def test_a_closed_walk_comes_back(drawer: Drawer) -> None:
+    frames = list(walk(drawer, ["red circle", "yellow star"], [1, 2], FEW, Way(frames=3, closed=True)))
+    assert len(frames) == Way(frames=3, closed=True).decoded(2) == 4
+    assert torch.equal(frames[-1].after, frames[0].pixels)

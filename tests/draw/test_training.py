@@ -1,0 +1,339 @@
+"""Training a drawing model: it learns, goes on where it was stopped, and refuses what does not belong to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawkit import RECIPE, picture, write_data, write_lines
+from safetensors.torch import load_file
+from support import names, one_sentence, same_tensors, tensors_of, tiny, write
+from torch import Tensor
+
+from calotype import VAE, load
+from calotype.draw import training
+from calotype.draw.captions import held_out, read_captions, weights_of
+from calotype.draw.model import load_model
+from calotype.draw.recipe import DrawingRecipe
+from calotype.draw.training import Drawing, train_drawing
+from calotype.errors import PictureError, UsageError
+
+FILES = ["checkpoint.pt", "latents.safetensors", "metrics.jsonl", "weights.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return load("builtin", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures with three variants each."""
+    return write_data(tmp_path_factory.mktemp("drawing") / "data", variants=3)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, vae: VAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("drawing") / "run"
+    assert train_drawing(RECIPE, data, out, vae) == out / "weights.safetensors"
+    return out
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in names(out)}
+
+
+def drawing(data: Path, recipe: DrawingRecipe = RECIPE, count: int = 4) -> Drawing:
+    """A training with made-up latents: a constant a picture."""
+    captions = read_captions(data)[:count]
+    latents = torch.arange(len(captions)).float()[:, None, None, None].expand(-1, 16, 4, 4)
+    return Drawing(recipe, captions, latents.clone(), "0" * 64, torch.device("cpu"))
+
+
+def test_loss_falls(tmp_path: Path, vae: VAE) -> None:
+    """Four pictures learned by heart, measured on noise and times that are the same before and after."""
+    recipe = replace(
+        RECIPE, steps=120, cooldown=30, batch=8, muon_rate=0.03, learning_rate=3e-3, text_dropout=0.0, time_mean=1.5,
+        checkpoint_every=1000, log_every=10,
+    )  # fmt: skip
+    out = tmp_path / "run"
+    train_drawing(recipe, write_data(tmp_path / "data"), out, vae)
+    latents = load_file(out / "latents.safetensors")["latents"]
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn((16, 4, *latents.shape[1:]), generator=generator)
+
+    def loss(prompts: list[str], times: Tensor) -> float:
+        errors = []
+        for time, eps in zip(times, noise, strict=True):
+            x = (1 - time) * latents + time * eps
+            errors.append((model(x, time.expand(4), model.text(prompts)) - (eps - latents)).square().mean())
+        return float(torch.stack(errors).mean())
+
+    model = load_model(out / "weights.safetensors")
+    captions = [one.name for one in read_captions(tmp_path / "data")]
+    untrained = float((noise - latents).square().mean())
+    assert loss(captions, torch.linspace(0.1, 0.9, 16)) < 0.5 * untrained
+    # where there is noise alone, only words tell which picture it shall be
+    right, wrong = (loss(prompts, torch.ones(16)) for prompts in (captions, captions[1:] + captions[:1]))
+    assert right < 0.5 * wrong
+    found = lines(out)
+    assert found[-1]["loss"] < 0.8 * found[0]["loss"]
+
+
+def test_files_of_a_run(finished: Path, data: Path, vae: VAE) -> None:
+    assert names(finished) == FILES
+    model = load_model(finished / "weights.safetensors")
+    assert model.config.vae == vae.sha256
+    assert model.config.size == 32
+    assert model.about["steps"] == 6
+    assert model.about["recipe"] == json.loads(json.dumps(RECIPE.to_dict()))
+    captions = read_captions(data)
+    apart = [one.name for one in held_out(captions, 0.5)]
+    assert 0 < len(apart) < 12
+    assert model.about["held_out"] == sorted(apart)
+    assert model.about["pictures"] == len(captions) - len(apart) == len(model.names)
+    assert set(model.names) == {one.name for one in captions} - set(apart)
+    assert {"red", "circle", "ball", "warm"} <= set(model.words)
+
+
+def test_weights_are_the_averaged_ones(finished: Path) -> None:
+    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    written = load_model(finished / "weights.safetensors").state_dict()
+    assert all(torch.equal(value, state["ema"][key].half().float()) for key, value in written.items())
+    assert any(not torch.equal(value, state["model"][key].half().float()) for key, value in written.items())
+
+
+def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:
+    reported: list[dict[str, float]] = []
+    recipe = replace(RECIPE, steps=5, log_every=2)
+    train_drawing(recipe, data, tmp_path / "run", vae, report=reported.append)
+    found = lines(tmp_path / "run")
+    assert found == reported
+    assert [line["step"] for line in found] == [2, 4]
+    assert all(set(line) == {"step", "loss", "pictures_per_second"} for line in found)
+    assert all(line["loss"] > 0 and line["pictures_per_second"] > 0 for line in found)
+
+    each: list[dict[str, float]] = []
+    train_drawing(replace(recipe, log_every=1), data, tmp_path / "each", vae, report=each.append)
+    assert found[1]["loss"] == pytest.approx((each[2]["loss"] + each[3]["loss"]) / 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_gone_on_with(data: Path, finished: Path, vae: VAE, tmp_path: Path, number: signal.Signals) -> None:
+    """The same weights, bit by bit, as without the stop."""
+    before = signal.getsignal(number)
+    out = tmp_path / "run"
+
+    def stop(line: dict[str, float]) -> None:
+        if line["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    recipe = replace(RECIPE, log_every=1)
+    assert train_drawing(recipe, data, out, vae, report=stop) is None
+    assert signal.getsignal(number) is before
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert load_model(out / "weights.safetensors").about["steps"] == 3
+
+    torch.manual_seed(99)  # nothing of what follows depends on it
+    assert train_drawing(recipe, data, out, vae, resume=True) == out / "weights.safetensors"
+    assert [line["step"] for line in lines(out)] == [1, 2, 3, 4, 5, 6]
+    assert same_tensors(load_model(out / "weights.safetensors"), load_model(finished / "weights.safetensors"))
+    first, second = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (out, finished))
+    assert first["step"] == second["step"] == 6
+    for part in ("model", "ema", "optimisers"):
+        assert _same(first[part], second[part]), part
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def test_a_finished_run_stays(data: Path, finished: Path, vae: VAE) -> None:
+    before = load_model(finished / "weights.safetensors")
+    assert train_drawing(RECIPE, data, finished, vae, resume=True) == finished / "weights.safetensors"
+    assert same_tensors(load_model(finished / "weights.safetensors"), before)
+
+
+def refused(recipe: DrawingRecipe, data: Path, out: Path, vae: VAE, resume: bool) -> str:
+    """What is said; and nothing in the run's folder changes."""
+    before = contents(out)
+    with pytest.raises(UsageError) as caught:
+        train_drawing(recipe, data, out, vae, resume=resume)
+    one_sentence(str(caught.value))
+    assert contents(out) == before
+    return str(caught.value)
+
+
+def test_a_run_is_not_written_over(data: Path, finished: Path, vae: VAE) -> None:
+    assert "--resume" in refused(RECIPE, data, finished, vae, False)
+    assert "--resume" in refused(replace(RECIPE, size=48), data, finished, vae, False)
+
+
+@pytest.mark.parametrize("changes", [{"size": 48}, {"seed": 4}, {"batch": 5}, {"held_out": 0.1}, {"text": {}}])
+def test_another_recipe_is_refused(data: Path, finished: Path, vae: VAE, changes: dict[str, Any]) -> None:
+    message = refused(replace(RECIPE, **changes), data, finished, vae, True)
+    assert next(iter(changes)) in message
+
+
+def test_other_captions_are_refused(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
+    """A token would be another word than the one it was trained as."""
+    other = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
+    for line in other:
+        line["name"] = line["name"].replace("red circle", "purple hexagon")
+    write_lines(tmp_path, other)
+    (tmp_path / "pictures").symlink_to(data / "pictures")
+    assert "vocabulary" in refused(RECIPE, tmp_path, finished, vae, True)
+
+
+def test_another_vae_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "taesd.safetensors", tensors_of(tiny()))
+    other = load(path, latent_format="sd1", device="cpu")
+    assert "VAE" in refused(RECIPE, data, finished, other, True)
+
+
+def test_longer_runs_go_on(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train_drawing(replace(RECIPE, steps=2), data, out, vae)
+    assert train_drawing(replace(RECIPE, steps=4, learning_rate=1e-4), data, out, vae, resume=True)
+    assert load_model(out / "weights.safetensors").about["steps"] == 4
+
+
+def test_latents_are_made_again_when_a_picture_changes(
+    vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "run"
+    encoded: list[int] = []
+    real = training.latents_of
+
+    def counted(vae: VAE, folder: Path, captions: list[Any], size: int, track: Any) -> Tensor:
+        encoded.append(size)
+        return real(vae, folder, captions, size, track)
+
+    monkeypatch.setattr(training, "latents_of", counted)
+    recipe = replace(RECIPE, steps=1)
+
+    def latents(size: int = 32) -> Tensor:
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+        train_drawing(replace(recipe, size=size), data, out, vae)
+        return load_file(out / "latents.safetensors")["latents"]
+
+    first = latents()
+    assert torch.equal(latents(), first)
+    assert encoded == [32]
+    picture("purple").save(data / "pictures" / "2.png")
+    second = latents()
+    assert encoded == [32, 32]
+    assert torch.equal(second[[0, 1, 3]], first[[0, 1, 3]])
+    assert (second[2] - first[2]).abs().max() > 0.1
+    assert latents(48).shape == (4, 16, 6, 6)
+    assert encoded == [32, 32, 48]
+    (data / "pictures" / "2.png").unlink()
+    (out / "checkpoint.pt").unlink()
+    with pytest.raises(PictureError, match=r"2\.png"):
+        train_drawing(recipe, data, out, vae)
+
+
+def test_what_is_held_out_is_in_no_batch(data: Path, vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the latents and by the words that training gets to see."""
+    seen: list[Tensor] = []
+    prompts: set[str] = set()
+    real = Drawing.batch
+
+    def kept(self: Drawing) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        for self.step in range(200):  # only drawn, not trained on
+            clean, words, *_ = made = real(self)
+            seen.append(clean)
+            prompts.update(words)
+        return made
+
+    monkeypatch.setattr(Drawing, "batch", kept)
+    train_drawing(replace(RECIPE, steps=1), data, tmp_path / "run", vae)
+    captions = read_captions(data)
+    apart = {one.file for one in held_out(captions, RECIPE.held_out)}
+    assert apart
+    every = load_file(tmp_path / "run" / "latents.safetensors")["latents"].flatten(1)
+    met = (torch.cat(seen).flatten(1)[:, None] == every).all(-1).any(0)
+    assert [one.file not in apart for one in captions] == met.tolist()
+    forbidden = {one.name for one in captions if one.file in apart}
+    assert not any(name in prompt for name in forbidden for prompt in prompts)
+    assert any(name in prompt for name in {one.name for one in captions} - forbidden for prompt in prompts)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
+    one, other = drawing(data), drawing(data)
+    one.step = other.step = 7
+    torch.manual_seed(1)
+    first = one.batch()
+    torch.manual_seed(2)
+    again = other.batch()
+    assert first[1] == again[1]
+    assert all(torch.equal(first[i], again[i]) for i in (0, 2, 3))
+    other.step = 8
+    assert not torch.equal(first[3], other.batch()[3])
+    seeded = drawing(data, replace(RECIPE, seed=4))
+    seeded.step = 7
+    assert not torch.equal(first[3], seeded.batch()[3])
+
+
+def test_what_batches_are_made_of(data: Path) -> None:
+    """Pictures as often as they should be, prompts of the same pictures, an empty one now and then, and noise."""
+    made = drawing(data, replace(RECIPE, batch=4000, text_dropout=0.25))
+    clean, prompts, t, noise = made.batch()
+    assert clean.shape == noise.shape == (4000, 16, 4, 4)
+    which = clean[:, 0, 0, 0].long()
+    shares = torch.bincount(which, minlength=4) / 4000
+    expected = torch.from_numpy(weights_of(made.captions, RECIPE.variants)).float()
+    torch.testing.assert_close(shares, expected, atol=0.04, rtol=0)
+    assert 0.22 < prompts.count("") / 4000 < 0.28
+    for index, prompt in zip(which.tolist(), prompts, strict=True):
+        of_picture = made.captions[index]
+        assert not prompt or any(word in prompt for word in (*of_picture.names, *of_picture.keywords))
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.std()) - 1) < 0.01
+    assert 0 < float(t.min()) < float(t.max()) < 1
+    logits = t.logit()
+    assert abs(float(logits.mean())) < 0.08
+    assert abs(float(logits.std()) - 1) < 0.06
+
+
+def test_an_untrained_network_has_the_loss_of_predicting_zero(data: Path) -> None:
+    made = drawing(data)
+    clean, _, _, noise = made.batch()
+    expected = (noise - clean).square().mean()
+    assert made.advance() == pytest.approx(float(expected), rel=1e-5)
+    assert made.step == 1
+
+
+def test_every_parameter_is_trained_once(data: Path) -> None:
+    made = drawing(data)
+    trained = [id(p) for one in made.optimisers for group in one.param_groups for p in group["params"]]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == {id(p) for p in made.model.parameters()}
+    muon = {id(p) for group in made.optimisers[0].param_groups for p in group["params"]}
+    by_name = dict(made.model.named_parameters())
+    assert id(by_name["denoiser.middle_block.0.in_layers.2.weight"]) in muon
+    for name in ("denoiser.input_blocks.0.0.weight", "denoiser.out.2.weight", "denoiser.out.2.bias",
+                 "text.token_embedding.weight"):  # fmt: skip
+        assert id(by_name[name]) not in muon
+    before = {name: p.detach().clone() for name, p in by_name.items()}
+    for _ in range(4):
+        made.advance()
+    still = [name for name, p in by_name.items() if torch.equal(p, before[name])]
+    assert still == []
