@@ -113,11 +113,11 @@ def test_a_folder_whose_listing_fails_is_refused(tmp_path: Path, monkeypatch: py
 def test_what_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("no zip")
-    for name in ("missing", "text.txt"):
-        expected = (
-            f"{tmp_path / name}: there is no such folder, zip, tar or dataset of pictures; give one that is there."
-        )
-        assert refused(name, tmp_path) == expected
+    where = tmp_path / "missing"
+    expected = f"{where}: there is no such folder, zip, tar or dataset of pictures; give one that is there."
+    assert refused("missing", tmp_path) == expected
+    expected = f"{tmp_path / 'text.txt'}: this is a file, and no zip or tar; give the folder that the pictures are in."
+    assert refused("text.txt", tmp_path) == expected
     assert refused("empty", tmp_path).startswith(f"{tmp_path / 'empty'}: there is no picture in it; ")
 
 

@@ -138,6 +138,8 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
         pictures = _zip(path)
     elif not path.exists() and _RANGE.search(str(path)):
         pictures = _tars(str(path), _shards(str(path)))
+    elif path.is_file():
+        raise UsageError(f"{path}: this is a file, and no zip or tar; give the folder that the pictures are in.")
     else:
         raise UsageError(f"{path}: there is no such folder, zip, tar or dataset of pictures; give one that is there.")
     if not len(pictures):
