@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clikit import Calotype, draw
+from PIL import Image
 from report_example import example
 
 PLAIN = ("--metrics", "psnr,ssim", "--device", "cpu")
@@ -91,12 +96,13 @@ def test_the_best_is_that_of_the_page(
     calotype: Calotype, vae: Path, other_vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first has the better mean only because it failed on the worst picture; on the others it is worse."""
-    base = [20.0, 25.0, 30.0, 35.0, 40.0, 28.0]
+    base = [20.0, 25.0, 30.0, 35.0, 40.0, 28.0, 31.0]
     rows: list[list[dict[str, Any]]] = [
         [{"picture": i, "psnr": v - (k == 0) * (0.1 + 0.01 * i)} for i, v in enumerate(base)] for k in range(2)
     ]
     rows[0][0] = {"picture": 0, "error": "It failed."}
-    results, _ = example(labels=("one", "two"), count=6)
+    results, _ = example(labels=("one", "two"), count=7)
+    results |= {"engine": "local", "extractors": {}}
     results["metrics"] = [{**results["metrics"][0], "least": 1}]
     for one, of in zip(results["vaes"], rows, strict=True):
         values = [row["psnr"] for row in of if "psnr" in row]
@@ -109,7 +115,7 @@ def test_the_best_is_that_of_the_page(
     said = words_of(calotype("evaluate", "photos", "--report", "report").out)
     assert f"{means[1]:.2f} best" in said
     assert f"{means[0]:.2f} best" not in said
-    assert "n = 5" in said
+    assert "n = 6" in said
     assert "1 failed" in said
     assert "best: better than each other VAE on the same pictures" in said
     for i, row in enumerate(rows[1][1:], start=1):
@@ -163,6 +169,9 @@ def test_protocols_are_listed(calotype: Calotype) -> None:
         (("photos", "--shard", ""), 2, "give which of how many parts"),
         (("photos", "--shard", "3/2"), 2, "give which of how many parts"),
         (("photos", "--boxes", "no.json"), 2, "there is no such file"),
+        (("photos", "--boxes", "empty"), 2, "empty: boxes can't be read there (Is a directory)"),
+        (("photos", "--memory", "lots"), 2, "'lots' is no amount of memory"),
+        (("photos", "--seed", "0"), 2, "--seed 0: the protocol whole decodes the mode and draws nothing"),
         (("photos", "--vae", "no.safetensors"), 1, "there is no such file or folder"),
     ],
 )
@@ -177,7 +186,71 @@ def test_what_makes_no_sense_is_said(
     assert ran.code == code, ran.err
     assert message in ran.err
     assert len(ran.err.strip().splitlines()) == 1
-    assert not Path("report/results.json").exists()
+    assert not Path("report").exists()
+
+
+@pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
+def test_a_seed_is_of_protocols_that_draw(calotype: Calotype, vae: Path) -> None:
+    pictures(1)
+    words = ("evaluate", "photos", "--vae", vae, "--metrics", "psnr", "--protocol", "lightningdit", "--json")
+    found = []
+    for seed in ("3", "4"):
+        ran = calotype(*words, "--seed", seed, "--report", seed)
+        assert ran.code == 0, ran.err
+        assert ran.json["protocol"]["seed"] == int(seed)
+        found.append(ran.json["vaes"][0]["means"]["psnr"]["mean"])
+    assert found[0] != found[1]
+
+
+def test_one_picture_and_two_vaes(calotype: Calotype, vae: Path, other_vae: Path) -> None:
+    pictures(1)
+    ran = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN)
+    assert ran.code == 0, ran.err
+    assert "\n1 picture; whole: " in ran.out
+    said = "No VAE is marked best: 1 picture may favour one by chance; give 6 or more"
+    assert f"\n{said}\n" in ran.out
+    assert f"{said}." in Path("report/index.html").read_text()
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_and_leaves_no_report(
+    calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(1, side=64)
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    with monkeypatch.context() as patched:
+        patched.setattr("calotype.evaluate.session.write_sheet", full)
+        ran = calotype(*words)
+    said = "calotype: report: the report can't be written (No space left on device); what was measured is kept, so "
+    assert (ran.code, ran.out, ran.said) == (1, "", [f"{said}make room and run the same command again."])
+    assert [path.name for path in Path("report").iterdir()] == ["measured.sqlite"]
+    assert calotype(*words).code == 0
+    monkeypatch.setattr("calotype.evaluate.examine.write_probe", full)
+    ran = calotype("probe", vae, "photos", "--report", "probed", "--lpips", "none")
+    said = "calotype: probed: the report can't be written (No space left on device); make room, or give another "
+    assert (ran.code, ran.said) == (1, [f"{said}--report."])
+    assert list(Path("probed").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_that_can_not_be_made(calotype: Calotype, vae: Path) -> None:
+    pictures(1)
+    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "/proc/nowhere", *PLAIN)
+    assert ran.code == 1
+    (said,) = ran.said
+    assert said.startswith("calotype: /proc/nowhere: what was measured can't be kept there (")
+    assert said.endswith("; give another --report.")
+
+
+def test_an_empty_name_is_no_vae_to_probe(calotype: Calotype) -> None:
+    ran = calotype("probe", " ")
+    assert (ran.code, ran.said) == (
+        2,
+        ["calotype: VAE ' ' names nothing; give builtin, a preset, a file or a folder."],
+    )
 
 
 def test_too_few_pictures_for_a_frechet_distance(calotype: Calotype, vae: Path) -> None:
@@ -187,6 +260,29 @@ def test_too_few_pictures_for_a_frechet_distance(calotype: Calotype, vae: Path) 
     ran = calotype(*words, "--features", "efficientnet-lite0")
     assert ran.code == 2
     assert "needs at least 1,281 pictures, not 3" in ran.err
+
+
+def test_the_kernel_distance_alone_over_weights_of_ones_own(calotype: Calotype, vae: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained("dino")
+    pictures()
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN, "--features", "dinov2=dino")
+    ran = calotype(*words)
+    assert ran.code == 2
+    assert "needs at least 9 pictures, not 3; give more, ask for the kernel distance alone (--distances" in ran.err
+    ran = calotype(*words, "--distances", "kernel")
+    assert ran.code == 0, ran.err
+    assert "kid_dinov2" in ran.out
+    assert "fid_dinov2" not in ran.out
+    assert "; engine local; 95% intervals by bootstrap over pictures" in ran.out
+    assert "dinov2: dino; 224 x 224 whatever the ratio, bicubic" in ran.out
+    for wrong, message in (("fid", "there is no distance 'fid'"), ("kernel,", "has an empty name in it")):
+        ran = calotype(*words, "--distances", wrong)
+        assert (ran.code, len(ran.said)) == (2, 1)
+        assert message in ran.said[0]
 
 
 def test_a_picture_that_can_not_be_read_is_a_failure(calotype: Calotype, vae: Path, other_vae: Path) -> None:
@@ -231,7 +327,13 @@ def test_a_vae_is_probed(calotype: Calotype, vae: Path) -> None:
     assert ran.code == 0, ran.err
     assert "lpips was left out: no weights of LPIPS were given." in ran.out
     found = json.loads(Path("report/probe.json").read_text())
-    assert found["pictures"] == ["0.png", "1.png"] or sorted(found["pictures"]) == ["0.png", "1.png"]
+    digests = {}  # of the middle of each, which has 64 pixels a side: the pictures' order
+    for name in ("0.png", "1.png"):
+        array = np.asarray(Image.open(Path("photos") / name))
+        left = (array.shape[1] - 64) // 2
+        middle = np.ascontiguousarray(array[:, left : left + 64].transpose(2, 0, 1))
+        digests[hashlib.sha256(middle.tobytes()).hexdigest()] = name
+    assert found["pictures"] == [digests[key] for key in sorted(digests)]
     assert {"channels", "kl", "drift"} <= {finding["key"] for finding in found["findings"]}
     assert "</html>" in Path("report/index.html").read_text()
 

@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calotype.evaluate.protocol import preset
 from calotype.evaluate.setup import Setup
 
@@ -27,3 +29,21 @@ def figures(found: dict[str, Any]) -> Any:
     assert found["device"]
     vaes = [{k: v for k, v in one.items() if k not in ("speed", "memory")} for one in found["vaes"]]
     return {"vaes": vaes, **{k: found[k] for k in ("protocol", "pictures", "metrics")}}
+
+
+class Means:
+    """Features that are simple: the mean of each colour, and of the picture's halves."""
+
+    name, width = "means", 4
+    weights, resize = "none", "as they are"
+
+    def to(self, device: torch.device) -> Means:
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"one": torch.ones(1)}
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        values = pictures.float()
+        half = values[..., : values.shape[3] // 2].mean((1, 2, 3))
+        return torch.cat([values.mean((2, 3)), half[:, None]], dim=1)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluatekit import figures, setup, sheet
+from evaluatekit import Means, figures, setup, sheet
 from PIL import Image
 from safetensors.torch import save_file
 from support import fill, one_sentence, tiny
 
 from calotype import load
-from calotype.errors import NonFiniteError, PictureError, UsageError
+from calotype.errors import NonFiniteError, PictureError, UsageError, WeightsError
 from calotype.evaluate import compare, features, session
 from calotype.evaluate.compare import Evaluation, Seen, here, results, run
 from calotype.evaluate.lpips import LPIPS
@@ -277,17 +277,6 @@ def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], 
     assert row["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
 
 
-class Means:
-    """Features that are simple: the mean of each colour, and of the picture's halves."""
-
-    name, width = "means", 4
-
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        values = pictures.float()
-        half = values[..., : values.shape[3] // 2].mean((1, 2, 3))
-        return torch.cat([values.mean((2, 3)), half[:, None]], dim=1)
-
-
 def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     extractors: dict[str, Features] = {"means": Means()}
     tools = Tools(metrics=("psnr",), lpips={}, extractors=extractors)
@@ -310,18 +299,17 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     expected = apart @ apart + np.trace(a) + np.trace(b) - 2 * root.sum().real
     assert one["distances"]["fid_means"]["value"] == pytest.approx(expected, rel=1e-6)
     assert one["distances"]["kid_means"]["n"] == 6
-    few = results(evaluation, store, Seen(hashes={i: seen.hashes[i] for i in range(4)}))
-    assert few["vaes"][0]["distances"] == {}  # as where so many others failed
+    few = results(evaluation, store, Seen(hashes={i: seen.hashes[i] for i in range(4)}))  # so many others failed
+    assert few["vaes"][0]["distances"]["fid_means"] == {
+        "value": None, "n": 4, "why": "needs 5 pictures, and only 4 did not fail"
+    }  # fmt: skip
+    assert few["vaes"][0]["distances"]["kid_means"]["n"] == 4
 
 
 def test_too_few_pictures_are_refused_before_any_is_measured(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Loaded(Means):
-        def to(self, device: torch.device) -> Loaded:
-            return self
-
-    monkeypatch.setattr(features, "load_extractor", lambda name: Loaded())
+    monkeypatch.setattr(features, "load_extractor", lambda name, path: Means())
     encode, encoded = VAE.encode, []
 
     def counted(self: VAE, *arguments: Any, **options: Any) -> Any:
@@ -329,7 +317,7 @@ def test_too_few_pictures_are_refused_before_any_is_measured(
         return encode(self, *arguments, **options)
 
     monkeypatch.setattr(VAE, "encode", counted)
-    with pytest.raises(UsageError, match="needs at least 5 pictures, not 4; give more, or leave means out") as error:
+    with pytest.raises(UsageError, match="needs at least 5 pictures, not 4; give more, ask for ") as error:
         evaluate(data, setup(vaes[:1], features=("means",)), tmp_path / "r", limit=4)
     one_sentence(str(error.value))
     assert not encoded
@@ -376,8 +364,20 @@ def test_what_is_missing_is_said(
     with pytest.raises(UsageError, match="there is no metric 'fid'; choose among psnr, "):
         setup(vaes, metrics=("fid",)).build(open_source(data))
     monkeypatch.setenv("CALOTYPE_LPIPS", str(tmp_path / "nowhere"))
-    with pytest.raises(Exception, match="nowhere"):
+    with pytest.raises(WeightsError, match=r"nowhere: there is no such file or folder; give the weights of LPIPS"):
         setup(vaes, metrics=("lpips_vgg",)).build(open_source(data))
     exact = replace(preset("whole"), name="mine", resize="exact", size=32)
     with pytest.raises(UsageError, match=r"0\.png is 40 x 33 pixels, and the protocol mine takes 32 x 32 only"):
         evaluate(data, setup(vaes[:1], protocol=exact), tmp_path / "r")
+
+
+def test_a_slow_first_picture_of_two_is_no_speed() -> None:
+    rows = [
+        {"height": 10, "width": 100, "where": "cpu", "encode_seconds": seconds, "decode_seconds": 2 * seconds}
+        for seconds in (9.0, 1.0)
+    ]
+    found = compare._speed(rows, None)
+    assert found["encode_seconds_per_megapixel"] == pytest.approx(1000.0)
+    assert found["decode_seconds_per_megapixel"] == pytest.approx(2000.0)
+    found = compare._speed([*rows, {**rows[0], "encode_seconds": 2.0}], "cpu")
+    assert found["encode_seconds_per_megapixel"] == pytest.approx(2000.0)

@@ -489,10 +489,17 @@ def test_the_environment_names_weights(
 ) -> None:
     monkeypatch.setenv("CALOTYPE_LPIPS", str(as_published(alex, tmp_path / "published")))
     assert_same(load_lpips("alex"), alex)
-    with pytest.raises(WeightsError, match=r"there are no weights of LPIPS \(vgg\) in this folder"):
+    with pytest.raises(WeightsError, match=r"there are no weights of LPIPS \(vgg\) in this folder") as caught:
         load_lpips("vgg")
+    assert "CALOTYPE_LPIPS" in str(caught.value)
     other = randomised("alex")
     other.heads[0].mul_(2)
     save_file(other.state_dict(), tmp_path / "given.safetensors")
     assert_same(load_lpips("alex", tmp_path / "given.safetensors"), other)  # what is given comes first
+    with pytest.raises(WeightsError) as caught:
+        load_lpips("alex", tmp_path / "nothing")
+    assert "CALOTYPE_LPIPS" not in str(caught.value)
+    monkeypatch.setenv("CALOTYPE_LPIPS", str(tmp_path / "nothing"))
+    with pytest.raises(WeightsError, match=r"give the weights of LPIPS \(alex\) in CALOTYPE_LPIPS\."):
+        load_lpips("alex")
     assert not cache.exists()

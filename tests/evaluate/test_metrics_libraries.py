@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
-from collections.abc import Callable
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,23 @@ def pytorch_msssim() -> Any:
     return pytest.importorskip("pytorch_msssim")
 
 
+@pytest.fixture(scope="module")
+def piq() -> Iterator[Any]:
+    """Its metrics alone: the package as a whole asks for torchvision (pip install --no-deps piq)."""
+    found = importlib.util.find_spec("piq")
+    if found is None:
+        pytest.skip("piq is not installed")
+    package = types.ModuleType("piq")
+    package.__path__ = list(found.submodule_search_locations or ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "piq", package)
+        for name in ("psnr", "ssim", "ms_ssim"):
+            importlib.import_module(f"piq.{name}")
+        yield package
+        for name in [key for key in sys.modules if key.startswith("piq.")]:
+            del sys.modules[name]
+
+
 # --- PSNR and SSIM ---
 
 
@@ -99,6 +120,19 @@ def test_scikit_image_gives_the_same_on_kodak(shared: Path) -> None:
         with Image.open(path) as picture:
             photo = np.asarray(picture.convert("RGB"))
         agrees_with_scikit_image(photo, jpeg(photo, 30))
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_piq_gives_the_same(piq: Any, name: str, quality: int) -> None:
+    """Where it is told not to make pictures smaller first, which it does by default."""
+    a, b = pair(name, quality)
+    x, y = batched(a, b)
+    error = 10 ** (-psnr(chw(a), chw(b)) / 10) + 1e-8  # which it adds to the mean square
+    assert -10 * math.log10(error) == pytest.approx(float(piq.psnr.psnr(x, y, data_range=255)), abs=1e-9)
+    given = {"kernel_size": 11, "kernel_sigma": 1.5, "data_range": 255.0}
+    assert ssim(chw(a), chw(b)) == pytest.approx(float(piq.ssim.ssim(x, y, downsample=False, **given)), abs=1e-6)
+    if name in EVEN:
+        assert ms_ssim(chw(a), chw(b)) == pytest.approx(float(piq.ms_ssim.multi_scale_ssim(x, y, **given)), abs=1e-6)
 
 
 def test_scikit_images_default_is_another_figure(quality: int) -> None:

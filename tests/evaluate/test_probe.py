@@ -10,7 +10,7 @@ import pytest
 import torch
 from probekit import FACTOR, SIDE, Toy, exact, exact_times, named, pixels_of, pool, shuffle, unpool, unshuffle
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from calotype.evaluate.figures import Lines
 from calotype.evaluate.probe import probe
@@ -154,7 +154,25 @@ def test_the_response_of_a_linear_decoder_is_a_line() -> None:
 def test_a_response_that_is_not_monotone_is_told() -> None:
     found = probe(Toy(decoder=lambda z: unpool((40 * z).sin())), named(4))["noise"]
     assert found.value("pictures whose error grows with every step") < 4
-    assert "not with every step" in found.sentence
+    assert "the error grows with every step in 0 of 4 pictures." in found.sentence
+
+
+def test_the_response_of_lpips_is_told_apart() -> None:
+    """An LPIPS that falls where noise is strong, of a decoder whose error only grows."""
+
+    class Falling(nn.Module):
+        net, shift = "vgg", torch.zeros(1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            error = (x - y).square().mean().sqrt()
+            return (error / (1 + (error / 0.01) ** 2))[None]
+
+    given = named(4)
+    linear = Toy(lambda x: 0.1 * unshuffle(x), shuffle, channels=3 * FACTOR**2)
+    found = probe(linear, given, lpips=Falling())["noise"]  # type: ignore[arg-type]
+    assert found.value("pictures whose error grows with every step") == 4
+    assert found.value("pictures whose LPIPS grows with every step") < 4
+    assert "the error grows with every step in all pictures and LPIPS grows with every step in" in found.sentence
 
 
 def test_what_noise_decodes_to_in_both_spaces() -> None:

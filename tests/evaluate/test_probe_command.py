@@ -22,6 +22,7 @@ from probekit import small_vae
 import calotype
 from calotype.cli.main import main
 from calotype.evaluate import examine
+from calotype.evaluate.measure import place
 
 QUICK = ("--lpips", "none", "--device", "cpu", "--report", "report")
 
@@ -88,7 +89,7 @@ def test_what_is_written_says_how_it_was_made(
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
     assert found["command"] == ["calotype", "probe", str(vae), "photos", *QUICK, "--seed", "5", "--json"]
-    assert found["device"].startswith("cpu, ")
+    assert found["device"] == place(torch.device("cpu"), None)
     assert found["dtype"] == "float32"
     assert (found["vae"], found["sha256"]) == ("small.safetensors", calotype.load(vae, device="cpu").sha256)
     assert (found["seed"], found["data"], len(found["pictures"])) == (5, "photos", 3)
@@ -270,7 +271,10 @@ def test_a_page_that_fails_leaves_no_numbers(
     draw("photos/0.png")
     monkeypatch.setattr(examine, "write_probe", fill_up)
     ran = Ran(monkeypatch, capsys, vae, "photos", *QUICK)
-    assert (ran.code, ran.said) == (1, ["calotype: index.html: No space left on device."])
+    said = (
+        "calotype: report: the report can't be written (No space left on device); make room, or give another --report."
+    )
+    assert (ran.code, ran.said) == (1, [said])
     assert not list(Path("report").iterdir())
 
 

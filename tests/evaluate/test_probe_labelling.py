@@ -47,6 +47,19 @@ def test_a_file_in_a_zip(tmp_path: Path, inner: str, named: bool) -> None:
     assert found.source == ("labels.jsonl" if named else f"labels.jsonl in {data}")
 
 
+def test_two_files_in_a_zip(tmp_path: Path) -> None:
+    data = packed(tmp_path / "x.zip", **{"train/labels.jsonl": LINES, "val/labels.jsonl": LINES.replace("cat", "dog")})
+    for file in (None, Path("labels.jsonl")):
+        with pytest.raises(UsageError, match=r"train/labels\.jsonl and val/labels\.jsonl are both in") as caught:
+            labelling(NAMES, data, file)
+        one_sentence(str(caught.value))
+    assert labelling(NAMES, data, Path("val/labels.jsonl")).labels == ("dog", None, "7")
+    data = packed(tmp_path / "y.zip", **{"labels.jsonl": LINES, "more/labels.jsonl": LINES.replace("cat", "dog")})
+    with pytest.raises(UsageError, match=r"labels\.jsonl and more/labels\.jsonl are both in it"):
+        labelling(NAMES, data)
+    assert labelling(NAMES, data, Path("labels.jsonl")).labels == ("cat", None, "7")
+
+
 def test_a_file_in_a_folder_comes_before_folders(tmp_path: Path) -> None:
     names = ("x/a.png", "y/b.png")
     assert labelling(names, tmp_path).labels == ("x", "y")
@@ -78,6 +91,9 @@ def test_the_labels_of_real_photos_are_found(shared: Path) -> None:
         (("s-0.tar/1.png", "s-1.tar/2.png"), None),
         (("s-0.tar/cat/1.png", "s-1.tar/dog/2.png"), ("cat", "dog")),
         ((), None),
+        (("train/cat/1.png", "train/dog/2.png", "val/cat/3.png"), ("cat", "dog", "cat")),
+        (("x/train/cat/1.png", "x/train/dog/2.png", "x/val/dog/3.png", "x/4.png"), ("cat", "dog", "dog", None)),
+        (("train/cat/1.png", "train/cat/2.png", "val/cat/3.png"), None),
     ],
 )
 def test_folders(tmp_path: Path, names: tuple[str, ...], labels: tuple[str | None, ...] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_tensors_are_resized_as_floats() -> None:
     assert (found * 127.5 + 127.5 - to_uint8(found)).abs().max() > 0.2  # no whole numbers
     near = np.asarray(Image.fromarray(one).resize((350, 256), Image.Resampling.BILINEAR))[:, 47 : 47 + 256]
     assert (found - from_array(near)).abs().max() < 1.01 / 127.5  # the same filter, rounded twice
+
+
+@pytest.mark.parametrize(
+    ("values", "given"),
+    [
+        ({"on_floats": True}, "on_floats = True"),
+        ({"ssim_range": 2.0}, "ssim_range = 2"),
+        ({"on_floats": True, "ssim_range": 2.0}, "on_floats = True"),
+    ],
+)
+def test_ssim_of_uint8_takes_neither_floats_nor_a_range(values: dict[str, Any], given: str) -> None:
+    with pytest.raises(UsageError, match=f"compares uint8 by their own range, not with {given}; leave") as error:
+        Protocol(ssim="gaussian", **values)
+    one_sentence(str(error.value))
+    assert "floats" in str(Protocol(ssim="reflect", on_floats=True))
+    assert "range x 2" in str(Protocol(ssim="uniform", ssim_range=2.0))
 
 
 def test_an_exact_size_is_required() -> None:

@@ -22,7 +22,8 @@ from support import names, one_sentence
 from calotype.errors import UsageError
 from calotype.evaluate.report import Crop, write_evaluation
 from calotype.evaluate.report.pictures import encode
-from calotype.evaluate.report.standing import standings
+from calotype.evaluate.report.standing import standings, unmarked
+from calotype.evaluate.session import SHOWN, SIDE
 
 
 class Page(html.parser.HTMLParser):
@@ -236,20 +237,25 @@ def test_standings() -> None:
     assert standings_of(base, [None] * 6) == ["", ""]
     assert standings_of(base, [41.0, None, None, None, None, None]) == ["", ""]  # one picture in common
     # the first has the better mean only because it failed on the dark picture
+    base, above = [*base, 31.0], [*above, 31.3]
     assert standings_of([None, *base[1:]], [20.0, *above[1:]]) == ["", "best"]
-    assert standings_of([*base[:5], math.inf], above)[1] == "best"
+    assert standings_of([*base[:6], math.inf], above)[1] == "best"
+    for count in range(1, 6):  # all on one side once in 2^(count - 1) times, by chance alone
+        assert standings_of(base[:count], above[:count]) == ["", ""]
+        results = {"vaes": [vae_of(base[:count])] * 2, "pictures": [None] * count}
+        assert unmarked(results).startswith("No VAE is marked best")
+        assert unmarked({**results, "vaes": results["vaes"][:1]}) == ""
+    assert unmarked({"vaes": [vae_of(base)] * 2, "pictures": [None] * 6}) == ""
 
 
-@pytest.mark.slow
-def test_many_crops_become_jpeg_and_the_page_says_so(tmp_path: Path) -> None:
-    """Noise can't be stored in less than its 8 bits a value: 3 VAEs x 24 pictures of it are the worst there is."""
-    results, _ = example(count=24, side=16)
+def noisy(results: dict[str, Any]) -> list[Crop]:
+    """Crops of noise, as large as those of an evaluation."""
     generator = np.random.default_rng(0)
-    shape = (256, 256, 3)
-    crops = [
+    shape = (SIDE, SIDE, 3)
+    return [
         Crop(
             picture=one["name"],
-            box=(0, 0, 256, 256),
+            box=(0, 0, SIDE, SIDE),
             original=generator.integers(0, 256, shape, dtype=np.uint8),
             reconstructions={
                 vae["label"]: generator.integers(0, 256, shape, dtype=np.uint8) for vae in results["vaes"]
@@ -257,9 +263,31 @@ def test_many_crops_become_jpeg_and_the_page_says_so(tmp_path: Path) -> None:
         )
         for one in results["pictures"]
     ]
+
+
+@pytest.mark.slow
+def test_crops_that_are_too_many_are_left_out(tmp_path: Path) -> None:
+    """Of ten VAEs not even the lowest quality of noise fits: the worst pictures, which are given first, stay."""
+    results, _ = example(labels=tuple(f"vae{k}" for k in range(10)), count=SHOWN, side=16)
+    crops = noisy(results)[::-1]
     path = write_evaluation(results, crops, tmp_path / "report.html")
-    assert path.stat().st_size < 13e6
+    assert path.stat().st_size < 15e6
     page = Page(path)
+    shown = [int(attrs["data-picture"] or "") for attrs, _ in page.all("article")]
+    assert shown == page.data()["crops"] == list(range(SHOWN - len(shown), SHOWN))
+    assert 4 < len(shown) < SHOWN
+    assert f"Crops of {SHOWN - len(shown)} more pictures would be too much for a page." in page.source
+
+
+@pytest.mark.slow
+def test_many_crops_become_jpeg_and_the_page_says_so(tmp_path: Path) -> None:
+    """Noise can't be stored in less than its 8 bits a value: 3 VAEs x 24 pictures of it are the worst there is."""
+    results, _ = example(count=SHOWN, side=16)
+    crops = noisy(results)
+    path = write_evaluation(results, crops, tmp_path / "report.html")
+    assert path.stat().st_size < 15e6
+    page = Page(path)
+    assert "more pictures would be too much for a page" not in page.source
     found = re.search(r"JPEG of quality (\d+), which itself is ([\d.]+) dB", page.source)
     assert found is not None
     flat = [image for crop in crops for image in (crop.original, *crop.reconstructions.values())]
@@ -277,7 +305,7 @@ def test_the_best_quality_that_fits() -> None:
     less = encode(images, size - 1)
     assert less.quality == 97
     assert 35 < less.psnr < 60
-    assert encode(images, 1).quality == 75  # the least there is, however small the budget
+    assert encode(images, 1).quality == 30  # the least there is, however small the budget
 
 
 @pytest.mark.parametrize(

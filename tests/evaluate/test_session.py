@@ -100,9 +100,10 @@ def test_boxes_are_compared_alone(data: Path, vaes: tuple[str, ...], tmp_path: P
         ('{"faces": {"a.png": 7}}', "a.png must have a list of boxes, not 7"),
         (
             '{"faces": {"a.png": [[1, 2, 3]]}}',
-            "faces, a.png: a box must be [left, top, right, bottom] in whole pixels, not [1",
+            "faces, a.png: a box must be [left, top, right, bottom] in whole pixels, with left < right and top < "
+            "bottom, not [1",
         ),
-        ('{"faces": {"a.png": [[5, 5, 5, 9]]}}', "in whole pixels, not [5, 5, 5, 9]"),
+        ('{"faces": {"a.png": [[5, 5, 5, 9]]}}', "with left < right and top < bottom, not [5, 5, 5, 9]"),
         ("{", "this is no JSON"),
     ):
         (tmp_path / "boxes.json").write_text(wrong)
@@ -173,11 +174,17 @@ def test_the_order_of_metrics_is_no_matter(
         def to(self, device: torch.device) -> Extractor:
             return self
 
-    monkeypatch.setattr(features, "load_extractor", lambda name: loaded.append(name) or Extractor())
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {}
+
+    monkeypatch.setattr(features, "load_extractor", lambda name, path: loaded.append(name) or Extractor())
     both = setup(vaes[:1], features=("inception", "dinov2", "inception")).build(open_source(data))
     assert list(both.tools.extractors) == loaded == ["dinov2", "inception"]
     with pytest.raises(UsageError, match="no metric was given; choose among psnr, ssim, ") as error:
         setup(vaes, metrics=()).build(open_source(data))
+    one_sentence(str(error.value))
+    with pytest.raises(UsageError, match="no VAE was given; give a preset, a file or a folder") as error:
+        setup(()).build(open_source(data))
     one_sentence(str(error.value))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
+from calotype.cli.measuring import bar
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Engine(str, Enum):
 
 
 def command(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .zip, .tar shards, or a dataset's folder.")],
     report: Annotated[Path, typer.Option("--report", "-o", help="Folder for results.json, results.csv, index.html.")],
     vae: Annotated[
@@ -40,8 +42,15 @@ def command(
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="Also rFID and KID over inception, dinov2, efficientnet-lite0 (comma-separated)."),
+        typer.Option(
+            help="Also rFID and KID over inception, dinov2, efficientnet-lite0 (comma-separated); dinov2=FOLDER and "
+            "inception=FILE name their weights."
+        ),
     ] = None,
+    distances: Annotated[
+        str,
+        typer.Option(help="Of those over features: frechet (rFID) and kernel (KID), which needs few pictures."),
+    ] = "frechet,kernel",
     boxes: Annotated[
         Path | None, typer.Option(help='JSON with parts to compare alone: {"faces": {"a.png": [[0, 0, 64, 64]]}}.')
     ] = None,
@@ -72,9 +81,6 @@ def command(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
     from calotype.evaluate.session import evaluate, plain, shard as part_of
@@ -83,20 +89,25 @@ def command(
     require_folder(report, "--report")
     if shard is not None:
         part_of(shard)
+    chosen = preset(protocol)
+    source = context.get_parameter_source("seed")
+    if chosen.latent == "mode" and source is not None and source.name != "DEFAULT":
+        raise UsageError(
+            f"--seed {seed}: the protocol {protocol} decodes the mode and draws nothing; leave --seed out, or give a "
+            f"protocol that draws a sample."
+        )
     setup = Setup(
-        vaes=tuple(vae or ["builtin"]), protocol=replace(preset(protocol), seed=seed),
+        vaes=tuple(vae or ["builtin"]), protocol=replace(chosen, seed=seed),
         metrics=tuple(METRICS) if metrics is None else _listed("--metrics", metrics),
         features=() if features is None else _listed("--features", features),
+        distances=_listed("--distances", distances),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
     try:
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("Measuring", total=None)
+        with bar("Measuring") as told:
             found = evaluate(
-                data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )  # fmt: skip
+                data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value, progress=told
+            )
     except KeyboardInterrupt:
         complain("Stopped; the same command goes on where it was.")
         raise typer.Exit(130) from None
@@ -104,7 +115,7 @@ def command(
         print(json_module.dumps(plain(found), allow_nan=False))
     elif shard:
         counts = ", ".join(f"{one['label']} {one['rows']:,}" for one in found["vaes"])
-        print(f"Part {shard} is measured: {found['pictures']:,} pictures ({counts}) in {found['file']}.")
+        print(f"Part {shard} is measured: {_pictures(found['pictures'])} ({counts}) in {found['file']}.")
         print(found["next"])
     else:
         _table(found)
@@ -127,6 +138,10 @@ def _failures(found: dict[str, Any]) -> list[str]:
                 picture = found["pictures"][row["picture"]]
                 said[f"{one['label']}: {picture['name']}: {row['error']}" if picture["sha256"] else row["error"]] = None
     return list(said)
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
 
 
 def _listed(option: str, text: str) -> tuple[str, ...]:
@@ -152,7 +167,7 @@ def _table(found: dict[str, Any]) -> None:
     """Means with 95% intervals and what they are over, which is best of each, subsets alone, and the protocol."""
     from rich.table import Table
 
-    from calotype.evaluate.report.standing import STANDINGS, standings
+    from calotype.evaluate.report.standing import STANDINGS, standings, unmarked
 
     metrics, vaes = found["metrics"], found["vaes"]
     titles = [" ".join(filter(None, (m["title"], m["unit"]))) for m in metrics]
@@ -175,7 +190,14 @@ def _table(found: dict[str, Any]) -> None:
     for name, meaning in STANDINGS.items():
         if any(name in of for of in marks.values()):
             print(f"{name}: {meaning}")
-    print(f"{len(found['pictures'])} pictures; {found['protocol']['text']}; 95% intervals by bootstrap over pictures")
+    if why := unmarked(found):
+        print(why)
+    print(
+        f"{_pictures(len(found['pictures']))}; {found['protocol']['text']}; engine {found['engine']}; "
+        f"95% intervals by bootstrap over pictures"
+    )
+    for name, one in found["extractors"].items():
+        print(f"{name}: {one['weights']}; {one['resize']}")
 
 
 def _mean(metric: dict[str, Any], mean: dict[str, Any] | None, rows: list[dict[str, Any]], standing: str) -> Text:
@@ -195,4 +217,6 @@ def _mean(metric: dict[str, Any], mean: dict[str, Any] | None, rows: list[dict[s
 
 
 def _distance(found: dict[str, Any] | None) -> str:
-    return f"{found['value']:.4g}\nn = {found['n']:,}" if found else "-"
+    if not found:
+        return "-"
+    return f"-\n{found['why']}" if found["value"] is None else f"{found['value']:.4g}\nn = {found['n']:,}"

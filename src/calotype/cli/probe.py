@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calotype.cli.common import DeviceOption, JsonOption, complain, require_folder, show
+from calotype.cli.measuring import bar
+from calotype.errors import UsageError
 
 if TYPE_CHECKING:
     from calotype.evaluate.probe import Probe
@@ -58,18 +60,15 @@ def command(
     round trips, and with labels what can be read from latents: each with a number, a sentence on how to read it and a
     figure in REPORT/index.html, which works from disk.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from calotype.evaluate.examine import examine
 
     require_folder(report, "--report")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Probing", total=1.0)
+    if not vae.strip():
+        raise UsageError(f"VAE {vae!r} names nothing; give builtin, a preset, a file or a folder.")
+    with bar("Probing") as told:
         found = examine(
             vae, data, report, labels=labels, perceptual=None if lpips is Lpips.none else lpips.value, every=every,
-            limit=limit, seed=seed, device=device, progress=lambda part: bar.update(task, completed=part),
+            limit=limit, seed=seed, device=device, progress=lambda part: told(part, 1.0),
         )  # fmt: skip
     if json:
         print(json_module.dumps(found.to_dict()))

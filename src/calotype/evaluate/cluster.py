@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from calotype.evaluate.measure import Array, Taken
 from calotype.evaluate.setup import Setup
 
 AHEAD = 2  # tasks that each worker has waiting
+Node = Mapping[str, float]  # its resources
 
 
 class _Named:
@@ -47,10 +48,11 @@ class Worker:
 def on_ray(setup: Setup) -> Engine:
     """Does tasks on the cluster that RAY_ADDRESS names, or on a local one.
 
-    A worker has as many threads as torch has here, so figures are the same on machines of one kind.
+    A worker has as many threads as torch has here, so figures are the same on machines of one kind. It has a GPU of its
+    own where the setup's device is one, or it names none and the cluster has some.
 
     Raises:
-        UsageError: Ray is not installed.
+        UsageError: Ray is not installed, or (when tasks come) no node has room for a worker.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -63,18 +65,44 @@ def on_ray(setup: Setup) -> Engine:
         if mine:
             ray.init(log_to_driver=False, include_dashboard=False)
         try:
-            of_gpus = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {}
-            remote = ray.remote(num_cpus=threads, **of_gpus)(Worker)
-            count = max(1, int(ray.cluster_resources().get("CPU", threads)) // threads)
-            workers = [
-                remote.remote(replace(setup, threads=threads), list(evaluation.pictures.names)) for _ in range(count)
-            ]
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            gpus = wanted_gpus(setup.device, nodes)
+            remote = ray.remote(num_cpus=threads, num_gpus=gpus)(Worker)
+            names = list(evaluation.pictures.names)
+            workers = [remote.remote(replace(setup, threads=threads), names) for _ in range(room(nodes, threads, gpus))]
             yield from _shared(ray, workers, tasks)
         finally:
             if mine:
                 ray.shutdown()
 
     return engine
+
+
+def wanted_gpus(device: str | None, nodes: Sequence[Node]) -> int:
+    """GPUs of each worker, 0 or 1."""
+    if device is not None:
+        return int(torch.device(device).type == "cuda")
+    return int(any(node.get("GPU", 0) >= 1 for node in nodes))
+
+
+def room(nodes: Sequence[Node], threads: int, gpus: int) -> int:
+    """How many workers of so many threads and GPUs the nodes have room for, each on one of them.
+
+    Raises:
+        UsageError: none; Ray would wait for a node that has it for ever.
+    """
+    wanted = {"CPU": threads, "GPU": gpus}
+    count = sum(min(int(node.get(key, 0)) // n for key, n in wanted.items() if n) for node in nodes)
+    if count:
+        return count
+    kind = "nodes with a GPU" if gpus else "nodes"
+    most = max((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= gpus), default=0)
+    if not most:
+        raise UsageError(f"--engine ray: the cluster has no {kind}; give another --device, or add some.")
+    raise UsageError(
+        f"--engine ray: a worker has torch's {threads} threads, and the cluster's {kind} have at most {most} CPUs; set "
+        f"OMP_NUM_THREADS to that or less."
+    )
 
 
 def _shared(

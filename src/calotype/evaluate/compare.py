@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from collections import Counter
@@ -11,16 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol as Interface
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.engine.program import Direction
 from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.bootstrap import mean_interval
-from calotype.evaluate.distances import Gaussian, frechet_distance, kernel_distance
 from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
 from calotype.evaluate.protocol import Protocol
+from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
 from calotype.vae import VAE
 
@@ -63,8 +64,10 @@ class Evaluation:
     def settings(self) -> dict[str, Any]:
         """What decides the figures, beside VAEs, pictures and what else is measured of them."""
         return {
+            "calotype": __version__,
             "protocol": self.protocol.to_dict(),
             "metrics": list(self.tools.metrics),
+            "weights": {key: self.tools.sha256[key] for key in self.tools.metrics if key in self.tools.sha256},
             "boxes": {subset: {k: list(map(list, v)) for k, v in of.items()} for subset, of in self.boxes.items()},
         }  # fmt: skip
 
@@ -74,7 +77,7 @@ class Evaluation:
         Raises:
             UsageError: they do not.
         """
-        _require_enough(self.tools, len(numbers))
+        require_enough(self.tools, len(numbers))
         names = self.pictures.names
         for i in numbers:
             parts = [(subset, box) for subset, of in self.boxes.items() for box in of.get(names[i], ())]
@@ -106,9 +109,16 @@ class Evaluation:
         """One picture through one VAE, or ("") its own features."""
         if label == REFERENCE:
             return reference(original, self.tools)
+        return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i))
+
+    def key(self, i: int, sha256: str) -> str:
+        """Under what a picture's rows are kept: a hash of its pixels and of the parts that are compared alone."""
+        parts = self._parts(i)
+        return hashlib.sha256(f"{sha256} {json.dumps(parts)}".encode()).hexdigest() if parts else sha256
+
+    def _parts(self, i: int) -> dict[str, Sequence[Box]]:
         name = self.pictures.names[i]
-        boxes = {subset: of[name] for subset, of in self.boxes.items() if name in of}
-        return measure(self.vaes[label], original, self.protocol, self.tools, boxes)
+        return {subset: of[name] for subset, of in self.boxes.items() if name in of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +140,25 @@ class Seen:
         """All, in their order."""
         return sorted({*self.hashes, *self.unread})
 
-    def warnings(self, evaluation: Evaluation) -> list[str]:
+    def warnings(self, evaluation: Evaluation, store: Store) -> list[str]:
         """What a reader of the figures should know, in sentences."""
-        if not self.enlarged:
-            return []
-        names = [f"{evaluation.pictures.names[i]} ({w} x {h})" for i, (w, h) in sorted(self.enlarged.items())]
-        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
-        protocol = evaluation.protocol
-        return [
-            f"The protocol {protocol.name} enlarged {len(names):,} of {len(self.numbers):,} pictures, "
-            f"which have a side shorter than {protocol.size} pixels: {listed}."
-        ]
+        found, names, protocol = [], evaluation.pictures.names, evaluation.protocol
+        if self.enlarged:
+            sizes = [f"{names[i]} ({w} x {h})" for i, (w, h) in sorted(self.enlarged.items())]
+            found.append(
+                f"The protocol {protocol.name} enlarged {len(sizes):,} of {len(self.numbers):,} pictures, "
+                f"which have a side shorter than {protocol.size} pixels: {_listed(sizes)}."
+            )
+        originals = store.rows(REFERENCE) if evaluation.tools.extractors else {}
+        errors = {i: originals.get(evaluation.key(i, key), {}).get("error") for i, key in self.hashes.items()}
+        if failed := [f"{names[i]} ({error.rstrip('.')})" for i, error in errors.items() if error]:
+            many = f"{len(failed):,} of {len(self.numbers):,} pictures"
+            found.append(f"Distances leave out {many}, whose own features failed: {_listed(failed)}.")
+        return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
 
 
 Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple[str, int, Taken]]]
@@ -172,7 +190,6 @@ def run(
         watch: gets the label, the picture's number, and what was measured now.
 
     Raises:
-        PictureError: none of the pictures can be read.
         UsageError: a picture's size does not fit the protocol.
     """
     keys = {REFERENCE: REFERENCE} if evaluation.tools.extractors else {}
@@ -198,26 +215,25 @@ def run(
             if evaluation.protocol.enlarges(picture):
                 enlarged[i] = picture.shape[1], picture.shape[0]
             for label in keys:
-                if hashes[i] in there[label]:
+                if evaluation.key(i, hashes[i]) in there[label]:
                     done += 1
                     progress(done, total)
                 else:
                     yield label, i, picture
 
     for label, i, taken in engine(evaluation, tasks()):
-        store.put(keys[label], hashes[i], taken)
+        store.put(keys[label], evaluation.key(i, hashes[i]), taken)
         watch(label, i, taken)
         done += 1
         progress(done, total)
-    if unread and not hashes:
-        raise PictureError(next(iter(unread.values())))
     return Seen(hashes=hashes, unread=unread, enlarged=enlarged)
 
 
 def _there(evaluation: Evaluation, store: Store, key: str) -> set[str]:
     """Pictures of which all that is asked for was measured, without an error."""
     found = {picture for picture, row in store.rows(key).items() if "error" not in row}
-    return found.intersection(*(store.pictures(key, name) for name in evaluation.tools.extractors))
+    tools = evaluation.tools
+    return found.intersection(*(store.pictures(key, tools.kept(name)) for name in tools.extractors))
 
 
 def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
@@ -225,9 +241,14 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
 
     Args:
         seen: what `run` returned.
+
+    Raises:
+        PictureError: none of the pictures can be read.
     """
+    if seen.unread and not seen.hashes:
+        raise PictureError(next(iter(seen.unread.values())))
     numbers = seen.numbers
-    order = [seen.hashes.get(i) for i in numbers]
+    order = [evaluation.key(i, seen.hashes[i]) if i in seen.hashes else None for i in numbers]
     errors = [{"error": seen.unread.get(i, "")} for i in numbers]
     names = evaluation.pictures.names
     sizes = {
@@ -236,13 +257,14 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
     pictures = [
         {
             "name": names[i],
-            "sha256": sha256,
-            **{side: sizes.get(sha256 or "", {}).get(side) for side in ("height", "width")},
+            "sha256": seen.hashes.get(i),
+            **{side: sizes.get(key or "", {}).get(side) for side in ("height", "width")},
             "enlarged": i in seen.enlarged,
         }
-        for i, sha256 in zip(numbers, order, strict=True)
+        for i, key in zip(numbers, order, strict=True)
     ]
-    used = [METRICS[key] for key in evaluation.tools.metrics]
+    tools = evaluation.tools
+    used = [METRICS[key] for key in tools.metrics]
     rows = {label: _rows(store, vae.sha256, order, errors) for label, vae in evaluation.vaes.items()}
     places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {
@@ -256,11 +278,21 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
                 "unit": m.unit,
                 "better": "higher" if m.higher else "lower",
                 "least": m.least,
+                **({"sha256": tools.sha256[m.key]} if m.key in tools.sha256 else {}),
             }
             for m in used
         ],
+        "extractors": {
+            name: {
+                "weights": one.weights,
+                "sha256": tools.sha256.get(name),
+                "resize": one.resize,
+                "width": one.width,
+            }
+            for name, one in tools.extractors.items()
+        },
         "device": _everywhere(places),
-        "warnings": seen.warnings(evaluation),
+        "warnings": seen.warnings(evaluation, store),
         "vaes": [_of_vae(evaluation, store, label, order, of, _common(places)) for label, of in rows.items()],
     }
 
@@ -303,7 +335,7 @@ def _of_vae(
     vae = evaluation.vaes[label]
     good = [row for row in rows if "error" not in row]
     measured = [key for key, row in zip(order, rows, strict=True) if key and "error" not in row]
-    hidden = ("latents", "encode_seconds", "decode_seconds", "where")
+    hidden = ("latents", "encode_seconds", "decode_seconds")
     subsets: dict[str, list[dict[str, float]]] = {}
     for row in good:
         for subset, parts in row.get("subsets", {}).items():
@@ -319,7 +351,7 @@ def _of_vae(
         "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in enumerate(rows)],
         "means": _means(good, evaluation.tools.metrics),
         "subsets": {subset: _means(parts, evaluation.tools.metrics) for subset, parts in subsets.items()},
-        "distances": _distances(evaluation, store, vae.sha256, measured),
+        "distances": distances(evaluation.tools, store, vae.sha256, measured),
         "latents": _latents(good),
         "speed": _speed(good, common),
         "memory": _memory(vae, good, evaluation.tools.memory),
@@ -345,33 +377,6 @@ def _means(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[st
     return found
 
 
-def _require_enough(tools: Tools, count: int) -> None:
-    for name, extractor in tools.extractors.items():
-        if count <= extractor.width:
-            raise UsageError(
-                f"A Fréchet distance over {name} needs at least {extractor.width + 1:,} pictures, not {count:,}; "
-                f"give more, or leave {name} out."
-            )
-
-
-def _distances(evaluation: Evaluation, store: Store, vae: str, order: Sequence[str]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for name, extractor in evaluation.tools.extractors.items():
-        if len(order) <= extractor.width:  # enough were given, but too many failed
-            continue
-        before, after = (store.features(key, name) for key in (REFERENCE, vae))
-        x, y = (torch.from_numpy(np.stack([of[sha256] for sha256 in order])) for of in (before, after))
-        gaussians = Gaussian(extractor.width), Gaussian(extractor.width)
-        for gaussian, features in zip(gaussians, (x, y), strict=True):
-            gaussian.add(features)
-        kernel = kernel_distance(x, y)
-        found[f"fid_{name}"] = {"value": frechet_distance(*gaussians), "n": len(order)}
-        found[f"kid_{name}"] = {"value": kernel.value if kernel.mean is None else kernel.mean, "n": len(order)}
-        if kernel.std is not None:
-            found[f"kid_{name}"]["std"] = kernel.std
-    return found
-
-
 def _latents(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and std of each channel, and the one scale and shift for all, of all pictures together."""
     count = sum(row["latents"]["count"] for row in rows)
@@ -394,7 +399,10 @@ def _latents(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _speed(rows: Sequence[Mapping[str, Any]], common: str | None) -> dict[str, Any]:
-    """Medians over the pictures that were measured at one place: this one, or else where most of them were."""
+    """Medians over the pictures that were measured at one place: this one, or else where most of them were.
+
+    Of an even number the lower one: of two pictures the first may have taken ten times as long, as first ones do.
+    """
     if not rows:
         return {}
     at = common or Counter(_where(row) for row in rows).most_common(1)[0][0]
@@ -402,7 +410,7 @@ def _speed(rows: Sequence[Mapping[str, Any]], common: str | None) -> dict[str, A
     found: dict[str, Any] = {"device": at, "n": len(there)}
     for way in DIRECTIONS:
         seconds = [row[f"{way}_seconds"] / (row["height"] * row["width"]) for row in there]
-        found[f"{way}_seconds_per_megapixel"] = 1e6 * statistics.median(seconds)
+        found[f"{way}_seconds_per_megapixel"] = 1e6 * statistics.median_low(seconds)
     return found
 
 

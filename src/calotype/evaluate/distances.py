@@ -67,10 +67,10 @@ class Gaussian:
         _check(features, self.width)
         if len(features):
             part = Gaussian(self.width)
-            rows = features.detach().cpu().double()
+            rows = features.detach().to("cpu", torch.float64, copy=True)
             part.count = len(rows)
             part.mean = rows.mean(0)
-            rows = rows - part.mean
+            rows -= part.mean
             part.scatter = rows.T @ rows
             self.merge(part)
 
@@ -188,20 +188,22 @@ class KernelDistance:
     """What `kernel_distance` gives.
 
     Attributes:
-        value: over all pictures. It is unbiased, so it can be below 0.
+        value: over all pictures; None if it was not wanted. It is unbiased, so it can be below 0.
         mean, std: of the estimates over random subsets (std divided by their number), as KID is usually published;
             None if either side has fewer pictures than a subset.
         subsets, size: their number, and how many pictures of either side are in each.
     """
 
-    value: float
+    value: float | None
     mean: float | None
     std: float | None
     subsets: int
     size: int
 
 
-def kernel_distance(x: Tensor, y: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> KernelDistance:
+def kernel_distance(
+    x: Tensor, y: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 0, whole: bool = True
+) -> KernelDistance:
     """KID: squared maximum mean discrepancy with the kernel (f . g / D + 1)^3, its unbiased estimate.
 
     Binkowski et al. 2018, arXiv:1801.01401, section 4 and appendix D; the estimate is that of Gretton et al. 2012,
@@ -215,6 +217,7 @@ def kernel_distance(x: Tensor, y: Tensor, *, subsets: int = 100, size: int = 100
         x, y: features, [M, D] and [N, D], at least two of each.
         subsets, size: at least one subset, of at least two pictures.
         seed: of the subsets.
+        whole: also over all pictures where there are enough for subsets.
 
     Raises:
         UsageError: for other shapes, too few pictures or subsets.
@@ -226,14 +229,16 @@ def kernel_distance(x: Tensor, y: Tensor, *, subsets: int = 100, size: int = 100
             raise UsageError(f"a kernel distance needs at least 2 pictures on either side, not {len(features)}.")
     if subsets < 1 or size < 2:
         raise UsageError(f"a kernel distance needs at least 1 subset of 2 pictures, not {subsets} of {size}.")
-    x, y = x.detach().double(), y.detach().double()
-    mean = std = None
+    x, y = x.detach(), y.detach()
+    value = mean = std = None
     if min(len(x), len(y)) >= size:
         generator = np.random.default_rng(seed)
         drawn = ([torch.from_numpy(generator.permutation(len(z))[:size]) for z in (x, y)] for _ in range(subsets))
-        values = np.array([_discrepancy(x[i.to(x.device)], y[j.to(y.device)]) for i, j in drawn])
+        values = np.array([_discrepancy(x[i.to(x.device)].double(), y[j.to(y.device)].double()) for i, j in drawn])
         mean, std = float(values.mean()), float(values.std())
-    return KernelDistance(_discrepancy(x, y), mean, std, subsets, size)
+    if whole or mean is None:
+        value = _discrepancy(x.double(), y.double())
+    return KernelDistance(value, mean, std, subsets, size)
 
 
 def _discrepancy(x: Tensor, y: Tensor) -> float:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import calotype
 from calotype.engine.executor import Progress
-from calotype.errors import UsageError
+from calotype.errors import StorageError, UsageError
 from calotype.evaluate.lpips import load_lpips
-from calotype.evaluate.measure import Array
+from calotype.evaluate.measure import Array, place
 from calotype.evaluate.probe import Probe, probe
 from calotype.evaluate.probe.labelling import Labelling, labelling
 from calotype.evaluate.report import write_probe
-from calotype.evaluate.session import chosen
+from calotype.evaluate.session import about, chosen
 from calotype.files import atomic_path
 from calotype.sources import Pictures, open_source
 from calotype.vae import VAE, load
@@ -56,6 +51,7 @@ def examine(
 
     Raises:
         UsageError: nothing can be written to REPORT, or labels are given without pictures.
+        StorageError: the disk refuses what was found.
         UsageError, WeightsError, PictureError: see the functions called.
     """
     _require_writable(report)
@@ -77,7 +73,7 @@ def examine(
         lpips = load_lpips(perceptual).to(loaded.device)  # type: ignore[arg-type]
     found = probe(loaded, given, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
     left_out = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
-    found = replace(found, left_out=left_out, about=_about(loaded, data, known))
+    found = replace(found, left_out=left_out, about=_told(loaded, data, known))
     _write(found, report)
     return found
 
@@ -95,16 +91,11 @@ class _Chosen:
         return self.source.names[self.numbers[i]], self.source.read(self.numbers[i])
 
 
-def _about(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
-    """When, with what and on what."""
-    threads = torch.get_num_threads()
-    many = f"{threads} thread{'s' * (threads > 1)}"
+def _told(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
+    """When, with what, where and on what."""
     return {
-        "calotype": calotype.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["calotype", *sys.argv[1:]],
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
-        "device": f"cpu, {many}" if vae.device.type == "cpu" else str(vae.device),
+        **about(),
+        "device": place(vae.device, None),
         "dtype": str(vae.dtype).removeprefix("torch."),
         "data": None if data is None else str(data),
         "labels": known.source or None,
@@ -129,11 +120,20 @@ def _require_writable(report: Path) -> None:
 
 
 def _write(found: Probe, report: Path) -> None:
-    """Both files, or none."""
-    report.mkdir(parents=True, exist_ok=True)
-    with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
-        numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-        write_probe(found, page)
+    """Both files, or none.
+
+    Raises:
+        StorageError: the disk refuses them.
+    """
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
+            numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+            write_probe(found, page)
+    except OSError as error:
+        raise StorageError(
+            f"{report}: the report can't be written ({error.strerror}); make room, or give another --report."
+        ) from None
 
 
 def cards(side: int = SIDE, count: int = 8) -> Iterator[tuple[str, Array]]:

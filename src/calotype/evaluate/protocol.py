@@ -42,8 +42,8 @@ class Protocol:
         latent: what of the posterior is decoded.
         seed: of the sample; each picture has a generator of its own.
         dtype: of the network.
-        ssim: "gaussian": `metrics.ssim`. "reflect": the same window, with the picture continued by reflection
-            (torchmetrics). "uniform": mean over 7 x 7 with the sample covariance (scikit-image's default).
+        ssim: "gaussian": `metrics.ssim`, of uint8 alone. "reflect": the same window, with the picture continued by
+            reflection (torchmetrics). "uniform": mean over 7 x 7 with the sample covariance (scikit-image's default).
         ssim_range: what SSIM's constants are relative to, in units of the pixels' own range: 1 is right.
         on_floats: SSIM and LPIPS are of decoded pixels that are not rounded; SSIM clamps them, LPIPS does not.
     """
@@ -63,6 +63,12 @@ class Protocol:
         if (self.size > 0) == (self.resize == "none"):
             wanted = "no size" if self.resize == "none" else "a size in pixels"
             raise UsageError(f"a protocol with resize = {self.resize} needs {wanted}, not size = {self.size}.")
+        if self.ssim == "gaussian" and (self.on_floats or self.ssim_range != 1.0):
+            given = "on_floats = True" if self.on_floats else f"ssim_range = {self.ssim_range:g}"
+            raise UsageError(
+                f"a protocol with ssim = gaussian compares uint8 by their own range, not with {given}; leave that out, "
+                f"or give ssim = reflect or uniform."
+            )
 
     def prepare(self, picture: Array, name: str = "the picture") -> Tensor:
         """A picture as it is encoded: uint8 [H, W, 3] -> float [3, H', W'] in [-1, 1].

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import platform
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calotype import __version__
-from calotype.errors import CalotypeWarning, UsageError
+from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import METRICS, Array, Taken, encode
+from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
 from calotype.evaluate.report import Crop, write_evaluation, write_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import atomic_path
 from calotype.pixels import to_uint8
 from calotype.sources import open_source
+from calotype.vae import VAE
 
 SHOWN = 24  # pictures at most whose crops the page shows
 SIDE = 320  # pixels of a crop
@@ -87,12 +94,11 @@ def evaluate(
         from calotype.evaluate.cluster import on_ray
 
         doing = on_ray(setup)
-    name = ""
     evaluation.require(numbers)
+    parts = _parts(numbers, part)
     if part:
-        which, of = shard(part)
-        name, numbers = f"{which}-of-{of}", numbers[which - 1 :: of]
-    store = Store(report, evaluation.settings(), name)
+        numbers = parts[part]
+    store = Store(report, evaluation.settings(), part.replace("/", "-of-"))
     shown = _Shown(evaluation)
     measured: Counter[str] = Counter()
 
@@ -102,35 +108,57 @@ def evaluate(
 
     try:
         seen = run(evaluation, store, numbers, engine=doing, progress=progress, watch=watch)
-        found = _of_part(evaluation, store, seen, part, measured) if part else results(evaluation, store, seen)
+        found = _of_part(evaluation, store, seen, parts, part, measured) if part else results(evaluation, store, seen)
     finally:
         store.close()
     for text in found["warnings"]:
         warnings.warn(text, CalotypeWarning, stacklevel=2)
     if part:
         return found
-    found = {**about(), **found}
+    found = {**about(), "engine": engine, **found}
     _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
     return found
 
 
+def _parts(numbers: list[int], part: str) -> dict[str, list[int]]:
+    """Pictures of this part and of all beside it; nothing without a part."""
+    if not part:
+        return {}
+    _, of = shard(part)
+    return {f"{n}/{of}": numbers[n - 1 :: of] for n in range(1, of + 1)}
+
+
+def _work(evaluation: Evaluation, numbers: Sequence[int]) -> str:
+    """What a part has to do, as a hash: these pictures, VAEs and features."""
+    vaes = sorted(vae.sha256 for vae in evaluation.vaes.values())
+    features = sorted(map(evaluation.tools.kept, evaluation.tools.extractors))
+    pictures = [evaluation.pictures.names[i] for i in numbers]
+    return hashlib.sha256(json.dumps([vaes, features, pictures]).encode()).hexdigest()
+
+
 def _of_part(
-    evaluation: Evaluation, store: Store, seen: Seen, part: str, measured: Mapping[str, int]
+    evaluation: Evaluation,
+    store: Store,
+    seen: Seen,
+    parts: Mapping[str, Sequence[int]],
+    part: str,
+    measured: Mapping[str, int],
 ) -> dict[str, Any]:
-    """What a part holds by now, and how to go on."""
-    names, (which, of) = evaluation.pictures.names, shard(part)
+    """Notes that a part came to its end: what it holds by now, and how to go on."""
+    store.finish(_work(evaluation, parts[part]))
+    names = evaluation.pictures.names
+    keys = {i: evaluation.key(i, sha256) for i, sha256 in seen.hashes.items()}
     failures: list[dict[str, str | None]] = [
         {"vae": None, "picture": names[i], "error": error} for i, error in seen.unread.items()
     ]
     vaes = []
     for label, vae in evaluation.vaes.items():
         known = store.rows(vae.sha256)
-        errors = {i: known[key]["error"] for i, key in seen.hashes.items() if "error" in known[key]}
+        errors = {i: known[key]["error"] for i, key in keys.items() if "error" in known[key]}
         failures += [{"vae": label, "picture": names[i], "error": error} for i, error in errors.items()]
         rows = len(seen.hashes) - len(errors)
         vaes.append({"label": label, "sha256": vae.sha256, "rows": rows, "measured": measured[label]})
-    beside = {n: store.path.with_name(f"measured-{n}-of-{of}.sqlite") for n in range(1, of + 1) if n != which}
-    others = [f"{n}/{of}" for n, path in beside.items() if not path.exists()]
+    others = [one for one, of in parts.items() if not store.finished(one.replace("/", "-of-"), _work(evaluation, of))]
     missing = f"with --shard {', '.join(others)}, then " if others else ""
     return {
         "calotype": __version__,
@@ -139,7 +167,7 @@ def _of_part(
         "pictures": len(seen.numbers),
         "vaes": vaes,
         "failures": failures,
-        "warnings": seen.warnings(evaluation),
+        "warnings": seen.warnings(evaluation, store),
         "file": str(store.path),
         "next": f"Run the same command {missing}without --shard, which makes the report.",
     }
@@ -148,6 +176,7 @@ def _of_part(
 def about() -> dict[str, Any]:
     """When and with what."""
     return {
+        "calotype": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["calotype", *sys.argv[1:]],
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
@@ -155,15 +184,50 @@ def about() -> dict[str, Any]:
 
 
 def _write(report: Path, found: dict[str, Any], crops: Sequence[Crop]) -> None:
-    """All are written beside their places before the first takes its own; results.json, by which others go, is last."""
-    with (
-        atomic_path(report / "results.json") as figures,
-        atomic_path(report / "results.csv") as sheet,
-        atomic_path(report / "index.html") as page,
-    ):
-        write_evaluation(found, crops, page)
-        write_sheet(found, sheet)
-        figures.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
+    """All are written beside their places before the first takes its own; what fails then brings the old ones back.
+
+    Raises:
+        StorageError: the disk refuses them.
+    """
+    names = ("results.json", "results.csv", "index.html")
+    try:
+        with (
+            all_or_none([report / name for name in names]),
+            atomic_path(report / names[0]) as figures,
+            atomic_path(report / names[1]) as sheet,
+            atomic_path(report / names[2]) as page,
+        ):
+            write_evaluation(found, crops, page)
+            write_sheet(found, sheet)
+            figures.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"{report}: the report can't be written ({error.strerror}); what was measured is kept, so make room and "
+            f"run the same command again."
+        ) from None
+
+
+@contextmanager
+def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
+    """If the block raises, files that it replaced become what they were before, and those that it made go away.
+
+    Args:
+        paths: in one folder.
+    """
+    before = {path: path.stat() for path in paths if path.is_file()}
+    with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix=".calotype-") as copies:
+        for path in before:
+            shutil.copy2(path, Path(copies) / path.name)
+        try:
+            yield
+        except BaseException:
+            for path in paths:
+                if path not in before:
+                    path.unlink(missing_ok=True)
+                elif not path.is_file() or not os.path.samestat(before[path], path.stat()):
+                    with atomic_path(path) as temporary:
+                        shutil.copy2(Path(copies) / path.name, temporary)
+            raise
 
 
 def plain(value: Any) -> Any:
@@ -223,17 +287,21 @@ def crops(
         if numbers[i] in known:
             yield known[numbers[i]]
             continue
-        picture = evaluation.pictures.read(numbers[i])
-        x = evaluation.protocol.prepare(picture)
-        before = to_uint8(x)
         after = {}
-        for label, vae in evaluation.vaes.items():
-            if (label, i) in failed:
-                continue
-            _, z = encode(vae, x, evaluation.protocol, evaluation.tools)
-            after[label] = to_uint8(vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu())
+        with suppress(*FAILURES):  # by now; the figures are there
+            x = evaluation.protocol.prepare(evaluation.pictures.read(numbers[i]))
+            for label, vae in evaluation.vaes.items():
+                if (label, i) not in failed:
+                    with suppress(*FAILURES):
+                        after[label] = _decoded(evaluation, vae, x)
         if after:
-            yield _crop(found["pictures"][i]["name"], before, after)
+            yield _crop(found["pictures"][i]["name"], to_uint8(x), after)
+
+
+def _decoded(evaluation: Evaluation, vae: VAE, x: torch.Tensor) -> torch.Tensor:
+    """A prepared picture after a VAE, uint8 [3, H, W]."""
+    _, z = encode(vae, x, evaluation.protocol, evaluation.tools)
+    return to_uint8(vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu())
 
 
 def _telling(metrics: Sequence[str]) -> str:
@@ -257,13 +325,21 @@ def _worst(found: Mapping[str, Any]) -> list[int]:
     return sorted(values, key=lambda i: -_badness(values[i], METRICS[telling].higher))
 
 
+def _sums(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Sums of `size` rows each, from every eighth row on."""
+    running = np.zeros((len(values) + 1, values.shape[1]), np.int64)
+    np.cumsum(values, axis=0, out=running[1:])
+    return np.asarray(running[size:][::8] - running[:-size][::8])
+
+
 def _crop(name: str, before: torch.Tensor, after: Mapping[str, torch.Tensor]) -> Crop:
     """Where the VAEs together err most."""
-    error = sum((one.float() - before.float()).square().sum(0) for one in after.values())
-    assert isinstance(error, torch.Tensor)
+    error = np.zeros(before.shape[1:], np.int64)
+    for one in after.values():
+        error += np.square(one.numpy().astype(np.int32) - before.numpy()).sum(0)
     height, width = (min(SIDE, n) for n in error.shape)
-    sums = torch.nn.functional.avg_pool2d(error[None, None], (height, width), stride=8)[0, 0]
-    top, left = (8 * int(n) for n in divmod(int(sums.argmax()), sums.shape[1]))
+    sums = _sums(_sums(error, height).T, width).T
+    top, left = (8 * int(n) for n in np.unravel_index(sums.argmax(), sums.shape))
 
     def part(one: torch.Tensor) -> Array:
         return np.ascontiguousarray(one[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from calotype.engine.budget import parse_memory
 from calotype.errors import UsageError
 from calotype.evaluate.compare import Evaluation, Pictures
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import METRICS, Box, Tools
 from calotype.evaluate.protocol import Protocol
+from calotype.evaluate.sets import DISTANCES
 from calotype.vae import VAE, load, pick_device
-from calotype.weights.load import SUFFIXES
+from calotype.weights.load import SUFFIXES, tensors_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,9 @@ class Setup:
     Attributes:
         vaes: presets or paths, as `calotype.load` takes them.
         metrics: keys of `measure.METRICS`; in which order, and how often each, is no matter.
-        features: names of extractors that Fréchet and kernel distances are over; likewise.
+        features: names of extractors that distances are over; likewise. "dinov2=FOLDER" says where its weights are (see
+            `features.load_extractor`).
+        distances: of `sets.DISTANCES`; in which order is no matter.
         boxes: subset -> picture's name -> boxes (left, top, right, bottom).
         device, memory: of the VAEs.
         threads: of torch, which decide the last bits of some figures; 0: as they are.
@@ -36,6 +41,7 @@ class Setup:
     protocol: Protocol
     metrics: tuple[str, ...] = tuple(METRICS)
     features: tuple[str, ...] = ()
+    distances: tuple[str, ...] = tuple(DISTANCES)
     boxes: Mapping[str, Mapping[str, Sequence[Box]]] = field(default_factory=dict)
     device: str | None = None
     memory: int | str | None = None
@@ -45,15 +51,21 @@ class Setup:
         """Loads everything.
 
         Raises:
-            UsageError: for an unknown metric or none, boxes that the protocol moves, boxes of no picture, or the same
-                weights under two names.
+            UsageError: for an unknown metric or distance or none, two places for one extractor, what is no amount of
+                memory, boxes that the protocol moves, boxes of no picture, or the same weights under two names.
             WeightsError: if weights of a VAE or of a metric are not there.
         """
+        if not self.vaes:
+            raise UsageError("no VAE was given; give a preset, a file or a folder.")
         if unknown := [key for key in self.metrics if key not in METRICS]:
             raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}.")
         metrics = tuple(key for key in METRICS if key in self.metrics)
         if not metrics:
             raise UsageError(f"no metric was given; choose among {', '.join(METRICS)}.")
+        if unknown := [one for one in self.distances if one not in DISTANCES] or ([""] if not self.distances else []):
+            raise UsageError(f"there is no distance {unknown[0]!r}; choose among {', '.join(DISTANCES)}.")
+        if self.memory is not None:
+            parse_memory(self.memory)
         if self.boxes and self.protocol.resize not in ("none", "exact"):
             raise UsageError(
                 f"boxes are of pictures as they are, and the protocol {self.protocol.name} resizes them; leave the "
@@ -77,8 +89,13 @@ class Setup:
         if self.features:
             from calotype.evaluate.features import load_extractor
 
-            extractors = {name: load_extractor(name).to(device) for name in sorted(set(self.features))}
-        tools = Tools(metrics=metrics, lpips=lpips, extractors=extractors, memory=self.memory)
+            extractors = {name: load_extractor(name, path).to(device) for name, path in self._places().items()}
+        networks: dict[str, nn.Module] = {**lpips, **extractors}
+        tools = Tools(
+            metrics=metrics, lpips=lpips, extractors=extractors,
+            sha256={name: tensors_sha256(network.state_dict()) for name, network in networks.items()},
+            distances=tuple(one for one in DISTANCES if one in self.distances), memory=self.memory,
+        )  # fmt: skip
         dtype = getattr(torch, self.protocol.dtype)
         vaes: dict[str, VAE] = {}
         given: dict[str, str] = {}
@@ -91,6 +108,18 @@ class Setup:
                     f"give one of them."
                 )
         return Evaluation(vaes=vaes, pictures=pictures, protocol=self.protocol, tools=tools, boxes=self.boxes)
+
+    def _places(self) -> dict[str, str | None]:
+        """Extractors, and where the weights of each are; None: where they usually are."""
+        found: dict[str, str | None] = {}
+        for one in sorted(set(self.features)):
+            name, named, path = one.partition("=")
+            if named and not path:
+                raise UsageError(f"{one!r} names no place; give {name}=PATH, or {name} alone.")
+            if name in found:
+                raise UsageError(f"{name} is given with two places; give one of {found[name] or 'none'} and {path}.")
+            found[name] = path or None
+        return found
 
 
 def labels(specs: Sequence[str]) -> dict[str, str]:
@@ -131,6 +160,8 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; give boxes as JSON.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: boxes can't be read there ({error.strerror}); give a file with JSON.") from None
     except ValueError as error:
         raise UsageError(f"{path}: {wanted}, and this is no JSON ({error}).") from None
     for value in (loaded, *(loaded.values() if isinstance(loaded, dict) else ())):
@@ -154,7 +185,10 @@ def _box(place: str, values: Any) -> Box:
         left, top, right, bottom = values
         if 0 <= left < right and 0 <= top < bottom:
             return left, top, right, bottom
-    raise UsageError(f"{place}: a box must be [left, top, right, bottom] in whole pixels, not {_brief(values)}.")
+    raise UsageError(
+        f"{place}: a box must be [left, top, right, bottom] in whole pixels, with left < right and top < bottom, not "
+        f"{_brief(values)}."
+    )
 
 
 def _brief(value: Any) -> str:

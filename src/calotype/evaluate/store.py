@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from calotype.errors import StorageError, UsageError
 from calotype.evaluate.measure import Taken
 
 REFERENCE = ""  # in the place of a VAE: the pictures themselves
+_SHA256 = re.compile("[0-9a-f]{64}")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (
     vae TEXT NOT NULL, picture TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (vae, picture)
 );
+CREATE TABLE IF NOT EXISTS finished (work TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS features (
     vae TEXT NOT NULL, picture TEXT NOT NULL, extractor TEXT NOT NULL, numbers BLOB NOT NULL,
     PRIMARY KEY (vae, picture, extractor)
@@ -28,7 +32,7 @@ CREATE TABLE IF NOT EXISTS features (
 
 
 class Store:
-    """Rows and features by VAE and picture (hashes both); each is written whole or not at all.
+    """Rows and features by VAE and picture (keys of both); each is written whole or not at all.
 
     Args:
         folder: that holds the evaluation; every file ``measured*.sqlite`` in it is read.
@@ -45,6 +49,7 @@ class Store:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], part: str = "") -> None:
         self.folder = folder
+        self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # of each VAE that was asked for
         text = json.dumps(settings, sort_keys=True)
         self.path = folder / (f"measured-{part}.sqlite" if part else "measured.sqlite")
         try:
@@ -63,7 +68,9 @@ class Store:
                         f"give the same, or another --report."
                     )
         except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"{folder}: what was measured can't be kept there ({error}).") from None
+            raise StorageError(
+                f"{folder}: what was measured can't be kept there ({error}); give another --report."
+            ) from None
 
     def put(self, vae: str, picture: str, taken: Taken) -> None:
         """Keeps what one picture gave.
@@ -78,16 +85,45 @@ class Store:
                     data = np.ascontiguousarray(numbers, dtype=np.float32).tobytes()
                     file.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", (vae, picture, name, data))
         except sqlite3.Error as error:
-            raise StorageError(f"{self.path}: what was measured can't be kept ({error}).") from None
+            raise StorageError(
+                f"{self.path}: what was measured can't be kept ({error}); make room, and the same command goes on."
+            ) from None
+        if "error" in taken.row:
+            self._rows.pop(vae, None)  # another file may have figures
+        elif vae in self._rows:
+            self._rows[vae][picture] = taken.row
 
-    def rows(self, vae: str) -> dict[str, dict[str, Any]]:
-        """What there is of a VAE, by picture; an error only where no file has figures."""
-        found: dict[str, dict[str, Any]] = {}
-        for file in self._files.values():
-            for picture, row in file.execute("SELECT picture, row FROM rows WHERE vae = ?", (vae,)):
-                if "error" in found.get(picture, {"error": ""}):
-                    found[picture] = json.loads(row)
-        return found
+    def rows(self, vae: str) -> Mapping[str, dict[str, Any]]:
+        """What there is of a VAE, by picture; an error only where no file has figures. Files are read once."""
+        if vae not in self._rows:
+            found = self._rows[vae] = {}
+            for file in self._files.values():
+                for picture, row in file.execute("SELECT picture, row FROM rows WHERE vae = ?", (vae,)):
+                    if "error" in found.get(picture, {"error": ""}):
+                        found[picture] = json.loads(row)
+        return self._rows[vae]
+
+    def finish(self, work: str) -> None:
+        """Notes that some work came to its end, whatever failed in it.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        try:
+            with self._files[self.path] as file:
+                file.execute("INSERT OR REPLACE INTO finished VALUES (?)", (work,))
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"{self.path}: what was measured can't be kept ({error}); make room, and the same command goes on."
+            ) from None
+
+    def finished(self, part: str, work: str) -> bool:
+        """Whether a part, as in "1-of-4", has noted that it did this work."""
+        path = self.folder / f"measured-{part}.sqlite"
+        if not path.is_file():
+            return False
+        with closing(_open(path)) as file:
+            return file.execute("SELECT 1 FROM finished WHERE work = ?", (work,)).fetchone() is not None
 
     def features(self, vae: str, extractor: str) -> dict[str, NDArray[np.float32]]:
         """Features of a VAE's reconstructions, by picture."""
@@ -140,4 +176,4 @@ def _said(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, dict):
         return f"of {len(value)} picture{'' if len(value) == 1 else 's'}"
-    return str(value)
+    return f"{value[:12]}..." if isinstance(value, str) and _SHA256.fullmatch(value) else str(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calotype.engine.executor import Progress
 from calotype.errors import PictureError, UsageError
-from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.latents import LatentFormat
 from calotype.pixels import from_array, to_uint8
 from calotype.posterior import Posterior
@@ -23,7 +23,7 @@ from calotype.posterior import Posterior
 FEW = 8  # pictures that costly measurements take
 LEAST_LATENTS = 8  # a side
 LEAST_PIXELS = 16  # a side, for SSIM
-LEAST_LPIPS = 32  # pixels a side
+LEAST_LPIPS = 8 * -(-max(LEAST.values()) // 8)  # pixels a side for any of its networks, as a multiple of 8
 
 _Item = TypeVar("_Item", covariant=True)
 

@@ -37,8 +37,10 @@ def labelling(names: Sequence[str], data: Path, file: Path | None = None) -> Lab
     """Labels for all pictures of a source.
 
     They are in `file`; or else in labels.jsonl or labels.json, which lies with the pictures; or else each picture's
-    label is the folder it lies in, where there are at least two (the layout of torchvision's ImageFolder; folders that
-    all pictures share do not count). A file names pictures by their path, or by their name alone where only one has it.
+    label is a folder it lies in, where there are at least two (the layout of torchvision's ImageFolder): the outermost
+    that not all pictures share, or the innermost where the same name stands in several folders, so that in train/cat,
+    train/dog and val/cat it is cat and dog. A file names pictures by their path, or by their name alone where only one
+    has it.
 
     Args:
         names: as `sources.open_source` has them.
@@ -47,10 +49,11 @@ def labelling(names: Sequence[str], data: Path, file: Path | None = None) -> Lab
             something else.
 
     Raises:
-        UsageError: `file` is not there, is none of labels, or has none for these pictures.
+        UsageError: `file` is not there, is none of labels, or has none for these pictures; or nobody named one, and an
+            archive holds several.
     """
     if file is not None:
-        text = _text(file) if file.is_file() else _inside(data, file.as_posix())
+        text = _text(file) if file.is_file() else _inside(data, file.as_posix(), named=True)
         if text is None:
             raise UsageError(f"{file}: there is no such file, and none in {data}; give labels as {FORM}.")
         return _matched(names, _parsed(str(file), text, file.suffix), str(file))
@@ -74,14 +77,16 @@ def _text(path: Path) -> bytes:
         raise UsageError(f"{path}: this file can't be read ({error.strerror}); check its permissions.") from None
 
 
-def _inside(data: Path, name: str) -> bytes | None:
-    """A file of a folder or a zip; of a zip all of which lies in one folder, also from there."""
+def _inside(data: Path, name: str, *, named: bool = False) -> bytes | None:
+    """A file of a folder or a zip, or of an outermost folder in a zip; a path that people named is only itself."""
     if data.is_dir():
         return _text(data / name) if (data / name).is_file() else None
     if not zipfile.is_zipfile(data):
         return None
     with zipfile.ZipFile(data) as archive:
         found = [one for one in archive.namelist() if one == name or one.split("/", 1)[-1] == name]
+        if len(found) > 1 and not (named and name in found):
+            raise UsageError(f"{data}: {' and '.join(sorted(found)[:2])} are both in it; name one with --labels.")
         try:
             return archive.read(min(found, key=len)) if found else None
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
@@ -136,9 +141,11 @@ def _matched(names: Sequence[str], known: dict[str, str], title: str) -> Labelli
 
 
 def _folders(names: Sequence[str]) -> tuple[str | None, ...]:
-    """The outermost folder in which not all pictures lie, for each; None for those in no folder."""
+    """For each picture one of its folders, as `labelling` says; None for those in no folder."""
     # a shard of several is no class
     paths = [[part for part in PurePosixPath(name).parts[:-1] if not part.lower().endswith(".tar")] for name in names]
     while paths and all(paths) and len({path[0] for path in paths}) == 1:
         paths = [path[1:] for path in paths]
-    return tuple(path[0] if path else None for path in paths)
+    inner = Counter(name for *_, name in {tuple(path) for path in paths if path})
+    which = -1 if any(times > 1 for times in inner.values()) else 0
+    return tuple(path[which] if path else None for path in paths)

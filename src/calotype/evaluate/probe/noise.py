@@ -23,6 +23,7 @@ SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 SEEN = (0.1, 0.4, 1.0)  # of which pictures are shown
 PRIOR = 8  # pictures of noise
 FAR = 4  # latents
+GROWS = {"rmse": "error", "lpips": "LPIPS"}  # what of each measure may grow with noise
 STATISTICS = (("mean", "levels"), ("std", "levels"), ("neighbours' correlation", ""), ("correlation afar", ""))
 
 
@@ -118,11 +119,10 @@ def response(bench: Bench) -> Finding:
         for key, curve in curves.items():
             curve.append([one[key] for one in found])
     numbers = []
-    monotone = 0
+    steady: dict[str, int] = {}
     for key, name in bench.measures.items():
         values = torch.tensor(curves[key], dtype=torch.float64)
-        if key == "rmse":
-            monotone = int((values.diff(dim=1) > 0).all(1).sum())
+        steady[key] = int((values.diff(dim=1) > 0).all(1).sum())
         numbers += [
             Number(name=f"{name} at {sigma:g} std", value=mean(values[:, j].tolist()))
             for j, sigma in enumerate(SIGMAS)
@@ -134,9 +134,16 @@ def response(bench: Bench) -> Finding:
     numbers += [
         Number(name="slope at the smallest noise", value=slope, unit="levels per std"),
         Number(name="slope at the largest over that at the smallest", value=fall),
-        Number(name="pictures whose error grows with every step", value=float(monotone)),
+        *(
+            Number(name=f"pictures whose {GROWS[key]} grows with every step", value=float(many))
+            for key, many in steady.items()
+        ),
     ]
-    steady = "with every step in all pictures" if monotone == len(bench.few) else "not with every step in some pictures"
+    grows = " and ".join(
+        f"{GROWS[key]} grows with every step in {'all' if many == len(bench.few) else f'{many} of {len(bench.few)}'}"
+        f" pictures"
+        for key, many in steady.items()
+    )
     at = float(all_[SIGMAS.index(0.1)])
     return Finding(
         key="noise",
@@ -144,7 +151,7 @@ def response(bench: Bench) -> Finding:
         numbers=tuple(numbers),
         sentence=(
             f"Noise of a tenth of the channels' std moves pixels by {said(at)} levels (RMSE), and noise of one std by "
-            f"{said(float(all_[SIGMAS.index(1.0)]))}; the error grows {steady}."
+            f"{said(float(all_[SIGMAS.index(1.0)]))}; the {grows}."
         ),
         method=(
             f"Gaussian noise in units of each channel's std over all pictures, added to the mode of {len(bench.few)} "

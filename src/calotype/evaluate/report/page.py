@@ -17,8 +17,8 @@ from calotype.evaluate.report.absent import reason, reasons
 from calotype.evaluate.report.cost import cost
 from calotype.evaluate.report.markup import Markup, document, element, join, number
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table, vae_name
-from calotype.evaluate.report.pictures import Crop, Encoded, encode
-from calotype.evaluate.report.standing import STANDINGS, Standing, standings, values
+from calotype.evaluate.report.pictures import Crop, Encoded, packed
+from calotype.evaluate.report.standing import STANDINGS, Standing, standings, unmarked, values
 from calotype.files import atomic_path
 
 Results = dict[str, Any]
@@ -31,7 +31,8 @@ def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Pat
 
     Args:
         results: as in results.json; docs/evaluation.md says what is in it.
-        crops: parts of pictures to be looked at, with reconstructions of any of the VAEs.
+        crops: parts of pictures to be looked at, the worst first, with reconstructions of any of the VAEs; those that
+            would be too much for a page (11 MB) are left out.
         path: of the page.
 
     Raises:
@@ -56,12 +57,13 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
     grouped: dict[int, list[Crop]] = {}
     for crop in crops:
         grouped.setdefault(named[crop.picture], []).append(crop)
+    kept, encoded = packed(grouped)
     title = f"{_listed(labels)} on {len(pictures):,} picture{'' if len(pictures) == 1 else 's'}"
     protocol = results["protocol"]
     sections = [
         _summary(results),
         _chart(results),
-        _pictures(results, grouped),
+        _pictures(results, kept, encoded, len(grouped) - len(kept)),
         _failures(results),
         _subsets(results),
         cost(results),
@@ -95,7 +97,7 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
                 ]
                 for metric in results["metrics"]
             },
-            "crops": sorted(grouped),
+            "crops": sorted(kept),
         },
     )
 
@@ -153,6 +155,7 @@ def _summary(results: Results) -> Markup:
     note = [
         "Below each mean is its 95% bootstrap interval over the pictures, on one scale for all VAEs.",
         *(f"{_badge(name)}: {text}." for name, text in STANDINGS.items() if any(name in marked for marked in marks)),
+        f"{why}." if (why := unmarked(results)) else "",
         "Distances have no such interval, and none of them is marked." if distances else "",
     ]
     return section(
@@ -160,8 +163,16 @@ def _summary(results: Results) -> Markup:
         "Summary",
         table(columns, rows, sortable=len(vaes) > 1),
         element("p", Markup(" ".join(filter(None, note))), class_="note"),
-        *(element("p", text, class_="note") for text in results.get("warnings", ())),
+        *(element("p", text, class_="note") for text in (*_extractors(results), *results.get("warnings", ()))),
     )
+
+
+def _extractors(results: Results) -> list[str]:
+    """What the distances of one network are over, a line each."""
+    return [
+        f"Distances over {name}: {one['weights']}; pictures are resized to {one['resize']}."
+        for name, one in results.get("extractors", {}).items()
+    ]
 
 
 def _times(text: str) -> str:
@@ -213,10 +224,12 @@ def _distance(key: str) -> str:
     return f"{kind.upper()} ({network.replace('_', ' ')})" if network else kind.upper()
 
 
-def _distance_cell(found: Mapping[str, float] | None, key: str) -> Markup:
+def _distance_cell(found: Mapping[str, Any] | None, key: str) -> Markup:
     digits = 5 if key.startswith("kid") else 3
     if found is None:
         return _cell(None, digits)
+    if found["value"] is None:
+        return _cell(None, digits, element("small", str(found["why"])))
     more = [f"± {number(found['std'], digits)}"] if "std" in found else []
     more += [f"{found['n']:,} pictures"] if "n" in found else []
     return _cell(found["value"], digits, element("small", ", ".join(more)))
@@ -254,10 +267,8 @@ def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> Markup:
     )
 
 
-def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]]) -> Markup:
+def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]], encoded: Encoded, left_out: int) -> Markup:
     order = sorted(grouped)
-    images = [image for i in order for crop in grouped[i] for image in (crop.original, *crop.reconstructions.values())]
-    encoded = encode(images)
     uris = iter(encoded.uris)
     articles = [_article(results, i, grouped[i], uris) for i in order]
     labels = list(enumerate(vae["label"] for vae in results["vaes"]))
@@ -285,7 +296,10 @@ def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]]) -> Markup
         element("div", *ranking, *(controls if articles else []), class_="controls sticky", id="picture-controls"),
         element("div", *articles, id="articles"),
         element("p", _stored(encoded), class_="note") if articles else "",
-        details("All figures of all pictures", element("div", id="all-pictures"), id="all"),
+        element("p", f"Crops of {left_out:,} more pictures would be too much for a page.", class_="note")
+        if left_out
+        else "",
+        details("All pictures by the metric chosen above", element("div", id="all-pictures"), id="all"),
         intro=what if articles else "",
     )
 
@@ -429,7 +443,12 @@ def _latents(results: Results) -> Markup | str:
 
 def _details(results: Results) -> Markup:
     protocol = {key: value for key, value in results["protocol"].items() if key != "text"}
-    run = {key: results[key] for key in ("calotype", "created", "device") if key in results}
+    run = {key: results[key] for key in ("calotype", "created", "device", "engine") if key in results}
+    networks = {m["title"]: f"sha256 {m['sha256']}" for m in results["metrics"] if "sha256" in m}
+    networks |= {
+        name: f"{one['weights']}; {one['width']:,} features; {one['resize']}; sha256 {one['sha256']}"
+        for name, one in results.get("extractors", {}).items()
+    }
     command = " ".join(_quoted(part) for part in results.get("command", ()))
     blocks = [
         details("Protocol", facts(protocol), id="protocol"),
@@ -440,6 +459,8 @@ def _details(results: Results) -> Markup:
             id="versions",
         ),
     ]
+    if networks:
+        blocks.append(details("Networks that measure, and their weights", facts(networks), id="networks"))
     for vae in results["vaes"]:
         keys = ("weights", "sha256", "parameters", "factor", "channels")
         told = {key: vae[key] for key in keys if key in vae}

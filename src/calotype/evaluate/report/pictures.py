@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -17,9 +17,9 @@ from calotype.errors import UsageError
 
 Bytes = NDArray[np.uint8]
 
-BUDGET = 8 * 2**20  # bytes of all pictures of a page; base64 makes a third more of them
+BUDGET = 8 * 2**20  # bytes of all pictures of a page, of which base64 makes 11 MB; 4 MB of 15 are for the rest
 
-_QUALITIES = (97, 92, 85, 75)  # of JPEG, where lossless pictures take more than the budget
+_QUALITIES = (97, 92, 85, 75, 60, 45, 30)  # of JPEG, where lossless pictures take more than the budget
 _PEAK = 255.0
 
 
@@ -60,32 +60,54 @@ class Encoded:
         uris: in the order in which they were given.
         quality: of JPEG; 0 if they are lossless.
         psnr: of all pictures together against what was given, in dB; infinite if they are lossless.
+        size: bytes, before base64.
     """
 
     uris: list[str]
     quality: int
     psnr: float
+    size: int
 
 
 def encode(images: Sequence[Bytes], budget: int = BUDGET) -> Encoded:
     """Lossless where that fits: differences of a few levels are what a page is looked at for.
 
-    Otherwise JPEG without subsampled colours, of the highest quality of 97, 92, 85 and 75 that fits, or the lowest.
+    Otherwise JPEG without subsampled colours, of the highest quality from 97 to 30 that fits, or the lowest.
 
     Args:
         images: uint8 [H, W, 3].
         budget: bytes, for all.
     """
-    files = _all(images, budget, "WEBP", lossless=True, quality=50, method=2)
+    files = _all(images, budget, _file, "WEBP", lossless=True, quality=50, method=2)
     if files is not None:
-        return Encoded([_uri("webp", file) for file in files], 0, math.inf)
+        return Encoded([_uri("webp", file) for file in files], 0, math.inf, sum(map(len, files)))
     for quality in _QUALITIES:
         least = math.inf if quality == _QUALITIES[-1] else budget
-        files = _all(images, least, "JPEG", quality=quality, subsampling=0)
+        files = _all(images, least, _jpeg, quality)
         if files is not None:
             break
     assert files is not None
-    return Encoded([_uri("jpeg", file) for file in files], quality, _psnr(images, files))
+    return Encoded([_uri("jpeg", file) for file in files], quality, _psnr(images, files), sum(map(len, files)))
+
+
+def packed(grouped: Mapping[int, Sequence[Crop]], budget: int = BUDGET) -> tuple[dict[int, Sequence[Crop]], Encoded]:
+    """Crops by picture and, in the order of these numbers, encoded.
+
+    Pictures are left out, the last given first, where even the lowest quality takes more than the budget.
+    """
+    kept = dict(grouped)
+    encoded = encode(_images(kept), budget)
+    if encoded.size > budget:
+        sizes = [sum(len(_jpeg(image, _QUALITIES[-1])) for image in _images({0: crops})) for crops in kept.values()]
+        fit = int((np.cumsum(sizes) <= budget).sum())
+        kept = dict(list(kept.items())[:fit])
+        encoded = encode(_images(kept), budget)
+    return kept, encoded
+
+
+def _images(grouped: Mapping[int, Sequence[Crop]]) -> list[Bytes]:
+    crops = [crop for i in sorted(grouped) for crop in grouped[i]]
+    return [image for crop in crops for image in (crop.original, *crop.reconstructions.values())]
 
 
 def png_uri(image: Bytes) -> str:
@@ -93,16 +115,22 @@ def png_uri(image: Bytes) -> str:
     return _uri("png", _file(image, "PNG", optimize=True))
 
 
-def _all(images: Iterable[Bytes], budget: float, kind: str, **options: Any) -> list[bytes] | None:
+def _all(
+    images: Iterable[Bytes], budget: float, make: Callable[..., bytes], *how: Any, **options: Any
+) -> list[bytes] | None:
     """Files; None as soon as they are larger than the budget."""
     files: list[bytes] = []
     size = 0
     for image in images:
-        files.append(_file(image, kind, **options))
+        files.append(make(image, *how, **options))
         size += len(files[-1])
         if size > budget:
             return None
     return files
+
+
+def _jpeg(image: Bytes, quality: int) -> bytes:
+    return _file(image, "JPEG", quality=quality, subsampling=0)
 
 
 def _file(image: Bytes, kind: str, **options: Any) -> bytes:

@@ -17,7 +17,8 @@ def write_sheet(results: Mapping[str, Any], path: Path) -> None:
 
     Columns: `kind` of the row, `vae`, `subset`, `picture` and `box` (left, top, right, bottom), of each metric its
     figure with `_low`, `_high` (95% interval; none of a single figure) and `_n` (pictures or parts it is over),
-    distances likewise, `why` figures are missing, `error`, and the protocol in one line. Kinds:
+    distances likewise, `why` figures are missing, `error`, `where` a picture was measured (device, threads, memory
+    limit), the engine, and the protocol in one line. Kinds:
 
         mean: of a VAE over all pictures or, with a subset, over its parts.
         picture: of a VAE and a picture.
@@ -29,12 +30,12 @@ def write_sheet(results: Mapping[str, Any], path: Path) -> None:
     distances = list(dict.fromkeys(key for vae in results["vaes"] for key in vae["distances"]))
     figures = [metric["key"] + end for metric in results["metrics"] for end in ("", "_low", "_high", "_n")]
     figures += [key + end for key in distances for end in ("", "_std", "_n")]
-    columns = ["kind", "vae", "subset", "picture", "box", *figures, "why", "error", "protocol"]
+    columns = ["kind", "vae", "subset", "picture", "box", *figures, "why", "error", "where", "engine", "protocol"]
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:  # a name may be no text
         sheet = csv.DictWriter(file, columns)
         sheet.writeheader()
         for row in (*_means(results), *_pictures(results), *_parts(results)):
-            sheet.writerow({**row, "protocol": results["protocol"]["text"]})
+            sheet.writerow({**row, "engine": results["engine"], "protocol": results["protocol"]["text"]})
 
 
 def _means(results: Mapping[str, Any]) -> Iterator[Row]:
@@ -42,6 +43,8 @@ def _means(results: Mapping[str, Any]) -> Iterator[Row]:
         found = _intervals(vae["means"], vae["rows"], results["metrics"])
         for key, distance in vae["distances"].items():
             found |= {key + end: distance.get(name, "") for end, name in (("", "value"), ("_std", "std"), ("_n", "n"))}
+        missing = [f"{key}: {one['why']}" for key, one in vae["distances"].items() if "why" in one]
+        found["why"] = "; ".join(filter(None, [found["why"], *missing]))
         yield {"kind": "mean", "vae": vae["label"], **found}
     for vae in results["vaes"]:
         for subset, means in vae["subsets"].items():
@@ -64,7 +67,8 @@ def _pictures(results: Mapping[str, Any]) -> Iterator[Row]:
     for vae in results["vaes"]:
         for row in vae["rows"]:
             of = {"kind": "picture", "vae": vae["label"], "picture": results["pictures"][row["picture"]]["name"]}
-            yield {**of, **_figures(row, results["metrics"]), "error": row.get("error", "")}
+            of |= {"error": row.get("error", ""), "where": row.get("where", "")}
+            yield {**of, **_figures(row, results["metrics"])}
 
 
 def _parts(results: Mapping[str, Any]) -> Iterator[Row]:
