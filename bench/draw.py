@@ -34,6 +34,7 @@ from torch import Tensor
 
 import calotype
 from calotype.draw.captions import Caption, is_variant, read_captions, shown_small
+from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.evaluate.features import load_extractor
 from calotype.pixels import from_array
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
+    parser.add_argument("--stamp", type=Path, help="write the model here, with these figures in its header")
     arguments = parser.parse_args()
     console = Console()
     drawer = load_drawer(arguments.model)
@@ -158,6 +160,11 @@ def main() -> None:
         "seconds_one_picture": times,
     }
     print(json.dumps(line))
+    if arguments.stamp:
+        of_default = [one for one in results if one["guidance"] == Settings().guidance]
+        figures = {one["names"]: {key: one[key] for key in ("count", "first", "five")} for one in of_default}
+        drawer.model.about["figures"] = {**figures, "guidance": Settings().guidance, "steps": arguments.steps}
+        save_model(drawer.model, arguments.stamp)
     if arguments.keep:
         (ROOT / "bench/results/draw.json").write_text(json.dumps(line, indent=1) + "\n", encoding="utf-8")
 

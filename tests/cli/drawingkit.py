@@ -26,12 +26,14 @@ def small_model(path: Path, seed: int = 0) -> Path:
     """A drawing model in the latents of the built-in VAE, with random weights."""
     found = load(device="cpu")
     channels = found.latent_channels
-    text = TextConfig(vocab_size=300, width=32, depth=1, heads=2, context_length=12)
+    text = TextConfig(
+        vocab_size=300, width=32, depth=1, heads=2, context_length=12, sketch_side=4, sketch_width=32
+    )  # fmt: skip
     denoiser = DenoiserConfig(
-        in_channels=channels, out_channels=channels, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
+        in_channels=2 * channels, out_channels=channels, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
         attention_resolutions=(2,), num_heads=2, context_dim=32, adm_in_channels=32,
     )  # fmt: skip
-    config = DrawingConfig(denoiser=denoiser, text=text, size=SIZE, vae=found.sha256)
+    config = DrawingConfig(denoiser=denoiser, text=text, size=SIZE, vae=found.sha256, sketch_noise=0.3)
     words = sorted({word for name in NAMES for word in name.split()})
     model = DrawingModel(config, make_tokenizer(NAMES, text), NAMES, words)
     save_model(fill(model, seed), path)

@@ -226,6 +226,16 @@ def test_unknown_words_are_named_with_what_is_near(calotype: Calotype) -> None:
     assert "tokens, and the first 12 are read." in ran.err
 
 
+def test_a_prompt_without_words_is_said_to_be_one(calotype: Calotype) -> None:
+    for prompt in ("🍎", "...?", "🍎 🌙"):
+        ran = calotype("draw", prompt, "--steps", 1)
+        assert (ran.code, ran.out) == (0, "drawing-0.png\n")
+        assert ran.said == [
+            f"calotype: {prompt!r} has no words, and the model knows nothing else; say in words what to draw."
+        ]
+    assert calotype("draw", "🍎 sun", "--steps", 1).err == ""
+
+
 def test_files_of_any_prompt(calotype: Calotype) -> None:
     assert slug("A Red Apple!") == "red-apple"
     assert slug("the") == "the"

@@ -192,6 +192,7 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
         ("redraw a.png sun --strength nan", 2, "not nan"),
         ("redraw a.png sun --mask small.png", 2, "small.png is 8x8 and a.png 40x24; draw the mask in that size"),
         ("redraw a.png sun --mask none.png", 1, "none.png does not exist"),
+        ("redraw a.png sun --mask black.png", 2, "black.png is black all over, so nothing would be redrawn"),
         ("redraw a.png sun --feather 3", 2, "--feather softens a mask's edges; give --mask too"),
         ("redraw a.png sun --guidance -1", 2, "from 0 to 100, not -1"),
         ("redraw a.png sun --size 3", 2, "'3' is no size"),
@@ -221,6 +222,7 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
 def test_misuse_is_one_sentence_and_leaves_nothing(words: str, code: int, said: str, calotype: Calotype) -> None:
     draw("a.png")
     draw("small.png", 8, 8)
+    Image.new("L", (40, 24)).save("black.png")
     Path("folder").mkdir()
     Path("text.png").write_text("no picture")
     if "latents" in words:

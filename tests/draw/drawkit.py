@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from support import fill
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from calotype.draw.denoiser import Denoiser, DenoiserConfig
 from calotype.draw.model import DrawingConfig, DrawingModel
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import TextConfig, TextEncoder, make_tokenizer
 
-TEXT = TextConfig(vocab_size=160, width=32, depth=2, heads=4, context_length=8)
+TEXT = TextConfig(vocab_size=160, width=32, depth=2, heads=4, context_length=8, sketch_side=2, sketch_width=48)
 DENOISER = DenoiserConfig(
-    in_channels=16, out_channels=16, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
+    in_channels=32, out_channels=16, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
     attention_resolutions=(2,), num_heads=4, context_dim=32, adm_in_channels=32,
 )  # fmt: skip
-SIZES = DrawingConfig(denoiser=DENOISER, text=TEXT, size=32, vae="0" * 64)
+SIZES = DrawingConfig(denoiser=DENOISER, text=TEXT, size=32, vae="0" * 64, sketch_noise=0.3)
 RECIPE = DrawingRecipe(
-    name="tiny", size=32, held_out=0.5, batch=4, steps=6, warmup=1, cooldown=2, seed=3, ema_decay=0.9,
-    log_every=2, checkpoint_every=4,
+    name="tiny", size=32, held_out=0.5, word_steps=3, word_batch=4, batch=4, steps=6, warmup=1, cooldown=2, seed=3,
+    ema_decay=0.9, log_every=2, checkpoint_every=4,
     denoiser={
         "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,),
         "num_heads": 4,
@@ -55,7 +57,7 @@ def denoiser(config: DenoiserConfig = DENOISER, seed: int = 0) -> Denoiser:
 
 def encoder(config: TextConfig = TEXT, seed: int = 0) -> TextEncoder:
     """One with random weights that has learned the tokens of `PROMPTS`."""
-    module: TextEncoder = fill(TextEncoder(config, tokenizer(config=config)), seed)
+    module: TextEncoder = fill(TextEncoder(config, tokenizer(config=config), 16), seed)
     return module
 
 
@@ -65,6 +67,17 @@ def model(seed: int = 0, **about: Any) -> DrawingModel:
     words = sorted({word for prompt in PROMPTS for word in prompt.replace(",", "").split()})
     module: DrawingModel = fill(DrawingModel(SIZES, tokenizer(), names, words, about), seed)
     return module
+
+
+def stretched(small: Tensor, height: int, width: int) -> Tensor:
+    """[..., s, s] made larger: bilinear, a pixel's value in its middle and the same beyond the outermost ones."""
+
+    def shares(many: int, few: int) -> Tensor:
+        at = ((torch.arange(many) + 0.5) * few / many - 0.5).clamp(0, few - 1)
+        return (1 - (at[:, None] - torch.arange(few)).abs()).clamp(min=0)
+
+    down, across = (shares(n, small.shape[-1]).to(small) for n in (height, width))
+    return torch.einsum("ij,...jk,lk->...il", down, small, across)
 
 
 def picture(colour: str, size: int = 32) -> Image.Image:

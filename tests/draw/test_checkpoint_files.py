@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("offline")
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "number of steps must be at least 1, not 0"),
     ({"batch": 0}, "number of pictures in a batch must be at least 1, not 0"),
-    ({"size": (64, 70)}, "64 x 70 can't be drawn: sides are multiples of 8"),
-    ({"size": (0, 64)}, "0 x 64 can't be drawn"),
+    ({"size": (64, 70)}, "70 wide and 64 high can't be drawn: sides are multiples of 8"),
+    ({"size": (0, 64)}, "64 wide and 0 high can't be drawn"),
     ({"sampler": "plms"}, r"no sampler 'plms'; choose one of ddim, euler, dpm\+\+"),
     ({"seeds": [1, 2]}, "1 prompts and 2 seeds"),
     ({"seeds": [-1]}, "not -1"),
@@ -58,7 +58,7 @@ def test_sizes_of_stable_diffusion_3_are_checked(ours: Any) -> None:
     ("arguments", "what"),
     [
         ({"strength": 1.1}, "not 1.1"),
-        ({"strength": 0.1}, r"strength of 0.1 runs none of 5 steps; give 0.2 or more"),
+        ({"strength": 0.1}, r"strength of 0.1 runs none of 5 steps; give at least 0.2, or more steps"),
         ({"mask": torch.ones(64, 72)}, "The mask is 72 x 64 and the picture 80 x 64"),
         ({"mask": torch.ones(1, 64, 80)}, r"A mask is \[H, W\], not \[1, 64, 80\]"),
         ({"pictures": []}, "0 pictures and 1 prompts"),
@@ -72,8 +72,10 @@ def test_orders_to_redraw_are_checked(arguments: dict[str, Any], what: str, ours
 
 
 def test_a_long_prompt_is_not_cut_in_silence(ours: Any) -> None:
-    with pytest.warns(CalotypeWarning, match="has 22 tokens, and the text encoder reads the first 8"):
+    with pytest.warns(CalotypeWarning, match=r"a ca\.\.\.' has 22 tokens, and the text encoder reads the first 8"):
         ours("sd1").draw("a cat " * 10, seeds=[1])
+    with pytest.warns(CalotypeWarning, match=r"The prompt '(a cat ){4}' has 10 tokens"):
+        ours("sd1").draw("a cat " * 4, seeds=[1])
 
 
 def denoiser(inputs: int, *texts: str) -> dict[str, tuple[int, ...]]:

@@ -195,8 +195,9 @@ def test_a_row_alone_is_the_row_in_a_batch() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("config", [DENOISER, NARROW_SD1])
 def test_untrained_predicts_zero(config: DenoiserConfig) -> None:
-    made = Denoiser(config)(**given(config))
-    assert made.shape == given(config)["x"].shape
+    values = given(config)
+    made = Denoiser(config)(**values)
+    assert made.shape == (len(values["x"]), config.out_channels, *values["x"].shape[2:])
     assert not made.any()
 
 
@@ -205,7 +206,7 @@ def test_latents_that_cannot_be_halved(height: int, width: int) -> None:
     module = denoiser(NARROW)
     values = given(NARROW)
     with pytest.raises(UsageError, match="multiples of 4") as caught:
-        module(**{**values, "x": torch.zeros(3, 16, height, width)})
+        module(**{**values, "x": torch.zeros(3, NARROW.in_channels, height, width)})
     one_sentence(str(caught.value))
     assert f"{width}x{height}" in str(caught.value)
 

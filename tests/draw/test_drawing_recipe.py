@@ -39,23 +39,27 @@ def test_the_builtin_models_recipe() -> None:
     )
     with torch.device("meta"):
         model = DrawingModel(config, tokenizer())
-    assert sum(p.numel() for p in model.state_dict().values()) * 2 <= 60e6  # bytes of float16
+    # bytes of float16, and a header of names, words and tokens
+    assert sum(p.numel() for p in model.state_dict().values()) * 2 + 1e6 <= 60e6
+    assert recipe.size == 8 * 2 * recipe.text_config().sketch_side  # a sketch is half as large as the latents
     assert recipe.size % (8 * config.denoiser.factor) == 0
     assert 0 < recipe.cooldown < recipe.steps
 
 
 def test_values_and_settings(tmp_path: Path) -> None:
-    path = written(tmp_path, 'name = "mine"\nbatch = 3\nmuon_rate = 1\n[denoiser]\nnum_heads = 4\nnum_res_blocks = 1\n')
-    recipe = load_drawing_recipe(
-        path, ["batch=5", "time_mean=-0.5", "denoiser.num_heads=8", "text.width=64", "size=48"]
+    path = written(
+        tmp_path,
+        'name = "mine"\nword_rate = 1\nbatch = 3\nmuon_rate = 1\n[denoiser]\nnum_heads = 4\nnum_res_blocks = 1\n',
     )
+    settings = ["batch=5", "word_steps=9", "sketch_noise=0", "time_mean=-0.5", "denoiser.num_heads=8", "text.width=64"]
+    recipe = load_drawing_recipe(path, [*settings, "size=48"])
     assert recipe == DrawingRecipe(
-        name="mine", batch=5, time_mean=-0.5, size=48, muon_rate=1,
+        name="mine", word_steps=9, word_rate=1, sketch_noise=0, batch=5, time_mean=-0.5, size=48, muon_rate=1,
         denoiser={"num_heads": 8, "num_res_blocks": 1}, text={"width": 64}
     )  # fmt: skip
     assert recipe.text_config() == TextConfig(width=64)
     assert recipe.denoiser_config(16) == DenoiserConfig(
-        in_channels=16, out_channels=16, context_dim=64, adm_in_channels=64, num_heads=8, num_res_blocks=1
+        in_channels=32, out_channels=16, context_dim=64, adm_in_channels=64, num_heads=8, num_res_blocks=1
     )
 
 
@@ -72,6 +76,12 @@ def test_rates_rise_stay_and_fall() -> None:
     flat = DrawingRecipe(steps=3, warmup=0, cooldown=0)
     assert [flat.rate(step) for step in range(3)] == [1, 1, 1]
     assert flat.rate(3) == 0
+
+
+def test_rates_of_words_fall_in_the_second_half() -> None:
+    recipe = DrawingRecipe(word_steps=8, warmup=2, steps=3, cooldown=1)
+    assert [recipe.word_share(step) for step in range(9)] == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert DrawingRecipe(word_steps=1, warmup=0).word_share(0) == 1
 
 
 def test_no_recipe(tmp_path: Path) -> None:
@@ -104,11 +114,13 @@ def test_unknown_keys(tmp_path: Path, text: str, key: str) -> None:
     [
         "batch=0", "batch=1.5", 'batch="many"', "batch=true", "steps=0", "size=4", "seed=-1", "log_every=0",
         "checkpoint_every=0", "warmup=-1", "held_out=1.5", "held_out=-0.1", "text_dropout=2", "ema_decay=1.1",
+        "word_steps=0", "word_steps=2.5", "word_batch=0", "word_rate=-1", "sketch_noise=-0.1", "sketch_noise=nan",
         "learning_rate=-1", "muon_rate=nan", "variants=-1", 'clip="none"', "name=3", "denoiser=3", "text=[]",
         "denoiser.model_channels=48", "denoiser.model_channels=0", 'denoiser.model_channels="wide"',
         "denoiser.num_heads=0", "denoiser.num_heads=7", "denoiser.channel_mult=2", "denoiser.channel_mult=[]",
         "denoiser.channel_mult=[1, 0]", 'denoiser.attention_resolutions=["2"]', "denoiser.num_res_blocks=0",
         "text.heads=3", "text.width=0", "text.vocab_size=4", "text.context_length=0", "text.depth=0",
+        "text.sketch_side=0", "text.sketch_width=0", "text.sketch_side=2.5",
     ],
 )  # fmt: skip
 def test_values_that_cannot_be(setting: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from drawkit import SIZES, TEXT, encoder, model
+from drawkit import SIZES, TEXT, encoder, model, stretched
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import names, one_sentence, same_tensors, tensors_of
@@ -87,10 +87,36 @@ def test_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
 def test_time_is_told_in_thousandths() -> None:
     one = model()
     x, t, context = torch.randn(2, 16, 4, 4), torch.tensor([0.25, 1.0]), encoder()(["red", "blue moon"])
-    expected = one.denoiser(x, torch.tensor([250.0, 1000.0]), context.states, context.mask, context.pooled)
-    assert torch.equal(one(x, t, context), expected)
+    seen = torch.cat([x, stretched(context.sketch, 4, 4)], 1)
+    expected = one.denoiser(seen, torch.tensor([250.0, 1000.0]), context.states, context.mask, context.pooled)
+    torch.testing.assert_close(one(x, t, context), expected, atol=1e-5, rtol=1e-5)
     other = context._replace(pooled=context.pooled + 1)
     assert (one(x, t, other) - expected).abs().max() > 0.01
+
+
+def test_stretched_by_hand() -> None:
+    made = stretched(torch.tensor([[0.0, 4.0], [8.0, 12.0]]), 4, 2)
+    assert made.tolist() == [[0, 4], [2, 6], [6, 10], [8, 12]]
+    made = stretched(torch.tensor([[0.0, 3.0], [0.0, 3.0]]), 1, 6)
+    torch.testing.assert_close(made, torch.tensor([[0.0, 0, 1, 2, 3, 3]]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 4), (6, 4), (4, 10), (14, 14)])
+def test_a_sketch_is_told_beside_latents_of_any_size(height: int, width: int) -> None:
+    one, given = model(), {}
+    one.denoiser.register_forward_pre_hook(lambda _, inputs: given.update(seen=inputs[0]))
+    x, t, context = torch.randn(2, 16, height, width), torch.tensor([0.25, 1.0]), one.text(["red", "blue moon"])
+    made = one(x, t, context)
+    assert made.shape == x.shape
+    assert torch.equal(given["seen"][:, :16], x)
+    expected = stretched(context.sketch, height, width)
+    torch.testing.assert_close(given["seen"][:, 16:], expected, atol=1e-5, rtol=1e-5)
+    changed = context.sketch.clone()
+    changed[0] = 0
+    other = one(x, t, context._replace(sketch=changed))
+    assert (other[0] - made[0]).abs().max() > 0.01
+    torch.testing.assert_close(other[1], made[1], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -188,6 +214,10 @@ def unknown_size(tensors: Tensors, head: Head) -> None:
     head["config"]["text"]["girth"] = 3
 
 
+def no_noise_on_sketches(tensors: Tensors, head: Head) -> None:
+    del head["config"]["sketch_noise"]
+
+
 def bad_widths(tensors: Tensors, head: Head) -> None:
     head["config"]["denoiser"]["model_channels"] = 33
 
@@ -205,8 +235,12 @@ def a_list(tensors: Tensors, head: Head) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [no_config, config_of_nothing, unknown_size, bad_widths, bad_tokenizer, no_tokens, a_list]
-)
+    "change",
+    [
+        no_config, config_of_nothing, unknown_size, no_noise_on_sketches, bad_widths, bad_tokenizer, no_tokens,
+        a_list,
+    ],
+)  # fmt: skip
 def test_a_header_that_cannot_be(tmp_path: Path, change: Callable[[Tensors, Head], None]) -> None:
     assert "header" in refused(written(tmp_path / "m.safetensors", change))
 
@@ -218,5 +252,5 @@ def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 
 def test_sizes_go_through_json() -> None:
-    config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, depth=3))
+    config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, depth=3), sketch_noise=0.7)
     assert DrawingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

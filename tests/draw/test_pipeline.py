@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import drawkit
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from support import fill
+from torch import Tensor
 
 from calotype.draw.model import DrawingModel, save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
-from calotype.draw.sampler import Step
+from calotype.draw.sampler import Step, noise_for
 from calotype.draw.text import Context
 from calotype.draw.walk import lerped, walk
 from calotype.edit.blend import feathered
@@ -70,6 +72,32 @@ def test_a_drawing_is_of_prompt_seed_and_settings(drawer: Drawer) -> None:
         assert float((other.tensor - first.tensor).abs().max()) > 1e-3
 
 
+def test_a_drawing_is_told_its_sketch_with_its_seeds_noise(drawer: Drawer) -> None:
+    settings = replace(FEW, negative="blue")
+    made = drawer.draw("red circle", 1, settings).tensor
+    texts, padding = drawer.embed("red circle", "blue"), drawer.padding(settings)
+
+    def told(sketch: Tensor) -> Tensor:
+        return drawer.from_noise(texts._replace(sketch=sketch), drawer.noise(1, padding), padding, settings).tensor
+
+    noise = 0.3 * drawer.sketch_noise(1)
+    torch.testing.assert_close(told(texts.sketch + noise), made)
+    for other in (texts.sketch, texts.sketch + 0.3 * drawer.sketch_noise(2), noise.expand_as(texts.sketch)):
+        assert float((told(other) - made).abs().max()) > 1e-2
+
+
+def test_noise_on_sketches_is_a_seeds_own(drawer: Drawer) -> None:
+    """No two are alike, and none is like noise that drawings begin with."""
+    many = torch.cat([drawer.sketch_noise(seed) for seed in range(64)])
+    assert many.shape == (64, 16, 2, 2)
+    assert torch.equal(drawer.sketch_noise(3), many[3:4])
+    both = torch.cat([many, noise_for(range(64), (16, 2, 2))]).flatten(1)
+    assert float((torch.corrcoef(both) - torch.eye(128)).abs().max()) < 0.7  # 64 numbers: an error of 0.13
+    assert abs(float(many.mean())) < 0.06  # 4,096 numbers: an error of 0.016
+    assert abs(float(many.std()) - 1) < 0.05
+    assert torch.isfinite(drawer.sketch_noise(2**64 - 1)).all()
+
+
 def test_guidance_is_a_sum_of_two_predictions(drawer: Drawer) -> None:
     """One Euler step from noise is linear in the prediction, and so in the guidance."""
     one = [drawer.draw("red circle", 1, Settings(steps=1, guidance=g, sampler="euler")).tensor for g in (0.0, 1.0, 3.0)]
@@ -89,6 +117,10 @@ def test_any_size_is_padded_and_cut(drawer: Drawer) -> None:
     made = drawer.draw("red circle", 1, replace(FEW, size=(50, 33)))
     assert made.tensor.shape == (16, 6, 8)
     assert drawer.vae.decode_image(made).size == (50, 33)
+    for size in ((16, 16), (128, 32)):  # of fewer latents than the model was trained on, and of more
+        made = drawer.draw("red circle", 1, replace(FEW, size=size))
+        assert drawer.vae.decode_image(made).size == size
+        assert torch.isfinite(made.tensor).all()
 
 
 def test_another_vae_is_refused(drawer: Drawer) -> None:
@@ -110,6 +142,9 @@ def test_steps_samplers_and_seeds_that_cannot_be(drawer: Drawer) -> None:
     for settings, seed in ((Settings(steps=0), 0), (Settings(sampler="heun"), 0), (Settings(), -1)):  # type: ignore[arg-type]
         with pytest.raises(UsageError):
             drawer.draw("red circle", seed, settings)
+    for seed in (-1, 2**64):
+        with pytest.raises(UsageError, match=rf"not {seed}\."):
+            drawer.draw("red circle", seed, FEW)
 
 
 def test_words_that_are_not_known(drawer: Drawer) -> None:
@@ -140,6 +175,12 @@ def test_strength_0_is_the_round_trip_and_1_does_not_look(drawer: Drawer, photo:
     assert torch.equal(new, of_blank)
     half, half_blank = (drawer.redraw(one, "red circle", 3, FEW, strength=0.5).tensor for one in (source, blank))
     assert float((half - half_blank).abs().max()) > 0.01
+
+
+def test_strength_1_is_a_drawing(drawer: Drawer, photo: Path) -> None:
+    made = drawer.redraw(drawer.vae.encode_image(photo), "red circle", 3, FEW, strength=1.0).tensor
+    drawn = drawer.draw("red circle", 3, replace(FEW, size=(52, 44))).tensor
+    torch.testing.assert_close(made, drawn[:, : made.shape[1], : made.shape[2]])
 
 
 def test_a_stronger_change_is_further_from_the_source(drawer: Drawer, photo: Path) -> None:
@@ -194,6 +235,8 @@ def test_redraws_that_cannot_be(drawer: Drawer, photo: Path) -> None:
         drawer.redraw(source, "red circle", 0, FEW, mask=torch.ones(3, 3))
     with pytest.raises(UsageError, match="strength"):
         drawer.redraw(source, "red circle", 0, FEW, strength=1.5)
+    with pytest.raises(UsageError, match=r"not -1\."):
+        drawer.redraw(source, "red circle", -1, FEW)
     with pytest.raises(LatentsError):
         drawer.redraw(replace(source, vae="1" * 64, vae_name="other"), "red circle", 0, FEW)
     with pytest.raises(UsageError, match="52x44"):
@@ -219,6 +262,28 @@ def test_a_walk_between_one_prompt_and_itself_turns_the_noise_alone(drawer: Draw
     assert float((turned[0].pixels - turned[1].pixels).abs().max()) > 1e-2
 
 
+def test_noise_on_sketches_stays_as_strong_on_a_walk(drawer: Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = Drawer.from_noise
+
+    def kept(self: Drawer, texts: Context, *words: Any, **more: Any) -> Any:
+        seen.append(texts.sketch)
+        return real(self, texts, *words, **more)
+
+    monkeypatch.setattr(Drawer, "from_noise", kept)
+    list(walk(drawer, ["red circle", "yellow star"], [1, 2], FEW, Way(frames=5)))
+    a, b, negative = drawer.embed("red circle", "yellow star", "").sketch
+    clean = [a, b, *(torch.lerp(a, b, t) for t in (0.25, 0.5, 0.75))]  # those at the prompts are drawn first
+    noises = [(sketch[0] - without) / 0.3 for sketch, without in zip(seen, clean, strict=True)]
+    for found, seed in zip(noises, (1, 2), strict=False):
+        torch.testing.assert_close(found, drawer.sketch_noise(seed)[0], atol=1e-5, rtol=1e-5)
+    lengths = [float(one.norm()) for one in noises]
+    assert max(lengths) < 1.01 * max(lengths[:2])
+    assert min(lengths) > 0.99 * min(lengths[:2])
+    for sketch, found in zip(seen, noises, strict=True):  # the same for both texts
+        torch.testing.assert_close(sketch[1] - negative, 0.3 * found, atol=1e-5, rtol=1e-5)
+
+
 def test_a_walk_is_even_near_its_ends(drawer: Drawer) -> None:
     """Texts of different lengths: a token that only one has must come in slowly, not at once."""
     frames = list(walk(drawer, ["red", "green triangle on white"], [1, 1], FEW, Way(frames=41)))
@@ -238,6 +303,9 @@ def test_texts_between(drawer: Drawer) -> None:
     assert alone.any()
     torch.testing.assert_close(middle.mask[0, alone].exp(), torch.full((int(alone.sum()),), 0.25))
     torch.testing.assert_close(middle.states[0, alone], b.states[0, alone])
+    torch.testing.assert_close(middle.pooled, 0.75 * a.pooled + 0.25 * b.pooled)
+    torch.testing.assert_close(middle.sketch, 0.75 * a.sketch + 0.25 * b.sketch)
+    assert float((a.sketch - b.sketch).abs().max()) > 0.1
     assert isinstance(middle, Context)
 
 

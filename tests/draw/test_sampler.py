@@ -381,7 +381,8 @@ def test_noise_is_each_seeds_own() -> None:
 def texts(seed: int, count: int) -> Context:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(count, 5, 4, generator=generator)
-    return Context(states, torch.ones(count, 5, dtype=torch.bool), states.mean(1))
+    sketch = torch.randn(count, 4, 2, 2, generator=generator)
+    return Context(states, torch.ones(count, 5, dtype=torch.bool), states.mean(1), sketch)
 
 
 def test_guidance() -> None:
@@ -389,8 +390,9 @@ def test_guidance() -> None:
 
     def network(x: Tensor, t: Tensor, context: Context) -> Tensor:
         calls.append(len(x))
-        assert len(t) == len(x) == len(context.states) == len(context.mask) == len(context.pooled)
-        return x * t[:, None, None, None] + context.states.sum(1)[:, :, None, None] + context.pooled[:, :, None, None]
+        assert {len(one) for one in (t, *context)} == {len(x)}
+        told = context.states.sum(1) + context.pooled + context.sketch[:, :, 0, 1]
+        return x * t[:, None, None, None] + told[:, :, None, None]
 
     x, t = noise(), torch.tensor([0.1, 0.5, 0.9])
     yes, no, nothing = texts(1, 3), texts(2, 3), texts(3, 1)

@@ -78,7 +78,7 @@ def test_no_more_tokens_than_there_are_places_for() -> None:
     config = dataclasses.replace(TEXT, vocab_size=16)
     made = make_tokenizer(["abcdefghijklmnopqrstuvwxyz eee"], config)
     assert made.get_vocab_size() == 16
-    context = TextEncoder(config, made)(["zebra quiz vox"])
+    context = TextEncoder(config, made, 16)(["zebra quiz vox"])
     assert torch.isfinite(context.states).all()
     assert "e" in made.get_vocab()
 
@@ -95,6 +95,7 @@ def test_a_text_alone_is_the_text_in_a_batch() -> None:
         assert together.mask[row].tolist() == [True] * count + [False] * (TEXT.context_length - count)
         torch.testing.assert_close(together.states[row, :count], alone.states[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.sketch[row], alone.sketch[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(alone.pooled[0], alone.states[0].mean(0), atol=1e-6, rtol=0)
 
 
@@ -107,6 +108,7 @@ def test_training_and_inference_agree() -> None:
     seen = expected.mask
     torch.testing.assert_close(made.states[seen], expected.states[seen], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made.pooled, expected.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.sketch, expected.sketch, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -117,18 +119,37 @@ def test_states_depend_on_the_words_and_their_order() -> None:
     assert (a - c).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_a_sketch_is_made_of_the_mean_state() -> None:
+    """Two layers with SiLU and one without, written out; channels before rows before columns."""
+    config = dataclasses.replace(TEXT, sketch_side=3)
+    module = encoder(config)
+    made = module(["red circle", "blue square moon"])
+    assert made.sketch.shape == (2, 16, 3, 3)
+    assert (made.sketch[0] - made.sketch[1]).abs().max() > 0.01
+    x = made.pooled
+    weights = [value for key, value in module.state_dict().items() if key.startswith("sketch.")]
+    assert [tuple(one.shape) for one in weights] == [(48, 32), (48,), (48, 48), (48,), (16 * 9, 48), (16 * 9,)]
+    for i in (0, 2, 4):
+        x = x @ weights[i].T + weights[i + 1]
+        x = x / (1 + torch.exp(-x)) if i < 4 else x
+    torch.testing.assert_close(made.sketch[:, 5, 2, 1], x[:, 5 * 9 + 2 * 3 + 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.sketch.flatten(1), x, atol=1e-5, rtol=1e-5)
+
+
 def test_rows() -> None:
     context = encoder()(["red", "blue", "star"])
     part = context.rows(1, 3)
     assert torch.equal(part.states, context.states[1:])
     assert torch.equal(part.mask, context.mask[1:])
     assert torch.equal(part.pooled, context.pooled[1:])
+    assert torch.equal(part.sketch, context.sketch[1:])
 
 
 def test_a_given_tokenizer_stays_as_it_is() -> None:
     given = tokenizer()
     before = given.to_str()
-    TextEncoder(TEXT, given)
+    TextEncoder(TEXT, given, 16)
     assert given.to_str() == before
     assert given.token_to_id(PADDING) == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from drawkit import RECIPE, picture, write_data, write_lines
+from drawkit import RECIPE, picture, stretched, write_data, write_lines
 from safetensors.torch import load_file
 from support import names, one_sentence, same_tensors, tensors_of, tiny, write
 from torch import Tensor
@@ -64,8 +64,8 @@ def drawing(data: Path, recipe: DrawingRecipe = RECIPE, count: int = 4) -> Drawi
 def test_loss_falls(tmp_path: Path, vae: VAE) -> None:
     """Four pictures learned by heart, measured on noise and times that are the same before and after."""
     recipe = replace(
-        RECIPE, steps=120, cooldown=30, batch=8, muon_rate=0.03, learning_rate=3e-3, text_dropout=0.0, time_mean=1.5,
-        checkpoint_every=1000, log_every=10,
+        RECIPE, word_steps=150, word_batch=8, word_rate=3e-3, steps=120, cooldown=30, batch=8, muon_rate=0.03,
+        learning_rate=3e-3, text_dropout=0.0, time_mean=1.5, checkpoint_every=1000, log_every=10,
     )  # fmt: skip
     out = tmp_path / "run"
     train_drawing(recipe, write_data(tmp_path / "data"), out, vae)
@@ -87,8 +87,15 @@ def test_loss_falls(tmp_path: Path, vae: VAE) -> None:
     # where there is noise alone, only words tell which picture it shall be
     right, wrong = (loss(prompts, torch.ones(16)) for prompts in (captions, captions[1:] + captions[:1]))
     assert right < 0.5 * wrong
-    found = lines(out)
-    assert found[-1]["loss"] < 0.8 * found[0]["loss"]
+    of_words, of_denoiser = ([line["loss"] for line in lines(out) if line["part"] == part] for part in (1, 2))
+    assert (len(of_words), len(of_denoiser)) == (15, 12)
+    assert of_denoiser[-1] < 0.8 * of_denoiser[0]
+    assert of_words[-1] < 0.2 * of_words[0]
+    # of all pictures, by their names: much nearer to the mean latents of a quarter than their mean is
+    quarters = latents.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
+    sketches = model.text(captions).sketch
+    usual = (quarters - quarters.mean(0)).square().mean()
+    assert float((sketches - quarters).square().mean()) < 0.1 * float(usual)
 
 
 def test_files_of_a_run(finished: Path, data: Path, vae: VAE) -> None:
@@ -110,7 +117,10 @@ def test_files_of_a_run(finished: Path, data: Path, vae: VAE) -> None:
 def test_weights_are_the_averaged_ones(finished: Path) -> None:
     state = torch.load(finished / "checkpoint.pt", weights_only=True)
     written = load_model(finished / "weights.safetensors").state_dict()
-    assert all(torch.equal(value, state["ema"][key].half().float()) for key, value in written.items())
+    for key, value in written.items():
+        part, name = key.split(".", 1)
+        expected = state["ema"][name] if part == "denoiser" else state["model"][key]  # texts are done before
+        assert torch.equal(value, expected.half().float()), key
     assert any(not torch.equal(value, state["model"][key].half().float()) for key, value in written.items())
 
 
@@ -120,39 +130,50 @@ def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:
     train_drawing(recipe, data, tmp_path / "run", vae, report=reported.append)
     found = lines(tmp_path / "run")
     assert found == reported
-    assert [line["step"] for line in found] == [2, 4]
-    assert all(set(line) == {"step", "loss", "pictures_per_second"} for line in found)
+    assert [(line["part"], line["step"]) for line in found] == [(1, 2), (2, 2), (2, 4)]
+    assert all(set(line) == {"part", "step", "loss", "pictures_per_second"} for line in found)
     assert all(line["loss"] > 0 and line["pictures_per_second"] > 0 for line in found)
 
     each: list[dict[str, float]] = []
     train_drawing(replace(recipe, log_every=1), data, tmp_path / "each", vae, report=each.append)
-    assert found[1]["loss"] == pytest.approx((each[2]["loss"] + each[3]["loss"]) / 2)
+    of_each = {(line["part"], line["step"]): line["loss"] for line in each}
+    assert list(of_each) == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5)]
+    for line in found:  # none is of both parts
+        before = of_each[line["part"], line["step"] - 1]
+        assert line["loss"] == pytest.approx((before + of_each[line["part"], line["step"]]) / 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_gone_on_with(data: Path, finished: Path, vae: VAE, tmp_path: Path, number: signal.Signals) -> None:
-    """The same weights, bit by bit, as without the stop."""
+@pytest.mark.parametrize(
+    ("number", "part", "step"),
+    [(signal.SIGTERM, 2, 3), (signal.SIGINT, 2, 3), (signal.SIGTERM, 1, 2), (signal.SIGINT, 1, 3)],
+)
+def test_stopped_and_gone_on_with(
+    data: Path, finished: Path, vae: VAE, tmp_path: Path, number: signal.Signals, part: int, step: int
+) -> None:
+    """The same weights, bit by bit, as without the stop, in either part and between them."""
     before = signal.getsignal(number)
     out = tmp_path / "run"
 
     def stop(line: dict[str, float]) -> None:
-        if line["step"] == 3:
+        if (line["part"], line["step"]) == (part, step):
             os.kill(os.getpid(), number)
 
     recipe = replace(RECIPE, log_every=1)
     assert train_drawing(recipe, data, out, vae, report=stop) is None
     assert signal.getsignal(number) is before
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 3
-    assert load_model(out / "weights.safetensors").about["steps"] == 3
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert (state["word_step"], state["step"]) == ((step, 0) if part == 1 else (3, step))
+    assert load_model(out / "weights.safetensors").about["steps"] == state["step"]
 
     torch.manual_seed(99)  # nothing of what follows depends on it
     assert train_drawing(recipe, data, out, vae, resume=True) == out / "weights.safetensors"
-    assert [line["step"] for line in lines(out)] == [1, 2, 3, 4, 5, 6]
+    every = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6)]
+    assert [(line["part"], line["step"]) for line in lines(out)] == every
     assert same_tensors(load_model(out / "weights.safetensors"), load_model(finished / "weights.safetensors"))
     first, second = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (out, finished))
-    assert first["step"] == second["step"] == 6
-    for part in ("model", "ema", "optimisers"):
-        assert _same(first[part], second[part]), part
+    for key in ("word_step", "step", "model", "ema", "optimisers"):
+        assert _same(first[key], second[key]), key
+    assert (first["word_step"], first["step"]) == (3, 6)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -186,7 +207,13 @@ def test_a_run_is_not_written_over(data: Path, finished: Path, vae: VAE) -> None
     assert "--resume" in refused(replace(RECIPE, size=48), data, finished, vae, False)
 
 
-@pytest.mark.parametrize("changes", [{"size": 48}, {"seed": 4}, {"batch": 5}, {"held_out": 0.1}, {"text": {}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 48}, {"seed": 4}, {"batch": 5}, {"held_out": 0.1}, {"text": {}}, {"word_batch": 5}, {"word_rate": 0.1},
+        {"sketch_noise": 0.1},
+    ],
+)  # fmt: skip
 def test_another_recipe_is_refused(data: Path, finished: Path, vae: VAE, changes: dict[str, Any]) -> None:
     message = refused(replace(RECIPE, **changes), data, finished, vae, True)
     assert next(iter(changes)) in message
@@ -213,6 +240,20 @@ def test_longer_runs_go_on(data: Path, finished: Path, vae: VAE, tmp_path: Path)
     train_drawing(replace(RECIPE, steps=2), data, out, vae)
     assert train_drawing(replace(RECIPE, steps=4, learning_rate=1e-4), data, out, vae, resume=True)
     assert load_model(out / "weights.safetensors").about["steps"] == 4
+
+
+def test_words_are_not_learned_again(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
+    """A denoiser that has begun was told of texts as they are; before, their part may get longer."""
+    assert "word_steps" in refused(replace(RECIPE, word_steps=5), data, finished, vae, True)
+
+    def stop(line: dict[str, float]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "run"
+    assert train_drawing(RECIPE, data, out, vae, report=stop) is None
+    assert names(out) == FILES
+    assert train_drawing(replace(RECIPE, word_steps=5), data, out, vae, resume=True)
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["word_step"] == 5
 
 
 def test_latents_are_made_again_when_a_picture_changes(
@@ -254,17 +295,20 @@ def test_what_is_held_out_is_in_no_batch(data: Path, vae: VAE, tmp_path: Path, m
     """By the latents and by the words that training gets to see."""
     seen: list[Tensor] = []
     prompts: set[str] = set()
-    real = Drawing.batch
+    parts: set[int] = set()
+    real = Drawing._picked
 
-    def kept(self: Drawing) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        for self.step in range(200):  # only drawn, not trained on
-            clean, words, *_ = made = real(self)
-            seen.append(clean)
+    def kept(self: Drawing, part: int, step: int, count: int) -> Any:
+        for other in range(200):  # only drawn, not trained on
+            picked, words, _ = real(self, part, other, count)
+            seen.append(self.latents[picked])
             prompts.update(words)
-        return made
+        parts.add(part)
+        return real(self, part, step, count)
 
-    monkeypatch.setattr(Drawing, "batch", kept)
-    train_drawing(replace(RECIPE, steps=1), data, tmp_path / "run", vae)
+    monkeypatch.setattr(Drawing, "_picked", kept)
+    train_drawing(replace(RECIPE, word_steps=1, steps=1), data, tmp_path / "run", vae)
+    assert len(parts) == 2
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, RECIPE.held_out)}
     assert apart
@@ -284,19 +328,21 @@ def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
     torch.manual_seed(2)
     again = other.batch()
     assert first[1] == again[1]
-    assert all(torch.equal(first[i], again[i]) for i in (0, 2, 3))
+    assert all(torch.equal(first[i], again[i]) for i in (0, 2, 3, 4))
     other.step = 8
-    assert not torch.equal(first[3], other.batch()[3])
     seeded = drawing(data, replace(RECIPE, seed=4))
     seeded.step = 7
-    assert not torch.equal(first[3], seeded.batch()[3])
+    for i in (3, 4):
+        assert not torch.equal(first[i], other.batch()[i])
+        assert not torch.equal(first[i], seeded.batch()[i])
 
 
 def test_what_batches_are_made_of(data: Path) -> None:
     """Pictures as often as they should be, prompts of the same pictures, an empty one now and then, and noise."""
     made = drawing(data, replace(RECIPE, batch=4000, text_dropout=0.25))
-    clean, prompts, t, noise = made.batch()
+    clean, prompts, t, noise, blur = made.batch()
     assert clean.shape == noise.shape == (4000, 16, 4, 4)
+    assert blur.shape == (4000, 16, 2, 2)
     which = clean[:, 0, 0, 0].long()
     shares = torch.bincount(which, minlength=4) / 4000
     expected = torch.from_numpy(weights_of(made.captions, RECIPE.variants)).float()
@@ -307,6 +353,10 @@ def test_what_batches_are_made_of(data: Path) -> None:
         assert not prompt or any(word in prompt for word in (*of_picture.names, *of_picture.keywords))
     assert abs(float(noise.mean())) < 0.01
     assert abs(float(noise.std()) - 1) < 0.01
+    assert abs(float(blur.mean())) < 0.003
+    assert abs(float(blur.std()) / 0.3 - 1) < 0.01
+    for other in (noise[:, :, :2, :2], noise.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))):
+        assert abs(float(torch.corrcoef(torch.stack([other.flatten(), blur.flatten()]))[0, 1])) < 0.01
     assert 0 < float(t.min()) < float(t.max()) < 1
     logits = t.logit()
     assert abs(float(logits.mean())) < 0.08
@@ -315,25 +365,79 @@ def test_what_batches_are_made_of(data: Path) -> None:
 
 def test_an_untrained_network_has_the_loss_of_predicting_zero(data: Path) -> None:
     made = drawing(data)
-    clean, _, _, noise = made.batch()
+    clean, _, _, noise, _ = made.batch()
     expected = (noise - clean).square().mean()
     assert made.advance() == pytest.approx(float(expected), rel=1e-5)
     assert made.step == 1
 
 
+def without_sketches(made: Drawing) -> Drawing:
+    """All of them are zero."""
+    with torch.no_grad():
+        for p in list(made.model.text.sketch.parameters())[-2:]:
+            p.zero_()
+    return made
+
+
+def test_a_sketch_of_nothing_has_the_loss_of_the_mean_latents(data: Path) -> None:
+    """3, with waves that cancel out in every quarter of a picture."""
+    waves = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
+    latents = 3 + waves.expand(4, 16, 4, 4)
+    made = without_sketches(Drawing(RECIPE, read_captions(data)[:4], latents, "0" * 64, torch.device("cpu")))
+    assert made.advance_words() == 9.0
+    assert (made.word_step, made.step) == (1, 0)
+    assert made.advance_words() < 9.0
+
+
+def test_sketches_with_noise_are_told(data: Path) -> None:
+    made = without_sketches(drawing(data))
+    given: dict[str, Tensor] = {}
+    made.model.denoiser.register_forward_pre_hook(lambda _, inputs: given.update(seen=inputs[0]))
+    clean, _, t, noise, blur = made.batch()
+    made.advance()
+    at = t[:, None, None, None]
+    torch.testing.assert_close(given["seen"][:, :16], (1 - at) * clean + at * noise)
+    torch.testing.assert_close(given["seen"][:, 16:], stretched(blur, 4, 4), atol=1e-5, rtol=1e-5)
+
+
+def test_each_part_leaves_the_other_as_it_is(data: Path) -> None:
+    """Bit by bit: the denoiser in the first part, texts in the second."""
+    made = drawing(data)
+
+    def state() -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in made.model.state_dict().items()}
+
+    def changed(before: dict[str, Tensor]) -> set[str]:
+        return {key.split(".")[0] for key, value in state().items() if not torch.equal(value, before[key])}
+
+    before, averaged = state(), {key: value.clone() for key, value in made.ema.shadow.items()}
+    for _ in range(3):
+        made.advance_words()
+    assert changed(before) == {"text"}
+    assert _same(dict(made.ema.shadow), averaged)
+    before, told = state(), made.model.text(["red circle", ""])
+    for _ in range(4):
+        made.advance()
+    assert changed(before) == {"denoiser"}
+    assert all(map(torch.equal, made.model.text(["red circle", ""]), told))
+
+
 def test_every_parameter_is_trained_once(data: Path) -> None:
     made = drawing(data)
-    trained = [id(p) for one in made.optimisers for group in one.param_groups for p in group["params"]]
+    every = (made.of_words, *made.optimisers)
+    trained = [id(p) for one in every for group in one.param_groups for p in group["params"]]
     assert len(trained) == len(set(trained))
     assert set(trained) == {id(p) for p in made.model.parameters()}
+    of_words = {id(p) for group in made.of_words.param_groups for p in group["params"]}
+    assert of_words == {id(p) for p in made.model.text.parameters()}
     muon = {id(p) for group in made.optimisers[0].param_groups for p in group["params"]}
     by_name = dict(made.model.named_parameters())
     assert id(by_name["denoiser.middle_block.0.in_layers.2.weight"]) in muon
-    for name in ("denoiser.input_blocks.0.0.weight", "denoiser.out.2.weight", "denoiser.out.2.bias",
-                 "text.token_embedding.weight"):  # fmt: skip
+    for name in ("denoiser.input_blocks.0.0.weight", "denoiser.out.2.weight", "denoiser.out.2.bias"):
         assert id(by_name[name]) not in muon
     before = {name: p.detach().clone() for name, p in by_name.items()}
     for _ in range(4):
+        made.advance_words()
         made.advance()
     still = [name for name, p in by_name.items() if torch.equal(p, before[name])]
     assert still == []

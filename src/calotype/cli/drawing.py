@@ -238,10 +238,14 @@ class OwnModel(Model):
         return self.drawer.preview(step)
 
     def notices(self, prompt: str) -> list[str]:
+        from calotype.draw.text import words_of
+
         notices = super().notices(prompt)
         text = self.drawer.model.text
         if (length := text.length(prompt)) > text.config.context_length:
             notices += [f"{_short(prompt)} has {length} tokens, and the first {text.config.context_length} are read."]
+        if prompt.strip() and not words_of(prompt):
+            notices += [f"{_short(prompt)} has no words, and the model knows nothing else; say in words what to draw."]
         if unknown := self.drawer.unknown(prompt):
             words = ", ".join(map(repr, unknown))
             near = ", ".join(self.drawer.nearest(prompt))
@@ -399,8 +403,9 @@ class Follow:
             which = f"{index + 1} of {self.count}, " if self.count > 1 else ""
             self.show((index + done) / self.count, f"{which}step {step.index + 1} of {step.total}")
             if self.preview is not None:
+                shown = self.model.preview(step)
                 make_folder(self.preview.parent)
-                write_picture(self.preview, self.model.preview(step))
+                write_picture(self.preview, shown)
 
         return told
 

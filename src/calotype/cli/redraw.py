@@ -119,6 +119,8 @@ def command(
         if tuple(over.shape) != (height, width):
             h, w = over.shape
             raise UsageError(f"{mask} is {w}x{h} and {picture} {width}x{height}; draw the mask in that size.")
+        if not over.any():
+            raise UsageError(f"{mask} is black all over, so nothing would be redrawn; make white what is to change.")
         if isinstance(source, Latents):
             complain(f"{picture}: these are latents, so what the mask keeps is as the VAE decodes it.")
     drawing = load_model(model, vae, config, device, dtype)

@@ -114,7 +114,8 @@ def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume
     weights = train_drawing(
         recipe, data, out, load(recipe.vae, device=device), resume=resume,
         report=lambda line: console.print(
-            f"step {int(line['step'])} of {recipe.steps}  loss {line['loss']:.4f}"
+            f"{'words' if line['part'] == 1 else 'pictures'}  step {int(line['step'])} of "
+            f"{recipe.word_steps if line['part'] == 1 else recipe.steps}  loss {line['loss']:.4f}"
             f"  {line['pictures_per_second']:.1f} pictures/s",
             highlight=False,
         ),

@@ -245,7 +245,7 @@ class Checkpoint:
         if strength and not run:
             least = math.ceil(1000 / steps) / 1000
             raise UsageError(
-                f"A strength of {strength:g} runs none of {steps} steps; give {least:g} or more, or steps."
+                f"A strength of {strength:g} runs none of {steps} steps; give at least {least:g}, or more steps."
             )
         # its pipelines round steps down, those of SD3 up: half a step more, or less, is what they can't round wrong
         half = -0.5 if self.kind == "sd3" else 0.5
@@ -387,8 +387,9 @@ class Checkpoint:
         with quiet(Warning):
             count = len(self.pipe.tokenizer(text).input_ids)
         if count > most:
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
             warnings.warn(
-                f"The prompt {text[:40]!r}... has {count} tokens, and the text encoder reads the first {most}.",
+                f"The prompt {shown!r} has {count} tokens, and the text encoder reads the first {most}.",
                 CalotypeWarning,
                 stacklevel=4,
             )
@@ -421,10 +422,12 @@ class Checkpoint:
             return height * self.factor, width * self.factor
         if any(n < 1 or n % self.multiple for n in size):
             raise UsageError(
-                f"A picture of {size[0]} x {size[1]} can't be drawn: sides are multiples of {self.multiple}."
+                f"A picture {size[1]} wide and {size[0]} high can't be drawn: sides are multiples of {self.multiple}."
             )
         if self.kind == "sd3" and max(size) > (most := config.pos_embed_max_size * self.multiple):
-            raise UsageError(f"A picture of {size[0]} x {size[1]} can't be drawn: sides are at most {most} here.")
+            raise UsageError(
+                f"A picture {size[1]} wide and {size[0]} high can't be drawn: sides are at most {most} here."
+            )
         return size
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from calotype.draw.denoiser import Denoiser, DenoiserConfig
 from calotype.draw.text import Context, TextConfig, TextEncoder
@@ -33,12 +34,14 @@ class DrawingConfig:
         text: the text encoder's sizes.
         size: side in pixels of the pictures it was trained on.
         vae: sha256 of the VAE's weights in whose latents it draws.
+        sketch_noise: std of the noise on sketches, so that what they have wrong is not copied.
     """
 
     denoiser: DenoiserConfig
     text: TextConfig
     size: int
     vae: str
+    sketch_noise: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, for a file."""
@@ -52,6 +55,7 @@ class DrawingConfig:
             text=TextConfig(**values["text"]),
             size=values["size"],
             vae=values["vae"],
+            sketch_noise=values["sketch_noise"],
         )
 
 
@@ -77,12 +81,17 @@ class DrawingModel(nn.Module):
         self.config = config
         self.names, self.words = tuple(names), tuple(words)
         self.about = about or {}
-        self.text = TextEncoder(config.text, tokenizer)
+        self.text = TextEncoder(config.text, tokenizer, config.denoiser.out_channels)
         self.denoiser = Denoiser(config.denoiser)
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """x [N, C, H, W], t [N] from 0 (clean) to 1 (noise) and N texts -> [N, C, H, W]."""
-        made: Tensor = self.denoiser(x, t * 1000, context.states, context.mask, context.pooled)
+        """x [N, C, H, W], t [N] from 0 (clean) to 1 (noise) and N texts -> [N, C, H, W].
+
+        Sketches are made as large as the latents (bilinear) and are further channels of what the denoiser sees.
+        """
+        sketch = functional.interpolate(context.sketch, x.shape[2:], mode="bilinear", align_corners=False)
+        seen = torch.cat([x, sketch.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
+        made: Tensor = self.denoiser(seen, t * 1000, context.states, context.mask, context.pooled)
         return made
 
 

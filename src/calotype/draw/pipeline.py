@@ -22,6 +22,8 @@ from calotype.vae import VAE, load
 
 OnStep = Callable[[Step], None]
 
+_OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
+
 # words that say nothing about what is to be seen
 _SMALL = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "some", "the", "to", "with"]
@@ -91,7 +93,16 @@ class Drawer:
     def noise(self, seed: int, padding: Padding) -> Tensor:
         """The noise that a seed's drawing begins with, [1, C, h, w]."""
         h, w = ((side // self.vae.factor) for side in (padding.height + padding.bottom, padding.width + padding.right))
-        return noise_for([seed], (self.model.config.denoiser.in_channels, h, w))
+        return noise_for([seed], (self.model.config.denoiser.out_channels, h, w))
+
+    def sketched(self, texts: Context, noise: Tensor) -> Context:
+        """Texts with noise on their sketches, [1, C, s, s] from N(0, I), as the denoiser was trained with."""
+        return texts._replace(sketch=texts.sketch + self.model.config.sketch_noise * noise.to(texts.sketch))
+
+    def sketch_noise(self, seed: int) -> Tensor:
+        """The noise that a seed's sketch gets, [1, C, s, s]; not that of its latents."""
+        side = self.model.config.text.sketch_side
+        return noise_for([seed ^ _OTHER], (self.model.config.denoiser.out_channels, side, side))
 
     def draw(
         self, prompt: str, seed: int, settings: Settings = Settings(), *, on_step: OnStep | None = None
@@ -110,8 +121,9 @@ class Drawer:
             UsageError: a seed, sampler or number of steps that can't be.
         """
         padding = self.padding(settings)
-        texts = self.embed(prompt, settings.negative)
-        return self.from_noise(texts, self.noise(seed, padding), padding, settings, on_step=on_step)
+        noise = self.noise(seed, padding)
+        texts = self.sketched(self.embed(prompt, settings.negative), self.sketch_noise(seed))
+        return self.from_noise(texts, noise, padding, settings, on_step=on_step)
 
     def from_noise(
         self,
@@ -131,7 +143,7 @@ class Drawer:
         """
 
         def network(x: Tensor, t: Tensor, context: Context) -> Tensor:
-            made: Tensor = self.model(x.contiguous(memory_format=torch.channels_last), t, context)
+            made: Tensor = self.model(x, t, context)
             return made
 
         told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance)
@@ -181,8 +193,10 @@ class Drawer:
                 raise UsageError(f"The mask is {list(mask.shape)} and the latents are [{h}, {w}]; make it their size.")
             whole = functional.pad(mask[None, None].float(), more, mode="replicate")[0, 0]
             keep = Keep(latents=start, mask=whole.to(start.device))
+        noise = noise_for([seed], start.shape[1:])
+        texts = self.sketched(self.embed(prompt, settings.negative), self.sketch_noise(seed))
         made = self.from_noise(
-            self.embed(prompt, settings.negative), noise_for([seed], start.shape[1:]), source.padding, settings,
+            texts, noise, source.padding, settings,
             start=start, strength=strength, keep=keep, on_step=on_step,
         )  # fmt: skip
         if strength == 0.0:  # the way to model latents and back would round

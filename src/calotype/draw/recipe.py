@@ -37,12 +37,16 @@ class DrawingRecipe:
         size: side in pixels that pictures are made.
         held_out: share of the variants (skin tones) that training never sees.
         variants: how often all variants of a picture are seen together, against once for the picture itself.
-        batch: pictures of a step.
-        steps: of the whole run.
+        word_steps: of the first part, in which the text encoder learns to sketch; after it texts are left as they are.
+        word_batch: pictures of such a step.
+        word_rate: learning rate of it, by AdamW; it rises in the first and falls in the last steps.
+        sketch_noise: std of the noise on sketches in the second part, and in drawing.
+        batch: pictures of a step of the second part, in which the denoiser learns.
+        steps: of the second part.
         warmup: steps in which rates rise from zero.
         cooldown: last steps, in which rates fall to zero.
         muon_rate: learning rate of the matrices inside the denoiser, by Muon.
-        learning_rate: of all else, by AdamW.
+        learning_rate: of all else in the denoiser, by AdamW.
         weight_decay: of the matrices.
         text_dropout: share of prompts left empty, for guidance.
         time_mean: of the logit of the times that are trained: 0 is the middle, more is nearer to noise, where the text
@@ -63,6 +67,10 @@ class DrawingRecipe:
     size: int = 128
     held_out: float = 0.04
     variants: float = 1.0
+    word_steps: int = 4_000
+    word_batch: int = 128
+    word_rate: float = 1e-3
+    sketch_noise: float = 0.3
     batch: int = 64
     steps: int = 10_000
     warmup: int = 100
@@ -91,7 +99,7 @@ class DrawingRecipe:
         return DenoiserConfig.from_dict(
             {
                 **self.denoiser,
-                "in_channels": z_channels,
+                "in_channels": 2 * z_channels,  # latents, and the sketch of them
                 "out_channels": z_channels,
                 "context_dim": width,
                 "adm_in_channels": width,
@@ -100,13 +108,21 @@ class DrawingRecipe:
 
     def rate(self, step: int) -> float:
         """The share of the learning rates that a step (from 0 on) has: a trapezium."""
-        rising = min(1.0, (step + 1) / max(1, self.warmup))
-        falling = min(1.0, (self.steps - step) / max(1, self.cooldown))
-        return max(0.0, min(rising, falling))
+        return _trapezium(step, self.warmup, self.steps, self.cooldown)
+
+    def word_share(self, step: int) -> float:
+        """The same of the first part, which cools down for its second half."""
+        return _trapezium(step, self.warmup, self.word_steps, self.word_steps // 2)
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name."""
         return asdict(self)
+
+
+def _trapezium(step: int, warmup: int, steps: int, cooldown: int) -> float:
+    rising = min(1.0, (step + 1) / max(1, warmup))
+    falling = min(1.0, (steps - step) / max(1, cooldown))
+    return max(0.0, min(rising, falling))
 
 
 def is_drawing_recipe(source: str) -> bool:

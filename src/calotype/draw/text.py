@@ -18,17 +18,19 @@ PADDING, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
 
 
 class Context(NamedTuple):
-    """Texts as a denoiser is given them.
+    """Texts as a denoiser is told of them.
 
     Attributes:
         states: [N, L, D], of the tokens.
         mask: [N, L], True where there is a token; or floats that are added to attention's logits.
         pooled: [N, D], their mean.
+        sketch: [N, C, s, s], see `Sketch`.
     """
 
     states: Tensor
     mask: Tensor
     pooled: Tensor
+    sketch: Tensor
 
     def rows(self, first: int, last: int) -> Context:
         """Those of the texts first to last, the last one excluded."""
@@ -45,6 +47,8 @@ class TextConfig:
         depth: transformer layers.
         heads: of every attention.
         context_length: tokens that are read; later ones are not.
+        sketch_side: height and width of sketches, in latents.
+        sketch_width: of the layers that make a sketch.
     """
 
     vocab_size: int = 8192
@@ -52,6 +56,8 @@ class TextConfig:
     depth: int = 4
     heads: int = 4
     context_length: int = 24
+    sketch_side: int = 8
+    sketch_width: int = 768
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
@@ -91,13 +97,36 @@ def make_tokenizer(texts: Iterable[str], config: TextConfig) -> Tokenizer:
     return tokenizer
 
 
+class Sketch(nn.Sequential):
+    """A text's mean state -> what pictures of it look like from afar: their mean latents, at a low resolution.
+
+    It is a regression, learned in cheap steps before the denoiser, which is then told what is about each latent and has
+    the details left to find. (Low-resolution pictures as a condition: Ho et al. 2021, "Cascaded
+    Diffusion Models", arXiv:2106.15282; a network from text to it: Ramesh et al. 2022, arXiv:2204.06125, section 2.2.)
+    """
+
+    def __init__(self, config: TextConfig, channels: int) -> None:
+        width = config.sketch_width
+        super().__init__(
+            nn.Linear(config.width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, channels * config.sketch_side**2),
+            nn.Unflatten(1, (channels, config.sketch_side, config.sketch_side)),
+        )
+
+
 class TextEncoder(nn.Module):
     """A transformer over tokens that sees the whole text at once (Vaswani et al. 2017, arXiv:1706.03762).
 
     Norms stand before attention and feed-forward, as in GPT-2 and CLIP.
+
+    Args:
+        channels: of the latents that are sketched.
     """
 
-    def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer, channels: int) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -115,6 +144,7 @@ class TextEncoder(nn.Module):
             for _ in range(config.depth)
         )  # fmt: skip
         self.final_norm = nn.LayerNorm(config.width)
+        self.sketch = Sketch(config, channels)
 
     def length(self, text: str) -> int:
         """Tokens of a text, those past `context_length` counted."""
@@ -138,4 +168,5 @@ class TextEncoder(nn.Module):
             x = layer(x, src_key_padding_mask=~mask)
         x = self.final_norm(x)
         seen = mask[..., None].to(x.dtype)
-        return Context(x, mask, (x * seen).sum(1) / seen.sum(1))
+        pooled = (x * seen).sum(1) / seen.sum(1)
+        return Context(x, mask, pooled, self.sketch(pooled))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from calotype import __version__
 from calotype.draw.captions import (
@@ -41,8 +41,8 @@ Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 # what may differ between the parts of a run: its length and what lies ahead
 MAY_CHANGE = {
-    "steps", "cooldown", "muon_rate", "learning_rate", "ema_decay", "clip", "time_mean", "time_std", "log_every",
-    "checkpoint_every",
+    "word_steps", "steps", "cooldown", "muon_rate", "learning_rate", "ema_decay", "clip", "time_mean", "time_std",
+    "log_every", "checkpoint_every",
 }  # fmt: skip
 
 
@@ -61,62 +61,90 @@ class Drawing:
         self, recipe: DrawingRecipe, captions: list[Caption], latents: Tensor, vae: str, device: torch.device
     ) -> None:
         self.recipe, self.captions, self.latents, self.device = recipe, captions, latents, device
-        self.step = 0
+        self.word_step = self.step = 0  # of the two parts
         text = recipe.text_config()
         tokenizer = make_tokenizer(_texts(captions), text)
-        config = DrawingConfig(denoiser=recipe.denoiser_config(latents.shape[1]), text=text, size=recipe.size, vae=vae)
+        config = DrawingConfig(
+            denoiser=recipe.denoiser_config(latents.shape[1]), text=text, size=recipe.size, vae=vae,
+            sketch_noise=recipe.sketch_noise,
+        )  # fmt: skip
         torch.manual_seed(recipe.seed)
         names = [one.name for one in captions]
         words = sorted({word for text in _texts(captions) for word in words_of(text)})
         model: Any = DrawingModel(config, tokenizer, names, words)  # torch has no types for the next line
         self.model: DrawingModel = model.to(device, memory_format=torch.channels_last)
-        self.ema = EMA(self.model, recipe.ema_decay)
+        self.ema = EMA(self.model.denoiser, recipe.ema_decay)
         self.often = weights_of(captions, recipe.variants)
-        ends = ("denoiser.input_blocks.0.", "denoiser.out.", "denoiser.time_embed.0")
-        inner = {
-            name for name, p in self.model.denoiser.named_parameters(prefix="denoiser")
-            if p.ndim > 1 and not name.startswith(ends)
-        }  # fmt: skip
-        named = dict(self.model.named_parameters())
-        matrices = [named.pop(name) for name in sorted(inner)]
+        self.sketches = functional.adaptive_avg_pool2d(latents, text.sketch_side)
+        ends = ("input_blocks.0.", "out.", "time_embed.0")
+        named = dict(self.model.denoiser.named_parameters())
+        matrices = [named.pop(key) for key in sorted(named) if named[key].ndim > 1 and not key.startswith(ends)]
+        self.of_words = torch.optim.AdamW(self.model.text.parameters(), recipe.word_rate, betas=(0.9, 0.99))
         self.optimisers: list[torch.optim.Optimizer] = [
             Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay),
             torch.optim.AdamW(named.values(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
         ]
 
-    def batch(self) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Latents, prompts, times and noise of this step: of seed and step alone, whatever came before."""
+    def _picked(self, part: int, step: int, count: int) -> tuple[Tensor, list[str], torch.Generator]:
+        """Which pictures a step is of, its prompts, and a generator for it: of seed and step alone."""
         recipe = self.recipe
-        choose = np.random.default_rng([recipe.seed, self.step])
-        picked = choose.choice(len(self.captions), recipe.batch, p=self.often)
+        choose = np.random.default_rng([recipe.seed, part, step])
+        picked = choose.choice(len(self.captions), count, p=self.often)
         prompts = [
             "" if choose.random() < recipe.text_dropout else prompt_for(self.captions[one], choose) for one in picked
         ]
-        generator = torch.Generator().manual_seed(int(choose.integers(2**62)))
-        clean = self.latents[torch.from_numpy(picked)]
+        return torch.from_numpy(picked), prompts, torch.Generator().manual_seed(int(choose.integers(2**62)))
+
+    def advance_words(self) -> float:
+        """One step of the first part; gives its loss, the mean squared error of sketches."""
+        recipe = self.recipe
+        picked, prompts, _ = self._picked(0, self.word_step, recipe.word_batch)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            sketched = self.model.text(prompts).sketch
+        loss = (sketched.float() - self.sketches[picked].to(self.device)).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.text.parameters(), recipe.clip)
+        for group in self.of_words.param_groups:
+            group["lr"] = recipe.word_rate * recipe.word_share(self.word_step)
+        self.of_words.step()
+        self.of_words.zero_grad(set_to_none=True)
+        self.word_step += 1
+        value: float = loss.item()
+        return value
+
+    def batch(self) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
+        """Latents, prompts, times, noise and noise on sketches of this step of the second part."""
+        recipe = self.recipe
+        picked, prompts, generator = self._picked(1, self.step, recipe.batch)
+        clean = self.latents[picked]
         noise = torch.randn(clean.shape, generator=generator)
         # logit-normal times (Esser et al. 2024, arXiv:2403.03206, section 3.1)
         t = (recipe.time_mean + recipe.time_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
-        return clean.to(self.device), prompts, t.to(self.device), noise.to(self.device)
+        blur = recipe.sketch_noise * torch.randn(self.sketches[picked].shape, generator=generator)
+        return (
+            clean.to(self.device), prompts, t.to(self.device), noise.to(self.device), blur.to(self.device)
+        )  # fmt: skip
 
     def advance(self) -> float:
-        """One step of training; gives its loss, the mean squared error of the velocity."""
+        """One step of the second part; gives its loss, the mean squared error of the velocity."""
         recipe = self.recipe
-        clean, prompts, t, noise = self.batch()
+        clean, prompts, t, noise, blur = self.batch()
         at = t[:, None, None, None]
-        noisy = ((1 - at) * clean + at * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (1 - at) * clean + at * noise
         with torch.autocast(self.device.type, torch.bfloat16):
-            predicted = self.model(noisy, t, self.model.text(prompts))
+            with torch.no_grad():
+                context = self.model.text(prompts)
+            predicted = self.model(noisy, t, context._replace(sketch=context.sketch + blur))
         loss = (predicted.float() - (noise - clean)).square().mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.denoiser.parameters(), recipe.clip)
         share = recipe.rate(self.step)
         for optimiser, rate in zip(self.optimisers, (recipe.muon_rate, recipe.learning_rate), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
+        self.ema.update(self.model.denoiser)
         self.step += 1
         value: float = loss.item()
         return value
@@ -124,24 +152,26 @@ class Drawing:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on later."""
         return {
+            "word_step": self.word_step,
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimisers": [one.state_dict() for one in self.optimisers],
+            "optimisers": [one.state_dict() for one in (self.of_words, *self.optimisers)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.step = state["step"]
+        self.word_step, self.step = state["word_step"], state["step"]
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        for one, of_one in zip(self.optimisers, state["optimisers"], strict=True):
+        for one, of_one in zip((self.of_words, *self.optimisers), state["optimisers"], strict=True):
             one.load_state_dict(of_one)
 
     def averaged(self, about: dict[str, Any]) -> DrawingModel:
-        """The model with its averaged weights."""
+        """The model with the denoiser's averaged weights."""
         model = DrawingModel(self.model.config, self.model.text.tokenizer, self.model.names, self.model.words, about)
-        model.load_state_dict({name: value.cpu() for name, value in self.ema.shadow.items()})
+        model.text.load_state_dict(self.model.text.state_dict())
+        model.denoiser.load_state_dict({name: value.cpu() for name, value in self.ema.shadow.items()})
         return model.eval().requires_grad_(False)
 
 
@@ -200,20 +230,27 @@ def train_drawing(
     losses: list[float] = []
     began = time.perf_counter()
     try:
-        while drawing.step < recipe.steps and not stopped:
-            losses.append(drawing.advance())
-            if drawing.step % recipe.log_every == 0:
+        while not stopped and (drawing.word_step < recipe.word_steps or drawing.step < recipe.steps):
+            words = drawing.word_step < recipe.word_steps
+            losses.append(drawing.advance_words() if words else drawing.advance())
+            step = drawing.word_step if words else drawing.step
+            if step % recipe.log_every == 0:
                 now_ = time.perf_counter()
                 line = {
-                    "step": drawing.step,
+                    "part": 1 if words else 2,
+                    "step": step,
                     "loss": sum(losses) / len(losses),
-                    "pictures_per_second": recipe.batch * len(losses) / (now_ - began),
+                    "pictures_per_second": (recipe.word_batch if words else recipe.batch)
+                    * len(losses)
+                    / (now_ - began),
                 }
                 with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + os.linesep)
+                    file.write(json.dumps(line) + "\n")
                 report(line)
                 losses, began = [], now_
-            if drawing.step % recipe.checkpoint_every == 0:
+            if words and step == recipe.word_steps:  # no line is of both parts
+                losses, began = [], time.perf_counter()
+            if step % recipe.checkpoint_every == 0 and not words:
                 save()
         save()
     finally:
@@ -229,7 +266,9 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
         raise UsageError(f"{checkpoint}: a run is here already; go on with --resume, or give another --out.")
     state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
-    changed = sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key])
+    # a denoiser that has begun knows texts as they are
+    fixed = now.keys() - MAY_CHANGE | ({"word_steps"} if state["step"] else set())
+    changed = sorted(key for key in fixed if then.get(key) != now[key])
     if not changed and (out / WEIGHTS).exists():  # the same recipe, so tokenizers differ by their texts alone
         before = load_model(out / WEIGHTS)
         tokens = make_tokenizer(_texts(captions), recipe.text_config()).get_vocab()

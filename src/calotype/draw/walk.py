@@ -28,7 +28,7 @@ def walk(
 ) -> Iterator[Frame]:
     """Frames from prompt to prompt, for `edit.morph.write_frames`.
 
-    Noise is slerped, so that it stays as long as noise is; the states of the texts are lerped, token by token. The
+    Noise is slerped, so that it stays as long as noise is; what the denoiser is told of the texts is lerped. The
     frames at the prompts are what `Drawer.draw` gives for them, up to the rounding that padding texts to one length
     may bring.
 
@@ -48,6 +48,7 @@ def walk(
     texts = drawer.embed(*prompts, settings.negative)
     padding = drawer.padding(settings)
     noises = [drawer.noise(seed, padding) for seed in seeds]
+    of_sketches = [drawer.sketch_noise(seed) for seed in seeds]
     without = texts.rows(len(prompts), len(prompts) + 1)
     total, count = way.decoded(len(prompts)), 0
 
@@ -55,6 +56,7 @@ def walk(
         nonlocal count
         both = lerped(texts.rows(a, a + 1), texts.rows(b, b + 1), t), lerped(without, without, 0.0)
         told = Context(*(torch.cat(parts) for parts in zip(*both, strict=True)))
+        told = drawer.sketched(told, slerp(of_sketches[a], of_sketches[b], t))
         latents = drawer.from_noise(told, slerp(noises[a], noises[b], t), padding, settings)
         pixels = crop(drawer.vae.decode(latents.tensor[None])[0].cpu(), padding)
         count += 1
@@ -78,11 +80,12 @@ def walk(
 def lerped(a: Context, b: Context, t: float) -> Context:
     """A text between two others, at t from 0 to 1, with weights of its tokens in the place of a mask.
 
-    States are lerped. A token that only one of the texts has, takes part in attention in proportion to how much of that
-    text there is: the log of this share is added to its logits.
+    States and sketches are lerped. A token that only one of the texts has, takes part in attention in proportion to how
+    much of that text there is: the log of this share is added to its logits.
     """
     shares = torch.lerp(a.mask.float(), b.mask.float(), t)
     alone_a, alone_b = a.mask & ~b.mask, b.mask & ~a.mask
     states = torch.lerp(a.states, b.states, t)
     states = torch.where(alone_a[..., None], a.states, torch.where(alone_b[..., None], b.states, states))
-    return Context(states, shares.log(), torch.lerp(a.pooled, b.pooled, t))
+    pooled, sketch = torch.lerp(a.pooled, b.pooled, t), torch.lerp(a.sketch, b.sketch, t)
+    return Context(states, shares.log(), pooled, sketch)
