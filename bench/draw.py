@@ -36,8 +36,9 @@ import calotype
 from calotype.draw.captions import Caption, is_variant, read_captions, shown_small
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.edit.sheet import sheet
 from calotype.evaluate.features import load_extractor
-from calotype.pixels import from_array
+from calotype.pixels import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +61,7 @@ class Nearest:
     @torch.no_grad()
     def features(self, image: Image.Image) -> Tensor:
         """[1, D], of length 1."""
-        found = self.extractor(from_array(np.asarray(image)[None]))
+        found = self.extractor(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
         return torch.nn.functional.normalize(found.float(), dim=1)
 
     def rank(self, image: Image.Image, wanted: Caption) -> int:
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
+    parser.add_argument("--grid", type=Path, help="write held-out names here: drawings above, pictures below")
     parser.add_argument("--stamp", type=Path, help="write the model here, with these figures in its header")
     arguments = parser.parse_args()
     console = Console()
@@ -113,6 +115,11 @@ def main() -> None:
         settings = Settings(steps=arguments.steps, guidance=guidance)
         for kind, captions in (("trained", trained), ("held out", held)):
             images = drawings(drawer, captions, settings, f"{kind}, guidance {guidance:g}")
+            if arguments.grid and kind == "held out" and guidance == Settings().guidance:
+                size, shown = drawer.model.config.size, range(min(8, len(images)))
+                pictures = [shown_small(arguments.data / captions[i].file, size) for i in shown]
+                write_picture(arguments.grid, sheet([images[i] for i in shown] + pictures, columns=len(shown)))
+                console.print("In the grid: " + "; ".join(captions[i].name for i in shown))
             ranks = [nearest.rank(image, one) for image, one in zip(images, captions, strict=True)]
             parts = {kind: list(range(len(captions)))}
             if kind == "trained":

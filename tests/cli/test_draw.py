@@ -220,6 +220,9 @@ def test_unknown_words_are_named_with_what_is_near(calotype: Calotype) -> None:
     assert said.startswith("calotype: The model does not know 'xyzzy', 'aple'; the nearest that it knows: ")
     assert "red apple" in said
     assert "train" not in said
+    ran = calotype("draw", "qa qb qc qd qe qf qg qh", "--steps", 1)
+    assert "does not know 'qa', 'qb', 'qc', 'qd', 'qe', 'qf' and 2 more; the nearest" in ran.err
+    assert f"does not know '{'q' * 40}...'; the nearest" in calotype("draw", "q" * 9999, "--steps", 1).err
     ran = calotype("draw", "sun " * 20, "-n", 1, "--steps", 1)
     assert ran.code == 0
     assert ran.err.startswith("calotype: 'sun sun")

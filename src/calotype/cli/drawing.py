@@ -32,6 +32,7 @@ BUILTIN = "builtin"
 FEATHER = 16  # pixels
 CHECKPOINT_STEPS = 30
 MOST_SEED = 2**63 - 1
+_MOST_WORDS = 6  # that the model does not know, and that are named
 _LONGEST = 60  # bytes of a name that a prompt is made
 
 
@@ -247,7 +248,8 @@ class OwnModel(Model):
         if prompt.strip() and not words_of(prompt):
             notices += [f"{_short(prompt)} has no words, and the model knows nothing else; say in words what to draw."]
         if unknown := self.drawer.unknown(prompt):
-            words = ", ".join(map(repr, unknown))
+            words = ", ".join(map(_short, unknown[:_MOST_WORDS]))
+            words += f" and {more} more" if (more := len(unknown) - _MOST_WORDS) > 0 else ""
             near = ", ".join(self.drawer.nearest(prompt))
             notices += [f"The model does not know {words}; the nearest that it knows: {near}."]
         return notices

@@ -1,0 +1,79 @@
+"""The drawing model that ships: what it says of itself, and a grid of what it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from calotype.draw.model import BUILTIN
+from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.evaluate.features import load_extractor
+
+GRID = Path(__file__).with_name("grid.png")  # 4 x 3 pictures of 128 x 128, drawn when the weights were chosen
+PROMPTS = (
+    "a red apple", "cat face", "flag of france", "fire engine",
+    "crying face", "airplane", "sunflower", "pizza",
+    "rocket", "panda", "house", "waving hand, dark skin tone",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawer() -> Drawer:
+    return load_drawer()
+
+
+def test_it_ships_whole(drawer: Drawer) -> None:
+    assert BUILTIN.stat().st_size <= 60e6
+    assert drawer.model.config.size >= 128
+    assert drawer.model.config.vae == drawer.vae.sha256
+    about = drawer.model.about
+    assert about["recipe"]["name"] == "emoji"
+    assert about["recipe"]["seed"] == 0
+    assert "MIT" in about["recipe"]["data"]
+    assert about["steps"] == about["recipe"]["steps"]
+    assert about["figures"]["trained"]["first"] > 0
+    assert len(drawer.model.names) == about["pictures"] > 3000
+    assert not set(about["held_out"]) & set(drawer.model.names)
+    assert all(torch.isfinite(value).all() for value in drawer.model.state_dict().values())
+
+
+def test_it_knows_its_words(drawer: Drawer) -> None:
+    assert drawer.unknown("a red apple on the moon") == []
+    assert drawer.unknown("a hexagonal apple") == ["hexagonal"]
+    assert "red apple" in drawer.nearest("apples that are red")
+
+
+@pytest.mark.slow
+def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
+    """Alike to the eye of a network that classifies, and in levels; and unlike the other eleven."""
+    kept = np.asarray(Image.open(GRID).convert("RGB"))
+    extractor = load_extractor("efficientnet-lite0")
+
+    def features(levels: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            found = extractor(torch.from_numpy(levels.copy()).permute(2, 0, 1)[None])
+        return torch.nn.functional.normalize(found.float(), dim=1)[0]
+
+    cells = [kept[r * 128 : r * 128 + 128, c * 128 : c * 128 + 128] for r in range(3) for c in range(4)]
+    known = torch.stack([features(cell) for cell in cells])
+    for place, (prompt, cell) in enumerate(zip(PROMPTS, cells, strict=True)):
+        image = np.asarray(drawer.vae.decode_image(drawer.draw(prompt, place, Settings())))
+        likeness = known @ features(image)
+        assert int(likeness.argmax()) == place
+        assert float(likeness[place]) > 0.95, prompt
+        assert np.abs(image.astype(np.int16) - cell).mean() < 4, prompt
+
+
+def test_words_change_the_picture_and_seeds_do(drawer: Drawer) -> None:
+    few = Settings(steps=6)
+    apple, again, other, cat = (
+        np.asarray(drawer.vae.decode_image(drawer.draw(prompt, seed, few)), np.float32)
+        for prompt, seed in (("a red apple", 0), ("a red apple", 0), ("a red apple", 1), ("cat face", 0))
+    )
+    assert np.array_equal(apple, again)
+    assert np.abs(apple - other).mean() > 1
+    assert np.abs(apple - cat).mean() > 10
