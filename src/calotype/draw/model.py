@@ -131,7 +131,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
         config = DrawingConfig.from_dict(head["config"])
         tokenizer = Tokenizer.from_str(json.dumps(head["tokenizer"]))
         with torch.device("meta"):
-            model = DrawingModel(config, tokenizer, head["names"], head.get("words", ()), head["about"])
+            model = DrawingModel(config, tokenizer, head["names"], head["words"], head["about"])
     except Exception as error:  # tokenizers raises nothing narrower
         reason = str(error).rstrip(".")
         raise WeightsError(f"{path}: the header of this drawing model is damaged ({reason}); get it again.") from None
