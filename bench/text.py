@@ -3,7 +3,7 @@
     python bench/text.py --data DATA [--steps 1500] [--keep]
 
 DATA is a folder with captions.jsonl, as the drawing recipe is trained on. Three encoders learn the first part of the
-emoji recipe, in which texts get to say what their pictures look like from afar: the mean latents at 8x8. Steps,
+emoji recipe, in which texts get to say what their pictures look like from afar: the mean latents. Steps,
 pictures, prompts, loss and rates are the same for all; so is the width of the layers that make a sketch.
 
 - own: calotype's `TextEncoder`, with the sizes of the recipe, from nothing.
@@ -57,7 +57,7 @@ from calotype.draw.captions import Caption, held_out, is_variant, latents_of, re
 from calotype.draw.model import save_model
 from calotype.draw.recipe import load_drawing_recipe
 from calotype.draw.text import Context, Sketch, TextConfig
-from calotype.draw.training import Drawing
+from calotype.draw.training import Drawing, optimisers_of_words
 
 ROOT = Path(__file__).resolve().parents[1]
 APART = 0.2  # of the pictures, trained without their synonyms
@@ -275,10 +275,7 @@ def compare(data: Path, steps: int) -> dict[str, Any]:
             model: Any = drawing.model
             if make is not None:
                 model.text = make()
-                usual = drawing.of_words.defaults
-                drawing.of_words = torch.optim.AdamW(
-                    model.text.parameters(), usual["lr"], usual["betas"], weight_decay=usual["weight_decay"]
-                )
+                drawing.of_words = optimisers_of_words(model.text, recipe)
             encoding = -frozen.seconds
             spent, loss = train(drawing, name)
             encoding += frozen.seconds

@@ -211,7 +211,7 @@ def test_a_run_is_not_written_over(data: Path, finished: Path, vae: VAE) -> None
     "changes",
     [
         {"size": 48}, {"seed": 4}, {"batch": 5}, {"held_out": 0.1}, {"text": {}}, {"word_batch": 5}, {"word_rate": 0.1},
-        {"sketch_noise": 0.1},
+        {"word_muon_rate": 0.1}, {"sketch_noise": 0.1},
     ],
 )  # fmt: skip
 def test_another_recipe_is_refused(data: Path, finished: Path, vae: VAE, changes: dict[str, Any]) -> None:
@@ -424,16 +424,26 @@ def test_each_part_leaves_the_other_as_it_is(data: Path) -> None:
 
 def test_every_parameter_is_trained_once(data: Path) -> None:
     made = drawing(data)
-    every = (made.of_words, *made.optimisers)
+    every = (*made.of_words, *made.optimisers)
     trained = [id(p) for one in every for group in one.param_groups for p in group["params"]]
     assert len(trained) == len(set(trained))
     assert set(trained) == {id(p) for p in made.model.parameters()}
-    of_words = {id(p) for group in made.of_words.param_groups for p in group["params"]}
+    of_words = {id(p) for one in made.of_words for group in one.param_groups for p in group["params"]}
     assert of_words == {id(p) for p in made.model.text.parameters()}
-    muon = {id(p) for group in made.optimisers[0].param_groups for p in group["params"]}
+    muon = {
+        id(p) for one in (made.of_words[0], made.optimisers[0]) for group in one.param_groups for p in group["params"]
+    }
     by_name = dict(made.model.named_parameters())
-    assert id(by_name["denoiser.middle_block.0.in_layers.2.weight"]) in muon
-    for name in ("denoiser.input_blocks.0.0.weight", "denoiser.out.2.weight", "denoiser.out.2.bias"):
+    for name in ("denoiser.middle_block.0.in_layers.2.weight", "text.sketch.4.weight", "text.layers.0.linear1.weight"):
+        assert id(by_name[name]) in muon
+    for name in (
+        "text.token_embedding.weight",
+        "text.positional_embedding",
+        "text.sketch.4.bias",
+        "denoiser.input_blocks.0.0.weight",
+        "denoiser.out.2.weight",
+        "denoiser.out.2.bias",
+    ):
         assert id(by_name[name]) not in muon
     before = {name: p.detach().clone() for name, p in by_name.items()}
     for _ in range(4):

@@ -12,7 +12,8 @@ from PIL import Image
 from support import fill, one_sentence
 
 from calotype.errors import UsageError
-from calotype.evaluate.lpips import LPIPS
+from calotype.evaluate import measure as measuring
+from calotype.evaluate.lpips import LPIPS, Net
 from calotype.evaluate.measure import Original, Tools, measure
 from calotype.evaluate.protocol import PRESETS, Protocol, preset
 from calotype.pixels import from_array, to_uint8
@@ -139,3 +140,25 @@ def test_lightningdits_floats_are_clamped_for_ssim_and_not_for_lpips() -> None:
         assert beyond["lpips_alex"] == pytest.approx(float(lpips(x[None], y[None])), rel=1e-5)
     assert beyond["lpips_alex"] != pytest.approx(inside["lpips_alex"], rel=1e-3)
     assert "clamped for SSIM, and not for LPIPS" in preset("lightningdit").note
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+@pytest.mark.parametrize("name", ["whole", "lightningdit"])
+def test_lpips_is_the_same_whether_pictures_are_looked_at_together_or_apart(
+    net: Net, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit: of one VAE, of several that share the original's features, and of pictures too large for both."""
+    network = fill(LPIPS(net), seed=1, gain=1.4)
+    key = f"lpips_{net}"
+    tools = Tools(metrics=(key,), lpips={key: network}, extractors={})
+    protocol = preset(name)
+    x, *others = torch.rand(3, 3, 50, 37, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together, shared, apart = Original(x), Original(x, keep=True), Original(x)
+    for y in others:
+        expected = network(*((one if protocol.on_floats else to_uint8(one) / 127.5 - 1)[None] for one in (x, y)))
+        found = together.lpips(key, y, tools, protocol)
+        assert found == pytest.approx(float(expected), rel=1e-5)
+        assert shared.lpips(key, y, tools, protocol) == found
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, "TOGETHER", 0)
+            assert apart.lpips(key, y, tools, protocol) == found

@@ -39,7 +39,8 @@ class DrawingRecipe:
         variants: how often all variants of a picture are seen together, against once for the picture itself.
         word_steps: of the first part, in which the text encoder learns to sketch; after it texts are left as they are.
         word_batch: pictures of such a step.
-        word_rate: learning rate of it, by AdamW; it rises in the first and falls in the last steps.
+        word_muon_rate: learning rate of its matrices, by Muon; rates rise in the first and fall in the last steps.
+        word_rate: learning rate of all else in it, by AdamW.
         sketch_noise: std of the noise on sketches in the second part, and in drawing.
         batch: pictures of a step of the second part, in which the denoiser learns.
         steps: of the second part.
@@ -69,6 +70,7 @@ class DrawingRecipe:
     variants: float = 1.0
     word_steps: int = 4_000
     word_batch: int = 128
+    word_muon_rate: float = 0.02
     word_rate: float = 1e-3
     sketch_noise: float = 0.3
     batch: int = 64

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from calotype import __version__
@@ -79,7 +79,7 @@ class Drawing:
         ends = ("input_blocks.0.", "out.", "time_embed.0")
         named = dict(self.model.denoiser.named_parameters())
         matrices = [named.pop(key) for key in sorted(named) if named[key].ndim > 1 and not key.startswith(ends)]
-        self.of_words = torch.optim.AdamW(self.model.text.parameters(), recipe.word_rate, betas=(0.9, 0.99))
+        self.of_words = optimisers_of_words(self.model.text, recipe)
         self.optimisers: list[torch.optim.Optimizer] = [
             Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay),
             torch.optim.AdamW(named.values(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
@@ -104,10 +104,7 @@ class Drawing:
         loss = (sketched.float() - self.sketches[picked].to(self.device)).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.text.parameters(), recipe.clip)
-        for group in self.of_words.param_groups:
-            group["lr"] = recipe.word_rate * recipe.word_share(self.word_step)
-        self.of_words.step()
-        self.of_words.zero_grad(set_to_none=True)
+        self._move(self.of_words, (recipe.word_muon_rate, recipe.word_rate), recipe.word_share(self.word_step))
         self.word_step += 1
         value: float = loss.item()
         return value
@@ -138,16 +135,18 @@ class Drawing:
         loss = (predicted.float() - (noise - clean)).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.denoiser.parameters(), recipe.clip)
-        share = recipe.rate(self.step)
-        for optimiser, rate in zip(self.optimisers, (recipe.muon_rate, recipe.learning_rate), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * share
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        self._move(self.optimisers, (recipe.muon_rate, recipe.learning_rate), recipe.rate(self.step))
         self.ema.update(self.model.denoiser)
         self.step += 1
         value: float = loss.item()
         return value
+
+    def _move(self, optimisers: list[torch.optim.Optimizer], rates: tuple[float, float], share: float) -> None:
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * share
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on later."""
@@ -156,7 +155,7 @@ class Drawing:
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimisers": [one.state_dict() for one in (self.of_words, *self.optimisers)],
+            "optimisers": [one.state_dict() for one in (*self.of_words, *self.optimisers)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,7 +163,7 @@ class Drawing:
         self.word_step, self.step = state["word_step"], state["step"]
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        for one, of_one in zip((self.of_words, *self.optimisers), state["optimisers"], strict=True):
+        for one, of_one in zip((*self.of_words, *self.optimisers), state["optimisers"], strict=True):
             one.load_state_dict(of_one)
 
     def averaged(self, about: dict[str, Any]) -> DrawingModel:
@@ -173,6 +172,16 @@ class Drawing:
         model.text.load_state_dict(self.model.text.state_dict())
         model.denoiser.load_state_dict({name: value.cpu() for name, value in self.ema.shadow.items()})
         return model.eval().requires_grad_(False)
+
+
+def optimisers_of_words(text: nn.Module, recipe: DrawingRecipe) -> list[torch.optim.Optimizer]:
+    """What trains a text encoder to sketch: Muon for its matrices, AdamW for embeddings, norms and biases."""
+    named = dict(text.named_parameters())
+    matrices = [named.pop(key) for key in sorted(named) if named[key].ndim > 1 and "embedding" not in key]
+    return [
+        Muon(matrices, recipe.word_muon_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(named.values(), recipe.word_rate, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
 
 
 def train_drawing(

@@ -29,6 +29,8 @@ from calotype.vae import VAE, picture_generator
 Array = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
+TOGETHER = 2**20
+"""Pixels of a picture at most that LPIPS looks at together with what became of it: faster, in twice the memory."""
 FAILURES = (CalotypeError, RuntimeError, MemoryError)
 """What ends one picture's turn, and not the others': torch's errors, of a GPU's memory too, are RuntimeErrors."""
 
@@ -123,23 +125,30 @@ class Original:
         self.pixels, self.levels, self.keep = pixels, to_uint8(pixels), keep
         self._kept: dict[str, list[Tensor]] = {}
 
-    def features(self, key: str, tools: Tools, protocol: Protocol) -> list[Tensor]:
-        """Those of LPIPS's network with this key."""
-        if key in self._kept:
-            return self._kept[key]
-        found = _stages(self.pixels, self.levels, tools.lpips[key], protocol)
+    def lpips(self, key: str, pixels: Tensor, tools: Tools, protocol: Protocol) -> float:
+        """The distance of what was decoded, [3, H, W] in [-1, 1] and beyond, by LPIPS's network with this key."""
+        network = tools.lpips[key]
+
+        def stages(*pictures: Tensor) -> list[Tensor]:
+            seen = torch.stack(pictures)
+            return network.stages((seen if protocol.on_floats else _rounded(seen)).to(network.shift.device))
+
+        if not self.keep and pixels[0].numel() <= TOGETHER:
+            both = stages(self.pixels, pixels)
+            return float(network.distance([one[:1] for one in both], [one[1:] for one in both]))
+        mine = self._kept.get(key) or stages(self.pixels)
         if self.keep:
-            self._kept[key] = found
-        return found
+            self._kept[key] = mine
+        return float(network.distance(mine, stages(pixels)))
 
     def part(self, box: Box) -> Original:
         """What lies in a box."""
         return Original(_part(self.pixels, box))
 
 
-def _stages(pixels: Tensor, levels: Tensor, network: LPIPS, protocol: Protocol) -> list[Tensor]:
-    seen = pixels if protocol.on_floats else levels.float() / 127.5 - 1
-    return network.stages(seen[None].to(network.shift.device))
+def _rounded(pixels: Tensor) -> Tensor:
+    """Pixels as their uint8 levels have them."""
+    return to_uint8(pixels).float() / 127.5 - 1
 
 
 def pixels_sha256(picture: Array) -> str:
@@ -259,9 +268,7 @@ def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) ->
         elif key == "ms_ssim":
             found[key] = ms_ssim(before, after)
         else:
-            network = tools.lpips[key]
-            of_y = _stages(y, after, network, protocol)
-            found[key] = float(network.distance(original.features(key, tools, protocol), of_y))
+            found[key] = original.lpips(key, y, tools, protocol)
     return found
 
 
