@@ -3,16 +3,22 @@
     python bench/draw.py --data DATA [--names 200] [--keep]
 
 DATA is the folder with captions.jsonl that `scripts/emoji.py` makes. Names are taken evenly from those that the model
-was trained on. Each is drawn, and the pictures are sorted by the cosine of EfficientNet-Lite0's features, made at the
-model's size: a drawing is right where the nearest one carries the name that was asked for, and among the first five
-where one of them does. Pictures that are the same file count as one. Told with guidance 1 and 4, for held-out
-combinations, and how far two seeds lie apart. Prints tables and one JSON line, kept in bench/results/.
+was trained on. Each is drawn, and the pictures are sorted by how near they are to the drawing, at the model's size: a
+drawing is right where the nearest one carries the name that was asked for, and among the first five where one of them
+does. Pictures that are the same file count as one. Near is measured twice:
+
+- lpips-vgg: the last of LPIPS's five terms (VGG16's relu5_3). CALOTYPE_LPIPS may name a folder with its weights.
+- efficientnet-lite0: the cosine of EfficientNet-Lite0's pooled features.
+
+Told with guidance 1 and 4, for held-out combinations, and how far two seeds lie apart. What could be reached at most is
+told by the pictures themselves, encoded and decoded. Prints tables and one JSON line, kept in bench/results/.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -21,8 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +46,9 @@ from calotype.draw.captions import Caption, is_variant, read_captions, shown_sma
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.edit.sheet import sheet
-from calotype.evaluate.features import load_extractor
-from calotype.pixels import write_picture
+from calotype.evaluate.features import Extractor, load_extractor
+from calotype.evaluate.lpips import LPIPS, load_lpips
+from calotype.pixels import from_array, to_pil, write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,23 +63,43 @@ class Nearest:
 
     def __init__(self, data: Path, captions: list[Caption], size: int) -> None:
         self.captions = captions
-        self.extractor = load_extractor("efficientnet-lite0")
+        self.features: dict[str, Callable[[Tensor], Tensor]] = {
+            "lpips-vgg": partial(deepest, load_lpips("vgg")),
+            "efficientnet-lite0": partial(pooled, load_extractor("efficientnet-lite0")),
+        }
         self.same = [hashlib.sha256((data / one.file).read_bytes()).digest() for one in captions]
         pictures = track([shown_small(data / one.file, size) for one in captions], "Features", transient=True)
-        self.known = torch.cat([self.features(one) for one in pictures])
+        found = [self._seen(one) for one in pictures]
+        self.known = {name: torch.cat([one[name] for one in found]) for name in self.features}
 
     @torch.no_grad()
-    def features(self, image: Image.Image) -> Tensor:
-        """[1, D], of length 1."""
-        found = self.extractor(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
-        return torch.nn.functional.normalize(found.float(), dim=1)
+    def _seen(self, image: Image.Image) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        return {name: of(pixels) for name, of in self.features.items()}
 
-    def rank(self, image: Image.Image, wanted: Caption) -> int:
+    def ranks(self, image: Image.Image, wanted: Caption) -> dict[str, int]:
         """How many different pictures are nearer to the drawing than the wanted one, which is named as it."""
-        likeness = (self.known @ self.features(image).T)[:, 0]
         names = set(wanted.names)
-        of_wanted = max(float(likeness[i]) for i, one in enumerate(self.captions) if names & set(one.names))
-        return len({self.same[i] for i in (likeness > of_wanted).nonzero()[:, 0].tolist()})
+        right = torch.tensor([bool(names & set(one.names)) for one in self.captions])
+        ranks = {}
+        for name, seen in self._seen(image).items():
+            distance = (self.known[name] - seen).square().sum(1)
+            nearer = (distance < distance[right].min()).nonzero()[:, 0].tolist()
+            ranks[name] = len({self.same[i] for i in nearer})
+        return ranks
+
+
+def deepest(network: LPIPS, pixels: Tensor) -> Tensor:
+    """uint8 [1, 3, H, W] -> [1, D], whose squared distances are proportional to the last term of LPIPS."""
+    stage = network.stages(pixels.float() / 127.5 - 1)[-1]
+    weighted: Tensor = torch.nn.functional.normalize(stage, dim=1) * network.heads[-1].sqrt()
+    return weighted.flatten(1)
+
+
+def pooled(extractor: Extractor, pixels: Tensor) -> Tensor:
+    """uint8 [1, 3, H, W] -> [1, D] of length 1, where squared distances are in the order of cosines."""
+    found: Tensor = extractor(pixels)
+    return torch.nn.functional.normalize(found.float(), dim=1)
 
 
 def drawings(drawer: Drawer, captions: list[Caption], settings: Settings, doing: str) -> list[Image.Image]:
@@ -109,31 +139,41 @@ def main() -> None:
     trained = chosen([one for one in every if one.name not in apart], arguments.names)
     held = chosen([one for one in every if one.name in apart], arguments.names)
     nearest = Nearest(arguments.data, every, drawer.model.config.size)
-    results = []
-    table = Table("names", "guidance", "drawn", "nearest is right", "among five")
+    results: list[dict[str, Any]] = []
+    table = Table("features", "names", "guidance", "drawn", "nearest is right", "among five")
+
+    def judge(kind: str, guidance: float | None, captions: list[Caption], images: list[Image.Image]) -> None:
+        ranks = [nearest.ranks(image, one) for image, one in zip(images, captions, strict=True)]
+        parts = {kind: list(range(len(captions)))}
+        if captions is trained:
+            parts[f"{kind}, without skin tone"] = [i for i, one in enumerate(captions) if not is_variant(one)]
+            parts[f"{kind}, with skin tone"] = [i for i, one in enumerate(captions) if is_variant(one)]
+        for features, (part, places) in itertools.product(nearest.features, parts.items()):
+            if places:
+                first, five = (sum(ranks[i][features] < n for i in places) / len(places) for n in (1, 5))
+                told = "-" if guidance is None else f"{guidance:g}"
+                table.add_row(features, part, told, str(len(places)), f"{first:.1%}", f"{five:.1%}")
+                results.append(
+                    {
+                        "features": features, "names": part, "guidance": guidance, "count": len(places),
+                        "first": first, "five": five,
+                    }
+                )  # fmt: skip
+
+    size = drawer.model.config.size
     for guidance in arguments.guidance:
         settings = Settings(steps=arguments.steps, guidance=guidance)
         for kind, captions in (("trained", trained), ("held out", held)):
             images = drawings(drawer, captions, settings, f"{kind}, guidance {guidance:g}")
             if arguments.grid and kind == "held out" and guidance == Settings().guidance:
-                size, shown = drawer.model.config.size, range(min(8, len(images)))
+                shown = range(min(8, len(images)))
                 pictures = [shown_small(arguments.data / captions[i].file, size) for i in shown]
                 write_picture(arguments.grid, sheet([images[i] for i in shown] + pictures, columns=len(shown)))
                 console.print("In the grid: " + "; ".join(captions[i].name for i in shown))
-            ranks = [nearest.rank(image, one) for image, one in zip(images, captions, strict=True)]
-            parts = {kind: list(range(len(captions)))}
-            if kind == "trained":
-                parts["- without skin tone"] = [i for i, one in enumerate(captions) if not is_variant(one)]
-                parts["- with skin tone"] = [i for i, one in enumerate(captions) if is_variant(one)]
-            for part, places in parts.items():
-                if not places:
-                    continue
-                first = sum(ranks[i] < 1 for i in places) / len(places)
-                five = sum(ranks[i] < 5 for i in places) / len(places)
-                table.add_row(part, f"{guidance:g}", str(len(places)), f"{first:.1%}", f"{five:.1%}")
-                results.append(
-                    {"names": part, "guidance": guidance, "count": len(places), "first": first, "five": five}
-                )
+            judge(kind, guidance, captions, images)
+    prepared = [from_array(np.asarray(shown_small(arguments.data / one.file, size))[None]) for one in trained]
+    decoded = [to_pil(drawer.vae.decode(drawer.vae.encode(one).mode())[0].float().cpu()) for one in prepared]
+    judge("pictures themselves", None, trained, decoded)
     console.print(table)
     settings = Settings(steps=arguments.steps)
     few = trained[:20]
@@ -168,9 +208,12 @@ def main() -> None:
     }
     print(json.dumps(line))
     if arguments.stamp:
-        of_default = [one for one in results if one["guidance"] == Settings().guidance]
-        figures = {one["names"]: {key: one[key] for key in ("count", "first", "five")} for one in of_default}
-        drawer.model.about["figures"] = {**figures, "guidance": Settings().guidance, "steps": arguments.steps}
+        figures: dict[str, Any] = {"guidance": Settings().guidance, "steps": arguments.steps}
+        for one in results:
+            if one["guidance"] == Settings().guidance:
+                of_names = {key: one[key] for key in ("count", "first", "five")}
+                figures.setdefault(one["features"], {})[one["names"]] = of_names
+        drawer.model.about["figures"] = figures
         save_model(drawer.model, arguments.stamp)
     if arguments.keep:
         (ROOT / "bench/results/draw.json").write_text(json.dumps(line, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,7 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
         ("redraw a.png sun --size 3", 2, "'3' is no size"),
         ("redraw a.png sun --out text.png", 2, "text.png is a file"),
         ("redraw a.png sun --preview a.png", 2, "--preview a.png is one of the pictures"),
+        ("redraw a.png sun small.png", 2, "small.png is a file and no prompt; give a mask with --mask"),
         ("redraw a.png sun --background nothing", 2, "--background nothing"),
         ("redraw a.png sun --seed 9223372036854775807 moon", 2, "there are no 2 seeds"),
         ("redraw a.png sun --dtype float16", 2, "--dtype goes with"),
@@ -254,6 +256,18 @@ def test_nothing_that_is_read_is_overwritten(words: str, name: str, calotype: Ca
     assert (ran.code, ran.out, len(ran.said)) == (2, "", 1)
     assert name in ran.err
     assert {path: Path(path).read_bytes() for path in files()} == before
+
+
+@pytest.mark.parametrize("words", ["draw sun", "redraw a.png sun", "vary a.png", "reconstruct a.png"])
+def test_a_folder_that_cant_be_written_to_is_found_before_any_work(
+    words: str, calotype: Calotype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw("a.png")
+    Path("kept").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "kept" and access(path, mode))
+    ran = calotype(*words.split(), "--out", "kept/here")
+    assert (ran.code, ran.said) == (2, ["calotype: --out kept/here: kept can't be written to; give another folder."])
 
 
 @pytest.mark.parametrize("words", ["draw", "redraw"])

@@ -109,6 +109,11 @@ def test_latents_of_another_vae(calotype: Calotype, vae: Path) -> None:
     assert files() == ["a.latents.safetensors", "a.png"]
 
 
+def test_a_prompt_may_be_longer_than_a_files_name(calotype: Calotype) -> None:
+    draw("a.png")
+    assert calotype("redraw", "a.png", "sun " * 100, "--steps", 1).code == 0
+
+
 def test_a_picture_is_brought_to_a_size(calotype: Calotype) -> None:
     draw("a.png", 100, 50)
     told = calotype("redraw", "a.png", "sun", "--steps", 1, "--size", "32x40", "--preview", "p.png", "--json").json

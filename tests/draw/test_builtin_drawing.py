@@ -35,7 +35,10 @@ def test_it_ships_whole(drawer: Drawer) -> None:
     assert about["recipe"]["seed"] == 0
     assert "MIT" in about["recipe"]["data"]
     assert about["steps"] == about["recipe"]["steps"]
-    assert about["figures"]["trained"]["first"] > 0
+    for features in ("lpips-vgg", "efficientnet-lite0"):
+        of_names = about["figures"][features]["trained"]
+        assert of_names["count"] == 200
+        assert 0 < of_names["first"] < of_names["five"] < 1
     assert len(drawer.model.names) == about["pictures"] > 3000
     assert not set(about["held_out"]) & set(drawer.model.names)
     assert all(torch.isfinite(value).all() for value in drawer.model.state_dict().values())

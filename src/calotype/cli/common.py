@@ -146,11 +146,13 @@ def require_folder(out: Path, option: str = "--out") -> None:
     """Checks that `out`, which an option gave, is a folder or can become one.
 
     Raises:
-        UsageError: if it is a file, or would lie in one.
+        UsageError: if it is a file or would lie in one, or can't be written to.
     """
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir():
         raise UsageError(f"{option} {out}: {nearest} is a file; give a folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {out}: {nearest} can't be written to; give another folder.")
 
 
 def make_folder(out: Path) -> None:

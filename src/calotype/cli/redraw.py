@@ -98,6 +98,7 @@ def command(
         raise UsageError(f"--seed {seed}: there are no {len(prompts)} seeds from there on; give a smaller one.")
     for prompt in prompts:
         require_text(prompt)
+        _require_no_file(prompt)
     asked = Asked(
         steps=steps, guidance=guidance, negative=negative or "", sampler=None if sampler is None else sampler.value
     )
@@ -159,3 +160,17 @@ def command(
             print(path)
 
     finish(document, as_json=json, text=text)
+
+
+def _require_no_file(prompt: str) -> None:
+    """Checks that a prompt is no file's name, as it is where --mask was forgotten.
+
+    Raises:
+        UsageError: if it is.
+    """
+    try:
+        there = Path(prompt).is_file()
+    except OSError:  # too long for a name
+        return
+    if there:
+        raise UsageError(f"{prompt} is a file and no prompt; give a mask with --mask, and pictures one by one.")
