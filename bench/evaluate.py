@@ -41,6 +41,8 @@ from calotype.evaluate.setup import Setup
 from calotype.sources import open_source
 from calotype.weights.save import save_weights
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command `calotype` does, for all contenders
+
 ROOT = Path(__file__).resolve().parents[1]
 NETS = ("alex", "vgg")
 

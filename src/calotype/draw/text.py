@@ -98,10 +98,10 @@ def make_tokenizer(texts: Iterable[str], config: TextConfig) -> Tokenizer:
 
 
 class Sketch(nn.Sequential):
-    """A text's mean state -> what pictures of it look like from afar: their mean latents, at a low resolution.
+    """A text's mean state -> what its pictures are alike in: their mean latents.
 
-    It is a regression, learned in cheap steps before the denoiser, which is then told what is about each latent and has
-    the details left to find. (Low-resolution pictures as a condition: Ho et al. 2021, "Cascaded
+    It is a regression, learned in cheap steps before the denoiser, which is then told about each latent what the text
+    leaves no doubt of, and has the rest to find. (A picture of less detail as a condition: Ho et al. 2021, "Cascaded
     Diffusion Models", arXiv:2106.15282; a network from text to it: Ramesh et al. 2022, arXiv:2204.06125, section 2.2.)
     """
 
