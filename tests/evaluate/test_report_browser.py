@@ -201,7 +201,7 @@ def test_the_worst_come_first(page: webdriver.Chrome) -> None:
     choose(page, "order", "lpips_vgg")
     choose(page, "order-vae", "1")
     assert articles(page) == expected(1, "lpips_vgg", -1)
-    assert one(page, "#all summary").text == "All pictures by the metric chosen above"
+    assert one(page, "#all summary").text == "Pictures by the metric chosen above"
     one(page, "#all summary").click()
     assert len(each(page, "#all-pictures tbody tr")) == 8
     assert "LPIPS" in one(page, "#all-pictures thead").text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 EXAMPLE = "Example: [bold]calotype evaluate photos/ --vae builtin --vae sdxl-vae --report report/[/]"
+COMPLAINTS = 20  # failures at most that are said one by one
 
 
 class Engine(str, Enum):
@@ -121,8 +122,11 @@ def command(
         _table(found)
         print(report / "index.html")
     if failures := _failures(found):
-        for failure in failures:
+        for failure in failures[:COMPLAINTS]:
             complain(failure)
+        if len(failures) > COMPLAINTS:
+            where = "the report lists them" if shard else f"{report / 'results.csv'} lists them"
+            complain(f"{len(failures) - COMPLAINTS:,} more failed; {where}.")
         raise typer.Exit(1)
 
 

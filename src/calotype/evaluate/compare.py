@@ -77,7 +77,8 @@ class Evaluation:
         Raises:
             UsageError: they do not.
         """
-        require_enough(self.tools, len(numbers))
+        widths = {name: extractor.width for name, extractor in self.tools.extractors.items()}
+        require_enough(widths, self.tools.distances, len(numbers))
         names = self.pictures.names
         for i in numbers:
             parts = [(subset, box) for subset, of in self.boxes.items() for box in of.get(names[i], ())]

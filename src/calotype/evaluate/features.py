@@ -314,6 +314,10 @@ def _bicubic(pixels: Tensor, side: int) -> Tensor:
     return F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
 
 
+WIDTHS = {"inception": Inception.width, "efficientnet-lite0": EfficientNetLite0.width}
+"""Of the extractors that come in one size."""
+
+
 # --- weights ---
 
 

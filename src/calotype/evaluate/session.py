@@ -88,7 +88,7 @@ def evaluate(
     """
     pictures = open_source(data.name, data.parent)
     numbers = chosen(pictures, every, limit)
-    evaluation = setup.build(pictures)
+    evaluation = setup.build(pictures, len(numbers))
     doing: Engine = here
     if engine == "ray":
         from calotype.evaluate.cluster import on_ray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,19 @@ class Distance:
 DISTANCES = {"frechet": Distance("fid", "Fréchet distance"), "kernel": Distance("kid", "kernel distance")}
 
 
-def require_enough(tools: Tools, count: int) -> None:
+def require_enough(widths: Mapping[str, int], names: Sequence[str], count: int) -> None:
     """Checks that there are pictures enough for all distances.
+
+    Args:
+        widths: features of each extractor.
+        names: of distances.
 
     Raises:
         UsageError: there are not.
     """
-    for name, extractor in tools.extractors.items():
-        for distance in (DISTANCES[one] for one in tools.distances):
-            if count < (least := distance.least(extractor.width)):
+    for name, width in widths.items():
+        for distance in (DISTANCES[one] for one in names):
+            if count < (least := distance.least(width)):
                 alone = "" if distance.key == "kid" else "ask for the kernel distance alone (--distances kernel), "
                 raise UsageError(
                     f"A {distance.title} over {name} needs at least {least:,} pictures, not {count:,}; give more, "

@@ -13,11 +13,12 @@ from torch import nn
 
 from calotype.engine.budget import parse_memory
 from calotype.errors import UsageError
+from calotype.evaluate import features
 from calotype.evaluate.compare import Evaluation, Pictures
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import METRICS, Box, Tools
 from calotype.evaluate.protocol import Protocol
-from calotype.evaluate.sets import DISTANCES
+from calotype.evaluate.sets import DISTANCES, require_enough
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.load import SUFFIXES, tensors_sha256
 
@@ -47,12 +48,17 @@ class Setup:
     memory: int | str | None = None
     threads: int = 0
 
-    def build(self, pictures: Pictures) -> Evaluation:
+    def build(self, pictures: Pictures, count: int | None = None) -> Evaluation:
         """Loads everything.
 
+        Args:
+            count: of the pictures that will be measured, where it is known: too few for a distance are refused before
+                weights are looked for.
+
         Raises:
-            UsageError: for an unknown metric or distance or none, two places for one extractor, what is no amount of
-                memory, boxes that the protocol moves, boxes of no picture, or the same weights under two names.
+            UsageError: for an unknown metric or distance or none, two places for one extractor, too few pictures, what
+                is no amount of memory, boxes that the protocol moves, boxes of no picture, or the same weights under
+                two names.
             WeightsError: if weights of a VAE or of a metric are not there.
         """
         if not self.vaes:
@@ -77,6 +83,10 @@ class Setup:
                 f"boxes: there is no picture {strange[0]!r}; give names as the pictures have them, "
                 f"such as {pictures.names[0]!r}."
             )
+        places = self._places()
+        if count is not None:
+            known = {name: features.WIDTHS[name] for name in places if name in features.WIDTHS}
+            require_enough(known, self.distances, count)
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
@@ -85,11 +95,7 @@ class Setup:
             for key in metrics
             if "lpips" in key
         }
-        extractors = {}
-        if self.features:
-            from calotype.evaluate.features import load_extractor
-
-            extractors = {name: load_extractor(name, path).to(device) for name, path in self._places().items()}
+        extractors = {name: features.load_extractor(name, path).to(device) for name, path in places.items()}
         networks: dict[str, nn.Module] = {**lpips, **extractors}
         tools = Tools(
             metrics=metrics, lpips=lpips, extractors=extractors,

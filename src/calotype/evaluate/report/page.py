@@ -23,6 +23,9 @@ from calotype.files import atomic_path
 
 Results = dict[str, Any]
 
+TOLD = 5000  # pictures at most that a page names one by one
+FAILED = 500  # failures at most
+
 _RATE = {"key": "kl_bits_per_pixel", "title": "KL rate", "unit": "bit/pixel", "better": "lower"}
 
 
@@ -45,8 +48,9 @@ def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Pat
 
 
 def _page(results: Results, crops: Sequence[Crop]) -> bytes:
-    vaes, pictures = results["vaes"], results["pictures"]
-    labels = [vae["label"] for vae in vaes]
+    labels = [vae["label"] for vae in results["vaes"]]
+    told = _told(results, {crop.picture for crop in crops})
+    vaes, pictures = told["vaes"], told["pictures"]
     named = {picture["name"]: i for i, picture in reversed(list(enumerate(pictures)))}
     for crop in crops:
         if crop.picture not in named:
@@ -58,17 +62,24 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
     for crop in crops:
         grouped.setdefault(named[crop.picture], []).append(crop)
     kept, encoded = packed(grouped)
-    title = f"{_listed(labels)} on {len(pictures):,} picture{'' if len(pictures) == 1 else 's'}"
+    count = len(results["pictures"])
+    title = f"{_listed(labels)} on {count:,} picture{'' if count == 1 else 's'}"
+    fewer = ""
+    if len(pictures) < count:
+        fewer = (
+            f"Of {count:,} pictures {len(pictures):,} are shown: those with crops, and of the others every so many. "
+            f"Tables are of all, and results.csv holds them."
+        )
     protocol = results["protocol"]
     sections = [
         _summary(results),
-        _chart(results),
-        _pictures(results, kept, encoded, len(grouped) - len(kept)),
+        _chart(told, fewer),
+        _pictures(told, kept, encoded, len(grouped) - len(kept)),
         _failures(results),
         _subsets(results),
         cost(results),
         _latents(results),
-        _details(results),
+        _details(told, count),
     ]
     return document(
         f"{title} \u2013 calotype",
@@ -100,6 +111,26 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
             "crops": sorted(kept),
         },
     )
+
+
+def _told(results: Results, wanted: set[str]) -> Results:
+    """Results of the pictures that the page names: all, or of too many those wanted and others at even distances."""
+    pictures = results["pictures"]
+    if len(pictures) <= TOLD:
+        return results
+    others = [i for i, picture in enumerate(pictures) if picture["name"] not in wanted]
+    room = max(0, TOLD - (len(pictures) - len(others)))
+    left_out = set(others) - {others[k * len(others) // room] for k in range(room)}
+    places = {i: place for place, i in enumerate(i for i in range(len(pictures)) if i not in left_out)}
+    rows = [
+        [{**row, "picture": places[row["picture"]]} for row in vae["rows"] if row["picture"] in places]
+        for vae in results["vaes"]
+    ]
+    return {
+        **results,
+        "pictures": [pictures[i] for i in places],
+        "vaes": [{**vae, "rows": of} for vae, of in zip(results["vaes"], rows, strict=True)],
+    }
 
 
 def _plain(value: float | None) -> float | str | None:
@@ -238,7 +269,7 @@ def _distance_cell(found: Mapping[str, Any] | None, key: str) -> Markup:
 # --- chart of pictures, and pictures ---
 
 
-def _chart(results: Results) -> Markup:
+def _chart(results: Results, fewer: str) -> Markup:
     several = len(results["vaes"]) > 1
     return section(
         "chart",
@@ -254,6 +285,7 @@ def _chart(results: Results) -> Markup:
         svg.legend([vae["label"] for vae in results["vaes"]]),
         element("div", class_="plot", id="plot"),
         element("p", id="plot-says", class_="note", aria_live="polite"),
+        element("p", fewer, class_="note") if fewer else "",
         element("noscript", element("p", "This chart needs JavaScript.", class_="note")),
         intro="Each point is a picture. A click on it, or Enter, leads to its crops; arrow keys go through all.",
     )
@@ -299,7 +331,7 @@ def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]], encoded: 
         element("p", f"Crops of {left_out:,} more pictures would be too much for a page.", class_="note")
         if left_out
         else "",
-        details("All pictures by the metric chosen above", element("div", id="all-pictures"), id="all"),
+        details("Pictures by the metric chosen above", element("div", id="all-pictures"), id="all"),
         intro=what if articles else "",
     )
 
@@ -378,10 +410,12 @@ def _failures(results: Results) -> Markup | str:
     if not rows:
         return ""
     columns = [Column("Picture"), Column("VAE", text=True), Column("What went wrong", text=True)]
+    more = f"{len(rows) - FAILED:,} more are in results.csv." if len(rows) > FAILED else ""
     return section(
         "failures",
         "Failures",
-        table(columns, rows),
+        table(columns, rows[:FAILED]),
+        element("p", more, class_="note") if more else "",
         intro="Means leave these out, each VAE's only its own.",
     )
 
@@ -441,7 +475,7 @@ def _latents(results: Results) -> Markup | str:
     )
 
 
-def _details(results: Results) -> Markup:
+def _details(results: Results, count: int) -> Markup:
     protocol = {key: value for key, value in results["protocol"].items() if key != "text"}
     run = {key: results[key] for key in ("calotype", "created", "device", "engine") if key in results}
     networks = {m["title"]: f"sha256 {m['sha256']}" for m in results["metrics"] if "sha256" in m}
@@ -475,7 +509,8 @@ def _details(results: Results) -> Markup:
         for picture in results["pictures"]
     ]
     columns = [Column("Picture"), Column("Size"), Column("SHA-256 of its pixels", text=True)]
-    blocks.append(details(f"Pictures and their hashes ({len(hashes):,})", table(columns, hashes), id="hashes"))
+    of = f"{len(hashes):,}" if len(hashes) == count else f"{len(hashes):,} of {count:,}"
+    blocks.append(details(f"Pictures and their hashes ({of})", table(columns, hashes), id="hashes"))
     return section("details", "How this was measured", *blocks)
 
 
