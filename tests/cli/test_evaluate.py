@@ -67,6 +67,17 @@ def test_a_part_as_json(calotype: Calotype, vae: Path) -> None:
     assert [(one["rows"], one["measured"]) for one in ran.json["vaes"]] == [(1, 0)]
 
 
+def test_freed_memory_is_kept_but_under_a_limit(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr("calotype.engine.memory.keep_freed", lambda: kept.append("kept"))
+    pictures(1)
+    words = ("evaluate", "photos", "--vae", vae, *PLAIN)
+    assert calotype(*words, "--report", "limited", "--memory", "1GB").code == 0
+    assert kept == []
+    assert calotype(*words, "--report", "free").code == 0
+    assert kept == ["kept"]
+
+
 def words_of(text: str) -> str:
     """What a table says, without its lines."""
     return " ".join("".join(" " if letter in "\u2502\u2503" else letter for letter in text).split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -106,6 +107,34 @@ def test_some_memory_is_free() -> None:
 
 
 # Temporary files
+
+
+FREED = """
+import resource, sys, torch
+from calotype.engine.memory import keep_freed, trim
+def faulted():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20
+if sys.argv[1] == "kept":
+    keep_freed()
+print(faulted(), faulted())
+trim()
+print(faulted())
+"""
+
+
+@linux_only
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(("how", "again"), [("kept", range(4)), ("not", range(60, 70))])
+def test_what_is_freed_is_kept_until_it_is_trimmed(how: str, again: range) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-c", FREED, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, env=environment)
+    first, second, trimmed = (int(float(part)) for part in done.stdout.split())
+    assert first in range(60, 70)
+    assert second in again
+    assert trimmed in range(60, 70)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -82,6 +82,7 @@ def command(
     """
     from dataclasses import replace
 
+    from calotype.engine.memory import keep_freed
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
     from calotype.evaluate.session import evaluate, plain, shard as part_of
@@ -104,6 +105,8 @@ def command(
         distances=_listed("--distances", distances),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
+    if memory is None:
+        keep_freed()
     try:
         with bar("Measuring") as told:
             found = evaluate(

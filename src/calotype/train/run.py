@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from torch import nn
 
 from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
+from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.train import checkpoint
@@ -214,7 +213,7 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
     """The processes: one, or those that torchrun has started."""
     device = pick_device(options.device)
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed()
     world, local = int(os.environ.get("WORLD_SIZE", "1")), local_world()
     devices: int | list[int] = local
     if world == 1 and device.type == "cuda":
@@ -236,15 +235,6 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed: activations come at every step, and pages anew cost a sixth of its time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-        mallopt(m_trim_threshold, -1)
-        mallopt(m_mmap_max, 0)
 
 
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:

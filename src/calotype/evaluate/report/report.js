@@ -145,6 +145,7 @@
         return `${label} (${metric.unit ? `${metric.unit}, ` : ""}${arrow})`;
       };
       svg = make("svg", { viewBox: `0 0 ${width} ${height}`, height, tabindex: 0, role: "application" });
+      svg.classList.toggle("many", points.length > 1000);
       svg.setAttribute("aria-label", `${titled(axes[1])} over ${titled(axes[0])}; ${points.length} points, arrow keys go through them`);
       for (const [v, text] of yTicks) {
         svg.append(make("line", { class: "grid", x1: box.left, x2: box.right, y1: py(v), y2: py(v) }));
