@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 Track = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -223,6 +226,7 @@ def train_drawing(
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)
+        _forget(out / METRICS, drawing.word_step, drawing.step)
     about = {
         "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
         "captions": hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
@@ -253,13 +257,13 @@ def train_drawing(
                     * len(losses)
                     / (now_ - began),
                 }
-                with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                with (out / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 report(line)
                 losses, began = [], now_
             if words and step == recipe.word_steps:  # no line is of both parts
                 losses, began = [], time.perf_counter()
-            if step % recipe.checkpoint_every == 0 and not words:
+            if step % recipe.checkpoint_every == 0:
                 save()
         save()
     finally:
@@ -273,7 +277,13 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     checkpoint = out / CHECKPOINT
     if not resume:
         raise UsageError(f"{checkpoint}: a run is here already; go on with --resume, or give another --out.")
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(f"{checkpoint}: this checkpoint is damaged ({first}); give another --out.") from None
+    if not isinstance(state, dict) or not state.keys() >= {"recipe", "word_step", "step", "model", "ema", "optimisers"}:
+        raise UsageError(f"{checkpoint}: a drawing's training did not write this checkpoint; give another --out.")
     then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
     # a denoiser that has begun knows texts as they are
     fixed = now.keys() - MAY_CHANGE | ({"word_steps"} if state["step"] else set())
@@ -285,6 +295,20 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     if changed:
         raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")
     return state
+
+
+def _forget(metrics: Path, word_step: int, step: int) -> None:
+    """Leaves out lines of steps behind the checkpoint, which are done again: a killed process wrote them."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last may be cut off
+            told = json.loads(line)
+            if told["step"] <= (word_step if told["part"] == 1 else step):
+                kept.append(line + "\n")
+    with atomic_path(metrics) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _texts(captions: list[Caption]) -> list[str]:
