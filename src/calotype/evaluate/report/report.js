@@ -132,6 +132,8 @@
           if (Number.isFinite(x) && Number.isFinite(y)) points.push({ picture, vae, x, y });
         });
       }
+      // no VAE's points lie over all of another's, and those with crops lie on top
+      points.sort((a, b) => linked.has(a.picture) - linked.has(b.picture) || a.picture - b.picture);
       const width = Math.max(280, plot.clientWidth);
       const height = Math.round(Math.min(520, Math.max(280, width * 0.5)));
       let [xb, yb] = [bounds(points.map((p) => p.x)), bounds(points.map((p) => p.y))];
