@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,7 @@ def faulted():
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20
 if sys.argv[1] == "kept":
     keep_freed()
-print(faulted(), faulted())
+print(*(faulted() for _ in range(9)))
 trim()
 print(faulted())
 """
@@ -131,10 +132,10 @@ def test_what_is_freed_is_kept_until_it_is_trimmed(how: str, again: range) -> No
     environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
     command = [sys.executable, "-c", FREED, how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, env=environment)
-    first, second, trimmed = (int(float(part)) for part in done.stdout.split())
-    assert first in range(60, 70)
-    assert second in again
-    assert trimmed in range(60, 70)
+    first, *others, trimmed = (float(part) for part in done.stdout.split())
+    assert 60 < first < 70
+    assert int(statistics.median(others)) in again  # a small block may be in the way, once or twice
+    assert 60 < trimmed < 70
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
