@@ -15,6 +15,8 @@ from clikit import Calotype, draw
 from PIL import Image
 from report_example import example
 
+from calotype.vae import VAE
+
 PLAIN = ("--metrics", "psnr,ssim", "--device", "cpu")
 
 
@@ -284,9 +286,32 @@ def test_of_many_failures_some_are_said(calotype: Calotype, vae: Path) -> None:
     ran = calotype(*words)
     assert ran.code == 1
     assert sum("no picture" in line for line in ran.said) == 20, ran.said
-    assert ran.said[-1] == "calotype: 3 more failed; report/results.csv lists them."
+    assert ran.said[-1] == "calotype: 3 more pictures failed; report/results.csv lists all."
     assert Path("report/results.csv").read_text("utf-8").count("no picture") == 23
-    assert calotype(*words, "--shard", "1/1").said[-1] == "calotype: 3 more failed; the report lists them."
+    part = calotype(*words, "--shard", "1/1", "--json")
+    assert part.said[-1] == "calotype: 3 more pictures failed; --json lists all."
+    assert len(part.json["failures"]) == 23
+
+
+def test_each_vae_gets_its_share_of_what_is_said(
+    calotype: Calotype, vae: Path, other_vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(14)
+    first = VAE.encode
+    calls: list[int] = []
+
+    def failing(self: VAE, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) % 2 or len(calls) == 4:  # all of the first VAE's, and one of the second's
+            raise RuntimeError("no room")
+        return first(self, *arguments, **options)
+
+    monkeypatch.setattr(VAE, "encode", failing)
+    ran = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN)
+    assert ran.code == 1
+    assert sum(line.startswith("calotype: small: ") for line in ran.said) == 11
+    assert "calotype: small: 4 more pictures failed; report/results.csv lists all." in ran.said
+    assert ran.said[-1] == "calotype: other: 1.png: It failed with RuntimeError: no room."
 
 
 def test_the_kernel_distance_alone_over_weights_of_ones_own(calotype: Calotype, vae: Path) -> None:

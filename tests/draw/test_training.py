@@ -262,8 +262,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_in_either_part(
 ) -> None:
     """What it told of steps after the checkpoint is told once, and the weights are those of a run that went through."""
     recipe = replace(RECIPE, log_every=1, checkpoint_every=2)
-    for part, step, reached in ((1, 3, (2, 0)), (2, 5, (3, 4))):
-        out = tmp_path / f"run{part}"
+    for part, step, reached in ((1, 1, None), (1, 3, (2, 0)), (2, 5, (3, 4))):
+        out = tmp_path / f"run-{part}-{step}"
 
         def kill(line: dict[str, float], at: tuple[int, int] = (part, step)) -> None:
             if (line["part"], line["step"]) == at:
@@ -271,29 +271,36 @@ def test_a_killed_run_goes_on_from_its_checkpoint_in_either_part(
 
         with pytest.raises(MemoryError):
             train_drawing(recipe, data, out, vae, report=kill)
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
-        assert (state["word_step"], state["step"]) == reached
+        if reached:
+            state = torch.load(out / "checkpoint.pt", weights_only=True)
+            assert (state["word_step"], state["step"]) == reached
         with (out / "metrics.jsonl").open("a") as file:
-            file.write('{"part": 1, "st')
+            file.write('{"step": 3}\n{"part": 1, "st')
         assert train_drawing(recipe, data, out, vae, resume=True) == out / "weights.safetensors"
         told = [(line["part"], line["step"]) for line in lines(out)]
         assert told == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6)]
         assert same_tensors(load_model(out / "weights.safetensors"), load_model(finished / "weights.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [(b"no checkpoint", "this checkpoint is damaged"), (None, "did not write this checkpoint")]
-)
-def test_a_checkpoint_that_is_none_is_one_sentence(
-    content: bytes | None, said: str, data: Path, finished: Path, vae: VAE, tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_is_none_is_one_sentence(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    if content is None:
-        torch.save({"step": 3}, out / "checkpoint.pt")
-    else:
+    torch.save({"step": 3}, out / "checkpoint.pt")
+    assert "did not write this checkpoint" in refused(RECIPE, data, out, vae, True)
+    for content in (b"", b"no checkpoint"):
         (out / "checkpoint.pt").write_bytes(content)
-    assert said in refused(RECIPE, data, out, vae, True)
+        message = refused(RECIPE, data, out, vae, True)
+        assert message == f"{out / 'checkpoint.pt'}: this checkpoint is damaged; give another --out."
+
+
+def test_damaged_files_beside_a_checkpoint_are_made_again(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for name in ("weights.safetensors", "latents.safetensors"):
+        (out / name).write_bytes(b"none")
+    assert train_drawing(RECIPE, data, out, vae, resume=True) == out / "weights.safetensors"
+    for name in ("weights.safetensors", "latents.safetensors"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def test_latents_are_made_again_when_a_picture_changes(

@@ -306,6 +306,30 @@ def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str
     assert few["vaes"][0]["distances"]["kid_means"]["n"] == 4
 
 
+def test_memory_is_given_back_after_every_task(
+    data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nothing of a picture is held any more but what its result has; where it failed, too."""
+    done: list[str] = []
+    measure, reference = compare.measure, compare.reference
+
+    def measured(*arguments: Any) -> Taken:
+        done.append("measured")
+        taken = measure(*arguments)
+        return replace(taken, row={"error": "It failed."}) if len(done) == 1 else taken
+
+    def referred(*arguments: Any) -> Taken:
+        done.append("measured")
+        return reference(*arguments)
+
+    monkeypatch.setattr(features, "load_extractor", lambda name, path: Means())
+    monkeypatch.setattr(compare, "measure", measured)
+    monkeypatch.setattr(compare, "reference", referred)
+    monkeypatch.setattr(compare, "give_back", lambda: done.append("given back"))
+    evaluate(data, setup(vaes[:2], features=("means",), distances=("kernel",)), tmp_path / "r", limit=2)
+    assert done == ["measured", "given back"] * 6
+
+
 def test_too_few_pictures_are_refused_before_any_is_measured(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

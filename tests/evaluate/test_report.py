@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from support import names, one_sentence
 
 from calotype.errors import UsageError
 from calotype.evaluate.report import Crop, write_evaluation
-from calotype.evaluate.report.page import TOLD
+from calotype.evaluate.report.page import MOST_PICTURES
 from calotype.evaluate.report.pictures import encode
 from calotype.evaluate.report.standing import standings, unmarked
 from calotype.evaluate.session import SHOWN, SIDE
@@ -133,31 +134,37 @@ def test_the_scripts_data_are_the_results(page: Page) -> None:
     assert data["values"]["psnr"][2][2] is None
 
 
-def test_of_many_pictures_the_page_names_some_and_its_tables_are_of_all(tmp_path: Path) -> None:
+def test_of_many_pictures_the_page_names_some_and_its_means_are_of_all(tmp_path: Path) -> None:
     small, crops = example(count=4)
-    count, wanted = 20_000, (7, 8, 12_345)
+    count, wanted, worst = 20_000, (7, 8, 12_345), 13_001
     results = copy.deepcopy(small)
     results["pictures"] = [{**small["pictures"][0], "name": f"val/{i:08d}.png"} for i in range(count)]
     for k, vae in enumerate(results["vaes"]):
         vae["rows"] = [{**small["vaes"][k]["rows"][0], "picture": i, "psnr": 20 + i / count} for i in range(count)]
+    results["vaes"][1]["rows"][worst]["lpips_vgg"] = 3.0
     for row in results["vaes"][1]["rows"][-2000:]:
         row["error"] = "It failed."
+    results["vaes"][2]["rows"][5]["error"] = "It failed alone."
+    results["vaes"][1]["means"]["psnr"]["n"] = count - 2000
     shown = [replace(crop, picture=f"val/{i:08d}.png") for crop, i in zip(crops, wanted, strict=False)]
     page = Page(write_evaluation(results, shown, tmp_path / "many.html"))
     data = page.data()
-    assert len(data["pictures"]) == TOLD
+    assert len(data["pictures"]) == MOST_PICTURES
     assert data["pictures"] == sorted(set(data["pictures"]))
     assert [data["pictures"][i] for i in data["crops"]] == [f"val/{i:08d}.png" for i in wanted]
     numbers = np.array([int(name[4:12]) for name in data["pictures"]])
-    assert numbers[0] == 0
+    assert set(range(20)) <= set(numbers)  # the worst by PSNR
+    assert worst in numbers
     assert numbers[-1] >= count - 5
     assert np.diff(numbers).max() <= 5
     assert data["values"]["psnr"][0] == [20 + i / count for i in numbers]
-    assert column(page, "summary", "VAE") and "on 20,000 pictures" in page.all("h1")[0][1]
-    assert "Of 20,000 pictures 5,000 are shown" in page.source
+    ((_, title),) = page.all("h1")
+    assert title == "alpha, beta and gamma on 20,000 pictures"
+    assert "18,000 of 20,000 pictures" in column(page, "summary", "PSNR")[1]
+    assert page.source.count("Of 20,000 pictures 5,000 are shown") == 2
     assert "Pictures and their hashes (5,000 of 20,000)" in page.source
-    assert len(column(page, "failures", "Picture")) == 500
-    assert "1,500 more are in results.csv." in page.source
+    assert Counter(column(page, "failures", "VAE")) == {"beta": 166, "gamma": 1}
+    assert "More are in results.csv: beta 1,834." in page.source
     assert (tmp_path / "many.html").stat().st_size < 8e6
 
 

@@ -13,7 +13,7 @@ from support import SMALL, one_sentence
 from trainkit import FOLDED, TINY, changed, make
 
 from calotype.config import FoldedConfig
-from calotype.errors import StorageError, UsageError
+from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.train import checkpoint
 from calotype.train.recipe import Adversarial, Recipe
 
@@ -59,6 +59,28 @@ def test_a_damaged_checkpoint_is_refused(kind: str, saved: Path, tmp_path: Path)
         UsageError, match="another --out" if kind == "other" else "delete it to go on from the one before"
     ):
         checkpoint.load(path, TINY)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), UsageError, r"can't be read \(Permission denied\)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryLimitError, "too little memory"),
+        (MemoryError(), MemoryLimitError, "too little memory"),
+        (KeyError("b"), UsageError, "is damaged; delete it"),
+        (AttributeError("'str' object has no attribute 'storage'"), UsageError, "is damaged; delete it"),
+    ],
+)
+def test_why_a_checkpoint_is_not_read(
+    error: Exception, kind: type[Exception], said: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(kind, match=said) as caught:
+        checkpoint.load(saved, TINY)
+    one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("file write failed")])

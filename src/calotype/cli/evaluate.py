@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
-from calotype.cli.measuring import bar
+from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 EXAMPLE = "Example: [bold]calotype evaluate photos/ --vae builtin --vae sdxl-vae --report report/[/]"
-COMPLAINTS = 20  # failures at most that are said one by one
 
 
 class Engine(str, Enum):
@@ -125,26 +124,25 @@ def command(
         _table(found)
         print(report / "index.html")
     if failures := _failures(found):
-        for failure in failures[:COMPLAINTS]:
-            complain(failure)
-        if len(failures) > COMPLAINTS:
-            where = "the report lists them" if shard else f"{report / 'results.csv'} lists them"
-            complain(f"{len(failures) - COMPLAINTS:,} more failed; {where}.")
+        complain_of(failures, "--json lists all." if shard else f"{report / 'results.csv'} lists all.")
         raise typer.Exit(1)
 
 
-def _failures(found: dict[str, Any]) -> list[str]:
-    """What failed: a picture that can't be read once, and else each VAE's own."""
+def _failures(found: dict[str, Any]) -> dict[str, list[str]]:
+    """What failed: by VAE, and under "" pictures that can't be read, once each."""
     if "shard" in found:
-        of = ((f"{one['vae']}: {one['picture']}: " if one["vae"] else "", one["error"]) for one in found["failures"])
-        return [f"{before}{error}" for before, error in of]
-    said: dict[str, None] = {}
-    for one in found["vaes"]:
-        for row in one["rows"]:
-            if "error" in row:
-                picture = found["pictures"][row["picture"]]
-                said[f"{one['label']}: {picture['name']}: {row['error']}" if picture["sha256"] else row["error"]] = None
-    return list(said)
+        told = [(one["vae"] or "", one["picture"], one["error"]) for one in found["failures"]]
+    else:
+        told = []
+        for one in found["vaes"]:
+            for row in one["rows"]:
+                if "error" in row:
+                    picture = found["pictures"][row["picture"]]
+                    told.append((one["label"] if picture["sha256"] else "", picture["name"], row["error"]))
+    failures: dict[str, dict[str, None]] = {}
+    for label, name, error in told:
+        failures.setdefault(label, {})[f"{label}: {name}: {error}" if label else error] = None
+    return {label: list(said) for label, said in failures.items()}
 
 
 def _pictures(count: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calotype.cli.common import DeviceOption, JsonOption, complain, require_folder, show
-from calotype.cli.measuring import bar
+from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def command(
     else:
         _say(found)
         print(report / "index.html")
-    for reason in found.unread:
-        complain(reason)
     if found.unread:
+        complain_of({"": found.unread}, f"{report / 'probe.json'} lists all.")
         complain(f"{len(found.unread)} of {len(found.unread) + len(found.pictures)} pictures can't be read.")
         raise typer.Exit(1)
 

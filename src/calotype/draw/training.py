@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,11 +27,12 @@ from calotype.draw.captions import (
     read_captions,
     weights_of,
 )  # fmt: skip
-from calotype.draw.model import DrawingConfig, DrawingModel, load_model, save_model
+from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
-from calotype.errors import UsageError
+from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
+from calotype.train.checkpoint import read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
@@ -226,16 +227,18 @@ def train_drawing(
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)
-        _forget(out / METRICS, drawing.word_step, drawing.step)
+    _forget(out / METRICS, drawing.word_step, drawing.step)
     about = {
         "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
         "captions": hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
         "held_out": sorted(captions[index].name for index in set(range(len(captions))) - set(seen)),
     }  # fmt: skip
 
+    on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
+
     def save() -> None:
         with atomic_path(checkpoint) as temporary:
-            torch.save({"recipe": json.dumps(recipe.to_dict()), **drawing.state_dict()}, temporary)
+            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, temporary)
         save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
 
     stopped: list[int] = []
@@ -277,24 +280,25 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     checkpoint = out / CHECKPOINT
     if not resume:
         raise UsageError(f"{checkpoint}: a run is here already; go on with --resume, or give another --out.")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
-        raise UsageError(f"{checkpoint}: this checkpoint is damaged ({first}); give another --out.") from None
-    if not isinstance(state, dict) or not state.keys() >= {"recipe", "word_step", "step", "model", "ema", "optimisers"}:
-        raise UsageError(f"{checkpoint}: a drawing's training did not write this checkpoint; give another --out.")
+    keys = ("recipe", "trained_on", "word_step", "step", "model", "ema", "optimisers")
+    state = read(checkpoint, keys, "give another --out")
     then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
     # a denoiser that has begun knows texts as they are
     fixed = now.keys() - MAY_CHANGE | ({"word_steps"} if state["step"] else set())
     changed = sorted(key for key in fixed if then.get(key) != now[key])
-    if not changed and (out / WEIGHTS).exists():  # the same recipe, so tokenizers differ by their texts alone
-        before = load_model(out / WEIGHTS)
-        tokens = make_tokenizer(_texts(captions), recipe.text_config()).get_vocab()
-        changed += ["VAE"] * (before.config.vae != vae) + ["vocabulary"] * (before.text.tokenizer.get_vocab() != tokens)
+    if not changed:  # the same recipe, so tokenizers differ by their texts alone
+        tokenizer = make_tokenizer(_texts(captions), recipe.text_config())
+        before, after = json.loads(state["trained_on"]), _trained_on(vae, tokenizer)
+        changed = [key for key in after if before.get(key) != after[key]]
     if changed:
         raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")
     return state
+
+
+def _trained_on(vae: str, tokenizer: Tokenizer) -> dict[str, str]:
+    """What a run is of beside its recipe, as hashes: the VAE whose latents it learned, and its captions' words."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return {"VAE": vae, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 def _forget(metrics: Path, word_step: int, step: int) -> None:
@@ -302,8 +306,8 @@ def _forget(metrics: Path, word_step: int, step: int) -> None:
     if not metrics.exists():
         return
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # the last may be cut off
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, LookupError, TypeError):  # the last may be cut off
             told = json.loads(line)
             if told["step"] <= (word_step if told["part"] == 1 else step):
                 kept.append(line + "\n")
@@ -323,8 +327,9 @@ def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Pat
         picture = data / one.file
         digest.update(picture.read_bytes() if picture.is_file() else b"")
     key = digest.hexdigest()
-    if path.exists() and open_container(path).metadata.get("of") == key:
-        return load_file(path)["latents"]
+    with suppress(WeightsError):  # a damaged file is made again
+        if path.exists() and open_container(path).metadata.get("of") == key:
+            return load_file(path)["latents"]
     latents = latents_of(vae, data, captions, size, track)
     with atomic_path(path) as temporary:
         save_file({"latents": latents}, temporary, {"of": key})

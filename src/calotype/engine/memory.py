@@ -140,7 +140,7 @@ def trim() -> None:
 
 
 def keep_freed() -> None:
-    """Has glibc keep what is freed, in the whole process, until `trim`.
+    """Has glibc keep what is freed from now on, in the whole process; `trim` and `give_back` empty what is kept.
 
     Where the same work comes again and again, as in training or with picture after picture, new pages, which the
     system zeroes, take a good part of its time.
@@ -150,6 +150,27 @@ def keep_freed() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
         mallopt(m_trim_threshold, -1)
         mallopt(m_mmap_max, 0)
+
+
+def give_back() -> None:
+    """Trims where more is kept than a quarter of what is free besides: plans count what the system has free only."""
+    if _kept() > free_memory(torch.device("cpu")) // 4:
+        trim()
+
+
+class _Mallinfo2(ctypes.Structure):
+    """Of malloc.h."""
+
+    _fields_ = (("before", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
+
+
+def _kept() -> int:
+    """Bytes that glibc keeps of what was freed, those that were trimmed inside the heap among them."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if mallinfo2 is None:  # glibc before 2.33 has none, and other systems keep nothing
+        return sys.maxsize
+    mallinfo2.restype = _Mallinfo2
+    return int(mallinfo2().fordblks)
 
 
 @dataclass(eq=False)

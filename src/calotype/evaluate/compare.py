@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype import __version__
+from calotype.engine.memory import give_back
 from calotype.engine.program import Direction
 from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.bootstrap import mean_interval
@@ -108,9 +109,12 @@ class Evaluation:
 
     def task(self, label: str, i: int, original: Original) -> Taken:
         """One picture through one VAE, or ("") its own features."""
-        if label == REFERENCE:
-            return reference(original, self.tools)
-        return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i))
+        try:
+            if label == REFERENCE:
+                return reference(original, self.tools)
+            return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i))
+        finally:
+            give_back()  # a large picture's maps are not to lie beside what the next one takes
 
     def key(self, i: int, sha256: str) -> str:
         """Under what a picture's rows are kept: a hash of its pixels and of the parts that are compared alone."""

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calotype.engine.memory import trim
 from calotype.errors import CalotypeError
 from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.evaluate.metrics import ms_ssim, psnr, ssim
@@ -140,10 +139,7 @@ class Original:
         mine = self._kept.get(key) or stages(self.pixels)
         if self.keep:
             self._kept[key] = mine
-        found = float(network.distance(mine, stages(pixels)))
-        if pixels[0].numel() > TOGETHER:  # gigabytes, which are not to lie beside what the next picture takes
-            trim()
-        return found
+        return float(network.distance(mine, stages(pixels)))
 
     def part(self, box: Box) -> Original:
         """What lies in a box."""

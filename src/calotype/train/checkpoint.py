@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.errors import StorageError, UsageError
+from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.files import atomic_path
 from calotype.train.recipe import Recipe
 
@@ -22,6 +23,12 @@ MAY_CHANGE = {
     "steps", "cooldown", "phases", "accumulate", "log_every", "checkpoint_every", "keep",
     "gradient_checkpointing", "channels_last", "compile", "learning_rate", "muon_rate", "clip",
 }  # fmt: skip
+
+# What torch.load raises for bytes that are no checkpoint: an unpickler follows whatever they say.
+_DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, MemoryError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    ImportError, ArithmeticError,
+)  # fmt: skip
 
 FOLDER = "checkpoints"
 BEST = "best.pt"
@@ -97,21 +104,38 @@ def keep_best(path: Path) -> None:
         ) from None
 
 
+def read(path: Path, keys: Iterable[str], advice: str) -> dict[str, Any]:
+    """What is in a checkpoint, whatever it was trained with.
+
+    Args:
+        keys: what must be in it.
+        advice: what to do about a damaged one.
+
+    Raises:
+        UsageError: if it is damaged, can't be read, or is something else.
+        MemoryLimitError: if there is too little memory for it.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: this checkpoint can't be read ({error.strerror or error}).") from None
+    except _DAMAGED as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise MemoryLimitError(f"{path}: there is too little memory to read this checkpoint; free some.") from None
+        raise UsageError(f"{path}: this checkpoint is damaged; {advice}.") from None
+    if not isinstance(state, dict) or not state.keys() >= {*keys}:
+        raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
+    return dict(state)
+
+
 def load(path: Path, recipe: Recipe) -> dict[str, Any]:
     """The state in a checkpoint, if it is one of this recipe.
 
     Raises:
-        UsageError: if it is damaged, or of another recipe.
+        UsageError, MemoryLimitError: see `read`; UsageError also if it is of another recipe.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
-        raise UsageError(
-            f"{path}: this checkpoint is damaged ({first}); delete it to go on from the one before."
-        ) from None
-    if not isinstance(state, dict) or not state.keys() >= {"recipe", "step", "model", "ema", "optimisers"}:
-        raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
+    keys = ("recipe", "step", "model", "ema", "optimisers")
+    state = read(path, keys, "delete it to go on from the one before")
     then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
     if changed := sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key]):
         raise UsageError(

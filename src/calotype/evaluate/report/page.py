@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from calotype.files import atomic_path
 
 Results = dict[str, Any]
 
-TOLD = 5000  # pictures at most that a page names one by one
-FAILED = 500  # failures at most
+MOST_PICTURES = 5000  # that a page names one by one
+MOST_FAILURES = 500
+WORST = 20  # by a metric of a VAE, which are among them
 
 _RATE = {"key": "kl_bits_per_pixel", "title": "KL rate", "unit": "bit/pixel", "better": "lower"}
 
@@ -49,8 +51,8 @@ def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Pat
 
 def _page(results: Results, crops: Sequence[Crop]) -> bytes:
     labels = [vae["label"] for vae in results["vaes"]]
-    told = _told(results, {crop.picture for crop in crops})
-    vaes, pictures = told["vaes"], told["pictures"]
+    shown = _shown(results, {crop.picture for crop in crops})
+    vaes, pictures = shown["vaes"], shown["pictures"]
     named = {picture["name"]: i for i, picture in reversed(list(enumerate(pictures)))}
     for crop in crops:
         if crop.picture not in named:
@@ -67,19 +69,19 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
     fewer = ""
     if len(pictures) < count:
         fewer = (
-            f"Of {count:,} pictures {len(pictures):,} are shown: those with crops, and of the others every so many. "
-            f"Tables are of all, and results.csv holds them."
+            f"Of {count:,} pictures {len(pictures):,} are shown: those with crops, the {WORST} worst by each metric of "
+            f"each VAE, and of the others every so many. Means are of all; results.csv has all figures."
         )
     protocol = results["protocol"]
     sections = [
         _summary(results),
-        _chart(told, fewer),
-        _pictures(told, kept, encoded, len(grouped) - len(kept)),
+        _chart(shown, fewer),
+        _pictures(shown, kept, encoded, len(grouped) - len(kept), fewer),
         _failures(results),
         _subsets(results),
         cost(results),
         _latents(results),
-        _details(told, count),
+        _details(shown, count),
     ]
     return document(
         f"{title} \u2013 calotype",
@@ -113,22 +115,28 @@ def _page(results: Results, crops: Sequence[Crop]) -> bytes:
     )
 
 
-def _told(results: Results, wanted: set[str]) -> Results:
-    """Results of the pictures that the page names: all, or of too many those wanted and others at even distances."""
+def _shown(results: Results, wanted: set[str]) -> Results:
+    """Results of the pictures that the page names: all, or of too many those wanted, the worst, and some others."""
     pictures = results["pictures"]
-    if len(pictures) <= TOLD:
+    if len(pictures) <= MOST_PICTURES:
         return results
-    others = [i for i, picture in enumerate(pictures) if picture["name"] not in wanted]
-    room = max(0, TOLD - (len(pictures) - len(others)))
-    left_out = set(others) - {others[k * len(others) // room] for k in range(room)}
-    places = {i: place for place, i in enumerate(i for i in range(len(pictures)) if i not in left_out)}
+    sure = {i for i, picture in enumerate(pictures) if picture["name"] in wanted}
+    for metric in results["metrics"]:
+        sign = 1 if metric["better"] == "higher" else -1
+        for vae in results["vaes"]:
+            figures = ((sign * row[metric["key"]], row["picture"]) for row in vae["rows"] if metric["key"] in row)
+            sure |= {i for _, i in nsmallest(WORST, figures)}
+    others = [i for i in range(len(pictures)) if i not in sure]
+    room = max(0, MOST_PICTURES - len(sure))
+    chosen = sorted(sure | {others[k * len(others) // room] for k in range(room)})
+    places = {i: place for place, i in enumerate(chosen)}
     rows = [
         [{**row, "picture": places[row["picture"]]} for row in vae["rows"] if row["picture"] in places]
         for vae in results["vaes"]
     ]
     return {
         **results,
-        "pictures": [pictures[i] for i in places],
+        "pictures": [pictures[i] for i in chosen],
         "vaes": [{**vae, "rows": of} for vae, of in zip(results["vaes"], rows, strict=True)],
     }
 
@@ -299,7 +307,9 @@ def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> Markup:
     )
 
 
-def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]], encoded: Encoded, left_out: int) -> Markup:
+def _pictures(
+    results: Results, grouped: Mapping[int, Sequence[Crop]], encoded: Encoded, left_out: int, fewer: str
+) -> Markup:
     order = sorted(grouped)
     uris = iter(encoded.uris)
     articles = [_article(results, i, grouped[i], uris) for i in order]
@@ -331,7 +341,12 @@ def _pictures(results: Results, grouped: Mapping[int, Sequence[Crop]], encoded: 
         element("p", f"Crops of {left_out:,} more pictures would be too much for a page.", class_="note")
         if left_out
         else "",
-        details("Pictures by the metric chosen above", element("div", id="all-pictures"), id="all"),
+        details(
+            "Pictures by the metric chosen above",
+            element("p", fewer, class_="note") if fewer else "",
+            element("div", id="all-pictures"),
+            id="all",
+        ),
         intro=what if articles else "",
     )
 
@@ -397,25 +412,26 @@ def _tile(uri: str, crop: Crop, label: str, caption: Markup, place: int | None) 
 
 
 def _failures(results: Results) -> Markup | str:
+    failed = {vae["label"]: [row for row in vae["rows"] if "error" in row] for vae in results["vaes"]}
+    each = MOST_FAILURES // len(failed)
     rows = [
         [
             element("th", results["pictures"][row["picture"]]["name"], scope="row"),
-            element("td", vae["label"], class_="text"),
+            element("td", label, class_="text"),
             element("td", row["error"], class_="text"),
         ]
-        for vae in results["vaes"]
-        for row in vae["rows"]
-        if "error" in row
+        for label, of in failed.items()
+        for row in of[:each]
     ]
     if not rows:
         return ""
     columns = [Column("Picture"), Column("VAE", text=True), Column("What went wrong", text=True)]
-    more = f"{len(rows) - FAILED:,} more are in results.csv." if len(rows) > FAILED else ""
+    more = ", ".join(f"{label} {len(of) - each:,}" for label, of in failed.items() if len(of) > each)
     return section(
         "failures",
         "Failures",
-        table(columns, rows[:FAILED]),
-        element("p", more, class_="note") if more else "",
+        table(columns, rows),
+        element("p", f"More are in results.csv: {more}.", class_="note") if more else "",
         intro="Means leave these out, each VAE's only its own.",
     )
 
