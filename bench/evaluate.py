@@ -35,7 +35,7 @@ from rich.table import Table
 import calotype
 from calotype.autoencoder import AutoencoderKL
 from calotype.config import AutoencoderConfig
-from calotype.engine.memory import keep_freed
+from calotype.engine.memory import PLENTY, keep_freed
 from calotype.evaluate.protocol import preset
 from calotype.evaluate.session import chosen, evaluate
 from calotype.evaluate.setup import Setup
@@ -43,7 +43,7 @@ from calotype.sources import open_source
 from calotype.weights.save import save_weights
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # this and the next as the command does, for all contenders
-keep_freed()
+keep_freed(PLENTY)
 
 ROOT = Path(__file__).resolve().parents[1]
 NETS = ("alex", "vgg")

@@ -15,6 +15,7 @@ from clikit import Calotype, draw
 from PIL import Image
 from report_example import example
 
+from calotype.engine.memory import PLENTY
 from calotype.vae import VAE
 
 PLAIN = ("--metrics", "psnr,ssim", "--device", "cpu")
@@ -70,14 +71,14 @@ def test_a_part_as_json(calotype: Calotype, vae: Path) -> None:
 
 
 def test_freed_memory_is_kept_but_under_a_limit(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[str] = []
-    monkeypatch.setattr("calotype.engine.memory.keep_freed", lambda: kept.append("kept"))
+    kept: list[int] = []
+    monkeypatch.setattr("calotype.engine.memory.keep_freed", lambda least: kept.append(least))
     pictures(1)
     words = ("evaluate", "photos", "--vae", vae, *PLAIN)
     assert calotype(*words, "--report", "limited", "--memory", "1GB").code == 0
     assert kept == []
     assert calotype(*words, "--report", "free").code == 0
-    assert kept == ["kept"]
+    assert kept == [PLENTY]
 
 
 def words_of(text: str) -> str:

@@ -81,7 +81,7 @@ def command(
     """
     from dataclasses import replace
 
-    from calotype.engine.memory import keep_freed
+    from calotype.engine.memory import PLENTY, keep_freed
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
     from calotype.evaluate.session import evaluate, plain, shard as part_of
@@ -105,7 +105,7 @@ def command(
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
     if memory is None:
-        keep_freed()
+        keep_freed(PLENTY)
     try:
         with bar("Measuring") as told:
             found = evaluate(

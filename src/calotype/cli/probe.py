@@ -60,13 +60,13 @@ def command(
     round trips, and with labels what can be read from latents: each with a number, a sentence on how to read it and a
     figure in REPORT/index.html, which works from disk.
     """
-    from calotype.engine.memory import keep_freed
+    from calotype.engine.memory import PLENTY, keep_freed
     from calotype.evaluate.examine import examine
 
     require_folder(report, "--report")
     if not vae.strip():
         raise UsageError(f"VAE {vae!r} names nothing; give builtin, a preset, a file or a folder.")
-    keep_freed()
+    keep_freed(PLENTY)
     with bar("Probing") as told:
         found = examine(
             vae, data, report, labels=labels, perceptual=None if lpips is Lpips.none else lpips.value, every=every,

@@ -24,6 +24,9 @@ from calotype.engine.blocks import aligned
 from calotype.engine.program import Map
 from calotype.errors import MemoryLimitError
 
+PLENTY = 2**33
+"""Bytes that must be free for memory to be held to save time."""
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated now: what the system has free, or the device, or the container's limit leaves."""
@@ -139,12 +142,17 @@ def trim() -> None:
         malloc_trim(0)
 
 
-def keep_freed() -> None:
+def keep_freed(least: int = 0) -> None:
     """Has glibc keep what is freed from now on, in the whole process; `trim` and `give_back` empty what is kept.
 
     Where the same work comes again and again, as in training or with picture after picture, new pages, which the
-    system zeroes, take a good part of its time.
+    system zeroes, take a good part of its time. The most that is held grows, too.
+
+    Args:
+        least: bytes that must be free, or nothing changes.
     """
+    if free_memory(torch.device("cpu")) < least:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h

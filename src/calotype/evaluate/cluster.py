@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calotype.engine.memory import keep_freed
+from calotype.engine.memory import PLENTY, keep_freed
 from calotype.errors import UsageError
 from calotype.evaluate.compare import Engine, Evaluation
 from calotype.evaluate.measure import Array, Taken
@@ -39,7 +39,7 @@ class Worker:
 
     def __init__(self, setup: Setup, names: Sequence[str]) -> None:
         if setup.memory is None:
-            keep_freed()
+            keep_freed(PLENTY)
         self.evaluation = setup.build(_Named(names))
 
     def task(self, label: str, i: int, picture: NDArray[np.uint8]) -> tuple[str, int, Taken]:
