@@ -106,9 +106,6 @@ def test_some_memory_is_free() -> None:
     assert 2**20 < free < 2**62
 
 
-# Temporary files
-
-
 FREED = """
 import os, sys, torch
 from calotype.engine import memory
@@ -140,6 +137,9 @@ def test_what_is_freed_is_kept_while_there_is_room(kept: bool) -> None:
     freed, enough, trimmed = (float(part) for part in done.stdout.split())
     assert (freed > 200, enough > 200) == (kept, kept)
     assert trimmed < 30
+
+
+# Temporary files
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -32,7 +32,7 @@ from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
-from calotype.train.checkpoint import read
+from calotype.train.checkpoint import keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
@@ -227,7 +227,7 @@ def train_drawing(
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)
-    _forget(out / METRICS, drawing.word_step, drawing.step)
+    keep_lines(out / METRICS, lambda line: line["step"] <= (drawing.word_step if line["part"] == 1 else drawing.step))
     about = {
         "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
         "captions": hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
@@ -299,20 +299,6 @@ def _trained_on(vae: str, tokenizer: Tokenizer) -> dict[str, str]:
     """What a run is of beside its recipe, as hashes: the VAE whose latents it learned, and its captions' words."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return {"VAE": vae, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
-
-
-def _forget(metrics: Path, word_step: int, step: int) -> None:
-    """Leaves out lines of steps behind the checkpoint, which are done again: a killed process wrote them."""
-    if not metrics.exists():
-        return
-    kept = []
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, LookupError, TypeError):  # the last may be cut off
-            told = json.loads(line)
-            if told["step"] <= (word_step if told["part"] == 1 else step):
-                kept.append(line + "\n")
-    with atomic_path(metrics) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _texts(captions: list[Caption]) -> list[str]:

@@ -52,8 +52,8 @@ class Setup:
         """Loads everything.
 
         Args:
-            count: of the pictures that will be measured, where it is known: too few for a distance are refused before
-                weights are looked for.
+            count: of the pictures that will be measured, where it is known: too few for a distance over inception or
+                efficientnet-lite0 are refused before weights are looked for.
 
         Raises:
             UsageError: for an unknown metric or distance or none, two places for one extractor, too few pictures, what

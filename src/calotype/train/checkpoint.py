@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,29 @@ def read(path: Path, keys: Iterable[str], advice: str) -> dict[str, Any]:
     if not isinstance(state, dict) or not state.keys() >= {*keys}:
         raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
     return dict(state)
+
+
+def keep_lines(metrics: Path, done: Callable[[dict[str, Any]], bool]) -> list[dict[str, float]]:
+    """Leaves out lines of a run's metrics.jsonl whose steps come again, as a killed process left them.
+
+    Args:
+        done: whether a line is of a step that the checkpoint has.
+
+    Returns:
+        What the lines left say.
+    """
+    lines, kept = [], []
+    if not metrics.exists():
+        return []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, LookupError, TypeError):  # the last may be cut off
+            told = json.loads(line)
+            if done(told):
+                lines.append(f"{line}\n")
+                kept.append(told)
+    with atomic_path(metrics) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return kept
 
 
 def load(path: Path, recipe: Recipe) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from calotype.errors import UsageError
 from calotype.files import atomic_path
 from calotype.pixels import to_uint8
 from calotype.posterior import DiagonalGaussian
+from calotype.train.checkpoint import keep_lines
 from calotype.train.crops import centre_crop
 from calotype.train.family import Autoencoder
 from calotype.train.recipe import Recipe
@@ -47,14 +48,9 @@ class Watch:
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         self._metrics = out / "metrics.jsonl"
-        self.lines: list[dict[str, float]] = []  # of the part that is kept
+        self.lines = keep_lines(self._metrics, lambda line: line["step"] <= first)
         _write(out / "recipe.json", recipe.to_dict())
         _write(out / "environment.json", environment())
-        if self._metrics.exists():
-            lines = [one for one in self._metrics.read_text(encoding="utf-8").splitlines() if _step(one) <= first]
-            self.lines = [json.loads(one) for one in lines]
-            with atomic_path(self._metrics) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in lines))
         self._board: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -100,14 +96,6 @@ class Watch:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _step(line: str) -> float:
-    """The step of a line; infinity for one that was cut off."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def environment() -> dict[str, Any]:
