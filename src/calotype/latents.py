@@ -22,6 +22,7 @@ from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
 from calotype.files import atomic_path
+from calotype.other_latents import describe
 from calotype.pixels import Padding
 
 Space = Literal["raw", "model"]
@@ -274,12 +275,12 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
             metadata = file.metadata() or {}
             names = set(file.keys())
             if metadata.get("calotype") != "latents/1" or "latents" not in names:
-                raise LatentsError(
-                    f"{path}: these are not latents with calotype's metadata; make them with `calotype encode`."
-                )
+                raise _no_latents(path, describe(path))
             tensor = file.get_tensor("latents")
             alpha = file.get_tensor("alpha").float() / 255 if "alpha" in names else None
     except (SafetensorError, OSError) as error:
+        if not _is_safetensors(path) and (other := describe(path)):
+            raise _no_latents(path, other) from None
         raise LatentsError(f"{path}: this is not a whole safetensors file ({error}); make the latents again.") from None
     try:
         return Latents(
@@ -295,6 +296,18 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
         raise LatentsError(f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+
+
+def _no_latents(path: Path, what: str | None) -> LatentsError:
+    return LatentsError(
+        f"{path}: these are not latents with calotype's metadata{f', but {what}' if what else ''}; make them with "
+        f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _padding(values: Mapping[str, Any]) -> Padding:
