@@ -21,20 +21,22 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageCms, ImageFile, features
 from torch import Tensor
 
-from calotype import pixels as module
 from calotype.errors import NonFiniteError, PictureError, UsageError
 from calotype.pixels import (
     Padding,
     Picture,
     crop,
     from_array,
+    opening,
     pad,
     pad_rows,
     read_picture,
     read_picture_rows,
+    reading,
     to_pil,
     to_uint8,
     write_picture,
+    writing,
 )
 
 Bytes = npt.NDArray[np.uint8]
@@ -857,7 +859,7 @@ def test_nothing_is_decoded_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(self: Image.Image) -> None:
         pytest.fail("decoded")
 
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 100)
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(PictureError, match="claims to have 110 pixels"):
         read_picture(encoded(colours(10, 11), "PNG"))
@@ -867,7 +869,7 @@ def test_nothing_is_decoded_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("pillows", [1, 40, 99])
 def test_the_limit_is_ours_and_without_warnings(pillows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
     filters = list(warnings.filters)
     assert read_picture(encoded(colours(10, 10), "PNG")).size == (10, 10)
@@ -876,7 +878,7 @@ def test_the_limit_is_ours_and_without_warnings(pillows: int, monkeypatch: pytes
 
 
 def test_the_limit_itself() -> None:
-    assert module.MAX_PIXELS == 2**30
+    assert opening.MAX_PIXELS == 2**30
 
 
 def test_no_pixels() -> None:
@@ -891,7 +893,7 @@ def test_threads_leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) ->
     inside, leave = threading.Barrier(3), threading.Event()
 
     def hold(number: int) -> None:
-        with module._strict_pillow():
+        with opening.strict_pillow():
             inside.wait(timeout=10)
             if number:
                 leave.wait(timeout=10)
@@ -949,7 +951,7 @@ def kinds() -> dict[str, Any]:
 def test_rows_are_those_of_the_whole(kind: str, alpha: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source = kinds()[kind]
     whole = read_picture(source, alpha=alpha, background=(10, 200, 30))
-    monkeypatch.setattr(module, "_STRIPE", 1000)  # so that there are many
+    monkeypatch.setattr(reading, "_STRIPE", 1000)  # so that there are many
     rows = read_picture_rows(source, alpha=alpha, background=(10, 200, 30))
     assert (rows.size, rows.notices) == (whole.size, whole.notices)
     height = rows.size[0]
@@ -1299,7 +1301,7 @@ def test_16_bit_grey_is_written_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif", ".tif"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F", "I;16"])
 def test_every_writable_mode_is_written(tmp_path: Path, mode: str, suffix: str) -> None:
-    if mode not in module._WRITERS[suffix][1] or (suffix == ".avif" and not features.check("avif")):
+    if mode not in writing._WRITERS[suffix][1] or (suffix == ".avif" and not features.check("avif")):
         return
     path = write_picture(tmp_path / f"out{suffix}", Image.new(mode, (16, 16)))
     with Image.open(path) as image:

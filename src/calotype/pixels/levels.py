@@ -1,0 +1,66 @@
+"""Levels 0..255 <-> pixels in [-1, 1]. The only place that knows 127.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from calotype.errors import NonFiniteError, UsageError
+
+
+def from_array(array: npt.NDArray[Any]) -> Tensor:
+    """uint8 [H, W, 3] or [N, H, W, 3] -> pixels [3, H, W] or [N, 3, H, W].
+
+    Raises:
+        UsageError: another dtype or shape.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
+        found = f"{array.dtype} {list(array.shape)}"
+        raise UsageError(f"an array of pixels must be uint8 [H, W, 3] or [N, H, W, 3], not {found}.")
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32)
+    return torch.from_numpy(planes).div_(127.5).sub_(1.0)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels [..., 3, H, W] of any float dtype -> uint8 of the same shape: clamped to [-1, 1], rounded half up.
+
+    Raises:
+        NonFiniteError: NaN or infinity among the pixels.
+        UsageError: another dtype or shape.
+    """
+    if not pixels.is_floating_point() or pixels.ndim < 3 or pixels.shape[-3] != 3:
+        raise UsageError(f"pixels must be floats [..., 3, H, W], not {pixels.dtype} {list(pixels.shape)}.")
+    _require_finite(pixels, "pixels")
+    # 127.5 x + 127.5 is the level, and another half makes floor() round half up.
+    return pixels.detach().float().clamp(-1.0, 1.0).mul_(127.5).add_(128.0).floor_().to(torch.uint8)
+
+
+def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> Image.Image:
+    """Pixels [3, H, W], and alpha [H, W] in [0, 1] if given, -> an RGB or RGBA image, rounded half up.
+
+    Raises:
+        NonFiniteError: NaN or infinity among pixels or alpha.
+        UsageError: another shape or dtype.
+    """
+    if pixels.ndim != 3:
+        raise UsageError(f"pixels of one picture must be [3, H, W], not {list(pixels.shape)}.")
+    image = Image.fromarray(to_uint8(pixels).permute(1, 2, 0).contiguous().cpu().numpy())
+    if alpha is not None:
+        if alpha.shape != pixels.shape[-2:] or not alpha.is_floating_point():
+            found = f"{alpha.dtype} {list(alpha.shape)}"
+            raise UsageError(f"alpha must be floats {list(pixels.shape[-2:])}, like the pixels, not {found}.")
+        _require_finite(alpha, "alpha")
+        levels = alpha.detach().float().clamp(0.0, 1.0).mul_(255.0).add_(0.5).floor_().to(torch.uint8)
+        image.putalpha(Image.fromarray(levels.contiguous().cpu().numpy()))
+    return image
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise NonFiniteError(f"{bad} of {values.numel()} values of {what} are NaN or infinite.")
