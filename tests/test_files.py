@@ -146,9 +146,13 @@ def test_what_an_encoder_makes_of_a_refusal_does_not_hide_it(tmp_path: Path) -> 
             file.write(bytes(100_000))
         except Exception:
             raise RuntimeError("unexpected pos 64 vs 0") from None
-    with room(10), pytest.raises(StorageError, match="File too large"), writing(tmp_path / "out") as file:
-        with suppress(StorageError):
-            file.write(bytes(100_000))
+    with (
+        room(10),
+        pytest.raises(StorageError, match="File too large"),
+        writing(tmp_path / "out") as file,
+        suppress(StorageError),
+    ):
+        file.write(bytes(100_000))
     assert names(tmp_path) == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +31,8 @@ from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.files import append_text, make_folder, writing
+from calotype.tensor_files import write_safetensors
 from calotype.train.checkpoint import keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
@@ -214,10 +215,11 @@ def train_drawing(
     Raises:
         UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off.
         PictureError: if a picture can't be read.
+        StorageError: if the disk refuses what is to be kept; what was written before stays.
     """
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
@@ -237,8 +239,8 @@ def train_drawing(
     on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
 
     def save() -> None:
-        with atomic_path(checkpoint) as temporary:
-            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, temporary)
+        with writing(checkpoint) as file:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, file)
         save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
 
     stopped: list[int] = []
@@ -260,8 +262,7 @@ def train_drawing(
                     * len(losses)
                     / (now_ - began),
                 }
-                with (out / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_text(out / METRICS, json.dumps(line) + "\n")
                 report(line)
                 losses, began = [], now_
             if words and step == recipe.word_steps:  # no line is of both parts
@@ -317,6 +318,5 @@ def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Pat
         if path.exists() and open_container(path).metadata.get("of") == key:
             return load_file(path)["latents"]
     latents = latents_of(vae, data, captions, size, track)
-    with atomic_path(path) as temporary:
-        save_file({"latents": latents}, temporary, {"of": key})
+    write_safetensors(path, {"latents": latents}, {"of": key})
     return latents

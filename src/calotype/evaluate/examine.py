@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from calotype.engine.executor import Progress
-from calotype.errors import StorageError, UsageError
+from calotype.errors import UsageError
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import Array, place
 from calotype.evaluate.probe import Probe, probe
 from calotype.evaluate.probe.labelling import Labelling, labelling
-from calotype.evaluate.report import write_probe
+from calotype.evaluate.report import probe_page
 from calotype.evaluate.session import about, chosen
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.sources import Pictures, open_source
 from calotype.vae import VAE, load
 
@@ -125,15 +125,11 @@ def _write(found: Probe, report: Path) -> None:
     Raises:
         StorageError: the disk refuses them.
     """
-    try:
-        report.mkdir(parents=True, exist_ok=True)
-        with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
-            numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-            write_probe(found, page)
-    except OSError as error:
-        raise StorageError(
-            f"{report}: the report can't be written ({error.strerror}); make room, or give another --report."
-        ) from None
+    numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
+    make_folder(report)
+    with writing_all([report / "index.html", report / "probe.json"]) as files:
+        for file, content in zip(files, (page, numbers), strict=True):
+            file.write(content)
 
 
 def cards(side: int = SIDE, count: int = 8) -> Iterator[tuple[str, Array]]:

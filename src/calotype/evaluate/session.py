@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import re
-import shutil
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +24,10 @@ from calotype import __version__
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
 from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
-from calotype.evaluate.report import Crop, write_evaluation, write_sheet
+from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
-from calotype.files import atomic_path
+from calotype.files import writing_all
 from calotype.pixels import to_uint8
 from calotype.sources import open_source
 from calotype.vae import VAE
@@ -184,50 +181,23 @@ def about() -> dict[str, Any]:
 
 
 def _write(report: Path, found: dict[str, Any], crops: Sequence[Crop]) -> None:
-    """All are written beside their places before the first takes its own; what fails then brings the old ones back.
+    """All or none; results.json, which says that there is a report, comes last.
 
     Raises:
         StorageError: the disk refuses them.
     """
-    names = ("results.json", "results.csv", "index.html")
+    contents = {
+        "index.html": evaluation_page(found, crops),
+        "results.csv": evaluation_sheet(found),
+        "results.json": (json.dumps(plain(found), indent=1) + "\n").encode(),
+    }
     try:
-        with (
-            all_or_none([report / name for name in names]),
-            atomic_path(report / names[0]) as figures,
-            atomic_path(report / names[1]) as sheet,
-            atomic_path(report / names[2]) as page,
-        ):
-            write_evaluation(found, crops, page)
-            write_sheet(found, sheet)
-            figures.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{report}: the report can't be written ({error.strerror}); what was measured is kept, so make room and "
-            f"run the same command again."
-        ) from None
-
-
-@contextmanager
-def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
-    """If the block raises, files that it replaced become what they were before, and those that it made go away.
-
-    Args:
-        paths: in one folder.
-    """
-    before = {path: path.stat() for path in paths if path.is_file()}
-    with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix=".calotype-") as copies:
-        for path in before:
-            shutil.copy2(path, Path(copies) / path.name)
-        try:
-            yield
-        except BaseException:
-            for path in paths:
-                if path not in before:
-                    path.unlink(missing_ok=True)
-                elif not path.is_file() or not os.path.samestat(before[path], path.stat()):
-                    with atomic_path(path) as temporary:
-                        shutil.copy2(Path(copies) / path.name, temporary)
-            raise
+        with writing_all([report / name for name in contents]) as files:
+            for file, content in zip(files, contents.values(), strict=True):
+                file.write(content)
+    except StorageError as error:
+        said = str(error).removesuffix(".")
+        raise StorageError(f"{said}; what was measured is kept, so the same command goes on from there.") from None
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
@@ -26,6 +25,7 @@ from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
+from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
@@ -189,7 +189,7 @@ def _enough_room(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise StorageError(
             f"{out}: no space is left on the disk; what was written stays: make room, and go on with --resume."
