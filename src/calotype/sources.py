@@ -16,6 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -146,6 +147,23 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
         endings = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"{pictures.title}: there is no picture in it; those of files end in one of {endings}.")
     return pictures
+
+
+def files_of(spec: str | Path, root: Path = Path()) -> Iterator[Path]:
+    """Files that `open_source` reads of a source, as far as they are there; of a dataset of the hub none."""
+    text, path = str(spec), root / spec
+    if text.startswith(HUB):
+        path = root / text.removeprefix(HUB).partition(":")[0]
+    if path.is_dir():
+        saved = _is_saved(path)
+        for file in _files(path):
+            if saved or file.suffix.lower() == ".tar" or _is_picture(file):
+                yield path / file
+    elif path.is_file():
+        yield path
+    elif _RANGE.search(str(path)):
+        with suppress(UsageError):  # which `open_source` raises
+            yield from _shards(str(path))
 
 
 def _rgb(picture: PictureRows) -> Array:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -61,7 +62,7 @@ def command(
     from calotype.pixels import read_picture_rows, require_writable
 
     inputs = [first, second, mask]
-    require_writable(output_file(out, inputs))
+    require_writable(output_file(out, [*inputs, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import described_by, require_apart
 from calotype.cli.common import Dtype, FormatOption, JsonOption, finish
 
 NAME = "convert"
@@ -35,9 +36,10 @@ def command(
 
     from calotype.vae import load_as_stored
     from calotype.weights.load import TRAINING, require_format
-    from calotype.weights.save import save_weights
+    from calotype.weights.save import files_of, save_weights
 
     loaded = load_as_stored(weights, latent_format)
+    require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
     if layout is not LayoutName.ldm:  # readers of these layouts take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calotype import __version__
+from calotype.apart import described_by, require_apart
 from calotype.draw.captions import (
     Caption,
     held_out,
@@ -40,6 +41,7 @@ from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 CHECKPOINT = "checkpoint.pt"
+LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 Track = Callable[[Iterable[Any]], Iterable[Any]]
@@ -213,19 +215,22 @@ def train_drawing(
         The weights' path, or None if SIGINT or SIGTERM stopped it; what was reached is in the checkpoint.
 
     Raises:
-        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off.
+        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
+            what is read would be overwritten.
         PictureError: if a picture can't be read.
         StorageError: if the disk refuses what is to be kept; what was written before stays.
     """
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
+    read = (data / "captions.jsonl", *(data / one.file for one in captions), *described_by(vae.loaded.files))
+    require_apart([out / name for name in (LATENTS, CHECKPOINT, METRICS, WEIGHTS)], read)
     make_folder(out)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
     begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
-    latents = _encoded(vae, data, captions, recipe.size, out / "latents.safetensors", track)
+    latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)

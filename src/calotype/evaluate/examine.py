@@ -6,11 +6,13 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calotype.apart import require_apart, weights_files
 from calotype.engine.executor import Progress
 from calotype.errors import UsageError
 from calotype.evaluate.lpips import load_lpips
@@ -20,9 +22,10 @@ from calotype.evaluate.probe.labelling import Labelling, labelling
 from calotype.evaluate.report import probe_page
 from calotype.evaluate.session import about, chosen
 from calotype.files import make_folder, writing_all
-from calotype.sources import Pictures, open_source
+from calotype.sources import Pictures, files_of, open_source
 from calotype.vae import VAE, load
 
+REPORT = ("index.html", "probe.json")
 SIDE = 256
 
 
@@ -54,6 +57,8 @@ def examine(
         StorageError: the disk refuses what was found.
         UsageError, WeightsError, PictureError: see the functions called.
     """
+    read = chain(filter(None, (labels,)), files_of(data) if data else (), weights_files(vae))
+    require_apart([report / name for name in REPORT], read, "--report")
     _require_writable(report)
     given: Sequence[tuple[str, Array]] | _Chosen
     if data is None:
@@ -127,7 +132,7 @@ def _write(found: Probe, report: Path) -> None:
     """
     numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
     make_folder(report)
-    with writing_all([report / "index.html", report / "probe.json"]) as files:
+    with writing_all([report / name for name in REPORT]) as files:
         for file, content in zip(files, (page, numbers), strict=True):
             file.write(content)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from calotype import __version__
+from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
 from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
@@ -29,9 +31,10 @@ from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import writing_all
 from calotype.pixels import to_uint8
-from calotype.sources import open_source
+from calotype.sources import files_of, open_source
 from calotype.vae import VAE
 
+REPORT = ("index.html", "results.csv", "results.json")
 SHOWN = 24  # pictures at most whose crops the page shows
 SIDE = 320  # pixels of a crop
 
@@ -83,6 +86,8 @@ def evaluate(
     Raises:
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
     """
+    kept = [report / name for name in (*REPORT, *(path.name for path in report.glob("measured*.sqlite")))]
+    require_apart(kept, chain(files_of(data), weights_files(*setup.vaes)), "--report")
     pictures = open_source(data.name, data.parent)
     numbers = chosen(pictures, every, limit)
     evaluation = setup.build(pictures, len(numbers))
@@ -186,14 +191,11 @@ def _write(report: Path, found: dict[str, Any], crops: Sequence[Crop]) -> None:
     Raises:
         StorageError: the disk refuses them.
     """
-    contents = {
-        "index.html": evaluation_page(found, crops),
-        "results.csv": evaluation_sheet(found),
-        "results.json": (json.dumps(plain(found), indent=1) + "\n").encode(),
-    }
+    numbers = (json.dumps(plain(found), indent=1) + "\n").encode()
+    contents = (evaluation_page(found, crops), evaluation_sheet(found), numbers)
     try:
-        with writing_all([report / name for name in contents]) as files:
-            for file, content in zip(files, contents.values(), strict=True):
+        with writing_all([report / name for name in REPORT]) as files:
+            for file, content in zip(files, contents, strict=True):
                 file.write(content)
     except StorageError as error:
         said = str(error).removesuffix(".")

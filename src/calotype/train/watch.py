@@ -30,6 +30,7 @@ from calotype.train.recipe import Recipe
 
 Array = NDArray[np.uint8]
 
+PANELS = "panels"  # a folder
 PANEL_PICTURES = 8
 PANEL_SIDE = 256  # pixels at most of each
 
@@ -78,7 +79,7 @@ class Watch:
 
     def panel(self, picture: Image.Image, step: int) -> Path:
         """Keeps a panel as panels/step-N.png."""
-        path = write_picture(make_folder(self.out / "panels") / f"step-{step:08}.png", picture)
+        path = write_picture(make_folder(self.out / PANELS) / f"step-{step:08}.png", picture)
         if self._board is not None:
             self._board.add_image("panel", np.asarray(picture), step, dataformats="HWC")
         if self._wandb is not None:

@@ -90,6 +90,16 @@ def save_weights(
     return [described, weights]
 
 
+def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
+    """The files that `save_weights` writes at most."""
+    names = {
+        "ldm": [""],
+        "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "keras": ["encoder.h5", "decoder.h5"],
+    }
+    return [Path(path) / name for name in names[layout]]
+
+
 def diffusers_config(config: AutoencoderConfig, format_: LatentFormat | None = None) -> dict[str, Any]:
     """What diffusers' ``config.json`` says of such a network and its latents."""
     levels = len(config.channels)
