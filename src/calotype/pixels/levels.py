@@ -26,6 +26,12 @@ def from_array(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(planes).div_(127.5).sub_(1.0)
 
 
+def from_uint16(array: npt.NDArray[np.uint16]) -> Tensor:
+    """uint16 [H, W, 3], where 65535 is white, -> pixels [3, H, W]."""
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32)
+    return torch.from_numpy(planes).div_(257 * 127.5).sub_(1.0)
+
+
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels [..., C, H, W] of any float dtype -> uint8 of the same shape: clamped to [-1, 1], rounded half up.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import threading
@@ -39,7 +40,11 @@ def strict_pillow() -> Iterator[None]:
             _strict_settings.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             _strict_settings.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
             _strict_settings.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\.")
+            # it would write of damaged files to standard error, where no logging is set up
+            logger = logging.getLogger("tifffile")
+            _strict_settings.callback(setattr, logger, "disabled", logger.disabled)
+            logger.disabled = True
             # Pillow raises above twice its limit; what it says between once and twice is filtered with the rest.
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
             ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -116,5 +121,5 @@ def too_large(name: str, found: str) -> PictureError:
 
 
 def damaged(name: str, error: Exception) -> PictureError:
-    reason = str(error).rstrip(".") or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return PictureError(f"{name} is damaged or cut off ({reason}); make or download it again.")
