@@ -7,6 +7,7 @@ are raw (nothing is scaled here).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 from calotype.config import ActivationName, AutoencoderConfig
 from calotype.posterior import DiagonalGaussian
 
-ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "mish": F.mish}
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "mish": F.mish,
+}
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

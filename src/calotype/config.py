@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 from calotype.errors import UsageError
 
-
 ActivationName = Literal["silu", "relu", "gelu", "mish"]
 
 

@@ -47,7 +47,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="How diffusion models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux or none.",
+        help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground or none.",
         show_default="from the weights",
     ),
 ]

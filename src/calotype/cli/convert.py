@@ -38,7 +38,8 @@ def command(
     from calotype.weights.save import save_weights
 
     loaded = load_as_stored(weights, latent_format)
-    if layout is not LayoutName.ldm:  # readers of these layouts take a missing scale for Stable Diffusion 1's
+    kept = layout is LayoutName.diffusers and "scaling_factor" in loaded.kept
+    if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(
         loaded.module,
@@ -47,6 +48,7 @@ def command(
         format_=loaded.format,
         dtype=getattr(torch, dtype.value) if dtype else None,
         metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
+        kept=loaded.kept,
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

@@ -64,13 +64,15 @@ def command(
         "sha256": loaded.sha256,
         "finite_in": vae.check_dtypes(),
         "licence": PRESETS[weights].licence if weights is not None and weights in PRESETS else None,
+        "notes": list(loaded.notes),
         "training": loaded.training(),
     }
 
     def text() -> None:
         configuration = ", ".join(f"{k}={v}" for k, v in document["configuration"].items() if k != "kind")
         known = loaded.format
-        described = f"{known.name} ({loaded.format_source})" if known else "unknown: give --latent-format to encode"
+        unknown = f"unknown: {loaded.question or 'give --latent-format to encode'}"
+        described = f"{known.name} ({loaded.format_source})" if known else unknown
         prefix = f", under {loaded.prefix!r}" if loaded.prefix else ""
         rows = [
             ("files", ", ".join(document["files"])),
@@ -85,6 +87,7 @@ def command(
                 "checks",
                 ", ".join(f"{k}: {'finite' if v else 'NaN or infinity'}" for k, v in document["finite_in"].items()),
             ),
+            *(("note", note) for note in document["notes"]),
             *([("licence", document["licence"])] if document["licence"] else []),
             *facts.rows(document["training"], "trained: "),
         ]

@@ -108,7 +108,9 @@ class Engine:
             if reason:
                 raise UsageError(f"The engine 'winograd' can't be used: {reason}; leave it out, or give 'reference'.")
         elif self.name == "fused" and not (isinstance(module, AutoencoderKL) and module.config.activation == "silu"):
-            raise UsageError("The engine 'fused' runs AutoencoderKL only, with silu; leave it out, or give 'reference'.")
+            raise UsageError(
+                "The engine 'fused' runs AutoencoderKL only, with silu; leave it out, or give 'reference'."
+            )
         elif self.name not in ("fused", "reference"):
             raise UsageError(f"There is no engine {self.name!r}; there are auto, winograd, fused and reference.")
 

@@ -17,6 +17,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Tensors that stand beside a VAE in training checkpoints and are not part of it.
 BESIDE = ("loss.", "model_ema.")
 
+# How latents of Playground v2.5 are normalised: tensors beside its single file's.
+EDM = ("edm_mean", "edm_std")
+# Tensors that say how a denoiser was trained, and nothing of its VAE.
+MARKS = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "v_pred", "ztsnr")
+
 # What people give instead of a VAE: (a pattern some key must match, what the file is)
 OTHERS = (
     (r".*(lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te).*", "a LoRA"),
@@ -124,7 +129,7 @@ def _detect_kl(shapes: Shapes, norm_groups: int | None) -> Detected:
     prefix = prefixes.pop()
     inside = [key for key in shapes if key.startswith(prefix)]
     if not prefix:
-        inside = [key for key in inside if not key.startswith(BESIDE)]
+        inside = [key for key in inside if not key.startswith(BESIDE) and key not in (*EDM, *MARKS)]
 
     diffusers = any(".down_blocks." in key or ".up_blocks." in key for key in inside)
     levels = len({m[1] for key in inside if (m := re.search(r"\.(?:up|down)(?:_blocks)?\.([0-9]+)\.", key))})
@@ -195,6 +200,14 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
                 f"in the file says in how many; put its config.json beside it"
             )
         norm_groups = 32
+    # of half a VAE, that of the other half is as its own
+    quant_conv, post_quant_conv = (
+        any(key.startswith(f"{name}.") for key in shapes) if side in parts else None
+        for name, side in (("quant_conv", "encoder"), ("post_quant_conv", "decoder"))
+    )
+    quant_conv = post_quant_conv if quant_conv is None else quant_conv
+    post_quant_conv = quant_conv if post_quant_conv is None else post_quant_conv
+    assert quant_conv is not None
     return AutoencoderConfig(
         ch=ch,
         ch_mult=tuple(c // ch if c % ch == 0 else c / ch for c in channels),
@@ -202,7 +215,8 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
         z_channels=z_channels,
         attn_levels=tuple(i for i in range(len(channels)) if f"{stem}.{i}.attn.0.q.weight" in shapes),
         mid_attention=f"{side}.mid.attn_1.q.weight" in shapes,
-        quant_conv="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
+        quant_conv=quant_conv,
+        post_quant_conv=post_quant_conv if post_quant_conv != quant_conv else None,
         decoder_ch=decoder_ch if decoder_ch != ch else None,
         norm_groups=norm_groups,
         in_channels=_picture_channels(shapes, parts, "encoder.conv_in.weight", "decoder.conv_out.weight"),
