@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from calotype.errors import UsageError
+from calotype.temporaries import temporary_path
 
 
 @contextmanager
@@ -16,7 +16,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of `path` when the block ends well.
 
     The temporary lies in the same folder and has the same suffix. If the block raises, it is removed and `path` stays
-    as it was. A link is followed: the file it points to is replaced.
+    as it was; what killed processes left in the folder is removed too. A link is followed: the file it points to is
+    replaced.
 
     Raises:
         UsageError: the folder does not exist, or `path` is there already and is no ordinary file.
@@ -28,12 +29,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not an ordinary file"
         raise UsageError(f"{os.fspath(path)} can't be written: it is {kind}; give the name of a file.")
-    temporary = target.with_name(f".calotype-{secrets.token_hex(8)}{target.suffix}")
-    try:
+    with temporary_path(target.parent, target.suffix) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask wants it; some writers make files that only their owner can read
         yield temporary
         temporary.chmod(mode)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

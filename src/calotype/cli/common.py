@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype import stopping
 from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
@@ -196,6 +197,8 @@ def for_each(
             try:
                 results.append(work(i, lambda part, i=i: bar.update(task, completed=i + part)))  # type: ignore[misc]
             except CalotypeError as error:
+                if stopping.interrupted():  # this is what became of it
+                    raise KeyboardInterrupt from None
                 failures.append({"file": str(inputs[i]), "error": str(error)})
                 complain(str(error))
             bar.update(task, completed=i + 1)

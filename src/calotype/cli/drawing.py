@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from calotype import stopping
 from calotype.cli.common import Dtype, complain, make_folder
 from calotype.errors import UsageError, WeightsError
 
@@ -421,7 +422,7 @@ def keeping(count: int, out: Path) -> Iterator[list[Path]]:
     except KeyboardInterrupt:
         there = f", in {out}" if finished else ""
         complain(f"Stopped; {len(finished)} of {count} pictures are finished{there}.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(stopping.exit_code()) from None
 
 
 def require_preview(preview: Path | None, others: list[Path]) -> None:

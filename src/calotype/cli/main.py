@@ -6,7 +6,8 @@ import io
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from calotype import __version__
+from calotype import __version__, stopping
 from calotype.cli import (
     blend,
     convert,
@@ -38,15 +39,31 @@ from calotype.cli.common import complain
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
 
+@contextmanager
+def _told_when_stopped() -> Iterator[None]:
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        # an interrupt that went through a library's code may come out as another error
+        if not isinstance(error, KeyboardInterrupt) and not stopping.interrupted():
+            raise
+        with suppress(OSError):  # a terminal that is closed takes no more
+            complain("Stopped.")
+        raise typer.Exit(stopping.exit_code()) from None
+
+
 class Commands(TyperGroup):
-    """Says that it was stopped; typer alone exits without a word."""
+    """Says that it was stopped; typer alone exits without a word, and with another number."""
+
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        with _told_when_stopped():
+            return super().make_context(*words, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told_when_stopped():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            complain("Stopped.")
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -139,7 +156,8 @@ def main() -> None:
     warnings.showwarning = showwarning
     try:
         try:
-            app(prog_name="calotype")
+            with stopping.stoppable():
+                app(prog_name="calotype")
         finally:
             sys.stdout.flush()  # while it can still be told that it was refused
     except CalotypeError as error:
@@ -155,7 +173,7 @@ def main() -> None:
         _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:  # before a command began
-        sys.exit(130)
+        sys.exit(stopping.exit_code())
 
 
 if __name__ == "__main__":
