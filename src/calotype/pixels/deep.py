@@ -145,7 +145,7 @@ def _values(tiff: Tiff, planes: npt.NDArray[Any], notices: list[str]) -> Values:
 
     else:
         model = "CMYK" if tiff.model == "CMYK" else "L" if tiff.model == "L" else "RGB"
-        if full > 65535 and not floats and int(planes.max()) <= 65535:
+        if tiff.kind == "i" or (full > 65535 and not floats and int(planes.max()) <= 65535):
             full = 65535.0
             notices.append("Whole numbers were taken for 16-bit grey: 0 is black and 65535 is white.")
     return Values(
@@ -158,7 +158,7 @@ def _values(tiff: Tiff, planes: npt.NDArray[Any], notices: list[str]) -> Values:
         alpha=alpha,
         premultiplied=tiff.premultiplied,
         inverted=tiff.inverted,
-        checked=floats and model != "LAB",
+        checked=tiff.kind != "u" and model != "LAB",
         nodata=tiff.nodata if floats else None,
     )
 
