@@ -90,11 +90,12 @@ def of_tiff(library: Any, file: IO[bytes], tiff: Tiff, notices: list[str]) -> Va
             raise ValueError(f"it has {len(page.dataoffsets)} of {parts} parts")
         missing = sum(1 for count in page.databytecounts if not count)
         array = page.asarray(squeeze=False, maxworkers=1)
-    if array.shape[1:4] != (1, tiff.height, tiff.width):
-        raise ValueError(f"its values are {list(array.shape)}")
     if missing:
         notices.append(f"{missing} of the {parts} parts of the picture are not in the file; they were filled.")
     planes = np.moveaxis(array[:, 0, ..., 0], 0, -1) if tiff.planar else array[0, 0]
+    samples = tiff.colours + (tiff.alpha is not None) + tiff.unnamed
+    if array.shape[1] != 1 or planes.shape != (tiff.height, tiff.width, samples):
+        raise ValueError(f"its values are {list(array.shape)}")
     return _values(tiff, planes, notices)
 
 
