@@ -85,6 +85,17 @@ def read_picture_rows(
         return _decoded(_of_file(file, name), name, keep, background)
 
 
+def picture_size(file: IO[bytes]) -> tuple[int, int]:
+    """(height, width) of a picture file, from its header; before it is turned upright.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
+    """
+    with opening.strict_pillow():
+        source = _of_file(file, "The picture")
+    return source.height, source.width
+
+
 @dataclass
 class _Source:
     """A picture of which all is known but its values.
@@ -252,7 +263,8 @@ def _decode_boxes(source: _Source, said: boxes.Boxes, file: IO[bytes], name: str
             )
         source.decode = lambda: deep.of_jpeg_2000(library, _content(file), said.depth)
     elif image.format != "JPEG2000":
-        source.notices.append(f"{said.depth}-bit colour was reduced to 8 bits, because Pillow keeps no more.")
+        hint = f"; {deep.INSTALL} keeps all" if image.format == "AVIF" else ""
+        source.notices.append(f"{said.depth}-bit colour was reduced to 8 bits, because Pillow keeps no more{hint}.")
 
 
 def _decode_ppm(source: _Source, file: IO[bytes]) -> None:
