@@ -82,8 +82,9 @@ def examine(file: IO[bytes]) -> Png | None:
             begun = begun or kind == b"IDAT"
             png.needed.append((start, end))
     if skipped:
-        what = "A text chunk of the file was" if skipped == 1 else f"{skipped} text chunks of the file were"
-        png.notices.append(f"{what} skipped, because it is too large or can't be inflated.")
+        one = skipped == 1
+        some, they = ("A text chunk of the file was", "it is") if one else (f"{skipped} text chunks were", "they are")
+        png.notices.append(f"{some} skipped, because {they} too large or can't be inflated.")
     _say(png, said)
     return png
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -84,6 +85,17 @@ def read_picture_rows(
         return _decoded(_of_file(file, name), name, keep, background)
 
 
+def picture_size(file: IO[bytes]) -> tuple[int, int]:
+    """(height, width) of a picture file, from its header; before it is turned upright.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
+    """
+    with opening.strict_pillow():
+        source = _of_file(file, "The picture")
+    return source.height, source.width
+
+
 @dataclass
 class _Source:
     """A picture of which all is known but its values.
@@ -154,10 +166,11 @@ def _of_image(image: Image.Image, name: str) -> _Source:
     file = getattr(image, "fp", None)
     if image.format == "TIFF":
         try:
-            said = tiff.of_tags(dict(getattr(image, "tag_v2", {})))
+            tags = getattr(image, "tag_v2", None)
+            said = tags and tiff.of_tags(dict(tags), ">" if tags.prefix == b"MM" else "<")
         except tiff.NotReadableError as error:
             raise PictureError(f"{name} {error}.") from None
-        if said is not None:
+        if said:
             if said.reader == "tifffile":
                 raise PictureError(
                     f"{name} holds {said.words}, which Pillow reads wrong; give the path of its file instead."
@@ -200,14 +213,13 @@ def _of_tiff(file: IO[bytes], name: str) -> _Source:
         raise PictureError(f"{name} {error}.") from None
     if said is None:
         return _of_pillow(_identified(file, name))
+    if said.width * said.height > opening.MAX_PIXELS:
+        raise opening.too_large(name, f"{said.width} x {said.height} pixels")
     library = deep.tifffile()
     image = None
     if said.reader != "tifffile":
-        try:
+        with contextlib.suppress(PictureError):  # what it does not know is for tifffile
             image = _identified(file, name)
-        except PictureError:
-            if said.width * said.height > opening.MAX_PIXELS:
-                raise
     if image is not None and (said.reader == "pillow" or library is None):
         source = _of_pillow(image)
         _tell_tiff(source, said)
@@ -251,7 +263,8 @@ def _decode_boxes(source: _Source, said: boxes.Boxes, file: IO[bytes], name: str
             )
         source.decode = lambda: deep.of_jpeg_2000(library, _content(file), said.depth)
     elif image.format != "JPEG2000":
-        source.notices.append(f"{said.depth}-bit colour was reduced to 8 bits, because Pillow keeps no more.")
+        hint = f"; {deep.INSTALL} keeps all" if image.format == "AVIF" else ""
+        source.notices.append(f"{said.depth}-bit colour was reduced to 8 bits, because Pillow keeps no more{hint}.")
 
 
 def _decode_ppm(source: _Source, file: IO[bytes]) -> None:
@@ -315,7 +328,7 @@ def _decoded(source: _Source, name: str, keep: bool, background: tuple[int, int,
         levels, opacity = _colour(source.image, source, stored, orientation)
     opacity = None if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max else opacity
     if opacity is not None:
-        if values is not None and values.checked:
+        if values is not None and values.alpha is None and values.nodata is not None:
             notices.append("Pixels without data are transparent.")
         if not keep:
             notices.append(f"Alpha was composited over the background {tuple(background)}.")
