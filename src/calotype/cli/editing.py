@@ -87,18 +87,15 @@ def read_mask(path: Path, size: tuple[int, int], of: Path, *, alpha: Selected = 
 
     Args:
         size: (height, width) of the picture.
-        of: the picture's name.
+        of: its path.
         alpha, invert: as for `edit.masks.read_mask`.
 
     Raises:
-        PictureError, UsageError: as there, or if it is of another size.
+        PictureError, UsageError: as there.
     """
     from calotype.edit import masks
 
-    mask = masks.read_mask(path, alpha=alpha, invert=invert)
-    if mask.size != size:
-        (h, w), (height, width) = mask.size, size
-        raise UsageError(f"{path} is {w}x{h} and {of} {width}x{height}; draw the mask in that size.")
+    mask = masks.read_mask(path, alpha=alpha, invert=invert, size=size, of=str(of))
     for notice in mask.notices:
         complain(f"{path}: {notice}")
     return mask.levels

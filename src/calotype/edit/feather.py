@@ -76,19 +76,24 @@ def washed_out(mask: Tensor, soft: Tensor, radius: int) -> str | None:
         soft: what `softened` made of it with this radius.
     """
 
-    def count(soft: Tensor, radius: int) -> int:
-        return int(_lost(mask, soft, radius).sum() + _lost(255 - mask, 1 - soft, radius).sum())
-
-    pixels = count(soft, radius)
+    pixels = _count_lost(mask, soft, radius)
     if not pixels:
         return None
     less = radius // 2
-    while count(softened(mask, less), less):
+    while _count_lost(mask, softened(mask, less), less):
         less //= 2
     return (
         f"Parts of the mask are finer than a feather of {radius} pixels can show, and {pixels} pixels are a "
         f"mixture of both pictures; a feather of {less} shows them."
     )
+
+
+def _count_lost(mask: Tensor, soft: Tensor, radius: int) -> int:
+    """Pixels of parts that a feather takes away and `softened` did not bring back."""
+    plain, count = feathered(mask, radius), 0
+    for levels, before, after in ((mask, plain, soft), (255 - mask, 1 - plain, 1 - soft)):
+        count += int((_lost(levels, before, radius) & _lost(levels, after, radius)).sum())
+    return count
 
 
 def _lost(mask: Tensor, soft: Tensor, radius: int) -> Tensor:

@@ -67,7 +67,14 @@ class Mask:
         return self.levels.shape[0], self.levels.shape[1]
 
 
-def read_mask(source: MaskSource, *, alpha: Selected = "auto", invert: bool = False) -> Mask:
+def read_mask(
+    source: MaskSource,
+    *,
+    alpha: Selected = "auto",
+    invert: bool = False,
+    size: tuple[int, int] | None = None,
+    of: str = "the picture",
+) -> Mask:
     """Read a mask, by the order that this module's docstring has.
 
     Levels up to 7 are black and those from 248 white. JPEG, WebP, AVIF and JPEG 2000 do not keep levels: there a
@@ -78,15 +85,21 @@ def read_mask(source: MaskSource, *, alpha: Selected = "auto", invert: bool = Fa
         source: a path, a file's bytes, or a PIL image.
         alpha: which part is selected where alpha varies; "auto" tells it by what is opaque.
         invert: select the rest instead.
+        size: (height, width) that it must have, where it is known already.
+        of: what has this size.
 
     Raises:
         PictureError: as `pixels.read_picture`.
-        UsageError: if it is no mask: labels, colours, latents, or nothing that tells what is selected.
+        UsageError: if it is no mask (labels, colours, latents, or nothing that tells what is selected), or not of the
+            size.
     """
     name = "The mask" if isinstance(source, bytes | Image.Image) else os.fspath(source)
     if name.lower().endswith(".safetensors"):
         raise UsageError(f"{name}: a mask is a picture, black and white, and no latents; draw one.")
     stored = _read(source)
+    if size is not None and stored.values.shape[:2] != size:
+        (h, w), (height, width) = stored.values.shape[:2], size
+        raise UsageError(f"{name} is {w}x{h} and {of} {width}x{height}; draw the mask in that size.")
     notices = list(stored.notices)
     opacity = None if stored.opacity is None else _clean(stored.opacity.astype(np.float64), stored.lossy)
     if opacity is not None and opacity.max() == 0:
@@ -272,8 +285,7 @@ def _two_colours(values: _Array, lossy: bool) -> tuple[_Levels, _Levels] | None:
     way = second - first
     along = ((values - first) @ way / (way @ way)).clip(0, 1)
     off = np.abs(values - first - along[..., None] * way).max(axis=-1)
-    # profiles and compression bend the way a little
-    return (first, second) if (off > 64).mean() < 0.001 else None
+    return (first, second) if (off > (64 if lossy else 16)).mean() < 0.001 else None
 
 
 def _colour(one: _Array) -> str:
