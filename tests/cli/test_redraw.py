@@ -122,6 +122,7 @@ def test_a_picture_is_brought_to_a_size(calotype: Calotype) -> None:
     assert levels("p.png").ndim == 3
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_finished_stages(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     draw("a.png")
     stop_after(1, monkeypatch)
@@ -147,6 +148,7 @@ def test_a_walk_begins_and_ends_as_draw_says(calotype: Calotype, drawer: Drawer)
     assert (told["steps"], told["guidance"], told["size"]) == (2, 2.0, [SIZE, SIZE])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ways_of_walks(calotype: Calotype, other_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["morph", "--prompts", "red apple", "sun", "moon", "--steps", 1, "--frames", 3]
     told = calotype(*words, "--closed", "--easing", "cosine", "--fps", 20, "--size", "48x64", "--json").json
