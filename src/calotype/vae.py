@@ -28,7 +28,7 @@ from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
 from calotype.weights.load import Loaded, load_weights, require_format
-from calotype.weights.presets import PRESETS
+from calotype.weights.presets import PRESETS, is_preset
 
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 
@@ -78,7 +78,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     """
     if vae is None or vae == "builtin":
         return BUILTIN, "builtin", latent_format
-    if (text := os.fspath(vae)) in PRESETS and not Path(text).exists():
+    if is_preset(text := os.fspath(vae)):
         known = PRESETS[text].latent_format
         return fetch(text), text, latent_format or (known if known in KNOWN else None)
     path = Path(text)

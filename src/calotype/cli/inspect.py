@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype.cli import facts
 from calotype.cli.common import FormatOption, JsonOption, finish, show, size_of, table
 
 if TYPE_CHECKING:
     from calotype.engine.program import Direction
-    from calotype.vae import VAE
+    from calotype.outline import Outline
 
 NAME = "inspect"
 EXAMPLE = "Example: [bold]calotype inspect v1-5-pruned-emaonly.safetensors[/]"
@@ -29,15 +30,20 @@ def command(
     """Say what weights are: layout, network, latent format, size, types, and whether they compute.
 
     Everything is told from the tensors. The checks encode and decode a small picture in each type. With --program,
-    every step of the network with what it makes: shapes, operations of direct products, and bytes in float32.
+    every step of the network with what it makes: shapes, operations of direct products, and bytes in float32; of
+    presets this needs no weights.
     """
+    from calotype.outline import outline_of, outline_of_preset
     from calotype.vae import load
-    from calotype.weights.presets import PRESETS
+    from calotype.weights.presets import PRESETS, is_preset
 
     width, height = size_of(size)
+    if program and weights is not None and is_preset(weights):
+        _program(outline_of_preset(weights, device="cpu"), width, height, json)
+        return
     vae = load(weights, latent_format=latent_format, device="cpu")
     if program:
-        _program(vae, width, height, json)
+        _program(outline_of(vae), width, height, json)
         return
     loaded = vae.loaded
     encoder = sum(p.numel() for name, p in vae.module.named_parameters() if not name.startswith(("decoder", "post")))
@@ -80,21 +86,21 @@ def command(
                 ", ".join(f"{k}: {'finite' if v else 'NaN or infinity'}" for k, v in document["finite_in"].items()),
             ),
             *([("licence", document["licence"])] if document["licence"] else []),
-            *((f"trained: {k}", str(v)) for k, v in document["training"].items() if k != "recipe"),
+            *facts.rows(document["training"], "trained: "),
         ]
         table(rows)
 
     finish(document, as_json=json, text=text)
 
 
-def _program(vae: VAE, width: int, height: int, json: bool) -> None:
+def _program(vae: Outline, width: int, height: int, json: bool) -> None:
     """Prints what is computed for a picture of this size, step by step."""
-    factor = vae.factor
+    factor = vae.config.factor
     width, height = (-(-n // factor) * factor for n in (width, height))
     directions: dict[Direction, str] = {"encode": "encoder", "decode": "decoder"}
     document: dict[str, Any] = {"width": width, "height": height}
     for direction, part in directions.items():
-        if part in vae.loaded.parts:
+        if part in vae.parts:
             document[direction] = [
                 {
                     "makes": step.target.name,
