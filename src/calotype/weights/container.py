@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from calotype.errors import WeightsError
+from calotype.files import text_path
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -39,7 +40,8 @@ class SafetensorsFile:
     """A safetensors file; tensors are read one by one."""
 
     def __init__(self, path: Path) -> None:
-        file: Any = safe_open(path, framework="pt")  # safetensors has no types
+        with text_path(path) as named:
+            file: Any = safe_open(named, framework="pt")  # safetensors has no types
         self._file = file
         self.metadata: dict[str, str] = file.metadata() or {}
         self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
