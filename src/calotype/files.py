@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from calotype.errors import UsageError
 from calotype.temporaries import temporary_path
+
+
+def as_text(name: str) -> str:
+    """A file's name, where bytes of it that are no text stand as escape sequences: what is stored must be text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def text_path(path: Path) -> Iterator[Path]:
+    """A path to the same file whose name is text, for libraries that open no other."""
+    if as_text(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 @contextmanager

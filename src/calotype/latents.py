@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path
+from calotype.files import atomic_path, text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
 
@@ -298,7 +298,7 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with text_path(path) as named, safe_open(named, framework="pt") as file:
             metadata = file.metadata() or {}
             names = set(file.keys())
             if metadata.get("calotype") != "latents/1" or "latents" not in names:

@@ -21,6 +21,7 @@ from calotype.engine.executor import Progress
 from calotype.engine.program import Direction
 from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.files import as_text
 from calotype.gradients import require_none_lost
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
@@ -102,7 +103,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
     # a file that is called like a preset must not be taken for it when its latents are decoded
-    name = path.name or path.resolve().name
+    name = as_text(path.name or path.resolve().name)
     name = f"./{name}" if name in ("builtin", *PRESETS) else name
     return path, name, latent_format
 

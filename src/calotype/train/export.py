@@ -160,7 +160,9 @@ def export(
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
     with atomic_path(out / "README.md") as temporary:
-        temporary.write_text(card(trainer, statistics, quality, count, shown), encoding="utf-8")
+        temporary.write_text(
+            card(trainer, statistics, quality, count, shown), encoding="utf-8", errors="backslashreplace"
+        )
     return path
 
 
