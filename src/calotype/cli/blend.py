@@ -72,7 +72,8 @@ def command(
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
-    a, b = (read_rows(path, wanted, under) for path in (first, second))
+    loaded = load_vae(vae, None, device, dtype)
+    a, b = (read_rows(path, wanted, under, loaded.picture_channels) for path in (first, second))
     height, width = a.size
     if b.size != a.size:
         h, w = b.size
@@ -81,7 +82,6 @@ def command(
     if int(over.min()) == int(over.max()) in (0, 255):
         kept, what = (second, "all") if over.any() else (first, "nothing")
         complain(f"{mask}: It selects {what}, so the blend is {kept}.")
-    loaded = load_vae(vae, None, device, dtype)
     make_folder(out.parent)
     made = {
         "first": origin(first), "second": origin(second), "mask": origin(mask), "invert_mask": invert_mask,

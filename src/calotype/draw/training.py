@@ -32,6 +32,7 @@ from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
 from calotype.locks import lock
+from calotype.pixels import require_rgb
 from calotype.stopping import noted
 from calotype.train.checkpoint import DOING, LOCK, keep_lines, read
 from calotype.train.ema import EMA
@@ -214,9 +215,10 @@ def train_drawing(
 
     Raises:
         UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
-            another process trains there.
+            another process trains there, or the VAE's pictures are not RGB.
         PictureError: if a picture can't be read.
     """
+    require_rgb(vae.picture_channels, vae.name, "drawing")
     with lock(out / LOCK, DOING, "give another --out"):
         return _train(recipe, data, out, vae, resume, report, track)
 

@@ -15,7 +15,7 @@ from calotype.edit.feather import FEATHER, softened, washed_out
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
 from calotype.errors import CalotypeWarning, NonFiniteError, UsageError
-from calotype.pixels import PictureRows, pad, to_uint8
+from calotype.pixels import PictureRows, for_channels, pad, to_uint8
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE
 
@@ -46,6 +46,8 @@ def blend(
 ) -> Path:
     """Writes the first picture with the second where the mask is white; it is written by rows.
 
+    Both are taken as the VAE's pictures are: in grey, RGB, or with the alpha that they kept in RGBA.
+
     With `paste_back` the VAE changes only what is blended: let m be the mask as `feather.softened` makes it. Where it
     is 0 the file holds the first picture's levels, where it is 1 the second's, byte by byte; at 1/2 what was decoded;
     and in between a straight mixture of what was decoded with the nearer picture, so that there is no edge. Without it
@@ -67,7 +69,9 @@ def blend(
     for what, (h, w) in (("second picture", second.size), ("mask", (mask.shape[0], mask.shape[1]))):
         if (h, w) != (height, width):
             raise UsageError(f"The {what} is {w}x{h} and the first picture {width}x{height}; bring them to one size.")
-    require_rows_writable(out, width, height)
+    channels = vae.picture_channels
+    require_rows_writable(out, width, height, alpha=channels == 4)
+    pictures = [for_channels(one, channels) for one in (first, second)]
     soft = softened(mask, feather)
     if (notice := washed_out(mask, soft, feather)) is not None:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
@@ -82,22 +86,22 @@ def blend(
             bottom = min(top + part.shape[1], height)
             decoded = part[:, : bottom - top, :width]
             if bottom > top:  # the last rows may all be padding
-                kept = first.rows(top, bottom), second.rows(top, bottom)
-                yield pasted(decoded, *kept, soft[top:bottom]) if paste_back else to_uint8(decoded)
+                kept = [rows(top, bottom) for rows in pictures]
+                yield pasted(decoded, kept[0], kept[1], soft[top:bottom]) if paste_back else to_uint8(decoded)
             top = bottom
 
     if vae.may_widen:
         with suppress(NonFiniteError):
-            return write_rows(out, rows(), width=width, height=height, text=text)
+            return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
         vae.widen()
-    return write_rows(out, rows(), width=width, height=height, text=text)
+    return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
 
 
 def pasted(decoded: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """Levels uint8 [3, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
+    """Levels uint8 [C, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
 
     Args:
-        decoded, first, second: [3, H, W] in [-1, 1].
+        decoded, first, second: [C, H, W] in [-1, 1].
         mask: [H, W] in [0, 1].
     """
     near, part = torch.where(mask < 0.5, first, second), (2.0 * mask - 1.0).abs()
