@@ -20,8 +20,10 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
     SeedOption,
     VaeOption,
+    WeightsOption,
     colour,
     complain,
     finish,
@@ -48,6 +50,8 @@ class SpaceName(str, Enum):
 def command(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
     vae: VaeOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     out: OutOption = Path(),
     space: Annotated[
         SpaceName, typer.Option(help="Raw latents as the encoder gives them, or scaled as diffusion models want them.")
@@ -73,7 +77,7 @@ def command(
         parse_memory(memory)
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING)
-    loaded = load_vae(vae, latent_format, device, dtype)
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
     format_ = loaded.latent_format
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
