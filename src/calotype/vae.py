@@ -42,6 +42,7 @@ from calotype.pixels import (
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
+from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights, require_format
 from calotype.weights.presets import PRESETS, is_preset
 
@@ -57,6 +58,8 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     engine: EngineName = "auto",
+    prefix: str | None = None,
+    weights: Weights | None = None,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
@@ -69,22 +72,40 @@ def load(
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
         engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
+        prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
+        weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
+            where not given, if it is the whole VAE.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device or latent format.
+        UsageError: for an unknown name, device or latent format, or a prefix or weights that are not there.
+
+    Warns:
+        CalotypeWarning: where the file is not quite as it should be, or holds more than one could mean (the
+            `loaded.notices` of the result).
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
-    loaded = load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
     return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
 
 
-def load_as_stored(vae: str | os.PathLike[str] | None, latent_format: str | None = None) -> Loaded:
+def load_as_stored(
+    vae: str | os.PathLike[str] | None,
+    latent_format: str | None = None,
+    *,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+) -> Loaded:
     """Weights as `load` finds them, in the dtype they are stored in and on the CPU; for conversion."""
     path, _, latent_format = locate(vae, latent_format)
-    return load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
+    return loaded
 
 
 def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tuple[Path, str, str | None]:

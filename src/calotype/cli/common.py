@@ -33,6 +33,13 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class WeightsName(str, Enum):
+    """Weights of a training."""
+
+    raw = "raw"
+    ema = "ema"
+
+
 class Alpha(str, Enum):
     """What becomes of transparency."""
 
@@ -50,6 +57,22 @@ FormatOption = Annotated[
         "--latent-format",
         help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground or none.",
         show_default="from the weights",
+    ),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        help="Of the VAE's tensors, in a file with several: first_stage_model.",
+        show_default="the one there is",
+    ),
+]
+WeightsOption = Annotated[
+    WeightsName | None,
+    typer.Option(
+        "--weights",
+        help="As trained (raw) or averaged (ema), in a file with both.",
+        show_default="ema if it is whole",
     ),
 ]
 DeviceOption = Annotated[
@@ -90,13 +113,27 @@ def complain(message: str) -> None:
     print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
 
 
-def load_vae(vae: str | None, latent_format: str | None, device: str | None, dtype: Dtype) -> VAE:
+def load_vae(
+    vae: str | None,
+    latent_format: str | None,
+    device: str | None,
+    dtype: Dtype,
+    prefix: str | None = None,
+    weights: WeightsName | None = None,
+) -> VAE:
     """`calotype.load` with options as the command line gives them."""
     import torch
 
     from calotype.vae import load
 
-    return load(vae, latent_format=latent_format, device=device, dtype=getattr(torch, dtype.value))
+    return load(
+        vae,
+        latent_format=latent_format,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+        prefix=prefix,
+        weights=weights.value if weights else None,
+    )
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.cli import facts
-from calotype.cli.common import FormatOption, JsonOption, finish, show, size_of, table
+from calotype.cli.common import FormatOption, JsonOption, PrefixOption, WeightsOption, finish, show, size_of, table
 
 if TYPE_CHECKING:
     from calotype.engine.program import Direction
@@ -22,6 +22,8 @@ def command(
         str | None,
         typer.Argument(help="A preset's name, or a file or folder in any layout.", show_default="built-in"),
     ] = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     latent_format: FormatOption = None,
     program: Annotated[bool, typer.Option("--program", help="List the steps of encode and decode instead.")] = False,
     size: Annotated[str, typer.Option(help="With --program: of the picture, WIDTHxHEIGHT in pixels.")] = "512x512",
@@ -41,7 +43,9 @@ def command(
     if program and weights is not None and is_preset(weights):
         _program(outline_of_preset(weights, device="cpu"), width, height, json)
         return
-    vae = load(weights, latent_format=latent_format, device="cpu")
+    vae = load(
+        weights, latent_format=latent_format, device="cpu", prefix=prefix, weights=which.value if which else None
+    )
     if program:
         _program(outline_of(vae), width, height, json)
         return
@@ -52,6 +56,10 @@ def command(
         "files": [str(path) for path in loaded.files],
         "layout": loaded.layout,
         "prefix": loaded.prefix,
+        "averaged": loaded.averaged,
+        "other_weights": loaded.twin,
+        "beside": loaded.beside,
+        "notices": list(loaded.notices),
         "parts": sorted(loaded.parts),
         "network": type(vae.module).__name__,
         "configuration": vae.config.to_dict(),
@@ -74,9 +82,15 @@ def command(
         unknown = f"unknown: {loaded.question or 'give --latent-format to encode'}"
         described = f"{known.name} ({loaded.format_source})" if known else unknown
         prefix = f", under {loaded.prefix!r}" if loaded.prefix else ""
+        averaged = "averaged (ema)" if loaded.averaged else "raw" if loaded.twin is not None else ""
+        if loaded.twin is not None:
+            other = "raw" if loaded.averaged else "averaged (ema)"
+            averaged += f"; the {other} ones stand under {loaded.twin!r}"
         rows = [
             ("files", ", ".join(document["files"])),
             ("layout", f"{loaded.layout}{prefix}, {' and '.join(document['parts'])}"),
+            *([("weights", averaged)] if averaged else []),
+            *([("left out", loaded.beside)] if loaded.beside else []),
             ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels"),
             ("configuration", configuration),
             ("latent format", described),

@@ -12,6 +12,8 @@ from calotype.cli.common import (
     DtypeOption,
     JsonOption,
     MemoryOption,
+    PrefixOption,
+    WeightsOption,
     finish,
     load_vae,
     show,
@@ -34,6 +36,8 @@ def command(
     size: Annotated[str, typer.Argument(help="Of the picture, WIDTHxHEIGHT in pixels.")],
     encode: Annotated[bool, typer.Option("--encode", help="Plan an encode, not a decode.")] = False,
     memory: MemoryOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
     json: JsonOption = False,
@@ -55,7 +59,7 @@ def command(
     if is_preset(weights):
         vae = outline_of_preset(weights, device=device, dtype=getattr(torch, dtype.value))
     else:
-        vae = outline_of(load_vae(weights, None, device, dtype))
+        vae = outline_of(load_vae(weights, None, device, dtype, prefix, which))
     direction: Direction = "encode" if encode else "decode"
     if f"{direction}r" not in vae.parts:
         raise WeightsError(f"{weights} holds no {direction}r; leave --encode out, or give the other half too.")

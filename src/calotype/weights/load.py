@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from calotype.latents import (
     same_as_model,
 )
 from calotype.networks import Network, make_network
-from calotype.weights.container import H5_SIGNATURE, open_container
+from calotype.weights.container import H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
 from calotype.weights.diffusers_config import (
     FLUX2,
@@ -44,21 +44,16 @@ from calotype.weights.diffusers_config import (
     scales_of,
     unused,
 )
+from calotype.weights.eight_bits import widened
+from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
 from calotype.weights.presets import KNOWN_FILES
+from calotype.weights.shards import Shards, in_folder, shards_of
+from calotype.weights.sniff import in_folder as told_in_folder
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-# The files diffusers looks for in a folder, best first.
-DIFFUSERS_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.bin",
-)
-
 
 TRAINING = "calotype_training_"  # what begins the keys of facts about a training
 KEPT_FIELDS = "calotype_diffusers_config"  # the key of what a config.json said beside network and latent format
@@ -83,6 +78,10 @@ class Loaded:
     notes: tuple[str, ...] = ()  # sentences for people: what was assumed, and what was not read
     kept: Mapping[str, Any] = field(default_factory=dict)  # fields of a config.json that a conversion keeps
     metadata: Mapping[str, str] | None = None
+    averaged: bool = False  # whether these are weights averaged over a training (EMA)
+    twin: str | None = None  # the prefix of the raw weights beside averaged ones, or of the averaged beside raw ones
+    beside: str = ""  # what else is in the file, for people
+    notices: tuple[str, ...] = ()  # what a user should know of how the file was read
 
     def training(self) -> dict[str, Any]:
         """What `calotype train` wrote into the file about how its weights were made."""
@@ -94,30 +93,41 @@ class Loaded:
         return facts
 
 
-def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None = None) -> Loaded:
+def load_weights(
+    path: str | os.PathLike[str],
+    *,
+    latent_format_name: str | None = None,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+) -> Loaded:
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
     Args:
         path: a safetensors, torch or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's or a
             pipeline's), or a folder with an encoder and a decoder file.
         latent_format_name: how raw and model latents differ, where the weights can't tell.
+        prefix: what stands before the VAE's names in the file, where there are several VAEs.
+        weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the
+            whole VAE.
 
     Raises:
         WeightsError: if there is no whole, finite VAE in it; the message names the file and what is wrong.
-        UsageError: if the latent format is unknown or for another number of channels.
+        UsageError: if the latent format is unknown or for another number of channels, or there is no VAE under the
+            prefix, or none averaged.
     """
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder; give weights, or the name of a preset.")
-    files, config_file = _locate(path)
+    places, config_file, notices, weights = _locate(path, weights)
     pieces = []
-    for file in files:
+    for file, *more in places:
         try:
-            pieces.append(_read(file, config_file))
-        except WeightsError as error:
-            raise WeightsError(f"{file}: {str(error).rstrip('.')}.") from None
+            pieces.append(_read(file, more, config_file, prefix, weights))
+        except (WeightsError, UsageError) as error:
+            raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
         except PermissionError:
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
+    files = tuple(file for place in places for file in place)
     piece = pieces[0] if len(pieces) == 1 else _join(path, *pieces)
     module = build(piece.config, piece.parts, piece.tensors, where=str(path))
     format_, source, question = _format(piece, files, latent_format_name)
@@ -126,7 +136,7 @@ def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None
         layout=piece.layout,
         parts=piece.parts,
         sha256=tensors_sha256(module.state_dict()),
-        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in piece.tensors.values()})),
+        dtypes=piece.dtypes,
         files=files,
         prefix=piece.prefix,
         format=format_,
@@ -135,6 +145,10 @@ def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None
         notes=_notes(piece, source),
         kept=piece.kept,
         metadata=piece.metadata,
+        averaged=piece.choice is not None and piece.choice.group.averaged,
+        twin=piece.choice.twin.prefix if piece.choice and piece.choice.twin else None,
+        beside=summary(piece.choice.beside) if piece.choice else "",
+        notices=(*notices, *piece.notices),
     )
 
 
@@ -201,6 +215,9 @@ class _Piece:
     statistics: tuple[Tensor, Tensor] | None = None
     family: str | None = None
     metadata: Mapping[str, str] | None = None
+    dtypes: tuple[str, ...] = ()  # as stored
+    choice: Choice | None = None
+    notices: tuple[str, ...] = ()
     said: Said = field(default_factory=Said)
     edm: tuple[Tensor, Tensor] | None = None  # means and stds of Playground's latents
     groups_assumed: bool = False
@@ -212,50 +229,69 @@ class _Piece:
         return (said or written) if self.layout == "diffusers" else (written or said)
 
 
-def _locate(path: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The weight files at `path`, and the config.json that describes them, if there is one."""
+def _locate(
+    path: Path, weights: Weights | None
+) -> tuple[tuple[tuple[Path, ...], ...], Path | None, tuple[str, ...], Weights | None]:
+    """The weight files at `path`, each with its shards; the config.json that describes them, if any; notices; and which
+    weights are still to be chosen in a file."""
     if path.is_file():
         beside = path.with_name("config.json")
-        return (path,), beside if beside.is_file() else None
+        return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
     if (path / "vae").is_dir():
         path = path / "vae"
     config = path / "config.json"
-    for name in DIFFUSERS_FILES:
-        if (path / name).is_file():
-            return (path / name,), config if config.is_file() else None
-    files = tuple(sorted(file for file in path.iterdir() if file.suffix in SUFFIXES))
-    if len(files) not in (1, 2):
+    places, notices, weights = in_folder(path, weights, SUFFIXES)
+    if not places and (said := told_in_folder(path)):
+        raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
+    if len(places) not in (1, 2):
+        names = ", ".join(file.name for file, *_ in places[:4]) + (", ..." if len(places) > 4 else "")
         raise WeightsError(
-            f"{path}: this folder holds {len(files)} weight files; give one with a VAE in it "
-            f"(or an encoder and a decoder), or name the file itself."
+            f"{path}: this folder holds {len(places)} weight files; give one with a VAE in it "
+            f"(or an encoder and a decoder), or name the file itself{f': {names}' if places else ''}."
         )
-    return files, config if config.is_file() else None
+    return places, config if config.is_file() else None, notices, weights
 
 
-def _read(file: Path, config_file: Path | None) -> _Piece:
+def _read(
+    file: Path,
+    more: Sequence[Path],
+    config_file: Path | None,
+    prefix: str | None,
+    weights: Weights | None,
+) -> _Piece:
     with file.open("rb") as opened:
         head = opened.read(8)
     if head == H5_SIGNATURE:
+        if prefix or weights:
+            raise UsageError("an h5 file holds half a VAE and no more; leave --prefix and --weights out")
         given, side, tensors, metadata = read_keras(file)
-        part = frozenset({side})
-        said = read_said(config_file, file.parent)
-        return _Piece(layout="keras", config=given, parts=part, tensors=tensors, metadata=metadata, said=said)
-    container = open_container(file)
+        return _Piece(
+            layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
+            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()),
+        )  # fmt: skip
+    container: Container = Shards([open_container(f) for f in (file, *more)]) if more else open_container(file)
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
+
+    def same(a: str, b: str) -> bool:
+        first, second = container.read(a), container.read(b)
+        return first.dtype == second.dtype and torch.equal(first, second)
+
+    groups = own.get("norm_groups", norm_groups_of(said))
+    found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
     try:
-        groups = own.get("norm_groups", norm_groups_of(said))
-        found = detect(container.shapes, norm_groups=groups)
         config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
     edm = tuple(container.read(key) for key in EDM) if all(key in container.shapes for key in EDM) else None
+    stored_tensors = {ours: container.read(key) for ours, key in found.keys.items()}
+    tensors, notice = widened(stored_tensors)
     return _Piece(
         layout=found.layout,
         config=config,
         parts=found.parts,
-        tensors={ours: _conv_shape(ours, container.read(key)) for ours, key in found.keys.items()},
+        tensors={ours: _conv_shape(ours, tensor) for ours, tensor in tensors.items()},
         prefix=found.prefix,
         statistics=tuple(container.read(key) for key in found.statistics) if found.statistics else None,  # type: ignore[arg-type]
         family=found.family,
@@ -263,6 +299,9 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
         said=said,
         edm=edm,  # type: ignore[arg-type]
         groups_assumed=groups is None and isinstance(config, AutoencoderConfig),
+        dtypes=_names(stored_tensors.values()),
+        choice=found.choice,
+        notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
     )
 
 
@@ -285,6 +324,27 @@ def _notes(piece: _Piece, source: str) -> tuple[str, ...]:
             "neither a config.json nor the file's metadata says."
         )
     return tuple(notes)
+
+
+def _names(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+
+
+def _said(choice: Choice | None, weights: Weights | None) -> list[str]:
+    """What a user should know of what was taken from a file."""
+    if choice is None:
+        return []
+    said = []
+    if choice.twin and weights is None:
+        taken, left = ("averaged", "raw") if choice.group.averaged else ("raw", "averaged")
+        way = "raw" if left == "raw" else "ema"
+        why = f" and are {choice.note}" if choice.note else f": --weights {way} takes them"
+        said.append(
+            f"the {taken} weights were taken, under {choice.group.prefix!r}; the {left} ones stand under "
+            f"{choice.twin.prefix!r}{why}."
+        )
+    said += [f"left out: under {other.prefix!r} is {other.other}." for other in choice.others]
+    return said
 
 
 def _conv_shape(key: str, tensor: Tensor) -> Tensor:
@@ -315,7 +375,14 @@ def _join(path: Path, a: _Piece, b: _Piece) -> _Piece:
         raise WeightsError(f"{path}: encoder and decoder differ: {a.config} and {b.config}.")
     else:
         config = a.config
-    return replace(a, config=config, parts=a.parts | b.parts, tensors={**a.tensors, **b.tensors})
+    return replace(
+        a,
+        config=config,
+        parts=a.parts | b.parts,
+        tensors={**a.tensors, **b.tensors},
+        dtypes=tuple(sorted({*a.dtypes, *b.dtypes})),
+        notices=(*a.notices, *b.notices),
+    )
 
 
 def _format(piece: _Piece, files: tuple[Path, ...], name: str | None) -> tuple[LatentFormat | None, str, str]:
