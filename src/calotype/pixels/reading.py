@@ -426,7 +426,7 @@ def _colour(image: Image.Image, source: _Source, stored: _Stored, orientation: i
     """Any image of 8 bits or fewer -> levels [H, W, 3] and alpha [H, W] or None."""
     info, notices = dict(image.info), source.notices
     if stored.deep_colour:
-        hint = "" if deep.imagecodecs() else f"; {deep.INSTALL} keeps all"
+        hint = f"; {deep.INSTALL} keeps all" if image.format in ("PNG", "TIFF") and not deep.imagecodecs() else ""
         notices.append(f"16-bit colour was reduced to 8 bits, because Pillow keeps no more{hint}.")
     if "transparency" in info:
         if stored.deep_colour:
