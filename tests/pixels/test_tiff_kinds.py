@@ -448,6 +448,16 @@ def test_without_the_packages_they_are_named(kind: str) -> None:
     assert str(caught.value) == f"The picture holds {kind}, which needs more packages; pip install 'calotype[deep]'."
 
 
+@pytest.mark.usefixtures("no_codecs")
+def test_without_the_packages_a_palette_of_16_bits_is_reduced_with_a_notice() -> None:
+    table = np.random.default_rng(0).integers(256, 65536, (3, 256))
+    array = stored("u1", 1)
+    picture = read_picture(tiff(array, 3, more=[(320, 3, table.reshape(-1).tolist())]))
+    assert np.abs(unit(picture) - table.T[array[..., 0]] / 65535).max() < 1.0 / 255
+    hint = "because Pillow keeps no more; pip install 'calotype[deep]'."
+    assert picture.notices == (f"The palette was reduced to 8 bits, {hint}",)
+
+
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.usefixtures("no_codecs")
