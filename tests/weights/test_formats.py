@@ -49,9 +49,11 @@ def test_a_config_beside_the_file_tells(tmp_path: Path, channels: int, config: d
 
 
 def test_an_old_config_leaves_out_what_was_the_default(tmp_path: Path) -> None:
-    config = {"_class_name": "AutoencoderKL", "latent_channels": 4}
-    assert load_weights(weights(tmp_path, 4, config)).format == KNOWN["sd1"]
-    assert load_weights(weights(tmp_path, 16, config)).format is None
+    for channels, format_ in ((4, KNOWN["sd1"]), (16, None)):
+        use = channels == 4  # 1x1 convolutions
+        config = {"_class_name": "AutoencoderKL", "latent_channels": channels, "use_quant_conv": use}
+        config["use_post_quant_conv"] = use
+        assert load_weights(weights(tmp_path, channels, config)).format == format_
     assert load_weights(weights(tmp_path, 4, {"latent_channels": 4})).format is None
 
 
@@ -129,7 +131,7 @@ def test_the_company_in_a_checkpoint_tells(tmp_path: Path, channels: int, other:
     assert (loaded.format, loaded.format_source) == (KNOWN[name], "the other tensors of the checkpoint")
 
 
-@pytest.mark.parametrize(("channels", "choices"), [(4, r"sd1\|sdxl"), (16, r"sd3\|flux")])
+@pytest.mark.parametrize(("channels", "choices"), [(4, r"sd1\|sdxl\|playground"), (16, r"sd3\|flux")])
 def test_where_nothing_tells_the_option_is_named(tmp_path: Path, channels: int, choices: str) -> None:
     loaded = load_weights(weights(tmp_path, channels))
     assert (loaded.format, loaded.format_source) == (None, "")
