@@ -161,6 +161,20 @@ def test_12_bit_grey(order: str, photometric: int) -> None:
     assert np.abs(unit(picture)[..., 0] - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("bits", range(2, 16))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fill_order", [1, 2])
+def test_numbers_of_any_bits(fill_order: int, channels: int, bits: int) -> None:
+    array = stored("u2", channels)[:, :31] >> (16 - bits)
+    rows = (array[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).reshape(H, -1)
+    data = np.packbits(rows, axis=-1)
+    if fill_order == 2:
+        data = np.packbits(np.unpackbits(data, axis=-1, bitorder="little"), axis=-1)
+    more = [(266, 3, [fill_order]), (279, 4, [data.size])]
+    content = tiff(array, 1 if channels == 1 else 2, bits=[bits] * channels, data=data.tobytes(), more=more)
+    assert np.abs(unit(read_picture(content)) - array / (2**bits - 1)).max() < 1e-5
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("planar", [False, True])
 def test_rgb_of_few_bits(bits: int, planar: bool) -> None:
@@ -368,6 +382,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "many channels": (tiff(stored("u1", 13), 1), "has 13 grey channels"),
     "inks": (tiff(stored("u1", 5), 5, more=[(332, 3, [2])], extra=[0]), "holds inks other than CMYK"),
     "64 bits": (tiff(stored("u8", 1), 1, more=[(258, 3, [64])]), "holds 64-bit grey"),
+    "24 bits": (tiff(stored("u4", 3), 2, bits=[24] * 3), "holds 24-bit RGB"),
+    "floats of 24 bits": (tiff(stored("f4", 1), 1, bits=[24]), "holds 24-bit float grey"),
     "floats above 1": (tiff(stored("f4", 3) * 4, 2), "holds values from"),
     "NaN": (tiff(stored("f8", 3) * np.nan, 2), "holds values from nan"),
     "raw": (dng(), "holds camera raw data"),
@@ -430,6 +446,16 @@ def test_without_the_packages_they_are_named(kind: str) -> None:
     with pytest.raises(PictureError) as caught:
         read_picture(NEEDS[kind])
     assert str(caught.value) == f"The picture holds {kind}, which needs more packages; pip install 'calotype[deep]'."
+
+
+@pytest.mark.usefixtures("no_codecs")
+def test_without_the_packages_a_palette_of_16_bits_is_reduced_with_a_notice() -> None:
+    table = np.random.default_rng(0).integers(256, 65536, (3, 256))
+    array = stored("u1", 1)
+    picture = read_picture(tiff(array, 3, more=[(320, 3, table.reshape(-1).tolist())]))
+    assert np.abs(unit(picture) - table.T[array[..., 0]] / 65535).max() < 1.0 / 255
+    hint = "because Pillow keeps no more; pip install 'calotype[deep]'."
+    assert picture.notices == (f"The palette was reduced to 8 bits, {hint}",)
 
 
 @pytest.mark.parametrize("planar", [False, True])

@@ -106,7 +106,10 @@ def _require_known(tiff: Tiff) -> None:
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it as RGB")
     if tiff.model == "CMYK" and tiff.kind == "f":
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it as RGB")
-    if tiff.kind == "u" and tiff.bits > 32:
+    # the bytes of 24 bits have no agreed order
+    if (tiff.kind == "u" and tiff.bits > 16 and tiff.bits != 32) or (
+        tiff.kind == "f" and tiff.bits not in (16, 32, 64)
+    ):
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it in 16 bits")
 
 

@@ -249,7 +249,7 @@ def _with_samples(
         nodata=_number(nodata) if isinstance(nodata, bytes) else None,
         offset_lab=photometric == 9,
         orientation=(tags.get(_ORIENTATION) or (1,))[0],
-        profile=tags.get(_PROFILE) or None,
+        profile=bytes(tags.get(_PROFILE) or b"") or None,
         frames=frames,
         reader="pillow",
         palette=palette,
