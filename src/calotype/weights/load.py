@@ -202,7 +202,7 @@ class _Piece:
     family: str | None = None
     metadata: Mapping[str, str] | None = None
     said: Said = field(default_factory=Said)
-    edm: tuple[Tensor, Tensor] | None = None  # means and stds of Playground's latents
+    edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
 
     @property
@@ -250,7 +250,6 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
         config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
-    edm = tuple(container.read(key) for key in EDM) if all(key in container.shapes for key in EDM) else None
     return _Piece(
         layout=found.layout,
         config=config,
@@ -261,7 +260,7 @@ def _read(file: Path, config_file: Path | None) -> _Piece:
         family=found.family,
         metadata=container.metadata,
         said=said,
-        edm=edm,  # type: ignore[arg-type]
+        edm={key: container.read(key) for key in EDM if key in container.shapes},
         groups_assumed=groups is None and isinstance(config, AutoencoderConfig),
     )
 
@@ -339,9 +338,10 @@ def _format(piece: _Piece, files: tuple[Path, ...], name: str | None) -> tuple[L
         return same_as_model("flux2", channels), "the architecture (TAEF2)", ""
     if piece.layout == "keras" and channels == 4 and "calotype_config" not in metadata:
         return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)", ""
-    if piece.edm is not None:
-        edm = piece.edm
-        return _readable(files[0], lambda: _playground(edm, channels)), "edm_mean and edm_std in the checkpoint", ""
+    if piece.edm:
+        if lacking := [key for key in EDM if key not in piece.edm]:
+            return None, "", f"it holds {', '.join(piece.edm)} and not {lacking[0]}, which only Playground v2.5 has"
+        return _playground(piece.edm, channels, files[0]), "edm_mean and edm_std in the checkpoint", ""
     # the same weights may stand in models whose latents are normalised otherwise, and then the config.json says how
     means = said.values.get("latents_mean") is not None
     # big checkpoints are told by their company below; hashing them would read them whole
@@ -422,13 +422,22 @@ def as_format(scales: Scales, channels: int, name: str = "custom") -> ScaleShift
     return next((known for known in KNOWN.values() if replace(made, name=known.name) == known), made)
 
 
-def _playground(edm: tuple[Tensor, Tensor], channels: int) -> PerChannel:
-    """Playground v2.5's format, of the means and stds in its single file (read as ComfyUI and diffusers do)."""
-    mean, std = (tuple(tensor.double().flatten().tolist()) for tensor in edm)
+def _playground(edm: Mapping[str, Tensor], channels: int, file: Path) -> PerChannel:
+    """Playground v2.5's format, of the means and stds in its single file, as diffusers' single_file_utils.py reads it.
+
+    Numbers that are the published ones, rounded, count as those.
+    """
+    mean, std = (tuple(edm[key].double().flatten().tolist()) for key in EDM)
     published = KNOWN["playground"]
     assert isinstance(published, PerChannel)
-    made = replace(published, channels=channels, mean=mean, std=std)
-    rounding = torch.finfo(edm[0].dtype).eps
+    try:
+        made = replace(published, channels=channels, mean=mean, std=std)
+        rounding = max(torch.finfo(edm[key].dtype).eps for key in EDM)
+    except (TypeError, UsageError):
+        raise WeightsError(
+            f"{file}: {' and '.join(EDM)} in it are no means and standard deviations of {channels} latent channels; "
+            f"fetch it again, or say with --latent-format how its latents are scaled."
+        ) from None
     pairs = zip((*mean, *std), (*published.mean, *published.std), strict=False)
     same = channels == published.channels and all(math.isclose(a, b, rel_tol=rounding) for a, b in pairs)
     return published if same else made
