@@ -350,6 +350,15 @@ def test_flux2s_config_is_read(flux2_folder: Path) -> None:
     assert loaded.format.to_dict()["eps"] == 1e-5
 
 
+def test_a_changed_eps_of_flux2_counts(flux2_folder: Path, tmp_path: Path) -> None:
+    first = load_weights(flux2_folder)
+    save_weights(first.module, tmp_path / "again", layout="diffusers", format_=first.format)
+    assert load_weights(tmp_path / "again").format == first.format
+    again = load_weights(change(tmp_path / "again", batch_norm_eps=1e-3)).format
+    assert again is not None
+    assert again.to_dict()["eps"] == 1e-3
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [

@@ -20,6 +20,7 @@ from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
     LatentFormat,
+    Packed,
     PerChannel,
     ScaleShift,
     flux2,
@@ -41,6 +42,7 @@ from calotype.weights.diffusers_config import (
     norm_groups_of,
     parse_config,
     read_said,
+    readings,
     scales_of,
     unused,
 )
@@ -323,8 +325,10 @@ def _format(piece: _Piece, files: tuple[Path, ...], name: str | None) -> tuple[L
         return *_scaled(piece, files[0], name)[:2], ""
     if name is not None:
         return _named(name, channels, piece), "--latent-format", ""
-    if (stored := metadata.get("calotype_latent_format")) and not _edited(piece):
-        return _readable(files[0], lambda: latent_format_from_dict(json.loads(stored))), "the file's metadata", ""
+    if stored := metadata.get("calotype_latent_format"):
+        own = _readable(files[0], lambda: latent_format_from_dict(json.loads(stored)))
+        if not _edited(piece, own):
+            return own, "the file's metadata", ""
     if piece.statistics is not None:
         mean, var = (tuple(t.double().flatten().tolist()) for t in piece.statistics)
         eps = said.values.get("batch_norm_eps", 1e-4)
@@ -382,15 +386,24 @@ def _scaled(piece: _Piece, file: Path, meaning: str | None) -> tuple[LatentForma
         ) from None
 
 
-def _edited(piece: _Piece) -> bool:
+def _edited(piece: _Piece, stored: LatentFormat) -> bool:
     """Whether a diffusers folder's config.json says otherwise about latents than when calotype wrote it."""
-    written = _fields(piece.metadata)
-    said = piece.said.values
-    return (
-        piece.layout == "diffusers"
-        and bool(written and said)
-        and any(said.get(key) != written.get(key) for key in LATENTS)
-    )
+    values = piece.said.values
+    if isinstance(stored, Packed):
+        return piece.layout == "diffusers" and values.get("batch_norm_eps", stored.eps) != stored.eps
+    said = any(values.get(key) is not None for key in LATENTS)
+    return piece.layout == "diffusers" and said and not can_mean(piece.said.kept, stored)
+
+
+def can_mean(kept: Mapping[str, Any], format_: LatentFormat) -> bool:
+    """Whether the fields about latents of a config.json are those of a format, read in some pipeline's way."""
+    if isinstance(format_, Packed):  # its numbers are among the weights
+        return True
+    try:
+        made = [as_format(scales, format_.channels) for scales in readings(kept)]
+    except (TypeError, UsageError):
+        return False
+    return any(replace(one, name=format_.name) == format_ for one in made)
 
 
 def _fields(metadata: Mapping[str, str] | None) -> dict[str, Any]:
