@@ -159,9 +159,12 @@ def _pipeline(beside: Path, notes: list[str]) -> str:
                 continue
             try:
                 values = json.loads(text.decode("utf-8-sig", errors="replace"))
-                return str(values["_class_name"])
+                named = values["_class_name"]
             except (ValueError, KeyError, TypeError):
-                notes.append(f"{place / name} names no pipeline and was not read.")
+                named = None
+            if isinstance(named, str):
+                return named
+            notes.append(f"{place / name} names no pipeline and was not read.")
     return ""
 
 

@@ -20,6 +20,7 @@ from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
     LatentFormat,
+    Packed,
     PerChannel,
     ScaleShift,
     flux2,
@@ -41,6 +42,7 @@ from calotype.weights.diffusers_config import (
     norm_groups_of,
     parse_config,
     read_said,
+    readings,
     scales_of,
     unused,
 )
@@ -219,7 +221,7 @@ class _Piece:
     choice: Choice | None = None
     notices: tuple[str, ...] = ()
     said: Said = field(default_factory=Said)
-    edm: tuple[Tensor, Tensor] | None = None  # means and stds of Playground's latents
+    edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
 
     @property
@@ -284,7 +286,6 @@ def _read(
         config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
-    edm = tuple(container.read(key) for key in EDM) if all(key in container.shapes for key in EDM) else None
     stored_tensors = {ours: container.read(key) for ours, key in found.keys.items()}
     tensors, notice = widened(stored_tensors)
     return _Piece(
@@ -297,7 +298,7 @@ def _read(
         family=found.family,
         metadata=container.metadata,
         said=said,
-        edm=edm,  # type: ignore[arg-type]
+        edm={key: container.read(key) for key in EDM if key in container.shapes},
         groups_assumed=groups is None and isinstance(config, AutoencoderConfig),
         dtypes=_names(stored_tensors.values()),
         choice=found.choice,
@@ -395,8 +396,10 @@ def _format(piece: _Piece, files: tuple[Path, ...], name: str | None) -> tuple[L
         return *_scaled(piece, files[0], name)[:2], ""
     if name is not None:
         return _named(name, channels, piece), "--latent-format", ""
-    if (stored := metadata.get("calotype_latent_format")) and not _edited(piece):
-        return _readable(files[0], lambda: latent_format_from_dict(json.loads(stored))), "the file's metadata", ""
+    if stored := metadata.get("calotype_latent_format"):
+        own = _readable(files[0], lambda: latent_format_from_dict(json.loads(stored)))
+        if not _edited(piece, own):
+            return own, "the file's metadata", ""
     if piece.statistics is not None:
         mean, var = (tuple(t.double().flatten().tolist()) for t in piece.statistics)
         eps = said.values.get("batch_norm_eps", 1e-4)
@@ -410,9 +413,10 @@ def _format(piece: _Piece, files: tuple[Path, ...], name: str | None) -> tuple[L
         return same_as_model("flux2", channels), "the architecture (TAEF2)", ""
     if piece.layout == "keras" and channels == 4 and "calotype_config" not in metadata:
         return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)", ""
-    if piece.edm is not None:
-        edm = piece.edm
-        return _readable(files[0], lambda: _playground(edm, channels)), "edm_mean and edm_std in the checkpoint", ""
+    if piece.edm:
+        if lacking := [key for key in EDM if key not in piece.edm]:
+            return None, "", f"it holds {', '.join(piece.edm)} and not {lacking[0]}, which only Playground v2.5 has"
+        return _playground(piece.edm, channels, files[0]), "edm_mean and edm_std in the checkpoint", ""
     # the same weights may stand in models whose latents are normalised otherwise, and then the config.json says how
     means = said.values.get("latents_mean") is not None
     # big checkpoints are told by their company below; hashing them would read them whole
@@ -453,15 +457,24 @@ def _scaled(piece: _Piece, file: Path, meaning: str | None) -> tuple[LatentForma
         ) from None
 
 
-def _edited(piece: _Piece) -> bool:
+def _edited(piece: _Piece, stored: LatentFormat) -> bool:
     """Whether a diffusers folder's config.json says otherwise about latents than when calotype wrote it."""
-    written = _fields(piece.metadata)
-    said = piece.said.values
-    return (
-        piece.layout == "diffusers"
-        and bool(written and said)
-        and any(said.get(key) != written.get(key) for key in LATENTS)
-    )
+    values = piece.said.values
+    if isinstance(stored, Packed):
+        return piece.layout == "diffusers" and values.get("batch_norm_eps", stored.eps) != stored.eps
+    said = any(values.get(key) is not None for key in LATENTS)
+    return piece.layout == "diffusers" and said and not can_mean(piece.said.kept, stored)
+
+
+def can_mean(kept: Mapping[str, Any], format_: LatentFormat) -> bool:
+    """Whether the fields about latents of a config.json are those of a format, read in some pipeline's way."""
+    if isinstance(format_, Packed):  # its numbers are among the weights
+        return True
+    try:
+        made = [as_format(scales, format_.channels) for scales in readings(kept)]
+    except (TypeError, UsageError):
+        return False
+    return any(replace(one, name=format_.name) == format_ for one in made)
 
 
 def _fields(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -493,13 +506,22 @@ def as_format(scales: Scales, channels: int, name: str = "custom") -> ScaleShift
     return next((known for known in KNOWN.values() if replace(made, name=known.name) == known), made)
 
 
-def _playground(edm: tuple[Tensor, Tensor], channels: int) -> PerChannel:
-    """Playground v2.5's format, of the means and stds in its single file (read as ComfyUI and diffusers do)."""
-    mean, std = (tuple(tensor.double().flatten().tolist()) for tensor in edm)
+def _playground(edm: Mapping[str, Tensor], channels: int, file: Path) -> PerChannel:
+    """Playground v2.5's format, of the means and stds in its single file, as diffusers' single_file_utils.py reads it.
+
+    Numbers that are the published ones, rounded, count as those.
+    """
+    mean, std = (tuple(edm[key].double().flatten().tolist()) for key in EDM)
     published = KNOWN["playground"]
     assert isinstance(published, PerChannel)
-    made = replace(published, channels=channels, mean=mean, std=std)
-    rounding = torch.finfo(edm[0].dtype).eps
+    try:
+        made = replace(published, channels=channels, mean=mean, std=std)
+        rounding = max(torch.finfo(edm[key].dtype).eps for key in EDM)
+    except (TypeError, UsageError):
+        raise WeightsError(
+            f"{file}: {' and '.join(EDM)} in it are no means and standard deviations of {channels} latent channels; "
+            f"fetch it again, or say with --latent-format how its latents are scaled."
+        ) from None
     pairs = zip((*mean, *std), (*published.mean, *published.std), strict=False)
     same = channels == published.channels and all(math.isclose(a, b, rel_tol=rounding) for a, b in pairs)
     return published if same else made

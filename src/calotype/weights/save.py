@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +18,10 @@ from calotype.files import atomic_path
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.networks import Network
 from calotype.weights.detect import listing
-from calotype.weights.diffusers_config import KEPT, LATENTS, Scales, fields_of, readings
+from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
 from calotype.weights.keras import write_keras
 from calotype.weights.keys import ldm_to_diffusers
-from calotype.weights.load import KEPT_FIELDS, SUFFIXES, as_format
+from calotype.weights.load import KEPT_FIELDS, SUFFIXES, can_mean
 
 WriteLayout = Literal["ldm", "diffusers", "keras"]
 
@@ -93,7 +92,7 @@ def save_weights(
     folder = _folder(path, layout)
     weights = folder / "diffusion_pytorch_model.safetensors"
     with atomic_path(weights) as temporary:
-        save_file(_as_diffusers(tensors, config), temporary, header)
+        save_file(as_diffusers(tensors, config), temporary, header)
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     return [folder / "config.json", weights]
@@ -126,16 +125,13 @@ def diffusers_config(
         values["scaling_factor"] = format_.scaling_factor
     elif isinstance(format_, Packed):
         values |= {"batch_norm_eps": format_.eps, "patch_size": [2, 2]}
-    if format_ is None or any(_means(scales, format_) for scales in readings(kept)):
+    if format_ is None or can_mean(kept, format_):
         values |= {key: kept[key] for key in LATENTS if key in kept}
     return values
 
 
-def _means(scales: Scales, format_: LatentFormat) -> bool:
-    return replace(as_format(scales, format_.channels), name=format_.name) == format_
-
-
-def _as_diffusers(tensors: dict[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+def as_diffusers(tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+    """Tensors under diffusers' keys and in its shapes, where they can be without a copy."""
     renamed = {}
     for key, tensor in tensors.items():
         if key.startswith("bn."):
