@@ -21,7 +21,8 @@ from calotype.pixels import require_rgb
 from calotype.vae import VAE, load
 from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import Scales
-from calotype.weights.load import SUFFIXES, as_format
+from calotype.weights.formats import as_format
+from calotype.weights.load import SUFFIXES
 
 EXTRA = "Drawing with checkpoints needs {}; install it with: pip install 'calotype[sd]'"
 CONFIGS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]  # what a repository has beside weights and pictures

@@ -19,9 +19,10 @@ from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.networks import Network
 from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
+from calotype.weights.formats import KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.keys import ldm_to_diffusers
-from calotype.weights.load import KEPT_FIELDS, SUFFIXES, can_mean
+from calotype.weights.load import SUFFIXES
 
 WriteLayout = Literal["ldm", "diffusers", "keras"]
 
