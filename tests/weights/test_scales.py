@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import import_diffusers, kl, one_sentence, tensors_of, write
 from torch import Tensor
 
@@ -53,8 +54,6 @@ def folder(path: Path, channels: int = 4, pipeline: str = "", index: str = "mode
 
 def strip(path: Path) -> None:
     """Weights as others write them: without calotype's metadata."""
-    from safetensors.torch import load_file
-
     write(path, load_file(path), {"format": "pt"})
 
 
