@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.nn import functional
 from calotype.edit.sources import fit
 from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
-from calotype.errors import LatentsError, UsageError
+from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.files import atomic_path, text_path
 from calotype.latents import Latents
 from calotype.pixels import PictureRows, require_channels
@@ -110,6 +111,9 @@ def learn(
         memory: as for `VAE.encode`.
         progress: called with the part of the pictures that is done.
 
+    Warns:
+        CalotypeWarning: files of a source are left out, which may be pictures.
+
     Raises:
         UsageError: a source that is none, sets of fewer than four pictures, or aligned pictures of several sizes.
         PictureError: if a picture can't be read.
@@ -119,6 +123,8 @@ def learn(
     if vae.picture_channels == 4:
         sets = [pictures.with_alpha() for pictures in sets]
     for path, pictures in zip((start, end), sets, strict=True):
+        if pictures.left_out:
+            warnings.warn(f"{path}: {pictures.left_out.sentence}", CalotypeWarning, stacklevel=2)
         if len(pictures) < LEAST:
             raise UsageError(
                 f"{path}: a direction needs at least {LEAST} pictures of each set, and here is {len(pictures)}."

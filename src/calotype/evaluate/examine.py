@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from calotype.engine.executor import Progress
-from calotype.errors import StorageError, UsageError
+from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import Array, place
 from calotype.evaluate.probe import Probe, probe
@@ -20,7 +21,7 @@ from calotype.evaluate.report import write_probe
 from calotype.evaluate.session import about, chosen
 from calotype.files import atomic_path
 from calotype.locks import lock
-from calotype.sources import Pictures, open_source
+from calotype.sources import LeftOut, Pictures, open_source
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
 
@@ -50,6 +51,9 @@ def examine(
         perceptual: LPIPS's network, vgg or alex; None measures without.
         every, limit: see `session.chosen`.
 
+    Warns:
+        CalotypeWarning: files of the place are left out.
+
     Raises:
         UsageError: nothing can be written to REPORT, another process writes there, or labels are given without
             pictures.
@@ -74,12 +78,16 @@ def _examine(
     progress: Progress | None,
 ) -> Probe:
     given: Sequence[tuple[str, Array]] | _Chosen
+    left_out = LeftOut()
     if data is None:
         if labels is not None:
             raise UsageError("--labels are of pictures, and none were given; give a folder or an archive with them.")
         given, known = list(cards()), Labelling()
     else:
         source = open_source(data.name, data.parent)
+        left_out = source.left_out
+        if left_out:
+            warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)
         known = labelling(source.names, data, labels)
         given = _Chosen(source, chosen(source, every, limit))
     named = known.labels
@@ -90,8 +98,8 @@ def _examine(
     if perceptual:
         lpips = load_lpips(perceptual).to(loaded.device)  # type: ignore[arg-type]
     found = probe(loaded, given, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
-    left_out = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
-    found = replace(found, left_out=left_out, about=_told(loaded, data, known))
+    unmeasured = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
+    found = replace(found, left_out=unmeasured, about=_told(loaded, data, known, left_out))
     _write(found, report)
     return found
 
@@ -109,7 +117,7 @@ class _Chosen:
         return self.source.names[self.numbers[i]], self.source.read(self.numbers[i])
 
 
-def _told(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
+def _told(vae: VAE, data: Path | None, known: Labelling, left_out: LeftOut) -> dict[str, Any]:
     """When, with what, where and on what."""
     return {
         **about(),
@@ -118,6 +126,7 @@ def _told(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
         "data": None if data is None else str(data),
         "labels": known.source or None,
         "labels_of_no_picture": list(known.strange),
+        "files_left_out": left_out.to_dict(),
     }
 
 

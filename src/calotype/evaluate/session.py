@@ -83,12 +83,15 @@ def evaluate(
         What results.json holds; of a part, what was done of it (see docs/evaluation.md).
 
     Warns:
-        CalotypeWarning: the protocol enlarges pictures.
+        CalotypeWarning: the protocol enlarges pictures, or files of the place are left out.
 
     Raises:
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
     """
     pictures = open_source(data.name, data.parent)
+    left_out = pictures.left_out
+    if left_out:
+        warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)
     numbers = chosen(pictures, every, limit)
     evaluation = setup.build(pictures, len(numbers))
     if evaluation.channels == 4:
@@ -117,6 +120,9 @@ def evaluate(
         found = _of_part(evaluation, store, seen, parts, part, measured) if part else results(evaluation, store, seen)
         for text in found["warnings"]:
             warnings.warn(text, CalotypeWarning, stacklevel=2)
+        if left_out:
+            found["warnings"].insert(0, left_out.sentence)
+        found["left_out"] = left_out.to_dict()
         if part:
             return found
         found = {**about(), "engine": engine, **found}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
@@ -41,6 +42,14 @@ def tifffile() -> Any | None:
         return None
 
 
+def pillow_heif() -> Any | None:
+    """The library, or None where it is not installed."""
+    try:
+        return importlib.import_module("pillow_heif")
+    except ImportError:
+        return None
+
+
 def of_array(array: npt.NDArray[Any], full: float, model: Model) -> Values:
     """Of decoded values [H, W] or [H, W, C]; a channel after the colours is alpha."""
     values = array[..., None] if array.ndim == 2 else array
@@ -65,6 +74,22 @@ def of_jpeg_2000(library: Any, data: bytes, depth: int) -> Values:
     """Of JPEG 2000 with more than 8 bits."""
     array = library.jpeg2k_decode(data, numthreads=1)
     return of_array(array, 2.0**depth - 1.0, "RGB" if array.shape[-1] in (3, 4) and array.ndim == 3 else "L")
+
+
+def of_jpeg_xl(library: Any, data: bytes, depth: int) -> Values:
+    """Of the first frame of a JPEG XL with more than 8 bits, turned upright by its own header."""
+    array = library.jpegxl_decode(data, index=0, numthreads=1)
+    return of_array(array, 2.0**depth - 1.0, "RGB" if array.shape[-1] in (3, 4) and array.ndim == 3 else "L")
+
+
+def of_heif(library: Any, file: IO[bytes], depth: int) -> Values:
+    """Of the primary picture of a HEIF with more than 8 bits, turned upright by its own properties."""
+    file.seek(0)
+    opened = library.open_heif(file, convert_hdr_to_8bit=False)
+    image = opened[opened.primary_index]
+    full = float((2**depth - 1) << (16 - depth))  # it shifts, which makes white less
+    values = of_array(np.asarray(image), full, "RGB" if image.mode.startswith("RGB") else "L")
+    return replace(values, premultiplied=image.mode.startswith("RGBa"))
 
 
 def of_tiff(library: Any, file: IO[bytes], tiff: Tiff, notices: list[str]) -> Values:

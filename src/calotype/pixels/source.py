@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from calotype.errors import PictureError
-from calotype.pixels import boxes, deep, opening, png, tiff
+from calotype.pixels import boxes, deep, jxl, kinds, opening, png, tiff
 from calotype.pixels.light import STATED_SRGB, Light, of_gamma
 from calotype.pixels.values import Values
 
@@ -56,11 +56,14 @@ def of_file(file: IO[bytes], name: str) -> Source:
     Raises:
         PictureError: it is no picture, or none that can be read.
     """
-    head = file.read(16)
+    head = file.read(kinds.HEAD)
+    opening.require_readable(head, name)
     if head.startswith(png.SIGNATURE):
         return _of_png(file, name)
     if head.startswith(tiff.SIGNATURES):
         return _of_tiff(file, name)
+    if kinds.begins(head) == "JXL":
+        return _of_jxl(file, name)
     said = boxes.examine(file)
     source = _of_pillow(_identified(file, name))
     if said is not None:
@@ -158,6 +161,36 @@ def _of_tiff(file: IO[bytes], name: str) -> Source:
     return source
 
 
+def _of_jxl(file: IO[bytes], name: str) -> Source:
+    said = jxl.header(file)
+    if said is not None and said.width * said.height > opening.MAX_PIXELS:  # its plugin decodes where others only open
+        raise opening.too_large(name, f"{said.width} x {said.height} pixels")
+    try:
+        image = _identified(file, name)
+    except PictureError:  # of which the plugin says no more than that
+        raise PictureError(f"{name} is JPEG XL, but damaged or cut off; make or download it again.") from None
+    source = _of_pillow(image)
+    if said is None or getattr(image, "jpeg", False):  # a JPEG inside comes as it was, EXIF and all
+        return source
+    if said.orientation != 1:
+        source.orientation = 1  # the decoder has turned it; EXIF may say so once more
+    else:
+        with contextlib.suppress(Exception):  # plugins raise almost anything over damaged EXIF, of which is told later
+            if Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) != 1:
+                source.notices.append(
+                    "The picture was turned by its EXIF data, of which JPEG XL's own header is silent."
+                )
+    if said.depth > 8 and image.mode in ("RGB", "RGBA", "LA"):
+        library = deep.imagecodecs()
+        if library is not None and library.JPEGXL.available and not said.floats:
+            source.decode = lambda: deep.of_jpeg_xl(library, _content(file), said.depth)
+        else:
+            what = f"{said.depth}-bit {'floats were' if said.floats else 'colour was'}"
+            hint = "" if said.floats else f"; {deep.INSTALL} keeps all"
+            source.notices.append(f"{what} reduced to 8 bits, because Pillow keeps no more{hint}.")
+    return source
+
+
 def _tell_tiff(source: Source, said: tiff.Tiff) -> None:
     source.white_is_zero, source.nodata = said.inverted, said.nodata
     if said.unnamed:
@@ -173,6 +206,9 @@ def _decode_boxes(source: Source, said: boxes.Boxes, file: IO[bytes], name: str)
     """Of AVIF, HEIF and JPEG 2000 with more than 8 bits."""
     image = source.image
     if image is None or said.depth <= 8:
+        return
+    if image.format == "HEIF" and (heif := deep.pillow_heif()) is not None:
+        source.decode = lambda: deep.of_heif(heif, file, said.depth)
         return
     library = deep.imagecodecs()
     if image.format == "AVIF" and library is not None:
