@@ -7,7 +7,6 @@ them; work that can be resumed looks whether it was asked to stop. A signal that
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -15,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
 )
 _GRACE = 5.0  # seconds in which another signal does not interrupt what the first one made to clean up
-_AGAIN = 0.05  # seconds after which an interrupt that was lost comes once more
+_AGAIN = 0.05  # seconds after which a signal comes once more where an interrupt was lost, or would be
+_IMPORT = 60.0  # seconds that an import may take
 
 
 @dataclass
@@ -29,6 +30,7 @@ class _Told:
     number: int | None = None  # of the first signal
     at: float = -_GRACE  # when the last one counted, of time.monotonic
     raised: bool = False  # whether it interrupted what ran
+    since: float | None = None  # when it began to wait for the end of an import
 
 
 _told = _Told()
@@ -39,23 +41,28 @@ def stoppable(*, to_the_end: bool = False) -> Iterator[None]:
     """Signals raise KeyboardInterrupt, wherever the main thread is; outside the main thread nothing changes.
 
     A second one within five seconds changes nothing: much of what is stopped gets it twice, and what the first one
-    began shall be finished. An interrupt that gets lost in a callback of C code comes again.
+    began shall be finished. C code may lose an interrupt: where it does, in callbacks and when objects end, the signal
+    comes again, and while modules are imported, which C code does too, it waits.
 
     Args:
         to_the_end: the process ends with the block; signals that come later are ignored.
     """
-    _told.number, _told.at, _told.raised = None, -_GRACE, False
+    if signal.getsignal(signal.SIGTERM) is _interrupt:  # within another such block
+        yield
+        return
+    _told.number, _told.at, _told.raised, _told.since = None, -_GRACE, False, None
     hook = sys.unraisablehook
 
     def lost(what: Any) -> None:
         if _told.raised and issubclass(what.exc_type, KeyboardInterrupt):
+            _told.at = -_GRACE
             _repeat()
         else:
             hook(what)
 
     sys.unraisablehook = lost
     try:
-        with _handled(_interrupt, signal.SIG_IGN if to_the_end else None):
+        with _handled(_interrupt, signal.SIG_IGN if to_the_end else None), _alarm():
             yield
     finally:
         sys.unraisablehook = hook
@@ -108,22 +115,45 @@ def _handled(handler: Callable[[int, Any], None] | None, after: signal.Handlers 
             signal.signal(number, old if after is None else after)
 
 
-def _interrupt(number: int, _: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if now - _told.at < _GRACE:
         return
-    _told.at, _told.raised = now, True
     _told.number = _told.number or number
+    if _imports(frame):
+        _told.since = _told.since or now
+        if now - _told.since < _IMPORT and _repeat():
+            return
+    _told.at, _told.raised = now, True
     raise KeyboardInterrupt
 
 
-def _repeat() -> None:
-    """Sends the signal once more, a little later: now it would be lost in the same place."""
-    number = _told.number or signal.SIGINT
-    _told.at = -_GRACE
-    if hasattr(signal, "pthread_kill"):
-        again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, number))
-    else:
-        again = threading.Timer(_AGAIN, _thread.interrupt_main, (number,))
-    again.daemon = True
-    again.start()
+def _imports(frame: FrameType | None) -> bool:
+    """Whether the code that is interrupted imports a module."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    """The system's alarm clock is for signals that are to come again."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(_told.number or signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _repeat() -> bool:
+    """Sends the signal once more, a little later; not from a thread, whose locks the main one may hold just now."""
+    if not hasattr(signal, "setitimer"):
+        return False
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+    return True

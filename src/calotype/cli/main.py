@@ -173,6 +173,7 @@ def main() -> None:
         _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:  # before a command began
+        complain("Stopped.")
         sys.exit(stopping.exit_code())
 
 
