@@ -84,8 +84,8 @@ def test_known_formats_have_the_numbers_of_their_models(name: str, channels: int
     assert torch.allclose(format_.to_model(raw), (raw - shift) * scale, rtol=1e-12)
 
 
-def test_known_formats_are_these_four() -> None:
-    assert list(KNOWN) == ["sd1", "sdxl", "sd3", "flux"]
+def test_known_formats_are_these() -> None:
+    assert list(KNOWN) == ["sd1", "sdxl", "sd3", "flux", "playground"]
 
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f"{f.kind}-{f.name}")
@@ -197,7 +197,7 @@ def test_formats_keep_the_dtype(format_: LatentFormat, dtype: torch.dtype) -> No
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, none\.$"):
+    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, playground, none\.$"):
         latent_format("sd9", 4)
 
 

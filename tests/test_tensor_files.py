@@ -96,7 +96,7 @@ def test_what_lies_in_memory_in_order_is_not_copied() -> None:
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, {"name": "photo \udcff"})
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"name": "photo ?"}
+        assert file.metadata() == {"name": r"photo \udcff"}
 
 
 def test_a_dtype_that_the_format_has_not(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import errno
 import io
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from calotype.errors import CalotypeError, StorageError, UsageError
+from calotype.temporaries import temporary_path
 
 StrPath = str | os.PathLike[str]
 
@@ -33,12 +34,30 @@ _ADVICE = {
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of file systems that have none
 
 
+def as_text(name: str) -> str:
+    """A file's name, where bytes of it that are no text stand as escape sequences: what is stored must be text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def text_path(path: Path) -> Iterator[Path]:
+    """A path to the same file whose name is text, for libraries that open no other."""
+    if as_text(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of `path` when the block ends well.
 
     The temporary lies in the same folder and has the same suffix. If the block raises, it is removed and `path` stays
-    as it was. A link is followed: the file it points to is replaced.
+    as it was; what killed processes left in the folder is removed too. A link is followed: the file it points to is
+    replaced.
 
     Raises:
         UsageError: the folder does not exist, or `path` is there already and is no ordinary file.
@@ -50,15 +69,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not an ordinary file"
         raise UsageError(f"{os.fspath(path)} can't be written: it is {kind}; give the name of a file.")
-    temporary = target.with_name(f".calotype-{secrets.token_hex(8)}{target.suffix}")
-    try:
+    with temporary_path(target.parent, target.suffix) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask wants it; some writers make files that only their owner can read
         yield temporary
         temporary.chmod(mode)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def refusal(path: StrPath, error: OSError) -> str:
@@ -124,8 +140,8 @@ def write_bytes(path: StrPath, data: bytes | memoryview, error: type[CalotypeErr
 
 
 def write_text(path: StrPath, text: str, error: type[CalotypeError] = StorageError) -> Path:
-    """`write_bytes` of text in UTF-8; what is no text (in names of files) becomes question marks."""
-    return write_bytes(path, text.encode("utf-8", "replace"), error)
+    """`write_bytes` of text in UTF-8; what is no text (in names of files) stands as escape sequences."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), error)
 
 
 def append_text(path: StrPath, text: str) -> None:
@@ -250,13 +266,10 @@ def _all_or_none(paths: Sequence[StrPath], error: type[CalotypeError]) -> Iterat
 @contextmanager
 def _copy(target: Path, path: StrPath, error: type[CalotypeError]) -> Iterator[Path]:
     """The same file under another name, or else a copy of it; it goes away."""
-    copy = target.with_name(f".calotype-{secrets.token_hex(8)}{target.suffix}")
-    try:
+    with temporary_path(target.parent, target.suffix) as copy:
         with _refusals(path, error):
             try:
                 os.link(target, copy)
             except OSError:  # not every file system has such links
                 shutil.copy2(target, copy)
         yield copy
-    finally:
-        copy.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calotype.errors import CalotypeError, StorageError, UsageError
-from calotype.files import StrPath, writing
+from calotype.files import StrPath, as_text, writing
 
 # In safetensors' order (tensor.rs, Dtype), in which larger elements come later: written from the last to the first,
 # every tensor begins at a multiple of its element's size.
@@ -55,7 +55,7 @@ def write_safetensors(
     They are written one after another from where they lie: only what is not contiguous, or not on the CPU, is copied.
 
     Args:
-        metadata: of the file. What is no text in it (in names of files) becomes question marks.
+        metadata: of the file. What is no text in it (in names of files) stands as escape sequences.
 
     Raises:
         UsageError: a dtype that the format does not have, a missing folder, or `path` is no ordinary file.
@@ -77,14 +77,15 @@ def safetensors_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         if tensor.dtype not in _NAMES:
             raise UsageError(f"safetensors has no {str(tensor.dtype).removeprefix('torch.')}, which {key!r} is of.")
     keys = sorted(tensors, key=lambda key: (-_ORDER[tensors[key].dtype], key))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    told = {as_text(key): as_text(value) for key, value in sorted((metadata or {}).items())}
+    header: dict[str, Any] = {"__metadata__": told} if told else {}
     end = 0
     for key in keys:
         start, end = end, end + tensors[key].nbytes
         header[key] = {
             "dtype": _NAMES[tensors[key].dtype], "shape": list(tensors[key].shape), "data_offsets": [start, end]
         }  # fmt: skip
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for key in keys:

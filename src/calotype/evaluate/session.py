@@ -11,7 +11,8 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -25,12 +26,13 @@ from calotype import __version__
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
+from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode, looks
 from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import writing_all
-from calotype.pixels import to_uint8
+from calotype.locks import lock
+from calotype.pixels import to_channels
 from calotype.sources import files_of, open_source
 from calotype.vae import VAE
 
@@ -81,7 +83,7 @@ def evaluate(
         What results.json holds; of a part, what was done of it (see docs/evaluation.md).
 
     Warns:
-        CalotypeWarning: the protocol enlarges pictures.
+        CalotypeWarning: the protocol enlarges pictures, or files of the place are left out.
 
     Raises:
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
@@ -89,8 +91,13 @@ def evaluate(
     kept = [report / name for name in (*REPORT, *(path.name for path in report.glob("measured*.sqlite")))]
     require_apart(kept, chain(files_of(data), weights_files(*setup.vaes)), "--report")
     pictures = open_source(data.name, data.parent)
+    left_out = pictures.left_out
+    if left_out:
+        warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)
     numbers = chosen(pictures, every, limit)
     evaluation = setup.build(pictures, len(numbers))
+    if evaluation.channels == 4:
+        evaluation = replace(evaluation, pictures=pictures.with_alpha())
     doing: Engine = here
     if engine == "ray":
         from calotype.evaluate.cluster import on_ray
@@ -100,7 +107,6 @@ def evaluate(
     parts = _parts(numbers, part)
     if part:
         numbers = parts[part]
-    store = Store(report, evaluation.settings(), part.replace("/", "-of-"))
     shown = _Shown(evaluation)
     measured: Counter[str] = Counter()
 
@@ -108,17 +114,21 @@ def evaluate(
         measured[label] += "error" not in taken.row
         shown.add(label, i, taken)
 
-    try:
+    # parts may be measured side by side, each into a file of its own
+    name, told = (f"-{part.replace('/', '-of-')}", f"an evaluation of part {part}") if part else ("", "an evaluation")
+    store = Store(report, evaluation.settings(), name[1:])
+    with closing(store), lock(report / f".calotype-measured{name}.lock", told, "give another --report"):
         seen = run(evaluation, store, numbers, engine=doing, progress=progress, watch=watch)
         found = _of_part(evaluation, store, seen, parts, part, measured) if part else results(evaluation, store, seen)
-    finally:
-        store.close()
-    for text in found["warnings"]:
-        warnings.warn(text, CalotypeWarning, stacklevel=2)
-    if part:
-        return found
-    found = {**about(), "engine": engine, **found}
-    _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
+        for text in found["warnings"]:
+            warnings.warn(text, CalotypeWarning, stacklevel=2)
+        if left_out:
+            found["warnings"].insert(0, left_out.sentence)
+        found["left_out"] = left_out.to_dict()
+        if part:
+            return found
+        found = {**about(), "engine": engine, **found}
+        _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
     return found
 
 
@@ -165,7 +175,7 @@ def _of_part(
     return {
         "calotype": __version__,
         "shard": part,
-        "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
+        "protocol": {**evaluation.protocol.to_dict(), "text": evaluation.text},
         "pictures": len(seen.numbers),
         "vaes": vaes,
         "failures": failures,
@@ -267,13 +277,14 @@ def crops(
                     with suppress(*FAILURES):
                         after[label] = _decoded(evaluation, vae, x)
         if after:
-            yield _crop(found["pictures"][i]["name"], to_uint8(x), after)
+            yield _crop(found["pictures"][i]["name"], looks(to_channels(x, evaluation.channels)), after)
 
 
 def _decoded(evaluation: Evaluation, vae: VAE, x: torch.Tensor) -> torch.Tensor:
     """A prepared picture after a VAE, uint8 [3, H, W]."""
-    _, z = encode(vae, x, evaluation.protocol, evaluation.tools)
-    return to_uint8(vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu())
+    _, z = encode(vae, to_channels(x, vae.picture_channels), evaluation.protocol, evaluation.tools)
+    y = vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu()
+    return looks(to_channels(y, evaluation.channels))
 
 
 def _telling(metrics: Sequence[str]) -> str:

@@ -31,6 +31,8 @@ _DAMAGED = (
 
 FOLDER = "checkpoints"
 BEST = "best.pt"
+LOCK = ".calotype-training.lock"  # in a run's folder, while it is trained
+DOING = "a training"  # what its holder does
 
 
 def newest(out: Path) -> Path | None:
@@ -52,9 +54,6 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
     path = folder / f"step-{state['step']:08}.pt"
     try:
         make_folder(folder)
-        for left in folder.glob(".calotype-*.pt"):  # by one that was killed
-            with suppress(OSError):
-                left.unlink()
         with writing(path) as file:
             torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, file)
     except StorageError as error:

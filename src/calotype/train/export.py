@@ -182,7 +182,7 @@ def with_one_scale(format_: LatentFormat) -> LatentFormat:
     n = format_.channels
     shift = sum(format_.mean) / n
     square = sum(mean**2 + std**2 for mean, std in zip(format_.mean, format_.std, strict=True)) / n
-    scale = 1 / math.sqrt(max(square - shift**2, 1e-12))
+    scale = format_.scaling_factor / math.sqrt(max(square - shift**2, 1e-12))
     return ScaleShift(name=format_.name, channels=n, scaling_factor=scale, shift_factor=shift)
 
 

@@ -157,6 +157,8 @@ def _details(probe: Probe) -> Markup:
         data |= {"labels": about.get("labels", "given"), "without a label": len(probe.pictures) - probe.labelled}
     if strange := about.get("labels_of_no_picture"):
         data["labels of no picture"] = ", ".join(strange[:NAMED]) + (", ..." if len(strange) > NAMED else "")
+    if left_out := about.get("files_left_out"):
+        data["files left out"] = ", ".join(f"{one['count']:,} {one['suffix']} ({one['why']})" for one in left_out)
     run = {key: about[key] for key in ("created", "device", "dtype") if key in about}
     versions = {"calotype": calotype.__version__} | about.get("versions", {})
     names = element("ol", *(element("li", name) for name in probe.pictures), start=0)

@@ -36,7 +36,7 @@ def evaluation_sheet(results: Mapping[str, Any]) -> bytes:
     sheet.writeheader()
     for row in (*_means(results), *_pictures(results), *_parts(results)):
         sheet.writerow({**row, "engine": results["engine"], "protocol": results["protocol"]["text"]})
-    return text.getvalue().encode("utf-8", "replace")  # a name may be no text
+    return text.getvalue().encode("utf-8", "backslashreplace")  # a name may be no text
 
 
 def _means(results: Mapping[str, Any]) -> Iterator[Row]:
