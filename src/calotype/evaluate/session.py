@@ -10,11 +10,11 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from calotype import __version__
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
+from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode, looks
 from calotype.evaluate.report import Crop, write_evaluation, write_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import atomic_path
-from calotype.pixels import to_uint8
+from calotype.locks import lock
+from calotype.pixels import to_channels
 from calotype.sources import open_source
+from calotype.temporaries import temporary_folder
 from calotype.vae import VAE
 
 SHOWN = 24  # pictures at most whose crops the page shows
@@ -89,6 +91,8 @@ def evaluate(
     pictures = open_source(data.name, data.parent)
     numbers = chosen(pictures, every, limit)
     evaluation = setup.build(pictures, len(numbers))
+    if evaluation.channels == 4:
+        evaluation = replace(evaluation, pictures=pictures.with_alpha())
     doing: Engine = here
     if engine == "ray":
         from calotype.evaluate.cluster import on_ray
@@ -98,7 +102,6 @@ def evaluate(
     parts = _parts(numbers, part)
     if part:
         numbers = parts[part]
-    store = Store(report, evaluation.settings(), part.replace("/", "-of-"))
     shown = _Shown(evaluation)
     measured: Counter[str] = Counter()
 
@@ -106,17 +109,18 @@ def evaluate(
         measured[label] += "error" not in taken.row
         shown.add(label, i, taken)
 
-    try:
+    # parts may be measured side by side, each into a file of its own
+    name, told = (f"-{part.replace('/', '-of-')}", f"an evaluation of part {part}") if part else ("", "an evaluation")
+    store = Store(report, evaluation.settings(), name[1:])
+    with closing(store), lock(report / f".calotype-measured{name}.lock", told, "give another --report"):
         seen = run(evaluation, store, numbers, engine=doing, progress=progress, watch=watch)
         found = _of_part(evaluation, store, seen, parts, part, measured) if part else results(evaluation, store, seen)
-    finally:
-        store.close()
-    for text in found["warnings"]:
-        warnings.warn(text, CalotypeWarning, stacklevel=2)
-    if part:
-        return found
-    found = {**about(), "engine": engine, **found}
-    _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
+        for text in found["warnings"]:
+            warnings.warn(text, CalotypeWarning, stacklevel=2)
+        if part:
+            return found
+        found = {**about(), "engine": engine, **found}
+        _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
     return found
 
 
@@ -163,7 +167,7 @@ def _of_part(
     return {
         "calotype": __version__,
         "shard": part,
-        "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
+        "protocol": {**evaluation.protocol.to_dict(), "text": evaluation.text},
         "pictures": len(seen.numbers),
         "vaes": vaes,
         "failures": failures,
@@ -215,9 +219,9 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
         paths: in one folder.
     """
     before = {path: path.stat() for path in paths if path.is_file()}
-    with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix=".calotype-") as copies:
+    with temporary_folder(paths[0].parent) as copies:
         for path in before:
-            shutil.copy2(path, Path(copies) / path.name)
+            shutil.copy2(path, copies / path.name)
         try:
             yield
         except BaseException:
@@ -226,7 +230,7 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
                     path.unlink(missing_ok=True)
                 elif not path.is_file() or not os.path.samestat(before[path], path.stat()):
                     with atomic_path(path) as temporary:
-                        shutil.copy2(Path(copies) / path.name, temporary)
+                        shutil.copy2(copies / path.name, temporary)
             raise
 
 
@@ -295,13 +299,14 @@ def crops(
                     with suppress(*FAILURES):
                         after[label] = _decoded(evaluation, vae, x)
         if after:
-            yield _crop(found["pictures"][i]["name"], to_uint8(x), after)
+            yield _crop(found["pictures"][i]["name"], looks(to_channels(x, evaluation.channels)), after)
 
 
 def _decoded(evaluation: Evaluation, vae: VAE, x: torch.Tensor) -> torch.Tensor:
     """A prepared picture after a VAE, uint8 [3, H, W]."""
-    _, z = encode(vae, x, evaluation.protocol, evaluation.tools)
-    return to_uint8(vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu())
+    _, z = encode(vae, to_channels(x, vae.picture_channels), evaluation.protocol, evaluation.tools)
+    y = vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu()
+    return looks(to_channels(y, evaluation.channels))
 
 
 def _telling(metrics: Sequence[str]) -> str:

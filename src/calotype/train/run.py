@@ -27,6 +27,8 @@ from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
 from calotype.latents import LatentFormat, Packed, same_as_model
+from calotype.locks import lock
+from calotype.pixels import require_rgb
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
 from calotype.train.estimate import estimate
@@ -92,11 +94,26 @@ def train(
         out: the run's folder; see `watch.Watch`, `checkpoint.save` and `export.export` for what it gets.
 
     Raises:
-        UsageError: for missing data, a folder in use without `resume`, a checkpoint of another recipe, or too little
-            memory.
+        UsageError: for missing data, a folder in use without `resume` or by another process, a checkpoint of another
+            recipe, or too little memory.
         NonFiniteError: if a loss is NaN; the last checkpoint is kept.
         StorageError: if the disk is full; what was written stays.
     """
+    if options.dry_run or os.environ.get("RANK", "0") != "0":  # the first of several processes holds it for all
+        return _train(recipe, data, out, options, report, notice, track)
+    with lock(out / checkpoint.LOCK, checkpoint.DOING, "give another --out"):
+        return _train(recipe, data, out, options, report, notice, track)
+
+
+def _train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    options: Options,
+    report: Callable[[dict[str, float]], None],
+    notice: Callable[[str], None],
+    track: Track,
+) -> Path | None:
     last = checkpoint.newest(out)
     if last and not (options.resume or options.dry_run):
         raise UsageError(f"{out}: there is a checkpoint already; go on with --resume, or give another --out.")
@@ -244,6 +261,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.start is not None:
         vae = load(recipe.start.weights, device="cpu")
         start = vae.module
+        require_rgb(vae.picture_channels, str(recipe.start.weights), "training")
         before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = _format_of(vae)
@@ -257,6 +275,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.teacher is not None:
         vae = load(recipe.teacher.weights, device=device)
         teacher, format_ = vae.module, _format_of(vae)
+        require_rgb(vae.picture_channels, f"The teacher {recipe.teacher.weights}", "training")
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
