@@ -28,7 +28,7 @@ class AutoencoderConfig:
     quant_conv: bool = True  # 1x1 convolutions around the latents (absent in SD3 and FLUX)
     decoder_ch: int | None = None  # narrower decoder (FLUX.2 small decoder); None: as ch
     norm_groups: int = 32  # groups of every GroupNorm
-    in_channels: int = 3  # channels of the picture
+    in_channels: int = 3  # channels of the picture, in and out
 
     def __post_init__(self) -> None:
         for name in ("ch", "num_res_blocks", "z_channels", "norm_groups", "in_channels"):
@@ -61,6 +61,11 @@ class AutoencoderConfig:
         """Spatial compression f: a latent stands for f x f pixels."""
         return int(2 ** (len(self.ch_mult) - 1))
 
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that go in and come out: 1 is grey, 3 RGB, 4 RGBA."""
+        return self.in_channels
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata; `config_from_dict` gives the config back."""
         return {"kind": "autoencoder_kl", **asdict(self)}
@@ -72,11 +77,17 @@ class TinyConfig:
 
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
+    in_channels: int = 3  # channels of the picture, in and out
 
     @property
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return self.in_channels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""
@@ -103,6 +114,11 @@ class FoldedConfig:
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return 3
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""

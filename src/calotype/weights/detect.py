@@ -83,10 +83,14 @@ def _detect_tiny(shapes: Shapes) -> Detected | None:
     if unknown:
         raise WeightsError(f"{listing('unexpected', unknown)} beside a TAESD")
     parts = frozenset(side for side in ("encoder", "decoder") if any(key.startswith(side) for key in keys))
+    ours_shapes = {ours: shapes[key] for ours, key in keys.items()}
     first_or_last, axis = ("decoder.1.weight", 1) if "decoder" in parts else ("encoder.14.weight", 0)
-    width = _shape({ours: shapes[key] for ours, key in keys.items()}, first_or_last)[axis]
-    pool = any(".pool." in key for key in keys)
-    return Detected(layout="taesd", config=TinyConfig(z_channels=width, pool=pool), parts=parts, keys=keys)
+    config = TinyConfig(
+        z_channels=_shape(ours_shapes, first_or_last)[axis],
+        pool=any(".pool." in key for key in keys),
+        in_channels=_picture_channels(ours_shapes, parts, "encoder.0.weight", "decoder.19.weight"),
+    )
+    return Detected(layout="taesd", config=config, parts=parts, keys=keys)
 
 
 def _detect_folded(shapes: Shapes) -> Detected | None:
@@ -201,12 +205,29 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
         quant_conv="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
         decoder_ch=decoder_ch if decoder_ch != ch else None,
         norm_groups=norm_groups,
-        in_channels=(
-            _shape(shapes, "encoder.conv_in.weight")[1]
-            if "encoder" in parts
-            else _shape(shapes, "decoder.conv_out.weight")[0]
-        ),
+        in_channels=_picture_channels(shapes, parts, "encoder.conv_in.weight", "decoder.conv_out.weight"),
     )
+
+
+def _picture_channels(shapes: Shapes, parts: frozenset[str], first: str, last: str) -> int:
+    """Channels of the pictures, by the encoder's first and the decoder's last convolution."""
+    found = [_shape(shapes, first)[1]] if "encoder" in parts else []
+    found += [_shape(shapes, last)[0]] if "decoder" in parts else []
+    require_one_picture(*found)
+    return found[0]
+
+
+def require_one_picture(taken: int, made: int | None = None) -> None:
+    """Checks that a decoder makes as many channels as its encoder takes.
+
+    Raises:
+        WeightsError: if it does not.
+    """
+    if made is not None and made != taken:
+        raise WeightsError(
+            f"its encoder takes pictures of {taken} channels and its decoder makes {made}; VAEs are supported whose "
+            f"pictures have as many channels on both sides (1 for grey, 3 for RGB, 4 for RGBA)"
+        )
 
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from calotype.latents import (
 )
 from calotype.networks import Network, make_network
 from calotype.weights.container import H5_SIGNATURE, open_container
-from calotype.weights.detect import Layout, detect, listing
+from calotype.weights.detect import Layout, detect, listing, require_one_picture
 from calotype.weights.keras import read_keras
 from calotype.weights.presets import KNOWN_FILES
 
@@ -240,6 +240,10 @@ def _join(path: Path, a: _Piece, b: _Piece) -> _Piece:
         )
     if isinstance(a.config, AutoencoderConfig) and isinstance(b.config, AutoencoderConfig):
         first, second = (a.config, b.config) if "encoder" in a.parts else (b.config, a.config)
+        try:
+            require_one_picture(first.in_channels, second.in_channels)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}.") from None
         decoder_ch = second.decoder_channels[0]
         config: NetworkConfig = replace(first, decoder_ch=decoder_ch if decoder_ch != first.ch else None)
     elif a.config != b.config:
