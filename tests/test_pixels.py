@@ -1108,10 +1108,10 @@ def test_to_uint8_refuses_what_is_not_finite(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(4, 5, 3), torch.zeros(3, 4), torch.zeros(1, 4, 5)]
+    "pixels", [torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(5, 4, 3), torch.zeros(3, 4), torch.zeros(2, 4, 5)]
 )
 def test_to_uint8_refuses(pixels: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"floats \[\.\.\., 3, H, W\]"):
+    with pytest.raises(UsageError, match=r"floats \[\.\.\., 1, 3 or 4, H, W\]"):
         to_uint8(pixels)
 
 
@@ -1230,7 +1230,7 @@ def test_to_pil_with_alpha() -> None:
 
 
 def test_to_pil_refuses() -> None:
-    with pytest.raises(UsageError, match=r"\[3, H, W\], not \[1, 3, 4, 5\]"):
+    with pytest.raises(UsageError, match=r"\[1, 3 or 4, H, W\], not \[1, 3, 4, 5\]"):
         to_pil(torch.zeros(1, 3, 4, 5))
     with pytest.raises(UsageError, match=r"alpha must be floats \[4, 5\]"):
         to_pil(torch.zeros(3, 4, 5), torch.zeros(5, 4))

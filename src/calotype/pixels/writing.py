@@ -54,8 +54,9 @@ def write_picture(
 
     Args:
         path: ends in one of those suffixes, in either case.
-        image: a PIL image, or pixels [3, H, W].
-        alpha: [H, W] in [0, 1]; only together with pixels.
+        image: a PIL image, or pixels [C, H, W] as `to_pil` takes them. Grey with alpha becomes RGBA in .webp and .avif,
+            which have no other.
+        alpha: [H, W] in [0, 1]; only together with pixels, and not with RGBA ones.
         text: by keyword, kept in PNG (iTXt); other formats are written without it.
 
     Returns:
@@ -76,6 +77,8 @@ def write_picture(
     if image.has_transparency_data and "RGBA" not in modes:
         able = ", ".join(key for key, writer in _WRITERS.items() if "RGBA" in writer[1])
         raise UsageError(f"{path} can't be written: {format_} has no alpha; use {able}, or drop the alpha first.")
+    if image.mode == "LA" and "LA" not in modes:
+        image = image.convert("RGBA")
     if image.mode not in modes:
         known = ", ".join(modes)
         raise UsageError(f"{path} can't be written: {format_} can't hold mode {image.mode}; convert to one of {known}.")

@@ -1,0 +1,111 @@
+"""Pictures as a VAE takes and gives them: of one channel (grey), three (RGB) or four (RGBA).
+
+Pictures are read as RGB, with alpha aside. Grey is the luma of ITU-R BT.601-7, as in Pillow's ``convert("L")`` and
+torchvision's ``rgb_to_grayscale``, with which networks of grey pictures are trained; here it is not rounded. The fourth
+channel is alpha from -1 (transparent) to 1 (opaque), beside colours that are not multiplied by it, as in AlphaVAE (Wang
+et al. 2025, arXiv:2507.09308) and in what diffusers' QwenImageLayeredPipeline gives its VAE.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calotype.errors import UsageError
+from calotype.pixels.geometry import Rows
+from calotype.pixels.picture import Picture, PictureRows
+
+NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
+"""What pictures of so many channels are called; there are no others."""
+
+LUMA = (0.299, 0.587, 0.114)  # of R', G' and B'
+
+AlphaMode = Literal["over", "keep"]
+
+
+def require_channels(channels: int) -> None:
+    """Checks that pictures can have so many channels.
+
+    Raises:
+        UsageError: if they can't.
+    """
+    if channels not in NAMES:
+        known = ", ".join(f"{n} ({name})" for n, name in NAMES.items())
+        raise UsageError(
+            f"This VAE's pictures have {channels} channels, and files and images hold {known}; call its encode and "
+            f"decode with tensors."
+        )
+
+
+def alpha_mode(channels: int, alpha: AlphaMode | None) -> AlphaMode:
+    """How pictures for a VAE of so many channels are read, see `read_picture`.
+
+    Args:
+        alpha: what the user asked for. None composites over the background for grey and RGB, and takes alpha along for
+            RGBA; "over" makes pictures opaque for any of them.
+
+    Raises:
+        UsageError: alpha is to be kept aside of a VAE that takes it itself, or no picture has so many channels.
+    """
+    require_channels(channels)
+    if alpha not in ("over", "keep", None):
+        raise UsageError(f'alpha must be "over" or "keep", not {alpha!r}.')
+    if channels < 4:
+        return alpha or "over"
+    if alpha == "keep":
+        raise UsageError(
+            "alpha=keep: this VAE takes RGBA, so alpha goes through it and is not kept aside; leave it out, or give "
+            "over (pictures composited over the background, and opaque)."
+        )
+    return alpha or "keep"
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """RGB [..., 3, H, W] in any range -> grey [..., 1, H, W]; where R = G = B it is exactly that value."""
+    red, green, blue = pixels.unbind(-3)
+    return (green + LUMA[0] * (red - green) + LUMA[2] * (blue - green)).unsqueeze(-3)
+
+
+def over(pixels: Tensor, background: float = 1.0) -> Tensor:
+    """RGBA [..., 4, H, W] in [-1, 1] -> RGB [..., 3, H, W], composited over a grey (white) background.
+
+    Alpha beyond [-1, 1], as networks give it, counts as -1 or 1.
+    """
+    opacity = pixels[..., 3:, :, :].clamp(-1.0, 1.0).add(1.0).div(2.0)
+    return background + (pixels[..., :3, :, :] - background) * opacity
+
+
+def as_rgb(pixels: Tensor) -> Tensor:
+    """What grey [..., 1, H, W], RGB, or RGBA (over white) looks like: RGB [..., 3, H, W]."""
+    if pixels.shape[-3] == 4:
+        return over(pixels)
+    return pixels.expand(*pixels.shape[:-3], 3, -1, -1) if pixels.shape[-3] == 1 else pixels
+
+
+def for_channels(picture: Picture | PictureRows, channels: int) -> Rows:
+    """A picture's rows as a VAE of so many channels takes them: [channels, n, W] in [-1, 1].
+
+    Where it is RGBA, alpha is that which the picture kept, and 1 where it has none.
+
+    Raises:
+        UsageError: if pictures can't have so many channels.
+    """
+    require_channels(channels)
+    if channels == 3:
+        return picture.rows
+    if channels == 1:
+        return lambda top, bottom: luma(picture.rows(top, bottom))
+
+    def rgba(top: int, bottom: int) -> Tensor:
+        colours = picture.rows(top, bottom)
+        alpha = picture.alpha
+        if alpha is None:
+            opacity = torch.ones_like(colours[:1])
+        else:
+            part = alpha[None, top:bottom]
+            opacity = part.to(colours) / 127.5 - 1.0 if part.dtype == torch.uint8 else part.to(colours) * 2.0 - 1.0
+        return torch.cat([colours, opacity])
+
+    return rgba
