@@ -71,10 +71,17 @@ class Stored:
         title: of the source, for messages.
         names: a name for each.
         open_: gives the encoded file of a picture; called from several threads.
+        alpha: pictures are read with their alpha, uint8 [H, W, 4], and not over white.
     """
 
-    def __init__(self, title: str, names: Sequence[str], open_: Callable[[int], IO[bytes]]) -> None:
-        self.title, self.names, self._open = title, names, open_
+    def __init__(
+        self, title: str, names: Sequence[str], open_: Callable[[int], IO[bytes]], *, alpha: bool = False
+    ) -> None:
+        self.title, self.names, self._open, self._alpha = title, names, open_, alpha
+
+    def with_alpha(self) -> Stored:
+        """The same pictures, read with their alpha."""
+        return Stored(self.title, self.names, self._open, alpha=True)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,6 +94,8 @@ class Stored:
         except _UNREADABLE as error:
             raise self._bad(i, error) from error
         try:
+            if self._alpha:
+                return _rgba(read_picture_rows(content, alpha="keep"))
             return _rgb(read_picture_rows(content))
         except PictureError as error:
             raise self._bad(i, error) from error
@@ -159,6 +168,13 @@ def _rgb(picture: PictureRows) -> Array:
         bottom = min(top + step, height)
         rgb[top:bottom] = to_uint8(picture.rows(top, bottom)).permute(1, 2, 0).numpy()
     return rgb
+
+
+def _rgba(picture: PictureRows) -> Array:
+    """uint8 [H, W, 4]."""
+    opaque = np.full((*picture.size, 1), 255, dtype=np.uint8)
+    alpha = opaque if picture.opacity is None else picture.opacity[..., None]
+    return np.concatenate([_rgb(picture), alpha], axis=2)
 
 
 def _is_picture(path: PurePath) -> bool:

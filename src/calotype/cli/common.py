@@ -66,7 +66,11 @@ SeedOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; made if it is not there.")]
 AlphaOption = Annotated[
-    Alpha, typer.Option(help="Composite transparent pictures over the background, or keep alpha aside.")
+    Alpha | None,
+    typer.Option(
+        help="Composite transparent pictures over the background, or keep alpha aside.",
+        show_default="over; a VAE of RGBA takes alpha itself",
+    ),
 ]
 BackgroundOption = Annotated[str, typer.Option(help="Colour under transparent pictures: a name or #rrggbb.")]
 MemoryOption = Annotated[

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 from calotype import __version__
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode
+from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode, looks
 from calotype.evaluate.report import Crop, write_evaluation, write_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import atomic_path
-from calotype.pixels import to_uint8
+from calotype.pixels import to_channels
 from calotype.sources import open_source
 from calotype.vae import VAE
 
@@ -89,6 +90,8 @@ def evaluate(
     pictures = open_source(data.name, data.parent)
     numbers = chosen(pictures, every, limit)
     evaluation = setup.build(pictures, len(numbers))
+    if evaluation.channels == 4:
+        evaluation = replace(evaluation, pictures=pictures.with_alpha())
     doing: Engine = here
     if engine == "ray":
         from calotype.evaluate.cluster import on_ray
@@ -163,7 +166,7 @@ def _of_part(
     return {
         "calotype": __version__,
         "shard": part,
-        "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
+        "protocol": {**evaluation.protocol.to_dict(), "text": evaluation.text},
         "pictures": len(seen.numbers),
         "vaes": vaes,
         "failures": failures,
@@ -295,13 +298,14 @@ def crops(
                     with suppress(*FAILURES):
                         after[label] = _decoded(evaluation, vae, x)
         if after:
-            yield _crop(found["pictures"][i]["name"], to_uint8(x), after)
+            yield _crop(found["pictures"][i]["name"], looks(to_channels(x, evaluation.channels)), after)
 
 
 def _decoded(evaluation: Evaluation, vae: VAE, x: torch.Tensor) -> torch.Tensor:
     """A prepared picture after a VAE, uint8 [3, H, W]."""
-    _, z = encode(vae, x, evaluation.protocol, evaluation.tools)
-    return to_uint8(vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu())
+    _, z = encode(vae, to_channels(x, vae.picture_channels), evaluation.protocol, evaluation.tools)
+    y = vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu()
+    return looks(to_channels(y, evaluation.channels))
 
 
 def _telling(metrics: Sequence[str]) -> str:

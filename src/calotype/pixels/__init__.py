@@ -5,7 +5,15 @@ Pictures are read as RGB (C = 3), with alpha aside; `channels` makes of them wha
 Whatever reading or writing does to a picture besides decoding it is either an error or one of the picture's notices.
 """
 
-from calotype.pixels.channels import AlphaMode, alpha_mode, as_rgb, for_channels, luma, over, require_channels
+from calotype.pixels.channels import (
+    AlphaMode,
+    alpha_mode,
+    for_channels,
+    luma,
+    require_channels,
+    seen,
+    to_channels,
+)
 from calotype.pixels.geometry import Padding, Rows, crop, pad, pad_rows, planes
 from calotype.pixels.levels import from_array, to_pil, to_uint8
 from calotype.pixels.opening import MAX_PIXELS
@@ -21,12 +29,10 @@ __all__ = [
     "PictureRows",
     "Rows",
     "alpha_mode",
-    "as_rgb",
     "crop",
     "for_channels",
     "from_array",
     "luma",
-    "over",
     "pad",
     "pad_rows",
     "planes",
@@ -34,6 +40,8 @@ __all__ = [
     "read_picture_rows",
     "require_channels",
     "require_writable",
+    "seen",
+    "to_channels",
     "to_pil",
     "to_uint8",
     "write_picture",

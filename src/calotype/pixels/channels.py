@@ -56,8 +56,8 @@ def alpha_mode(channels: int, alpha: AlphaMode | None) -> AlphaMode:
         return alpha or "over"
     if alpha == "keep":
         raise UsageError(
-            "alpha=keep: this VAE takes RGBA, so alpha goes through it and is not kept aside; leave it out, or give "
-            "over (pictures composited over the background, and opaque)."
+            '--alpha keep (alpha="keep"): this VAE takes RGBA, so alpha goes through it and is not kept aside; leave '
+            "it out, or give over, which makes pictures opaque."
         )
     return alpha or "keep"
 
@@ -77,11 +77,40 @@ def over(pixels: Tensor, background: float = 1.0) -> Tensor:
     return background + (pixels[..., :3, :, :] - background) * opacity
 
 
-def as_rgb(pixels: Tensor) -> Tensor:
-    """What grey [..., 1, H, W], RGB, or RGBA (over white) looks like: RGB [..., 3, H, W]."""
-    if pixels.shape[-3] == 4:
-        return over(pixels)
-    return pixels.expand(*pixels.shape[:-3], 3, -1, -1) if pixels.shape[-3] == 1 else pixels
+def to_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Grey, RGB or RGBA pixels [..., C, H, W] -> [..., channels, H, W].
+
+    RGBA is composited over white where alpha goes; RGB becomes grey as its luma. Grey becomes RGB by repetition, and
+    both become opaque RGBA.
+    """
+    given = pixels.shape[-3]
+    if given == channels:
+        return pixels
+    if given == 4:
+        return to_channels(over(pixels), channels)
+    if channels == 1:
+        return luma(pixels)
+    rgb = pixels.expand(*pixels.shape[:-3], 3, -1, -1) if given == 1 else pixels
+    return rgb if channels == 3 else torch.cat([rgb, torch.ones_like(rgb[..., :1, :, :])], dim=-3)
+
+
+def seen(pixels: Tensor) -> Tensor:
+    """What of pixels is compared: RGBA [..., 4, H, W] -> [..., 6, H, W], its RGB over white and over black.
+
+    Together these two say all of a picture but the colours of what is fully transparent; of an opaque one they are its
+    colours twice. Grey and RGB are compared as they are.
+
+    Args:
+        pixels: floats in [-1, 1], or uint8, which is rounded half up.
+    """
+    if pixels.shape[-3] != 4:
+        return pixels
+    if pixels.dtype != torch.uint8:
+        return torch.cat([over(pixels, 1.0), over(pixels, -1.0)], dim=-3)
+    levels = pixels.float()
+    colours, opacity = levels[..., :3, :, :], levels[..., 3:, :, :] / 255.0
+    both = torch.cat([255.0 + (colours - 255.0) * opacity, colours * opacity], dim=-3)
+    return both.add_(0.5).floor_().to(torch.uint8)
 
 
 def for_channels(picture: Picture | PictureRows, channels: int) -> Rows:

@@ -176,7 +176,9 @@ def _summary(results: Results) -> Markup:
     columns = [Column("VAE")]
     columns += [Column(m["title"], _unit(m), "mean over pictures, with its 95% interval") for m in metrics]
     columns += [Column(_distance(key), "lower is better", "between two sets of pictures") for key in distances]
-    columns.append(Column("Numbers", "per pixel", "latent numbers for each pixel, which is 3 itself"))
+    columns.append(
+        Column("Numbers", "per pixel", f"latent numbers for each pixel, which is {results.get('channels', 3)} itself")
+    )
     marks = [standings(results, metric["key"], metric["better"] == "higher") for metric in metrics]
     bounds = [_bounds(vaes, metric["key"]) for metric in metrics]
     rows = []
