@@ -163,7 +163,7 @@ class Original:
 def _triples(pixels: Tensor) -> Tensor:
     """Pixels [C, H, W] as networks for RGB take them: [N, 3, H, W]; N is 2 for RGBA."""
     values = seen(pixels)
-    return values.expand(3, -1, -1)[None] if len(values) == 1 else values.unflatten(0, (-1, 3))
+    return values.expand(3, -1, -1)[None] if len(values) == 1 else values.reshape(-1, 3, *values.shape[1:])
 
 
 def looks(pixels: Tensor) -> Tensor:
@@ -307,7 +307,8 @@ def _ssim(original: Original, y: Tensor, before: Tensor, after: Tensor, protocol
         return ssim(before, after)
     similarity = ssim_reflect if protocol.ssim == "reflect" else ssim_uniform
     if protocol.on_floats:
-        return similarity(*(seen(one.clamp(-1, 1)) for one in (original.compared, y)), 2.0 * protocol.ssim_range)
+        floats = [seen(one.clamp(-1, 1)) for one in (original.compared, y)]
+        return similarity(floats[0], floats[1], 2.0 * protocol.ssim_range)
     return similarity(before.float() / 255, after.float() / 255, protocol.ssim_range)
 
 

@@ -1,6 +1,6 @@
 """Metrics between a picture and its reconstruction, on uint8 pixels rounded half up (`calotype.pixels.to_uint8`).
 
-Channels are all alike: one of grey, three of RGB; for RGBA see `calotype.pixels.seen`.
+Channels are all alike: C is 1 for grey, 3 for RGB, and 6 for RGBA as `calotype.pixels.seen` has it.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _require_window(height: int, width: int) -> None:
 
 def _check(a: Tensor, b: Tensor) -> None:
     for x in (a, b):
-        if x.dtype != torch.uint8 or x.ndim != 3 or not x.numel():
-            raise UsageError(f"a picture to compare must be uint8 [C, H, W], not {x.dtype} {list(x.shape)}.")
+        if x.dtype != torch.uint8 or x.ndim != 3 or x.shape[0] not in (1, 3, 6) or not x.numel():
+            raise UsageError(f"a picture to compare must be uint8 [1, 3 or 6, H, W], not {x.dtype} {list(x.shape)}.")
     if a.shape != b.shape:
         raise UsageError(f"pictures to compare must have one shape, not {list(a.shape)} and {list(b.shape)}.")

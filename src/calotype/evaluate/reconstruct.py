@@ -145,11 +145,11 @@ def reconstruct_files(
         NonFiniteError: what is decoded is not finite in float32 either.
     """
     height, width = picture.size
+    require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
     channels = vae.picture_channels
     alpha = picture.alpha if channels < 4 else None
     whole = for_channels(picture, channels)
     require_rows_writable(reconstruction, width, height, alpha=alpha is not None or channels == 4)
-    require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
     rows, padding = pad_rows(whole, height, width, vae.factor)
     padded = (height + padding.bottom, width + padding.right)
     posterior = vae.encode_rows(rows, *padded, memory=memory, progress=share(progress, 0, 4))
