@@ -65,7 +65,8 @@ def command(
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
-    a, b = (read_rows(path, wanted, under) for path in (first, second))
+    loaded = load_vae(vae, None, device, dtype)
+    a, b = (read_rows(path, wanted, under, loaded.picture_channels) for path in (first, second))
     # what is transparent in a mask selects nothing
     over = levels_of(read_picture_rows(mask, background=(0, 0, 0)))
     height, width = a.size
@@ -73,7 +74,6 @@ def command(
         if (h, w) != (height, width):
             to_do = "draw it in that size" if path == mask else "bring both to one size with --size"
             raise UsageError(f"{path} is {w}x{h} and {first} {width}x{height}; {to_do}.")
-    loaded = load_vae(vae, None, device, dtype)
     make_folder(out.parent)
     made = {
         "first": origin(first), "second": origin(second), "mask": origin(mask), "feather": feather,

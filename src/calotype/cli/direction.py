@@ -126,7 +126,7 @@ def apply(
     if memory is not None:
         parse_memory(memory)
     way = load_direction(direction)
-    source = read_source(picture, sized(size), colour(background))
+    wanted, under = sized(size), colour(background)
     if vae is None and way.vae_name not in ("builtin", *PRESETS):
         raise LatentsError(
             f"{direction}: this direction was learned with {way.vae_name or 'an unnamed VAE'} (sha256 "
@@ -134,6 +134,7 @@ def apply(
         )
     loaded = load_vae(vae or way.vae_name, None, device, dtype)
     way.require(loaded.sha256, loaded.name)
+    source = read_source(picture, wanted, under, loaded.picture_channels)
     with bar("Applying", json) as told:
         latents = latents_of(loaded, source, memory=memory, progress=share(told, 0, 2))
         write_edited(loaded, way.apply(latents, strength), target, memory, share(told, 1, 2))

@@ -39,32 +39,49 @@ def sized(size: str | None) -> tuple[int, int] | None:
     return None if size is None else size_of(size)
 
 
-def vae_for(
-    sources: Sequence[PictureRows | Latents], paths: Sequence[Path], vae: str | None, device: str | None, dtype: Dtype
-) -> VAE:
-    """The VAE that was asked for, else the one that made the first latents, else the built-in one."""
+def read_sources(
+    paths: Sequence[Path],
+    sizes: Sequence[tuple[int, int] | None],
+    background: tuple[int, int, int],
+    vae: str | None,
+    device: str | None,
+    dtype: Dtype,
+) -> tuple[list[PictureRows | Latents], VAE]:
+    """Pictures and latents, and the VAE for them: that which was asked for, or made the first latents, or is built in.
+
+    Latents are read first, for they name it, and then pictures as it takes them.
+    """
+    from calotype.edit.sources import is_latents
     from calotype.latents import Latents
     from calotype.vae import name_for
 
+    known = {i: read_source(path, sizes[i], background) for i, path in enumerate(paths) if is_latents(path)}
     if vae is None:
-        named = [name_for(one, path) for one, path in zip(sources, paths, strict=True) if isinstance(one, Latents)]
+        named = [name_for(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)]
         vae = named[0] if named else None
-    return load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype)
+    channels = loaded.picture_channels
+    sources = [known.get(i) or read_source(path, sizes[i], background, channels) for i, path in enumerate(paths)]
+    return sources, loaded
 
 
-def read_source(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows | Latents:
-    """A picture or latents; what reading did to it is said."""
+def read_source(
+    path: Path, size: tuple[int, int] | None, background: tuple[int, int, int], channels: int = 3
+) -> PictureRows | Latents:
+    """A picture, for a VAE whose pictures have so many channels, or latents; what reading did to it is said."""
     from calotype.edit.sources import read
     from calotype.pixels import PictureRows
 
-    source = read(path, size=size, background=background)
+    source = read(path, size=size, background=background, channels=channels)
     if isinstance(source, PictureRows):
         for notice in source.notices:
             complain(f"{path}: {notice}")
     return source
 
 
-def read_rows(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows:
+def read_rows(
+    path: Path, size: tuple[int, int] | None, background: tuple[int, int, int], channels: int = 3
+) -> PictureRows:
     """A picture, where latents do not do; what reading did to it is said.
 
     Raises:
@@ -72,7 +89,7 @@ def read_rows(path: Path, size: tuple[int, int] | None, background: tuple[int, i
     """
     from calotype.latents import Latents
 
-    source = read_source(path, size, background)
+    source = read_source(path, size, background, channels)
     if isinstance(source, Latents):
         raise UsageError(f"{path}: these are latents; give the picture they were made from.")
     return source

@@ -22,7 +22,7 @@ from calotype.cli.common import (
     make_folder,
     require_folder,
 )
-from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_source, sized, vae_for
+from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_sources, sized
 from calotype.errors import UsageError
 
 NAME = "vary"
@@ -73,8 +73,7 @@ def command(
         raise UsageError(f"--seed {seed}: there are no {count} seeds from there on; give a smaller one.")
     if memory is not None:
         parse_memory(memory)
-    source = read_source(picture, sized(size), colour(background))
-    loaded = vae_for([source], [picture], vae, device, dtype)
+    (source,), loaded = read_sources([picture], [sized(size)], colour(background), vae, device, dtype)
     seeds = range(seed, seed + count)
     stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
     paths = [out / f"{stem}-vary-{one}.png" for one in seeds]

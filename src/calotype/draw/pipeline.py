@@ -17,7 +17,7 @@ from calotype.draw.schedule import Flow, Sampler
 from calotype.draw.text import Context, words_of
 from calotype.errors import UsageError
 from calotype.latents import Latents
-from calotype.pixels import Padding, to_pil
+from calotype.pixels import Padding, require_rgb, to_pil
 from calotype.vae import VAE, load
 
 OnStep = Callable[[Step], None]
@@ -64,7 +64,7 @@ class Drawer:
     Every picture is drawn alone, so what a seed gives does not depend on how many are drawn, bit by bit.
 
     Raises:
-        UsageError: if the model draws in the latents of another VAE.
+        UsageError: if the model draws in the latents of another VAE, or its pictures are not RGB.
     """
 
     def __init__(self, model: DrawingModel, vae: VAE) -> None:
@@ -73,6 +73,7 @@ class Drawer:
                 f"This drawing model draws in the latents of the VAE with sha256 {model.config.vae[:12]}..., and "
                 f"{vae.name or 'the VAE given'} has {vae.sha256[:12]}...; give the VAE it was trained with."
             )
+        require_rgb(vae.picture_channels, vae.name, "drawing")
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
         self.schedule = Flow()

@@ -32,6 +32,7 @@ from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
+from calotype.pixels import require_rgb
 from calotype.train.checkpoint import keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
@@ -212,9 +213,11 @@ def train_drawing(
         The weights' path, or None if SIGINT or SIGTERM stopped it; what was reached is in the checkpoint.
 
     Raises:
-        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off.
+        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
+            the VAE's pictures are not RGB.
         PictureError: if a picture can't be read.
     """
+    require_rgb(vae.picture_channels, vae.name, "drawing")
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
     out.mkdir(parents=True, exist_ok=True)

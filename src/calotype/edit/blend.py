@@ -13,7 +13,7 @@ from torch.nn import functional
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
-from calotype.pixels import PictureRows, pad, to_pil, to_uint8
+from calotype.pixels import PictureRows, for_channels, pad, to_pil, to_uint8
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE
 
@@ -89,6 +89,8 @@ def blend(
 ) -> Path:
     """Writes the first picture with the second where the mask is white; it is written by rows.
 
+    Both are taken as the VAE's pictures are: in grey, RGB, or with the alpha that they kept in RGBA.
+
     With `paste_back` the VAE changes only what is blended: let m be the feathered mask. Where it is 0 the file holds
     the first picture's levels, where it is 1 the second's, byte by byte; at 1/2 what was decoded; and in between a
     straight mixture of what was decoded with the nearer picture, so that there is no edge. Without it everything is as
@@ -110,7 +112,9 @@ def blend(
     for what, (h, w) in (("second picture", second.size), ("mask", (mask.shape[0], mask.shape[1]))):
         if (h, w) != (height, width):
             raise UsageError(f"The {what} is {w}x{h} and the first picture {width}x{height}; bring them to one size.")
-    require_rows_writable(out, width, height)
+    channels = vae.picture_channels
+    require_rows_writable(out, width, height, alpha=channels == 4)
+    pictures = [for_channels(one, channels) for one in (first, second)]
     soft = feathered(mask, feather)
     a = vae.encode_image(first, memory=memory, progress=share(progress, 0, 3))
     b = vae.encode_image(second, memory=memory, progress=share(progress, 1, 3))
@@ -123,22 +127,22 @@ def blend(
             bottom = min(top + part.shape[1], height)
             decoded = part[:, : bottom - top, :width]
             if bottom > top:  # the last rows may all be padding
-                kept = first.rows(top, bottom), second.rows(top, bottom)
-                yield pasted(decoded, *kept, soft[top:bottom]) if paste_back else to_uint8(decoded)
+                kept = [rows(top, bottom) for rows in pictures]
+                yield pasted(decoded, kept[0], kept[1], soft[top:bottom]) if paste_back else to_uint8(decoded)
             top = bottom
 
     if vae.may_widen:
         with suppress(NonFiniteError):
-            return write_rows(out, rows(), width=width, height=height, text=text)
+            return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
         vae.widen()
-    return write_rows(out, rows(), width=width, height=height, text=text)
+    return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
 
 
 def pasted(decoded: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """Levels uint8 [3, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
+    """Levels uint8 [C, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
 
     Args:
-        decoded, first, second: [3, H, W] in [-1, 1].
+        decoded, first, second: [C, H, W] in [-1, 1].
         mask: [H, W] in [0, 1].
     """
     near, part = torch.where(mask < 0.5, first, second), (2.0 * mask - 1.0).abs()

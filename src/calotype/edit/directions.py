@@ -22,7 +22,7 @@ from calotype.engine.executor import Progress
 from calotype.errors import LatentsError, UsageError
 from calotype.files import atomic_path
 from calotype.latents import Latents
-from calotype.pixels import PictureRows
+from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
 from calotype.vae import VAE
 
@@ -114,7 +114,10 @@ def learn(
         UsageError: a source that is none, sets of fewer than four pictures, or aligned pictures of several sizes.
         PictureError: if a picture can't be read.
     """
+    require_channels(vae.picture_channels)
     sets = [open_source(path.name, path.parent) for path in (start, end)]
+    if vae.picture_channels == 4:
+        sets = [pictures.with_alpha() for pictures in sets]
     for path, pictures in zip((start, end), sets, strict=True):
         if len(pictures) < LEAST:
             raise UsageError(
@@ -129,7 +132,9 @@ def learn(
         for i in range(len(pictures)):
             if (i % stride == stride - 1) != held:
                 continue
-            picture = PictureRows(pictures.read(i), None, False, (255, 255, 255), ())
+            levels = pictures.read(i)
+            opacity = levels[..., 3] if levels.shape[2] == 4 else None
+            picture = PictureRows(levels[..., :3], opacity, opacity is not None, (255, 255, 255), ())
             if size is not None:
                 picture = fit(picture, size)
             features.append(picture.size)

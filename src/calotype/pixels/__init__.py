@@ -11,6 +11,7 @@ from calotype.pixels.channels import (
     for_channels,
     luma,
     require_channels,
+    require_rgb,
     seen,
     to_channels,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "read_picture",
     "read_picture_rows",
     "require_channels",
+    "require_rgb",
     "require_writable",
     "seen",
     "to_channels",

@@ -39,6 +39,24 @@ def require_channels(channels: int) -> None:
         )
 
 
+def require_rgb(channels: int, name: str, what: str) -> None:
+    """Checks that a VAE's pictures are RGB, where nothing else will do.
+
+    Args:
+        name: of the VAE.
+        what: is to be done with it, as in "drawing".
+
+    Raises:
+        UsageError: if they are not.
+    """
+    if channels != 3:
+        kind = f", {NAMES[channels]}" if channels in NAMES else ""
+        raise UsageError(
+            f"{name or 'This VAE'} has pictures of {channels} channel{'s' * (channels > 1)}{kind}, and {what} takes a "
+            f"VAE of RGB pictures (3 channels); give one."
+        )
+
+
 def alpha_mode(channels: int, alpha: AlphaMode | None) -> AlphaMode:
     """How pictures for a VAE of so many channels are read, see `read_picture`.
 

@@ -27,6 +27,7 @@ from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
 from calotype.latents import LatentFormat, Packed, same_as_model
+from calotype.pixels import require_rgb
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
 from calotype.train.estimate import estimate
@@ -244,6 +245,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.start is not None:
         vae = load(recipe.start.weights, device="cpu")
         start = vae.module
+        require_rgb(vae.picture_channels, str(recipe.start.weights), "training")
         before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = _format_of(vae)
@@ -257,6 +259,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.teacher is not None:
         vae = load(recipe.teacher.weights, device=device)
         teacher, format_ = vae.module, _format_of(vae)
+        require_rgb(vae.picture_channels, f"The teacher {recipe.teacher.weights}", "training")
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
