@@ -172,9 +172,9 @@ def _rgb(picture: PictureRows) -> Array:
 
 def _rgba(picture: PictureRows) -> Array:
     """uint8 [H, W, 4]."""
-    opaque = np.full((*picture.size, 1), 255, dtype=np.uint8)
-    alpha = opaque if picture.opacity is None else picture.opacity[..., None]
-    return np.concatenate([_rgb(picture), alpha], axis=2)
+    alpha = picture.alpha
+    levels = np.full(picture.size, 255, dtype=np.uint8) if alpha is None else alpha.numpy()
+    return np.concatenate([_rgb(picture), levels[..., None]], axis=2)
 
 
 def _is_picture(path: PurePath) -> bool:

@@ -92,7 +92,7 @@ def over(pixels: Tensor, background: float = 1.0) -> Tensor:
     Alpha beyond [-1, 1], as networks give it, counts as -1 or 1.
     """
     opacity = pixels[..., 3:, :, :].clamp(-1.0, 1.0).add(1.0).div(2.0)
-    return background + (pixels[..., :3, :, :] - background) * opacity
+    return torch.lerp(pixels.new_full((), background).expand_as(opacity), pixels[..., :3, :, :], opacity)
 
 
 def to_channels(pixels: Tensor, channels: int) -> Tensor:
@@ -147,12 +147,11 @@ def for_channels(picture: Picture | PictureRows, channels: int) -> Rows:
 
     def rgba(top: int, bottom: int) -> Tensor:
         colours = picture.rows(top, bottom)
-        alpha = picture.alpha
-        if alpha is None:
-            opacity = torch.ones_like(colours[:1])
+        if isinstance(picture, PictureRows):
+            opacity = picture.weight(top, bottom) if picture.keep else None
         else:
-            part = alpha[None, top:bottom]
-            opacity = part.to(colours) / 127.5 - 1.0 if part.dtype == torch.uint8 else part.to(colours) * 2.0 - 1.0
-        return torch.cat([colours, opacity])
+            opacity = None if picture.alpha is None else picture.alpha[top:bottom]
+        alpha = torch.ones_like(colours[:1]) if opacity is None else opacity[None].to(colours) * 2.0 - 1.0
+        return torch.cat([colours, alpha])
 
     return rgba

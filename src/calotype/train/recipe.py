@@ -257,8 +257,8 @@ def _check(recipe: Recipe, where: str) -> None:
     factor = recipe.network.factor
     if isinstance(recipe.network, AutoencoderConfig | TinyConfig) and recipe.network.in_channels != 3:
         raise UsageError(
-            f"{where}: network.in_channels must be 3, not {recipe.network.in_channels}: training is of RGB pictures, for "
-            f"which its losses are made."
+            f"{where}: network.in_channels must be 3, not {recipe.network.in_channels}: training takes pictures of 3 "
+            f"channels (RGB), for which its losses are made."
         )
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")
