@@ -256,7 +256,8 @@ def _measured(
     middle = time.perf_counter()
     y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
     end = time.perf_counter()
-    y = to_channels(y, original.channels)
+    if len(y) != original.channels:  # as a file of it would be brought to them
+        y = to_channels(y.clamp(-1, 1), original.channels)
     row: dict[str, Any] = {
         "height": x.shape[1],
         "width": x.shape[2],
