@@ -1041,7 +1041,7 @@ def test_from_array_of_a_batch_and_of_views() -> None:
         np.zeros((4, 5, 3), np.uint16),
         np.zeros((3, 4, 5), np.uint8),
         np.zeros((4, 5), np.uint8),
-        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5, 2), np.uint8),
         np.zeros((1, 1, 4, 5, 3), np.uint8),
     ],
 )

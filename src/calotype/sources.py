@@ -21,10 +21,9 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import PictureRows, read_picture_rows, to_uint8
+from calotype.pixels import PictureRows, picture_size, read_picture_rows, to_uint8
 
 Array = NDArray[np.uint8]
 
@@ -103,11 +102,9 @@ class Stored:
     def side(self, i: int) -> int:
         """See `Pictures`."""
         try:
-            with self._open(i) as file, Image.open(file) as image:
-                return min(image.size)
-        except Image.DecompressionBombError:  # Pillow's limit, not ours
-            return int(min(self.read(i).shape[:2]))
-        except Exception as error:  # the plugins raise almost anything over a damaged header
+            with self._open(i) as file:
+                return min(picture_size(file))
+        except (PictureError, *_UNREADABLE) as error:
             raise self._bad(i, error) from error
 
     def _bad(self, i: int, error: Exception) -> PictureError:

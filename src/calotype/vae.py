@@ -21,6 +21,7 @@ from calotype.engine.executor import Progress
 from calotype.engine.program import Direction
 from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.files import as_text
 from calotype.gradients import require_none_lost
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
@@ -41,8 +42,9 @@ from calotype.pixels import (
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
+from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights, require_format
-from calotype.weights.presets import PRESETS
+from calotype.weights.presets import PRESETS, is_preset
 
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 
@@ -56,33 +58,54 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     engine: EngineName = "auto",
+    prefix: str | None = None,
+    weights: Weights | None = None,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
     Args:
         vae: None for the weights that ship with calotype; the name of a preset (fetched from the hub on first use);
             or a file or folder in any layout.
-        latent_format: sd1, sdxl, sd3, flux or none; needed only where the weights can't tell and model latents or
-            latents on disk are wanted.
+        latent_format: sd1, sdxl, sd3, flux, playground or none, or how a config.json is meant that can be read in
+            two ways, means or scaled-means; needed only where the weights can't tell and model latents or latents on
+            disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
         engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
+        prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
+        weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
+            where not given, if it is the whole VAE.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device or latent format.
+        UsageError: for an unknown name, device or latent format, or a prefix or weights that are not there.
+
+    Warns:
+        CalotypeWarning: where the file is not quite as it should be, or holds more than one could mean (the
+            `loaded.notices` of the result).
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
-    loaded = load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
     return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
 
 
-def load_as_stored(vae: str | os.PathLike[str] | None, latent_format: str | None = None) -> Loaded:
+def load_as_stored(
+    vae: str | os.PathLike[str] | None,
+    latent_format: str | None = None,
+    *,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+) -> Loaded:
     """Weights as `load` finds them, in the dtype they are stored in and on the CPU; for conversion."""
     path, _, latent_format = locate(vae, latent_format)
-    return load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
+    return loaded
 
 
 def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tuple[Path, str, str | None]:
@@ -92,7 +115,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     """
     if vae is None or vae == "builtin":
         return BUILTIN, "builtin", latent_format
-    if (text := os.fspath(vae)) in PRESETS and not Path(text).exists():
+    if is_preset(text := os.fspath(vae)):
         known = PRESETS[text].latent_format
         return fetch(text), text, latent_format or (known if known in KNOWN else None)
     path = Path(text)
@@ -101,7 +124,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
     # a file that is called like a preset must not be taken for it when its latents are decoded
-    name = path.name or path.resolve().name
+    name = as_text(path.name or path.resolve().name)
     name = f"./{name}" if name in ("builtin", *PRESETS) else name
     return path, name, latent_format
 

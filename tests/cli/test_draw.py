@@ -291,6 +291,7 @@ def test_progress_on_a_terminal(calotype: Calotype, monkeypatch: pytest.MonkeyPa
     assert shown.getvalue() == before
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("count", [0, 2])
 def test_ctrl_c_keeps_what_is_finished(
     count: int, calotype: Calotype, drawer: Drawer, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +307,7 @@ def test_ctrl_c_keeps_what_is_finished(
         assert np.array_equal(levels("o/sun-1.png"), expected)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_nothing_is_left_half_written(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     first, calls = Image.Image.save, 0
 

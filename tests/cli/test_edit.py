@@ -265,7 +265,7 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
         ("vary a.png --size 0x3", 2, "no size"),
         ("vary a.png --out text.png", 2, "is a file"),
         ("vary a.latents.safetensors --noise latents --size 8x8", 2, "latents can't be scaled"),
-        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw it in that size"),
+        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw the mask in that size"),
         ("blend a.png small.png b.png", 2, "small.png is 8x8 and a.png 40x24; bring both to one size"),
         ("blend a.png b.png a.png --out b.png", 2, "b.png would be overwritten"),
         ("blend a.latents.safetensors b.png a.png", 2, "these are latents; give the picture"),

@@ -247,6 +247,7 @@ def test_a_failed_write_leaves_nothing(calotype: Calotype, vae: Path, monkeypatc
     assert files() == ["a.png"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_stopping_in_the_middle(vae: Path) -> None:
     names = [f"{i:03}.png" for i in range(400)]
     draw(names[0], 128, 128)

@@ -120,7 +120,7 @@ def test_a_misspelt_preset(calotype: Calotype) -> None:
 
 def test_there_and_back_changes_no_bit(module: AutoencoderKL, calotype: Calotype) -> None:
     ran = calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers")
-    assert (ran.code, ran.said[0].endswith("--latent-format sd1|sdxl.")) == (2, True)
+    assert (ran.code, ran.said[0].endswith("--latent-format sd1|sdxl|playground.")) == (2, True)
     ran = calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers", "--latent-format", "sdxl")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "ldm -> diffusers: d/config.json, d/diffusion_pytorch_model.safetensors\n"

@@ -21,7 +21,7 @@ from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
 from calotype.draw.sampler import Step, noise_for
 from calotype.draw.text import Context
 from calotype.draw.walk import lerped, walk
-from calotype.edit.blend import feathered
+from calotype.edit.feather import shown
 from calotype.edit.morph import Way
 from calotype.errors import LatentsError, UsageError
 from calotype.pixels import read_picture_rows
@@ -209,14 +209,14 @@ def test_outside_the_mask_not_one_pixel_changes(drawer: Drawer, photo: Path, tmp
     original = read_picture_rows(photo)
     mask = torch.zeros(44, 52, dtype=torch.uint8)
     mask[10:30, 21:40] = 255
-    soft = feathered(mask, feather)
+    part = shown(mask, feather)
     source = drawer.vae.encode_image(original)
-    (made,) = redrawn(drawer, source, ["red circle"], 0, FEW, strength=1.0, mask=latent_mask(drawer.vae, soft))
-    out = write_redrawn(drawer.vae, made, original, soft, tmp_path / "out.png")
+    (made,) = redrawn(drawer, source, ["red circle"], 0, FEW, strength=1.0, mask=latent_mask(drawer.vae, mask))
+    out = write_redrawn(drawer.vae, made, original, part, tmp_path / "out.png")
     before, after = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (photo, out))
     changed = np.abs(before - after).max(2) > 0
-    assert not changed[soft.numpy() == 0].any()
-    assert changed[soft.numpy() == 1].mean() > 0.9
+    assert not changed[part.numpy() == 0].any()
+    assert changed[mask.numpy() > 0].mean() > 0.9
 
 
 def test_latents_outside_the_mask_are_kept(drawer: Drawer, photo: Path) -> None:

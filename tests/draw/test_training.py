@@ -144,6 +144,7 @@ def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx((before + of_each[line["part"], line["step"]]) / 2)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "part", "step"),
     [(signal.SIGTERM, 2, 3), (signal.SIGINT, 2, 3), (signal.SIGTERM, 1, 2), (signal.SIGINT, 1, 3)],

@@ -278,6 +278,7 @@ def test_a_page_that_fails_leaves_no_numbers(
     assert not list(Path("report").iterdir())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_one_word_and_leaves_nothing(here: Path) -> None:
     for i in range(2):
         draw(f"photos/{i}.png", i, side=512)

@@ -166,3 +166,30 @@ BT2020_TO_SRGB = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]
 )
 """From ITU-R BT.2087."""
+
+
+# A profile for inks
+
+
+def cmyk_profile() -> bytes:
+    """An ICC profile whose table makes L* fall by a third for each of C, M and Y; K is black."""
+    d50 = struct.pack(">3i", *(round(value * 65536) for value in (0.9642, 1.0, 0.8249)))
+    ramp = bytes(range(256))
+    grid = b""
+    for corner in np.ndindex(2, 2, 2, 2):
+        grid += bytes((0 if corner[3] else round(255 * (1 - sum(corner[:3]) / 3)), 128, 128))
+    identity = struct.pack(">9i", *(65536 * value for value in (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + identity + ramp * 4 + grid + ramp * 3
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(81),
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+        b"wtpt": b"XYZ \0\0\0\0" + d50,
+        b"A2B0": table,
+    }
+    listing, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        listing += name + struct.pack(">II", start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4xI4s4s4s", start + len(body), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + d50
+    return head.ljust(128, b"\0") + listing + body

@@ -13,6 +13,9 @@ from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from calotype.edit.masks import Selected
     from calotype.engine.executor import Progress
     from calotype.latents import Latents
     from calotype.pixels import PictureRows
@@ -31,6 +34,7 @@ SizeOption = Annotated[
     str | None,
     typer.Option("--size", metavar="WxH", help="Scale pictures until they cover this, and cut them around the middle."),
 ]
+InvertMaskOption = Annotated[bool, typer.Option("--invert-mask", help="Select what the mask leaves out instead.")]
 StrengthOption = Annotated[float, typer.Option(help="How far to go: 0 not at all, 1 all the way, more beyond.")]
 
 
@@ -93,6 +97,25 @@ def read_rows(
     if isinstance(source, Latents):
         raise UsageError(f"{path}: these are latents; give the picture they were made from.")
     return source
+
+
+def read_mask(path: Path, size: tuple[int, int], of: Path, *, alpha: Selected = "auto", invert: bool = False) -> Tensor:
+    """A mask's levels, uint8 [H, W]; how it was understood is said.
+
+    Args:
+        size: (height, width) of the picture.
+        of: its path.
+        alpha, invert: as for `edit.masks.read_mask`.
+
+    Raises:
+        PictureError, UsageError: as there.
+    """
+    from calotype.edit import masks
+
+    mask = masks.read_mask(path, alpha=alpha, invert=invert, size=size, of=str(of))
+    for notice in mask.notices:
+        complain(f"{path}: {notice}")
+    return mask.levels
 
 
 def output_file(out: Path, inputs: Sequence[Path]) -> Path:

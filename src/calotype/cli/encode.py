@@ -19,8 +19,10 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
     SeedOption,
     VaeOption,
+    WeightsOption,
     colour,
     complain,
     finish,
@@ -47,6 +49,8 @@ class SpaceName(str, Enum):
 def command(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
     vae: VaeOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     out: OutOption = Path(),
     space: Annotated[
         SpaceName, typer.Option(help="Raw latents as the encoder gives them, or scaled as diffusion models want them.")
@@ -74,7 +78,7 @@ def command(
         parse_memory(memory)
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING)
-    loaded = load_vae(vae, latent_format, device, dtype)
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
     format_ = loaded.latent_format
     how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)
 

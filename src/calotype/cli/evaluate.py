@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype import stopping
 from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
 from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
@@ -113,7 +114,7 @@ def command(
             )
     except KeyboardInterrupt:
         complain("Stopped; the same command goes on where it was.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(stopping.exit_code()) from None
     if json:
         print(json_module.dumps(plain(found), allow_nan=False))
     elif shard:

@@ -17,8 +17,10 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
     SeedOption,
     VaeOption,
+    WeightsOption,
     colour,
     complain,
     finish,
@@ -39,6 +41,8 @@ EXAMPLE = "Example: [bold]calotype reconstruct photo.jpg --vae sdxl-vae --out se
 def command(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
     vae: VaeOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     out: OutOption = Path(),
     amplify: Annotated[float, typer.Option(help="How much the difference panel is amplified.")] = 4.0,
     seed: SeedOption = None,
@@ -71,7 +75,7 @@ def command(
         parse_memory(memory)
     plain = outputs(photos, out, "-reconstruction.png")
     panels = outputs(photos, out, "-panel.png")
-    loaded = load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype, prefix, which)
     channels = loaded.picture_channels
     how = alpha_mode(channels, alpha.value if alpha else None)
     make_folder(out)

@@ -16,10 +16,12 @@ import torch
 
 from calotype.draw.kinds import Found, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
-from calotype.latents import KNOWN, LatentFormat, PerChannel, ScaleShift
+from calotype.latents import LatentFormat, ScaleShift
 from calotype.pixels import require_rgb
 from calotype.vae import VAE, load
 from calotype.weights.detect import listing
+from calotype.weights.diffusers_config import Scales
+from calotype.weights.formats import as_format
 from calotype.weights.load import SUFFIXES
 
 EXTRA = "Drawing with checkpoints needs {}; install it with: pip install 'calotype[sd]'"
@@ -75,15 +77,12 @@ def _own_format(path: Path, found: Found) -> tuple[LatentFormat, int]:
     scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean and std:
-        stds = tuple(s / (scale or 1.0) for s in std)
-        return PerChannel(name="custom", channels=found.channels, mean=tuple(mean), std=stds), factor
+        means = Scales(factor=scale or 1.0, mean=tuple(mean), std=tuple(std))
+        return as_format(means, found.channels), factor
     if scale is None:
         assert isinstance(found.kind.format, ScaleShift)
         return replace(found.kind.format, channels=found.channels), factor
-    for known in KNOWN.values():
-        if (known.channels, known.scaling_factor, known.shift_factor) == (found.channels, scale, shift):
-            return known, factor
-    return ScaleShift(name="custom", channels=found.channels, scaling_factor=scale, shift_factor=shift), factor
+    return as_format(Scales(factor=scale, shift=shift), found.channels), factor
 
 
 def pipeline_class(found: Found, task: str = "") -> tuple[Any, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -32,8 +31,10 @@ from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
 from calotype.files import atomic_path
+from calotype.locks import lock
 from calotype.pixels import require_rgb
-from calotype.train.checkpoint import keep_lines, read
+from calotype.stopping import noted
+from calotype.train.checkpoint import DOING, LOCK, keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
@@ -210,17 +211,29 @@ def train_drawing(
         track: shows how far the encoding of the pictures is.
 
     Returns:
-        The weights' path, or None if SIGINT or SIGTERM stopped it; what was reached is in the checkpoint.
+        The weights' path, or None if SIGINT, SIGTERM or SIGHUP stopped it; what was reached is in the checkpoint.
 
     Raises:
         UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
-            the VAE's pictures are not RGB.
+            another process trains there, or the VAE's pictures are not RGB.
         PictureError: if a picture can't be read.
     """
     require_rgb(vae.picture_channels, vae.name, "drawing")
+    with lock(out / LOCK, DOING, "give another --out"):
+        return _train(recipe, data, out, vae, resume, report, track)
+
+
+def _train(
+    recipe: DrawingRecipe,
+    data: Path,
+    out: Path,
+    vae: VAE,
+    resume: bool,
+    report: Callable[[dict[str, float]], None],
+    track: Track,
+) -> Path | None:
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
-    out.mkdir(parents=True, exist_ok=True)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
@@ -244,12 +257,10 @@ def train_drawing(
             torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, temporary)
         save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
 
-    stopped: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     losses: list[float] = []
     began = time.perf_counter()
-    try:
-        while not stopped and (drawing.word_step < recipe.word_steps or drawing.step < recipe.steps):
+    with noted() as stopped:
+        while not stopped() and (drawing.word_step < recipe.word_steps or drawing.step < recipe.steps):
             words = drawing.word_step < recipe.word_steps
             losses.append(drawing.advance_words() if words else drawing.advance())
             step = drawing.word_step if words else drawing.step
@@ -272,9 +283,6 @@ def train_drawing(
             if step % recipe.checkpoint_every == 0:
                 save()
         save()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return out / WEIGHTS if drawing.step >= recipe.steps else None
 
 

@@ -14,7 +14,7 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,12 @@ def animation(
                 raise UsageError(f"{path} was to have {frames} frames, and {count} came.")
             with _refusals(path):
                 writer.finish()
-        finally:
-            with _refusals(path):
+        except BaseException:
+            with suppress(Exception):  # which ends half a file, would hide why there is only half of one
                 writer.close()
+            raise
+        with _refusals(path):
+            writer.close()
 
 
 @contextmanager

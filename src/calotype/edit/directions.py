@@ -20,7 +20,7 @@ from calotype.edit.sources import fit
 from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
 from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path
+from calotype.files import atomic_path, text_path
 from calotype.latents import Latents
 from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
@@ -224,7 +224,7 @@ def load_direction(path: str | os.PathLike[str]) -> Direction:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; make a direction with `calotype direction learn`.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with text_path(path) as named, safe_open(named, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("calotype") != KIND or "direction" not in file.keys():  # noqa: SIM118
                 raise LatentsError(f"{path}: this is no direction; make one with `calotype direction learn`.")

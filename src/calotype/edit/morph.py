@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +23,7 @@ from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.probe.bench import LEAST_LPIPS, rmse
 from calotype.latents import Latents
 from calotype.pixels import crop, require_channels, to_channels, to_pil, write_picture
+from calotype.temporaries import temporary_file
 from calotype.vae import VAE
 
 
@@ -230,7 +230,7 @@ def write_frames(
     last: tuple[Tensor, Tensor] | None = None
     with (
         animation(out, size=size, frames=count, fps=fps, plays=plays) as add,
-        tempfile.TemporaryFile(dir=spill_folder()) as spool,
+        temporary_file(spill_folder()) as spool,
     ):
         for frame in frames:
             image = to_pil(to_channels(frame.pixels, 3))

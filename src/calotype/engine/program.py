@@ -14,7 +14,7 @@ from typing import Literal
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 
 Direction = Literal["encode", "decode"]
-Activation = Literal["none", "silu", "relu", "clamp"]
+Activation = Literal["none", "silu", "relu", "gelu", "mish", "clamp"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Conv:
     @property
     def changes_source(self) -> bool:
         """Whether its source's numbers are not convolved as they are."""
-        return self.norm is not None or self.affine is not None or self.activation in ("silu", "relu")
+        return self.norm is not None or self.affine is not None or self.activation not in ("none", "clamp")
 
     def flops(self, height: int, width: int) -> int:
         """Of the products, computed directly; a multiplication and an addition are two."""
@@ -203,12 +203,13 @@ class _Builder:
         self.steps.append(Fold(source=source, target=target))
         return target
 
-    def resnet(self, x: Map, channels: int, prefix: str, groups: int) -> Map:
+    def resnet(self, x: Map, channels: int, prefix: str, config: AutoencoderConfig) -> Map:
         """ResnetBlock: the shortcut before the second convolution, so that x is needed no longer."""
-        norms = [Norm(weights=f"{prefix}.norm{i}", groups=groups, eps=1e-6) for i in (1, 2)]
-        h = self.conv(x, channels, f"{prefix}.conv1", norm=norms[0], activation="silu")
+        norms = [Norm(weights=f"{prefix}.norm{i}", groups=config.norm_groups, eps=1e-6) for i in (1, 2)]
+        activation = config.activation
+        h = self.conv(x, channels, f"{prefix}.conv1", norm=norms[0], activation=activation)
         shortcut = x if x.channels == channels else self.conv(x, channels, f"{prefix}.nin_shortcut", 1)
-        return self.conv(h, channels, f"{prefix}.conv2", norm=norms[1], activation="silu", residual=shortcut)
+        return self.conv(h, channels, f"{prefix}.conv2", norm=norms[1], activation=activation, residual=shortcut)
 
     def attention(self, x: Map, prefix: str, groups: int) -> Map:
         target = Map(prefix, x.channels, x.factor)
@@ -217,10 +218,10 @@ class _Builder:
         return target
 
     def mid(self, x: Map, prefix: str, config: AutoencoderConfig) -> Map:
-        x = self.resnet(x, x.channels, f"{prefix}.block_1", config.norm_groups)
+        x = self.resnet(x, x.channels, f"{prefix}.block_1", config)
         if config.mid_attention:
             x = self.attention(x, f"{prefix}.attn_1", config.norm_groups)
-        return self.resnet(x, x.channels, f"{prefix}.block_2", config.norm_groups)
+        return self.resnet(x, x.channels, f"{prefix}.block_2", config)
 
     def out(self, x: Map, channels: int, prefix: str, groups: int) -> Map:
         norm = Norm(weights=f"{prefix}.norm_out", groups=groups, eps=1e-6)
@@ -232,7 +233,7 @@ def _encoder(build: _Builder, config: AutoencoderConfig) -> None:
     x = build.conv(Map("pixels", config.picture_channels, 1), channels[0], "encoder.conv_in")
     for i, after in enumerate(channels):
         for j in range(config.num_res_blocks):
-            x = build.resnet(x, after, f"encoder.down.{i}.block.{j}", groups)
+            x = build.resnet(x, after, f"encoder.down.{i}.block.{j}", config)
             if i in config.attn_levels:
                 x = build.attention(x, f"encoder.down.{i}.attn.{j}", groups)
         if i < len(channels) - 1:
@@ -246,13 +247,13 @@ def _encoder(build: _Builder, config: AutoencoderConfig) -> None:
 def _decoder(build: _Builder, config: AutoencoderConfig) -> None:
     channels, groups = config.decoder_channels, config.norm_groups
     x = Map("latents", config.z_channels, config.factor)
-    if config.quant_conv:
+    if config.decoder_quant_conv:
         x = build.conv(x, config.z_channels, "post_quant_conv", 1)
     x = build.conv(x, channels[-1], "decoder.conv_in")
     x = build.mid(x, "decoder.mid", config)
     for i, after in reversed(list(enumerate(channels))):
         for j in range(config.num_res_blocks + 1):
-            x = build.resnet(x, after, f"decoder.up.{i}.block.{j}", groups)
+            x = build.resnet(x, after, f"decoder.up.{i}.block.{j}", config)
             if i in config.attn_levels:
                 x = build.attention(x, f"decoder.up.{i}.attn.{j}", groups)
         if i > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,9 @@ from calotype.evaluate.probe.labelling import Labelling, labelling
 from calotype.evaluate.report import write_probe
 from calotype.evaluate.session import about, chosen
 from calotype.files import atomic_path
+from calotype.locks import lock
 from calotype.sources import Pictures, open_source
+from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
 
 SIDE = 256
@@ -50,11 +51,28 @@ def examine(
         every, limit: see `session.chosen`.
 
     Raises:
-        UsageError: nothing can be written to REPORT, or labels are given without pictures.
+        UsageError: nothing can be written to REPORT, another process writes there, or labels are given without
+            pictures.
         StorageError: the disk refuses what was found.
         UsageError, WeightsError, PictureError: see the functions called.
     """
     _require_writable(report)
+    with lock(report / ".calotype-probe.lock", "a probe", "give another --report"):
+        return _examine(vae, data, report, labels, perceptual, every, limit, seed, device, progress)
+
+
+def _examine(
+    vae: str | None,
+    data: Path | None,
+    report: Path,
+    labels: Path | None,
+    perceptual: str | None,
+    every: int,
+    limit: int,
+    seed: int,
+    device: str | None,
+    progress: Progress | None,
+) -> Probe:
     given: Sequence[tuple[str, Array]] | _Chosen
     if data is None:
         if labels is not None:
@@ -111,7 +129,7 @@ def _require_writable(report: Path) -> None:
     """
     nearest = next(path for path in (report, *report.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with temporary_file(str(nearest)):
             pass
     except OSError as error:
         raise UsageError(

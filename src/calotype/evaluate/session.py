@@ -10,11 +10,10 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +31,10 @@ from calotype.evaluate.report import Crop, write_evaluation, write_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import atomic_path
+from calotype.locks import lock
 from calotype.pixels import to_channels
 from calotype.sources import open_source
+from calotype.temporaries import temporary_folder
 from calotype.vae import VAE
 
 SHOWN = 24  # pictures at most whose crops the page shows
@@ -101,7 +102,6 @@ def evaluate(
     parts = _parts(numbers, part)
     if part:
         numbers = parts[part]
-    store = Store(report, evaluation.settings(), part.replace("/", "-of-"))
     shown = _Shown(evaluation)
     measured: Counter[str] = Counter()
 
@@ -109,17 +109,18 @@ def evaluate(
         measured[label] += "error" not in taken.row
         shown.add(label, i, taken)
 
-    try:
+    # parts may be measured side by side, each into a file of its own
+    name, told = (f"-{part.replace('/', '-of-')}", f"an evaluation of part {part}") if part else ("", "an evaluation")
+    store = Store(report, evaluation.settings(), name[1:])
+    with closing(store), lock(report / f".calotype-measured{name}.lock", told, "give another --report"):
         seen = run(evaluation, store, numbers, engine=doing, progress=progress, watch=watch)
         found = _of_part(evaluation, store, seen, parts, part, measured) if part else results(evaluation, store, seen)
-    finally:
-        store.close()
-    for text in found["warnings"]:
-        warnings.warn(text, CalotypeWarning, stacklevel=2)
-    if part:
-        return found
-    found = {**about(), "engine": engine, **found}
-    _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
+        for text in found["warnings"]:
+            warnings.warn(text, CalotypeWarning, stacklevel=2)
+        if part:
+            return found
+        found = {**about(), "engine": engine, **found}
+        _write(report, found, list(crops(evaluation, found, numbers, shown.crops)))
     return found
 
 
@@ -218,9 +219,9 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
         paths: in one folder.
     """
     before = {path: path.stat() for path in paths if path.is_file()}
-    with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix=".calotype-") as copies:
+    with temporary_folder(paths[0].parent) as copies:
         for path in before:
-            shutil.copy2(path, Path(copies) / path.name)
+            shutil.copy2(path, copies / path.name)
         try:
             yield
         except BaseException:
@@ -229,7 +230,7 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
                     path.unlink(missing_ok=True)
                 elif not path.is_file() or not os.path.samestat(before[path], path.stat()):
                     with atomic_path(path) as temporary:
-                        shutil.copy2(Path(copies) / path.name, temporary)
+                        shutil.copy2(copies / path.name, temporary)
             raise
 
 

@@ -90,11 +90,12 @@ def of_tiff(library: Any, file: IO[bytes], tiff: Tiff, notices: list[str]) -> Va
             raise ValueError(f"it has {len(page.dataoffsets)} of {parts} parts")
         missing = sum(1 for count in page.databytecounts if not count)
         array = page.asarray(squeeze=False, maxworkers=1)
-    if array.shape[1:4] != (1, tiff.height, tiff.width):
-        raise ValueError(f"its values are {list(array.shape)}")
     if missing:
         notices.append(f"{missing} of the {parts} parts of the picture are not in the file; they were filled.")
     planes = np.moveaxis(array[:, 0, ..., 0], 0, -1) if tiff.planar else array[0, 0]
+    samples = tiff.colours + (tiff.alpha is not None) + tiff.unnamed
+    if array.shape[1] != 1 or planes.shape != (tiff.height, tiff.width, samples):
+        raise ValueError(f"its values are {list(array.shape)}")
     return _values(tiff, planes, notices)
 
 
@@ -105,7 +106,10 @@ def _require_known(tiff: Tiff) -> None:
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it as RGB")
     if tiff.model == "CMYK" and tiff.kind == "f":
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it as RGB")
-    if tiff.kind == "u" and tiff.bits > 32:
+    # the bytes of 24 bits have no agreed order
+    if (tiff.kind == "u" and tiff.bits > 16 and tiff.bits != 32) or (
+        tiff.kind == "f" and tiff.bits not in (16, 32, 64)
+    ):
         raise NotReadableError(f"holds {tiff.words}, which can't be read; save it in 16 bits")
 
 
@@ -145,7 +149,7 @@ def _values(tiff: Tiff, planes: npt.NDArray[Any], notices: list[str]) -> Values:
 
     else:
         model = "CMYK" if tiff.model == "CMYK" else "L" if tiff.model == "L" else "RGB"
-        if full > 65535 and not floats and int(planes.max()) <= 65535:
+        if tiff.kind == "i" or (full > 65535 and not floats and int(planes.max()) <= 65535):
             full = 65535.0
             notices.append("Whole numbers were taken for 16-bit grey: 0 is black and 65535 is white.")
     return Values(
@@ -158,7 +162,7 @@ def _values(tiff: Tiff, planes: npt.NDArray[Any], notices: list[str]) -> Values:
         alpha=alpha,
         premultiplied=tiff.premultiplied,
         inverted=tiff.inverted,
-        checked=floats and model != "LAB",
+        checked=tiff.kind != "u" and model != "LAB",
         nodata=tiff.nodata if floats else None,
     )
 

@@ -41,10 +41,10 @@ def strict_pillow() -> Iterator[None]:
             _strict_settings.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
             _strict_settings.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\.")
-            # it would write of damaged files to standard error, where no logging is set up
-            logger = logging.getLogger("tifffile")
-            _strict_settings.callback(setattr, logger, "disabled", logger.disabled)
-            logger.disabled = True
+            # without logging set up, they would write to standard error what the exception says too
+            for logger in map(logging.getLogger, ("tifffile", "PIL.TiffImagePlugin")):
+                _strict_settings.callback(setattr, logger, "disabled", logger.disabled)
+                logger.disabled = True
             # Pillow raises above twice its limit; what it says between once and twice is filtered with the rest.
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
             ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import boxes, deep, opening, png, tiff, values as values_
+from calotype.pixels import deep, opening, tiff, values as values_
 from calotype.pixels.colour import deep_srgb, srgb
-from calotype.pixels.light import ADOBE, STATED_SRGB, Light, of_gamma
+from calotype.pixels.light import ADOBE
 from calotype.pixels.picture import Levels, Opacity, Picture, PictureRows
+from calotype.pixels.source import Source, of_file, of_image
 from calotype.pixels.upright import AS_STORED, empty
 from calotype.pixels.values import Values, assemble
 
@@ -63,7 +63,7 @@ def read_picture_rows(
     """Read a picture as `read_picture` does, with the same pixels, but hold it in a quarter of the memory.
 
     While it is read it takes 7 bytes a pixel (Pillow's own 4 are given back), and 1 more where there is alpha. Colour
-    of more than 8 bits takes 12, of which 6 are kept, and 4 more where there is alpha.
+    of more than 8 bits takes 12, of which 6 are kept, and 4 more where there is alpha; floats of 32 bits twice that.
 
     Args:
         source, alpha, background: as there.
@@ -78,208 +78,24 @@ def read_picture_rows(
     keep = alpha == "keep"
     if isinstance(source, Image.Image):
         with opening.strict_pillow():
-            return _decoded(_of_image(source, "The picture"), "The picture", keep, background)
+            return _decoded(of_image(source, "The picture"), "The picture", keep, background)
     name = "The picture" if isinstance(source, bytes) else os.fspath(source)
     with io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file, opening.strict_pillow():
-        return _decoded(_of_file(file, name), name, keep, background)
+        return _decoded(of_file(file, name), name, keep, background)
 
 
-@dataclass
-class _Source:
-    """A picture of which all is known but its values.
+def picture_size(file: IO[bytes]) -> tuple[int, int]:
+    """(height, width) of a picture file, from its header; before it is turned upright.
 
-    Attributes:
-        width, height: as stored.
-        image: Pillow's, not loaded yet; None for what Pillow does not open.
-        decode: gives the values where Pillow shall not.
-        profile: ICC.
-        light: what the values stand for where there is no profile that can be used.
-        frames, frame: how many there are, and the number of this one.
-        orientation: as in EXIF; None where Pillow's image tells.
-        white_is_zero: a TIFF with 0 for white.
-        nodata: a TIFF's value of pixels without data.
-        depth: bits of a value, where boxes say it.
-        notices: what was done.
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
     """
-
-    width: int
-    height: int
-    image: Image.Image | None = None
-    decode: Callable[[], Values] | None = None
-    profile: bytes | None = None
-    light: Light | None = None
-    frames: int = 1
-    frame: int = 1
-    orientation: int | None = None
-    white_is_zero: bool = False
-    nodata: float | None = None
-    depth: int = 0
-    notices: list[str] = field(default_factory=list)
+    with opening.strict_pillow():
+        source = of_file(file, "The picture")
+    return source.height, source.width
 
 
-# Which reader
-
-
-def _of_file(file: IO[bytes], name: str) -> _Source:
-    head = file.read(16)
-    if head.startswith(png.SIGNATURE):
-        return _of_png(file, name)
-    if head.startswith(tiff.SIGNATURES):
-        return _of_tiff(file, name)
-    said = boxes.examine(file)
-    source = _of_pillow(_identified(file, name))
-    if said is not None:
-        source.profile = source.profile or said.profile
-        source.light = source.light or said.light
-        source.depth = said.depth
-        _decode_boxes(source, said, file, name)
-    elif source.image is not None and source.image.format == "PPM":
-        _decode_ppm(source, file)
-    return source
-
-
-def _identified(file: IO[bytes], name: str) -> Image.Image:
-    file.seek(0)
-    return opening.identify(file, name)
-
-
-def _of_pillow(image: Image.Image) -> _Source:
-    width, height = image.size
-    return _Source(width, height, image, profile=image.info.get("icc_profile"))
-
-
-def _of_image(image: Image.Image, name: str) -> _Source:
-    """Of a PIL image, which may have lost what its file said."""
-    source = _of_pillow(image)
-    file = getattr(image, "fp", None)
-    if image.format == "TIFF":
-        try:
-            said = tiff.of_tags(dict(getattr(image, "tag_v2", {})))
-        except tiff.NotReadableError as error:
-            raise PictureError(f"{name} {error}.") from None
-        if said is not None:
-            if said.reader == "tifffile":
-                raise PictureError(
-                    f"{name} holds {said.words}, which Pillow reads wrong; give the path of its file instead."
-                )
-            _tell_tiff(source, said)
-    elif image.format == "PNG" and file is not None and not file.closed and file.seekable():
-        at = file.tell()
-        png_said = png.examine(file)
-        file.seek(at)
-        source.light = png_said.light if png_said else None
-        if png_said is not None and png_said.has_cicp:
-            source.profile = None
-        return source
-    if "srgb" in image.info:
-        source.light = STATED_SRGB
-    elif "gamma" in image.info or "chromaticity" in image.info:
-        source.light = of_gamma(image.info.get("gamma"), image.info.get("chromaticity"))
-    return source
-
-
-def _of_png(file: IO[bytes], name: str) -> _Source:
-    said = png.examine(file)
-    if said is None:
-        return _of_pillow(_identified(file, name))
-    image = _identified(png.without(file, said.left_out), name)
-    source = _of_pillow(image)
-    source.profile, source.light, source.notices = said.profile, said.light, said.notices
-    library = deep.imagecodecs()
-    if said.depth == 16 and said.colour_type != 0 and library is not None:  # grey is kept by Pillow
-        source.decode = lambda: deep.of_png(library, png.bare(file, said.needed))
-        if said.exif is not None:
-            image.info["exif"] = b"Exif\0\0" + said.exif
-    return source
-
-
-def _of_tiff(file: IO[bytes], name: str) -> _Source:
-    try:
-        said = tiff.examine(file)
-    except tiff.NotReadableError as error:
-        raise PictureError(f"{name} {error}.") from None
-    if said is None:
-        return _of_pillow(_identified(file, name))
-    library = deep.tifffile()
-    image = None
-    if said.reader != "tifffile":
-        try:
-            image = _identified(file, name)
-        except PictureError:
-            if said.width * said.height > opening.MAX_PIXELS:
-                raise
-    if image is not None and (said.reader == "pillow" or library is None):
-        source = _of_pillow(image)
-        _tell_tiff(source, said)
-        return source
-    source = _Source(said.width, said.height, image, profile=said.profile, orientation=said.orientation)
-    source.frames = said.frames
-    _tell_tiff(source, said)
-    if library is None:
-        raise PictureError(f"{name} holds {said.words}, which needs more packages; {deep.INSTALL}.")
-    source.decode = lambda: deep.of_tiff(library, file, said, source.notices)
-    return source
-
-
-def _tell_tiff(source: _Source, said: tiff.Tiff) -> None:
-    source.white_is_zero, source.nodata = said.inverted, said.nodata
-    if said.unnamed:
-        what = "A further channel" if said.unnamed == 1 else f"{said.unnamed} further channels"
-        source.notices.append(f"{what} without a meaning {'was' if said.unnamed == 1 else 'were'} left out.")
-    if said.nodata is not None and not (said.kind == "f" and not 0.0 <= said.nodata <= 1.0):
-        source.notices.append(
-            f"Pixels that the file marks as without data, by the value {said.nodata:g}, were read like others."
-        )
-
-
-def _decode_boxes(source: _Source, said: boxes.Boxes, file: IO[bytes], name: str) -> None:
-    """Of AVIF, HEIF and JPEG 2000 with more than 8 bits."""
-    image, library = source.image, deep.imagecodecs()
-    if image is None or said.depth <= 8:
-        return
-    if image.format == "AVIF" and library is not None:
-        source.decode = lambda: deep.of_avif(library, _content(file), said.depth)
-    elif image.format == "JPEG2000" and image.mode != "I;16":
-        # Pillow makes black of the white of such colours
-        if not said.plain:
-            raise PictureError(
-                f"{name} holds {said.depth}-bit JPEG 2000 of a kind that can't be read; save it as 16-bit RGB."
-            )
-        if library is None:
-            raise PictureError(
-                f"{name} holds {said.depth}-bit colour in JPEG 2000, which needs more packages; {deep.INSTALL}."
-            )
-        source.decode = lambda: deep.of_jpeg_2000(library, _content(file), said.depth)
-    elif image.format != "JPEG2000":
-        source.notices.append(f"{said.depth}-bit colour was reduced to 8 bits, because Pillow keeps no more.")
-
-
-def _decode_ppm(source: _Source, file: IO[bytes]) -> None:
-    """Of a portable pixmap with more than 8 bits, whose values lie one after the other."""
-    assert isinstance(source.image, ImageFile.ImageFile)
-    tile = source.image.tile[0]
-    if tile.codec_name == "ppm" and isinstance(tile.args, tuple) and tile.args[0] == "RGB" and tile.args[1] > 255:
-        shape, full = (source.height, source.width, 3), float(tile.args[1])
-
-        def decode() -> Values:
-            file.seek(tile.offset)
-            array = np.frombuffer(file.read(2 * math.prod(shape)), dtype=">u2")
-            if array.size < math.prod(shape):
-                raise ValueError("its values end early")
-            return deep.of_array(array.reshape(shape).astype(np.uint16), full, "RGB")
-
-        source.decode = decode
-
-
-def _content(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
-
-
-# Decoding
-
-
-def _decoded(source: _Source, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
+def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
     if source.width * source.height > opening.MAX_PIXELS:
         raise opening.too_large(name, f"{source.width} x {source.height} pixels")
     if not source.width * source.height:
@@ -315,7 +131,7 @@ def _decoded(source: _Source, name: str, keep: bool, background: tuple[int, int,
         levels, opacity = _colour(source.image, source, stored, orientation)
     opacity = None if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max else opacity
     if opacity is not None:
-        if values is not None and values.checked:
+        if values is not None and values.alpha is None and values.nodata is not None:
             notices.append("Pixels without data are transparent.")
         if not keep:
             notices.append(f"Alpha was composited over the background {tuple(background)}.")
@@ -324,7 +140,7 @@ def _decoded(source: _Source, name: str, keep: bool, background: tuple[int, int,
     return PictureRows(levels, opacity, keep, background, tuple(notices))
 
 
-def _orientation(source: _Source) -> int:
+def _orientation(source: Source) -> int:
     if source.orientation is not None:
         return source.orientation if source.orientation in AS_STORED else 1
     assert source.image is not None
@@ -362,7 +178,7 @@ class _Stored:
     deep_colour: bool = False
 
 
-def _stored(source: _Source) -> _Stored:
+def _stored(source: Source) -> _Stored:
     image = source.image
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     if not tiles or image is None:
@@ -383,7 +199,7 @@ def _stripes(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
         yield slice(top, bottom), image.crop((0, top, width, bottom))
 
 
-def _grey_values(image: Image.Image, source: _Source, stored: _Stored) -> Values:
+def _grey_values(image: Image.Image, source: Source, stored: _Stored) -> Values:
     """Of Pillow's modes for grey of more than 8 bits."""
     full = 1.0 if image.mode == "F" else 4095.0 if stored.raw_mode == "I;12" else 65535.0
     if image.format == "JPEG2000" and 8 < source.depth < 16:
@@ -409,11 +225,11 @@ def _grey_values(image: Image.Image, source: _Source, stored: _Stored) -> Values
     )
 
 
-def _colour(image: Image.Image, source: _Source, stored: _Stored, orientation: int) -> tuple[Levels, Opacity | None]:
+def _colour(image: Image.Image, source: Source, stored: _Stored, orientation: int) -> tuple[Levels, Opacity | None]:
     """Any image of 8 bits or fewer -> levels [H, W, 3] and alpha [H, W] or None."""
     info, notices = dict(image.info), source.notices
     if stored.deep_colour:
-        hint = "" if deep.imagecodecs() else f"; {deep.INSTALL} keeps all"
+        hint = f"; {deep.INSTALL} keeps all" if image.format in ("PNG", "TIFF") and not deep.imagecodecs() else ""
         notices.append(f"16-bit colour was reduced to 8 bits, because Pillow keeps no more{hint}.")
     if "transparency" in info:
         if stored.deep_colour:

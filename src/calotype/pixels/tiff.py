@@ -101,14 +101,17 @@ def examine(file: IO[bytes]) -> Tiff | None:
         NotReadableError: what it holds is no picture, or one that can't be read.
     """
     try:
-        tags, frames, big_endian_big = _directory(file)
+        tags, frames, order, big = _directory(file)
     except (struct.error, ValueError, OverflowError, IndexError):
         return None
-    return _understood(tags, frames, big_endian_big)
+    return _understood(tags, frames, order, big)
 
 
-def of_tags(tags: dict[int, Any]) -> Tiff | None:
+def of_tags(tags: dict[int, Any], order: str) -> Tiff | None:
     """Of the tags as Pillow gives them.
+
+    Args:
+        order: of bytes, < or >.
 
     Raises:
         NotReadableError: as for `examine`.
@@ -117,11 +120,11 @@ def of_tags(tags: dict[int, Any]) -> Tiff | None:
     listed = {
         tag: value.encode("latin-1", "replace") if isinstance(value, str) else value for tag, value in listed.items()
     }
-    return _understood(listed, 1, False)
+    return _understood(listed, 1, order, False)
 
 
-def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, bool]:
-    """The tags of the first directory, the number of directories, and whether it is a big-endian BigTIFF."""
+def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, str, bool]:
+    """The tags of the first directory, the number of directories, the order of bytes, and whether it is a BigTIFF."""
     file.seek(0)
     head = file.read(16)
     order = "<" if head.startswith(b"II") else ">"
@@ -144,7 +147,7 @@ def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, bool]:
         if len(following) < word_size:  # the last directory of some writers
             break
         (at,) = struct.unpack(order + word, following)
-    return tags, len(seen), big and order == ">"
+    return tags, len(seen), order, big
 
 
 def _values(file: IO[bytes], order: str, kind: int, number: int, value: bytes, word: str) -> Any:
@@ -161,7 +164,7 @@ def _values(file: IO[bytes], order: str, kind: int, number: int, value: bytes, w
     return value[:number] if code == "s" else struct.unpack(f"{order}{number}{code}", value[:size])
 
 
-def _understood(tags: dict[int, Any], frames: int, big_endian_big: bool) -> Tiff | None:
+def _understood(tags: dict[int, Any], frames: int, order: str, big: bool) -> Tiff | None:
     def first(tag: int, default: int) -> int:
         values = tags.get(tag) or (default,)
         return int(values[0])
@@ -183,11 +186,11 @@ def _understood(tags: dict[int, Any], frames: int, big_endian_big: bool) -> Tiff
         return None
     if first(_DEPTH, 1) > 1:
         raise NotReadableError("holds a volume of several layers; save the layer that is meant")
-    return _with_samples(tags, model, photometric, compression, frames, big_endian_big)
+    return _with_samples(tags, model, photometric, compression, frames, order, big)
 
 
 def _with_samples(
-    tags: dict[int, Any], model: str, photometric: int, compression: int, frames: int, big_endian_big: bool
+    tags: dict[int, Any], model: str, photometric: int, compression: int, frames: int, order: str, big: bool
 ) -> Tiff | None:
     colours, save = _COLOURS[model], "; save it as 8-bit or 16-bit RGB"
     samples = (tags.get(_SAMPLES) or (3 if compression in (6, 7) and model in ("RGB", "YCbCr") else 1,))[0]
@@ -246,12 +249,14 @@ def _with_samples(
         nodata=_number(nodata) if isinstance(nodata, bytes) else None,
         offset_lab=photometric == 9,
         orientation=(tags.get(_ORIENTATION) or (1,))[0],
-        profile=tags.get(_PROFILE) or None,
+        profile=bytes(tags.get(_PROFILE) or b"") or None,
         frames=frames,
         reader="pillow",
         palette=palette,
     )
-    return dataclasses.replace(tiff, reader="tifffile" if big_endian_big else _reader(tiff, extra, compression))
+    # Pillow takes the second kind of file for the first, and swaps the bytes of numbers that libtiff has swapped
+    swapped = order == ">" and (big or (kind != "u" and compression != 1))
+    return dataclasses.replace(tiff, reader="tifffile" if swapped else _reader(tiff, extra, compression))
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -32,6 +32,8 @@ _DAMAGED = (
 
 FOLDER = "checkpoints"
 BEST = "best.pt"
+LOCK = ".calotype-training.lock"  # in a run's folder, while it is trained
+DOING = "a training"  # what its holder does
 
 
 def newest(out: Path) -> Path | None:
@@ -53,8 +55,6 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
     path = folder / f"step-{state['step']:08}.pt"
     try:
         folder.mkdir(exist_ok=True)
-        for left in folder.glob(".calotype-*.pt"):  # by one that was killed
-            left.unlink()
         with atomic_path(path) as temporary:
             torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, temporary)
             with temporary.open("rb+") as file:  # it must be there before older ones go

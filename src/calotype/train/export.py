@@ -160,7 +160,9 @@ def export(
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
     with atomic_path(out / "README.md") as temporary:
-        temporary.write_text(card(trainer, statistics, quality, count, shown), encoding="utf-8")
+        temporary.write_text(
+            card(trainer, statistics, quality, count, shown), encoding="utf-8", errors="backslashreplace"
+        )
     return path
 
 
@@ -184,7 +186,7 @@ def with_one_scale(format_: LatentFormat) -> LatentFormat:
     n = format_.channels
     shift = sum(format_.mean) / n
     square = sum(mean**2 + std**2 for mean, std in zip(format_.mean, format_.std, strict=True)) / n
-    scale = 1 / math.sqrt(max(square - shift**2, 1e-12))
+    scale = format_.scaling_factor / math.sqrt(max(square - shift**2, 1e-12))
     return ScaleShift(name=format_.name, channels=n, scaling_factor=scale, shift_factor=shift)
 
 

@@ -27,6 +27,7 @@ from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
 from calotype.latents import LatentFormat, Packed, same_as_model
+from calotype.locks import lock
 from calotype.pixels import require_rgb
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
@@ -93,11 +94,26 @@ def train(
         out: the run's folder; see `watch.Watch`, `checkpoint.save` and `export.export` for what it gets.
 
     Raises:
-        UsageError: for missing data, a folder in use without `resume`, a checkpoint of another recipe, or too little
-            memory.
+        UsageError: for missing data, a folder in use without `resume` or by another process, a checkpoint of another
+            recipe, or too little memory.
         NonFiniteError: if a loss is NaN; the last checkpoint is kept.
         StorageError: if the disk is full; what was written stays.
     """
+    if options.dry_run or os.environ.get("RANK", "0") != "0":  # the first of several processes holds it for all
+        return _train(recipe, data, out, options, report, notice, track)
+    with lock(out / checkpoint.LOCK, checkpoint.DOING, "give another --out"):
+        return _train(recipe, data, out, options, report, notice, track)
+
+
+def _train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    options: Options,
+    report: Callable[[dict[str, float]], None],
+    notice: Callable[[str], None],
+    track: Track,
+) -> Path | None:
     last = checkpoint.newest(out)
     if last and not (options.resume or options.dry_run):
         raise UsageError(f"{out}: there is a checkpoint already; go on with --resume, or give another --out.")

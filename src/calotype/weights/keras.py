@@ -40,6 +40,8 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
     try:
         with h5py.File(path) as file:
             root = file.get("model_weights", file)
+            if "layer_names" not in root.attrs:
+                raise KeyError("no layer_names; those of Keras 3 and keras-hub are not read")
             arrays = [
                 np.asarray(root[_text(layer)][_text(name)])
                 for layer in root.attrs["layer_names"]
@@ -47,7 +49,7 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
             ]
             metadata = {key: _text(value) for key, value in file.attrs.items() if key.startswith("calotype")}
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise WeightsError(f"this is no whole h5 file of Keras weights ({error})") from None
+        raise WeightsError(f"this is no whole h5 file of Keras weights ({str(error).strip(chr(39))})") from None
     stored = metadata.get("calotype_config")
     try:
         config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(stored))

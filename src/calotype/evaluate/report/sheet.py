@@ -31,7 +31,7 @@ def write_sheet(results: Mapping[str, Any], path: Path) -> None:
     figures = [metric["key"] + end for metric in results["metrics"] for end in ("", "_low", "_high", "_n")]
     figures += [key + end for key in distances for end in ("", "_std", "_n")]
     columns = ["kind", "vae", "subset", "picture", "box", *figures, "why", "error", "where", "engine", "protocol"]
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:  # a name may be no text
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:  # a name may be no text
         sheet = csv.DictWriter(file, columns)
         sheet.writeheader()
         for row in (*_means(results), *_pictures(results), *_parts(results)):
