@@ -6,12 +6,9 @@ import ast
 import gzip
 import json
 import math
-<<<<<<< HEAD
 import zipfile
 from collections.abc import Callable
-=======
 from dataclasses import replace
->>>>>>> config
 from pathlib import Path
 from typing import Any
 
