@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path, text_path
+from calotype.files import text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
+from calotype.tensor_files import write_safetensors
 
 Space = Literal["raw", "model"]
 
@@ -277,15 +277,10 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
         "vae_name": latents.vae_name,
         "padding": json.dumps(latents.padding.__dict__),
     }
-    tensors = {"latents": latents.tensor.detach().cpu().contiguous()}
+    tensors = {"latents": latents.tensor}
     if latents.alpha is not None:
-        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8).cpu().contiguous()
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LatentsError(f"{path}: the latents can't be written ({error}).") from None
-    return Path(path)
+        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8)
+    return write_safetensors(path, tensors, metadata, LatentsError)
 
 
 def load_latents(path: str | os.PathLike[str]) -> Latents:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
-from calotype.files import atomic_path
+from calotype.files import writing
 from calotype.pixels import require_writable, to_pil, write_picture
 
 _Bytes = npt.NDArray[np.uint8]
@@ -115,17 +115,7 @@ def write_rows(
     if alpha is not None and tuple(alpha.shape) != (height, width):
         raise UsageError(f"{path} can't be written: its alpha must be [{height}, {width}], not {list(alpha.shape)}.")
     stored = channels + (alpha is not None)
-    from_rows = False  # an error of what makes the rows is not the file's
-
-    def watched() -> Iterator[Tensor]:
-        nonlocal from_rows
-        try:
-            yield from rows
-        except OSError:
-            from_rows = True
-            raise
-
-    blocks = _blocks(path, watched(), width, height, channels, alpha)
+    blocks = _blocks(path, iter(rows), width, height, channels, alpha)
     if path.suffix.lower() == ".png":
         write: Callable[[IO[bytes], Iterator[_Bytes], int, int, int], None] = partial(_write_png, text=text or {})
     elif path.suffix.lower() in (".tif", ".tiff"):
@@ -137,13 +127,8 @@ def write_rows(
             whole[top : top + len(block)] = block
             top += len(block)
         return write_picture(path, Image.fromarray(whole[..., 0] if stored == 1 else whole))
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            write(file, blocks, width, height, stored)
-    except OSError as error:
-        if from_rows:
-            raise
-        raise PictureError(f"{path} can't be written: {error.strerror or error}.") from error
+    with writing(path, PictureError) as file:
+        write(file, blocks, width, height, stored)
     return path
 
 

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -201,6 +202,23 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
     return pictures
 
 
+def files_of(spec: str | Path, root: Path = Path()) -> Iterator[Path]:
+    """Files that `open_source` reads of a source, as far as they are there; of a dataset of the hub none."""
+    text, path = str(spec), root / spec
+    if text.startswith(HUB):
+        path = root / text.removeprefix(HUB).partition(":")[0]
+    if path.is_dir():
+        saved, sorting = _is_saved(path), _Sorting()
+        for file in _files(path):
+            if saved or file.suffix.lower() == ".tar" or sorting.takes(file, partial(_opened, path / file)):
+                yield path / file
+    elif path.is_file():
+        yield path
+    elif _RANGE.search(str(path)):
+        with suppress(UsageError):  # which `open_source` raises
+            yield from _shards(str(path))
+
+
 def _rgb(picture: PictureRows) -> Array:
     """uint8 [H, W, 3], by pieces so small that torch starts no threads: this runs in many threads already."""
     if picture.opacity is None and picture.levels.dtype == np.uint8:
@@ -255,13 +273,7 @@ def _folder(path: Path) -> Stored:
     if _is_saved(path):
         return _dataset(str(path), path, "", "")
     files, sorting = sorted(_files(path)), _Sorting()
-
-    def opened(file: Path) -> IO[bytes]:
-        if not (path / file).is_file():  # a pipe would never answer
-            raise OSError("this is no ordinary file")
-        return (path / file).open("rb")
-
-    pictures = [file for file in files if sorting.takes(file, partial(opened, file))]
+    pictures = [file for file in files if sorting.takes(file, partial(_opened, path / file))]
     shards = [path / file for file in files if file.suffix.lower() == ".tar" and len(file.parts) == 1]
     if shards and pictures:
         raise UsageError(f"{path}: both pictures and .tar are in it; give a folder with one of them.")
@@ -269,6 +281,12 @@ def _folder(path: Path) -> Stored:
         return _tars(str(path), shards, sorting)
     names = [file.as_posix() for file in pictures]
     return Stored(str(path), names, lambda i: (path / pictures[i]).open("rb"), sorting.left_out)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if not path.is_file():  # a pipe would never answer
+        raise OSError("this is no ordinary file")
+    return path.open("rb")
 
 
 def _files(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:

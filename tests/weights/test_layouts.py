@@ -18,6 +18,8 @@ from support import (
     import_diffusers,
     kl,
     names,
+    one_sentence,
+    room,
     same_tensors,
     tensors_of,
     tiny,
@@ -27,13 +29,13 @@ from torch import Tensor
 
 from calotype.autoencoder import AutoencoderKL
 from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
-from calotype.errors import UsageError, WeightsError
+from calotype.errors import StorageError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Packed, PerChannel, flux2
 from calotype.networks import make_network
 from calotype.weights import formats, load as load_module
 from calotype.weights.container import Container, open_container
 from calotype.weights.load import load_weights, tensors_sha256
-from calotype.weights.save import save_weights
+from calotype.weights.save import WriteLayout, save_weights
 
 MODULE = kl(NARROW, 7)
 SHA256 = tensors_sha256(MODULE.state_dict())
@@ -392,19 +394,24 @@ def test_further_metadata_is_written(tmp_path: Path) -> None:
     assert json.loads(metadata["calotype_config"]) == json.loads(json.dumps(NARROW.to_dict()))
 
 
-def test_what_was_there_stays_until_the_new_file_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = save_weights(MODULE, tmp_path / "x.safetensors", layout="ldm")
-    before = path.read_bytes()
-
-    def fail(tensors: Any, target: Path, header: Any) -> None:
-        target.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr("calotype.weights.save.save_file", fail)
-    with pytest.raises(OSError, match="no space"):
-        save_weights(kl(NARROW, 9), path, layout="ldm")
-    assert path.read_bytes() == before
-    assert names(tmp_path) == ["x.safetensors"]
+@pytest.mark.parametrize("layout", ["ldm", "diffusers", "keras"])
+@pytest.mark.parametrize("share", [0, 0.4, 0.9])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_leaves_what_was_there(there: bool, share: float, layout: WriteLayout, tmp_path: Path) -> None:
+    path = tmp_path / ("x.safetensors" if layout == "ldm" else "x")
+    (tmp_path / "whole").mkdir()
+    sizes = [file.stat().st_size for file in save_weights(MODULE, tmp_path / "whole" / path.name, layout=layout)]
+    shutil.rmtree(tmp_path / "whole")
+    written = save_weights(MODULE, path, layout=layout) if there else []
+    before = {file: file.read_bytes() for file in written}
+    with (
+        room(int(max(sizes) * share)),
+        pytest.raises(StorageError, match=r"\.(safetensors|json|h5) can't be written: File too large; ") as caught,
+    ):
+        save_weights(kl(NARROW, 9), path, layout=layout)
+    one_sentence(str(caught.value))
+    assert {file: file.read_bytes() for file in written} == before
+    assert sorted(names(tmp_path)) == sorted(str(file.relative_to(tmp_path)) for file in written)
 
 
 @pytest.mark.parametrize(

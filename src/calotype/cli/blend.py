@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -68,7 +69,7 @@ def command(
     from calotype.pixels import require_writable
 
     inputs = [first, second, mask]
-    require_writable(output_file(out, inputs))
+    require_writable(output_file(out, [*inputs, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)

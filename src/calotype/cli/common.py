@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype import stopping
+from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
@@ -159,14 +160,14 @@ def colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
+def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = None) -> list[Path]:
     """One path in `out` for each input, named after it.
 
     Raises:
-        UsageError: if two inputs would be written to one path, an input would be overwritten, or `out` is a file.
+        UsageError: if two inputs would be written to one path, an input or the VAE would be overwritten, or `out` is a
+            file.
     """
     require_folder(out)
-    there = {source.resolve(): source for source in inputs}
     paths: dict[Path, Path] = {}
     for source in inputs:
         stem = source.name.removesuffix(LATENTS_ENDING) if source.name.endswith(LATENTS_ENDING) else source.stem
@@ -178,9 +179,8 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
                 f"{paths[path]} and {source} would both be written to {path}; "
                 f"run them one by one, each with its own --out."
             )
-        if overwritten := there.get(path.resolve()):
-            raise UsageError(f"{overwritten} would be overwritten; give another --out.")
         paths[path] = source
+    require_apart(paths, [*inputs, *weights_files(vae)])
     return list(paths)
 
 

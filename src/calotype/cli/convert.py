@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import described_by, require_apart
 from calotype.cli.common import Dtype, FormatOption, JsonOption, PrefixOption, WeightsOption, finish
 
 NAME = "convert"
@@ -37,9 +38,10 @@ def command(
 
     from calotype.vae import load_as_stored
     from calotype.weights.load import TRAINING, require_format
-    from calotype.weights.save import save_weights
+    from calotype.weights.save import files_of, save_weights
 
     loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=which.value if which else None)
+    require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
     kept = layout is LayoutName.diffusers and "scaling_factor" in loaded.kept
     if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)

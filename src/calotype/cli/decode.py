@@ -57,7 +57,7 @@ def command(
     from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for
 
-    paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}")
+    paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}", vae)
     require_writable(paths[0])
     if memory is not None:
         parse_memory(memory)

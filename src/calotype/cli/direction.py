@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -65,8 +67,9 @@ def learn(
     """
     from calotype.edit import directions
     from calotype.engine.budget import parse_memory
+    from calotype.sources import files_of
 
-    output_file(out, [start, end])
+    output_file(out, chain(files_of(start), files_of(end), weights_files(vae)))
     if memory is not None:
         parse_memory(memory)
     wanted = sized(size)
@@ -122,7 +125,7 @@ def apply(
     require_strength(strength)
     stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
     target = out or Path(f"{stem}-{direction.stem}.png")
-    require_writable(output_file(target, [picture, direction]))
+    require_writable(output_file(target, [picture, direction, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     way = load_direction(direction)

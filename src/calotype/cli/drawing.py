@@ -439,4 +439,4 @@ def require_preview(preview: Path | None, others: list[Path]) -> None:
             raise UsageError(f"--preview {preview}: this is a folder; give the name of a file.")
         if any(preview.resolve() == other.resolve() for other in others):
             raise UsageError(f"--preview {preview} is one of the pictures; give it another name.")
-        require_writable(output_file(preview, []))
+        require_writable(output_file(preview, others, "--preview"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.apart import require_apart
 from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
 from calotype.errors import UsageError
 
@@ -118,17 +119,16 @@ def read_mask(path: Path, size: tuple[int, int], of: Path, *, alpha: Selected = 
     return mask.levels
 
 
-def output_file(out: Path, inputs: Sequence[Path]) -> Path:
+def output_file(out: Path, inputs: Iterable[Path], option: str = "--out") -> Path:
     """A file to write to; its folder is made by `make_folder(out.parent)` when nothing is refused any more.
 
     Raises:
         UsageError: if it is one of the inputs, or a folder, or would lie in a file.
     """
     if out.is_dir():
-        raise UsageError(f"--out {out}: this is a folder; give the name of a file.")
-    require_folder(out.parent)
-    if any(out.resolve() == source.resolve() for source in inputs):
-        raise UsageError(f"{out} would be overwritten; give another --out.")
+        raise UsageError(f"{option} {out}: this is a folder; give the name of a file.")
+    require_folder(out.parent, option)
+    require_apart([out], inputs, option)
     return out
 
 

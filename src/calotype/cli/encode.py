@@ -77,7 +77,7 @@ def command(
     if memory is not None:
         parse_memory(memory)
     under = colour(background)
-    paths = outputs(photos, out, LATENTS_ENDING)
+    paths = outputs(photos, out, LATENTS_ENDING, vae)
     loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
     format_ = loaded.latent_format
     how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -136,10 +137,13 @@ def command(
         )
     chosen = Way(frames=frames, kind=way.value, easing=easing.value, closed=closed, ping_pong=ping_pong)
     paths = [] if prompts else [Path(one) for one in pictures]
-    output_file(out, paths)
+    read = [*paths, *weights_files(vae, model)]
+    output_file(out, read)
     require_animation(out, fps, plays)
     if sheet is not None:
-        require_writable(output_file(sheet, [*paths, out]))
+        require_writable(output_file(sheet, read, "--sheet"))
+        if sheet.resolve() == out.resolve():
+            raise UsageError(f"{out} would be overwritten; give another --sheet.")
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)

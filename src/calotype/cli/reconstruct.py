@@ -73,8 +73,8 @@ def command(
     under = colour(background)
     if memory is not None:
         parse_memory(memory)
-    plain = outputs(photos, out, "-reconstruction.png")
-    panels = outputs(photos, out, "-panel.png")
+    plain = outputs(photos, out, "-reconstruction.png", vae)
+    panels = outputs(photos, out, "-panel.png", vae)
     loaded = load_vae(vae, None, device, dtype, prefix, which)
     channels = loaded.picture_channels
     how = alpha_mode(channels, alpha.value if alpha else None)

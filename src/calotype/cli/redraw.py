@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -116,10 +117,8 @@ def command(
     stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
     paths = [out / f"{stem}-redraw-{i}.png" for i in range(1, len(prompts) + 1)]
     strip, kept = out / f"{stem}-redraw.png", out / f"{stem}-redraw{LATENTS_ENDING}"
-    inputs = [picture, *filter(None, (mask,))]
-    for given in inputs:
-        if any(path.resolve() == given.resolve() for path in (*paths, strip, kept)):
-            raise UsageError(f"{given} would be overwritten; give another --out.")
+    inputs = [picture, *filter(None, (mask,)), *weights_files(model, vae, config)]
+    require_apart([*paths, strip, kept], inputs)
     require_folder(out)
     require_preview(preview, [*inputs, *paths, strip, kept])
     under = colour(background)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -58,7 +59,7 @@ def command(
 
     require_strength(strength)
     paths = [content, style]
-    require_writable(output_file(out, paths))
+    require_writable(output_file(out, [*paths, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     under = colour(background)

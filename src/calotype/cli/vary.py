@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -78,8 +79,7 @@ def command(
     stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
     paths = [out / f"{stem}-vary-{one}.png" for one in seeds]
     grid = out / f"{stem}-vary.png"
-    if any(path.resolve() == picture.resolve() for path in (*paths, grid)):
-        raise UsageError(f"{picture} would be overwritten; give another --out.")
+    require_apart([*paths, grid], [picture, *weights_files(vae)])
     with bar("Varying", json) as told:
         found = vary(
             loaded, source, seeds, temperature=temperature, noise=noise.value, memory=memory,

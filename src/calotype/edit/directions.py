@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,10 +20,11 @@ from calotype.edit.sources import fit
 from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
 from calotype.errors import CalotypeWarning, LatentsError, UsageError
-from calotype.files import atomic_path, text_path
+from calotype.files import text_path
 from calotype.latents import Latents
 from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
+from calotype.tensor_files import write_safetensors
 from calotype.vae import VAE
 
 KIND = "direction/1"
@@ -212,12 +212,7 @@ def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
         "vae_name": direction.vae_name,
         **{key: json.dumps(value) for key, value in about.items()},
     }
-    try:
-        with atomic_path(path) as temporary:
-            save_file({"direction": direction.tensor.cpu().contiguous()}, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LatentsError(f"{path}: the direction can't be written ({error}).") from None
-    return Path(path)
+    return write_safetensors(path, {"direction": direction.tensor}, metadata, LatentsError)
 
 
 def load_direction(path: str | os.PathLike[str]) -> Direction:

@@ -6,25 +6,28 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calotype.apart import require_apart, weights_files
 from calotype.engine.executor import Progress
-from calotype.errors import CalotypeWarning, StorageError, UsageError
+from calotype.errors import CalotypeWarning, UsageError
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import Array, place
 from calotype.evaluate.probe import Probe, probe
 from calotype.evaluate.probe.labelling import Labelling, labelling
-from calotype.evaluate.report import write_probe
+from calotype.evaluate.report import probe_page
 from calotype.evaluate.session import about, chosen
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.locks import lock
-from calotype.sources import LeftOut, Pictures, open_source
+from calotype.sources import LeftOut, Pictures, files_of, open_source
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
 
+REPORT = ("index.html", "probe.json")
 SIDE = 256
 
 
@@ -60,6 +63,8 @@ def examine(
         StorageError: the disk refuses what was found.
         UsageError, WeightsError, PictureError: see the functions called.
     """
+    read = chain(filter(None, (labels,)), files_of(data) if data else (), weights_files(vae))
+    require_apart([report / name for name in REPORT], read, "--report")
     _require_writable(report)
     with lock(report / ".calotype-probe.lock", "a probe", "give another --report"):
         return _examine(vae, data, report, labels, perceptual, every, limit, seed, device, progress)
@@ -152,15 +157,11 @@ def _write(found: Probe, report: Path) -> None:
     Raises:
         StorageError: the disk refuses them.
     """
-    try:
-        report.mkdir(parents=True, exist_ok=True)
-        with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
-            numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-            write_probe(found, page)
-    except OSError as error:
-        raise StorageError(
-            f"{report}: the report can't be written ({error.strerror}); make room, or give another --report."
-        ) from None
+    numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
+    make_folder(report)
+    with writing_all([report / name for name in REPORT]) as files:
+        for file, content in zip(files, (page, numbers), strict=True):
+            file.write(content)
 
 
 def cards(side: int = SIDE, count: int = 8) -> Iterator[tuple[str, Array]]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import re
-import shutil
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +23,20 @@ import torch
 from numpy.typing import NDArray
 
 from calotype import __version__
+from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
 from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode, looks
-from calotype.evaluate.report import Crop, write_evaluation, write_sheet
+from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
-from calotype.files import atomic_path
+from calotype.files import writing_all
 from calotype.locks import lock
 from calotype.pixels import to_channels
-from calotype.sources import open_source
-from calotype.temporaries import temporary_folder
+from calotype.sources import files_of, open_source
 from calotype.vae import VAE
 
+REPORT = ("index.html", "results.csv", "results.json")
 SHOWN = 24  # pictures at most whose crops the page shows
 SIDE = 320  # pixels of a crop
 
@@ -88,6 +88,8 @@ def evaluate(
     Raises:
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
     """
+    kept = [report / name for name in (*REPORT, *(path.name for path in report.glob("measured*.sqlite")))]
+    require_apart(kept, chain(files_of(data), weights_files(*setup.vaes)), "--report")
     pictures = open_source(data.name, data.parent)
     left_out = pictures.left_out
     if left_out:
@@ -194,50 +196,20 @@ def about() -> dict[str, Any]:
 
 
 def _write(report: Path, found: dict[str, Any], crops: Sequence[Crop]) -> None:
-    """All are written beside their places before the first takes its own; what fails then brings the old ones back.
+    """All or none; results.json, which says that there is a report, comes last.
 
     Raises:
         StorageError: the disk refuses them.
     """
-    names = ("results.json", "results.csv", "index.html")
+    numbers = (json.dumps(plain(found), indent=1) + "\n").encode()
+    contents = (evaluation_page(found, crops), evaluation_sheet(found), numbers)
     try:
-        with (
-            all_or_none([report / name for name in names]),
-            atomic_path(report / names[0]) as figures,
-            atomic_path(report / names[1]) as sheet,
-            atomic_path(report / names[2]) as page,
-        ):
-            write_evaluation(found, crops, page)
-            write_sheet(found, sheet)
-            figures.write_text(json.dumps(plain(found), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{report}: the report can't be written ({error.strerror}); what was measured is kept, so make room and "
-            f"run the same command again."
-        ) from None
-
-
-@contextmanager
-def all_or_none(paths: Sequence[Path]) -> Iterator[None]:
-    """If the block raises, files that it replaced become what they were before, and those that it made go away.
-
-    Args:
-        paths: in one folder.
-    """
-    before = {path: path.stat() for path in paths if path.is_file()}
-    with temporary_folder(paths[0].parent) as copies:
-        for path in before:
-            shutil.copy2(path, copies / path.name)
-        try:
-            yield
-        except BaseException:
-            for path in paths:
-                if path not in before:
-                    path.unlink(missing_ok=True)
-                elif not path.is_file() or not os.path.samestat(before[path], path.stat()):
-                    with atomic_path(path) as temporary:
-                        shutil.copy2(copies / path.name, temporary)
-            raise
+        with writing_all([report / name for name in REPORT]) as files:
+            for file, content in zip(files, contents, strict=True):
+                file.write(content)
+    except StorageError as error:
+        said = str(error).removesuffix(".")
+        raise StorageError(f"{said}; what was measured is kept, so the same command goes on from there.") from None
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
-from calotype.files import atomic_path
+from calotype.files import write_bytes
 from calotype.pixels.levels import to_pil
 
 # suffix -> Pillow's format, the modes it keeps without loss of channels or depth, options
@@ -87,12 +88,10 @@ def write_picture(
         for keyword, value in text.items():
             chunks.add_itxt(keyword, value)
         options = {**options, "pnginfo": chunks}
+    encoded = io.BytesIO()  # a library that writes to a full disk itself says so on standard error too
     try:
-        with atomic_path(path) as temporary:
-            image.save(temporary, format=format_, **options)
-    except UsageError:
-        raise
+        image.save(encoded, format=format_, **options)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PictureError(f"{path} can't be written: {reason}.") from error
-    return path
+    return write_bytes(path, encoded.getbuffer(), PictureError)
