@@ -1,7 +1,8 @@
 """AutoencoderKL, the VAE of Stable Diffusion: one file, to be read from top to bottom.
 
 The network is that of CompVis/latent-diffusion (ldm/modules/diffusionmodules/model.py), and attribute names are
-the keys of its checkpoints. Tensors are NCHW; pixels are in [-1, 1]; latents are raw (nothing is scaled here).
+the keys of its checkpoints. Tensors are NCHW; pixels have P = `config.picture_channels` channels in [-1, 1]; latents
+are raw (nothing is scaled here).
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [N, 3, H, W] -> [N, 2 * z_channels, H / f, W / f]."""
+    """Pixels [N, P, H, W] -> [N, 2 * z_channels, H / f, W / f]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [N, z_channels, h, w] -> pixels [N, 3, h * f, w * f]."""
+    """Latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -221,10 +222,10 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
     def encode(self, pixels: Tensor) -> DiagonalGaussian:
-        """Pixels [N, 3, H, W] in [-1, 1], H and W multiples of f -> the posterior over raw latents."""
+        """Pixels [N, P, H, W] in [-1, 1], H and W multiples of f -> the posterior over raw latents."""
         moments = self.encoder(pixels)
         return DiagonalGaussian(self.quant_conv(moments) if self.config.quant_conv else moments)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents [N, z_channels, h, w] -> pixels [N, 3, h * f, w * f], about [-1, 1], not clamped."""
+        """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.config.decoder_quant_conv else latents)

@@ -31,7 +31,7 @@ class AutoencoderConfig:
     post_quant_conv: bool | None = None  # that of the decoder; None: as quant_conv
     decoder_ch: int | None = None  # narrower decoder (FLUX.2 small decoder); None: as ch
     norm_groups: int = 32  # groups of every GroupNorm
-    in_channels: int = 3  # channels of the picture
+    in_channels: int = 3  # channels of the picture, in and out
     activation: ActivationName = "silu"  # between the convolutions of every block; the ends have silu always
 
     def __post_init__(self) -> None:
@@ -75,6 +75,11 @@ class AutoencoderConfig:
         """Spatial compression f: a latent stands for f x f pixels."""
         return int(2 ** (len(self.ch_mult) - 1))
 
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that go in and come out: 1 is grey, 3 RGB, 4 RGBA."""
+        return self.in_channels
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata; `config_from_dict` gives the config back."""
         return {"kind": "autoencoder_kl", **asdict(self)}
@@ -86,11 +91,17 @@ class TinyConfig:
 
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
+    in_channels: int = 3  # channels of the picture, in and out
 
     @property
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return self.in_channels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""
@@ -117,6 +128,11 @@ class FoldedConfig:
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return 3
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""

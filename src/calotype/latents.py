@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path
+from calotype.files import text_path
+from calotype.other_latents import describe
 from calotype.pixels import Padding
+from calotype.tensor_files import write_safetensors
 
 Space = Literal["raw", "model"]
 
@@ -276,15 +277,10 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
         "vae_name": latents.vae_name,
         "padding": json.dumps(latents.padding.__dict__),
     }
-    tensors = {"latents": latents.tensor.detach().cpu().contiguous()}
+    tensors = {"latents": latents.tensor}
     if latents.alpha is not None:
-        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8).cpu().contiguous()
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LatentsError(f"{path}: the latents can't be written ({error}).") from None
-    return Path(path)
+        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8)
+    return write_safetensors(path, tensors, metadata, LatentsError)
 
 
 def load_latents(path: str | os.PathLike[str]) -> Latents:
@@ -297,16 +293,16 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with text_path(path) as named, safe_open(named, framework="pt") as file:
             metadata = file.metadata() or {}
             names = set(file.keys())
             if metadata.get("calotype") != "latents/1" or "latents" not in names:
-                raise LatentsError(
-                    f"{path}: these are not latents with calotype's metadata; make them with `calotype encode`."
-                )
+                raise _no_latents(path, describe(path))
             tensor = file.get_tensor("latents")
             alpha = file.get_tensor("alpha").float() / 255 if "alpha" in names else None
     except (SafetensorError, OSError) as error:
+        if not _is_safetensors(path) and (other := describe(path)):
+            raise _no_latents(path, other) from None
         raise LatentsError(f"{path}: this is not a whole safetensors file ({error}); make the latents again.") from None
     try:
         return Latents(
@@ -322,6 +318,18 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
         raise LatentsError(f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+
+
+def _no_latents(path: Path, what: str | None) -> LatentsError:
+    return LatentsError(
+        f"{path}: these are not latents with calotype's metadata{f', but {what}' if what else ''}; make them with "
+        f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _padding(values: Mapping[str, Any]) -> Padding:

@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -291,6 +291,7 @@ def test_progress_on_a_terminal(calotype: Calotype, monkeypatch: pytest.MonkeyPa
     assert shown.getvalue() == before
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("count", [0, 2])
 def test_ctrl_c_keeps_what_is_finished(
     count: int, calotype: Calotype, drawer: Drawer, monkeypatch: pytest.MonkeyPatch
@@ -306,16 +307,17 @@ def test_ctrl_c_keeps_what_is_finished(
         assert np.array_equal(levels("o/sun-1.png"), expected)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_nothing_is_left_half_written(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     first, calls = Image.Image.save, 0
 
-    def save(self: Image.Image, path: Path, **options: Any) -> None:
+    def save(self: Image.Image, file: IO[bytes], **options: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            Path(path).write_bytes(b"\x89PNG")
+            file.write(b"\x89PNG")
             signal.raise_signal(signal.SIGINT)
-        first(self, path, **options)
+        first(self, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", save)
     ran = calotype("draw", "sun", "-n", 4, "--steps", 1, "--preview", "p.png")

@@ -229,11 +229,14 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
     """And is what latents and directions are by where nothing else is said."""
     folders(4)
     draw("c.png", 24, 24, seed=9)
+    mask = Image.new("L", (24, 24))
+    ImageDraw.Draw(mask).rectangle((12, 0, 23, 23), fill=255)
+    mask.save("mask.png")
     assert calotype("encode", "c.png").code == 0
     for words in (
         ("morph", "c.latents.safetensors", "a/0.png", "--frames", 2),
         ("vary", "c.latents.safetensors", "--noise", "latents", "--count", 1),
-        ("blend", "a/0.png", "b/0.png", "c.png"),
+        ("blend", "a/0.png", "b/0.png", "mask.png"),
         ("direction", "learn", "a", "b"),
         ("direction", "apply", "c.latents.safetensors", "direction.safetensors"),
         ("transfer", "c.latents.safetensors", "b/0.png"),
@@ -265,7 +268,7 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
         ("vary a.png --size 0x3", 2, "no size"),
         ("vary a.png --out text.png", 2, "is a file"),
         ("vary a.latents.safetensors --noise latents --size 8x8", 2, "latents can't be scaled"),
-        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw it in that size"),
+        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw the mask in that size"),
         ("blend a.png small.png b.png", 2, "small.png is 8x8 and a.png 40x24; bring both to one size"),
         ("blend a.png b.png a.png --out b.png", 2, "b.png would be overwritten"),
         ("blend a.latents.safetensors b.png a.png", 2, "these are latents; give the picture"),

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from calotype.draw.pipeline import Drawer, Settings
 from calotype.draw.record import read_record
-from calotype.edit.blend import feathered
+from calotype.edit.feather import shown
 from calotype.latents import load_latents
 
 pytest_plugins = ["drawing_fixtures"]
@@ -63,7 +63,7 @@ def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
     ran = calotype("redraw", "a.png", "sun", "full moon", "--mask", "mask.png", "--feather", 8, "--steps", 2)
     assert (ran.code, ran.err) == (0, "")
     calotype("redraw", "a.png", "sun", "--mask", "mask.png", "--steps", 2, "--feather", 0, "--out", "hard")
-    soft = feathered(torch.from_numpy(np.array(mask)), 8).numpy()
+    soft = shown(torch.from_numpy(np.array(mask)), 8).numpy()
     assert (soft[:, :52] == 0).all()
     for i in (1, 2):
         found = levels(f"a-redraw-{i}.png")
@@ -81,7 +81,9 @@ def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
 
 def test_latents_go_in_and_come_out(calotype: Calotype, drawer: Drawer) -> None:
     draw("a.png", 64, 48)
-    draw("mask.png", 64, 48, mode="L")
+    mask = Image.new("L", (64, 48))
+    ImageDraw.Draw(mask).rectangle((40, 0, 63, 47), fill=255)
+    mask.save("mask.png")
     calotype("encode", "a.png")
     words = ["sun", "--steps", 2, "--save-latents"]
     ran = calotype("redraw", "a.latents.safetensors", *words)
@@ -98,6 +100,11 @@ def test_latents_go_in_and_come_out(calotype: Calotype, drawer: Drawer) -> None:
     ran = calotype("redraw", "a.latents.safetensors", "sun", "--mask", "mask.png", "--steps", 1)
     assert (ran.code, len(ran.said)) == (0, 1)
     assert "these are latents, so what the mask keeps is as the VAE decodes it" in ran.err
+    calotype("decode", "a.latents.safetensors", "--out", "d")
+    [decoded] = files("d")
+    found, kept = levels("a-redraw-1.png"), levels(f"d/{decoded}")
+    assert np.array_equal(found[:, :24], kept[:, :24])
+    assert np.abs(found - kept)[:, 40:].mean() > 1
 
 
 def test_latents_of_another_vae(calotype: Calotype, vae: Path) -> None:
@@ -122,6 +129,7 @@ def test_a_picture_is_brought_to_a_size(calotype: Calotype) -> None:
     assert levels("p.png").ndim == 3
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_finished_stages(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     draw("a.png")
     stop_after(1, monkeypatch)
@@ -147,6 +155,7 @@ def test_a_walk_begins_and_ends_as_draw_says(calotype: Calotype, drawer: Drawer)
     assert (told["steps"], told["guidance"], told["size"]) == (2, 2.0, [SIZE, SIZE])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ways_of_walks(calotype: Calotype, other_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["morph", "--prompts", "red apple", "sun", "moon", "--steps", 1, "--frames", 3]
     told = calotype(*words, "--closed", "--easing", "cosine", "--fps", 20, "--size", "48x64", "--json").json

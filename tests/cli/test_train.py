@@ -65,6 +65,7 @@ def test_settings_change_the_recipe(calotype: Calotype) -> None:
     assert (told["latent_channels"], told["training"]["steps"]) == (3, 2)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_and_resume(calotype: Calotype) -> None:
     long = [*WORDS, "--set", "steps=100000"]
     process = subprocess.Popen(

@@ -26,7 +26,7 @@ from PIL import Image
 from support import assert_close, one_sentence, write
 
 import calotype
-from calotype.draw.checkpoints import load_checkpoint
+from calotype.draw.checkpoints import Checkpoint, load_checkpoint
 from calotype.errors import UsageError
 from calotype.pixels import from_array, to_pil
 
@@ -49,6 +49,16 @@ def test_a_redrawn_picture_is_that_of_diffusers(kind: str, ours: Any, theirs: An
     assert_close(result.latents.tensor[None], expected)
 
 
+def grown(checkpoint: Checkpoint, hole: torch.Tensor) -> torch.Tensor:
+    """The mask with all latents that it touches or comes near, as pixels, [1, 1, H, W]; by definition."""
+    found = torch.zeros_like(hole)
+    for y, x in hole.nonzero().tolist():
+        f, m = checkpoint.factor, checkpoint.multiple
+        top, left = (max(0, at - f) // m * m for at in (y, x))
+        found[top : (y + f) // m * m + m, left : (x + f) // m * m + m] = 1
+    return found[None, None]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str, ours: Any, theirs: Any) -> None:
     hole = torch.zeros(64, 80)
@@ -56,14 +66,14 @@ def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str,
     expected = expected_latents(
         theirs(kind, "Inpaint"),
         image=as_input(photo()),
-        mask_image=hole[None, None],
+        mask_image=grown(ours(kind), hole),
         strength=0.8,
         num_inference_steps=5,
         guidance_scale=3.0,
         height=64,
         width=80,
     )
-    (result,) = redrawn(ours(kind), [photo()], strength=0.8, mask=hole, guidance=3.0)
+    (result,) = redrawn(ours(kind), [photo()], strength=0.8, mask=hole, guidance=3.0, feather=0)
     assert_close(result.latents.tensor[None], expected)
     before, after, inside = array(photo()), array(result.picture), hole.bool().numpy()
     assert np.array_equal(after[~inside], before[~inside])
@@ -80,7 +90,7 @@ def test_sizes_that_are_no_multiple_come_back(strength: float, ours: Any) -> Non
     for one, image in zip(redrawn(ours("sd1"), images, strength=strength), images, strict=True):
         assert one.picture.size == image.size
         assert (one.latents.padding.width, one.latents.padding.height) == image.size
-    (filled,) = redrawn(ours("sd1"), images[:1], strength=strength, mask=hole)
+    (filled,) = redrawn(ours("sd1"), images[:1], strength=strength, mask=hole, feather=0)
     outside = np.asarray(hole) == 0
     assert np.array_equal(array(filled.picture)[outside], array(images[0])[outside])
     assert not np.array_equal(array(filled.picture), array(images[0]))
@@ -140,13 +150,13 @@ def test_an_inpainting_checkpoint_only_redraws(diffusers: Any, folders: dict[str
         expected = expected_latents(
             pipe,
             image=as_input(photo()),
-            mask_image=mask[None, None],
+            mask_image=grown(checkpoint, mask),
             strength=1.0,
             num_inference_steps=5,
             height=64,
             width=80,
         )
-        (result,) = redrawn(checkpoint, [photo()], strength=1.0, mask=mask)
+        (result,) = redrawn(checkpoint, [photo()], strength=1.0, mask=mask, feather=0)
         assert_close(result.latents.tensor[None], expected)
     path = write(tmp_path / "holes.safetensors", original("sd1", pipe))
     single = load_checkpoint(path, config=only_configs(tmp_path / "holes", tmp_path / "configs"), device="cpu")

@@ -331,6 +331,7 @@ def test_runs_take_what_plans_say(
 
 @pytest.mark.slow
 @linux_only
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_leaves_no_file(stop: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -23,6 +23,7 @@ import calotype
 from calotype.cli.main import main
 from calotype.evaluate import examine
 from calotype.evaluate.measure import place
+from calotype.locks import lock
 
 QUICK = ("--lpips", "none", "--device", "cpu", "--report", "report")
 
@@ -262,22 +263,33 @@ def test_a_report_that_cannot_be_written_is_told_before_any_work(
     nothing_is_left()
 
 
+def test_two_probes_in_one_folder(
+    vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw("photos/0.png")
+    with lock(Path("report/.calotype-probe.lock"), "a probe", "wait"):
+        ran = Ran(monkeypatch, capsys, vae, "photos", *QUICK)
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert ran.said[0].startswith(f"calotype: report: a probe is under way there, by process {os.getpid()} on ")
+    assert ran.said[0].endswith("; wait for it, or give another --report.")
+    nothing_is_left()
+
+
 def test_a_page_that_fails_leaves_no_numbers(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fill_up(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
+    def fill_up(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     draw("photos/0.png")
-    monkeypatch.setattr(examine, "write_probe", fill_up)
+    monkeypatch.setattr(os, "fsync", fill_up)
     ran = Ran(monkeypatch, capsys, vae, "photos", *QUICK)
-    said = (
-        "calotype: report: the report can't be written (No space left on device); make room, or give another --report."
-    )
+    said = "calotype: report/index.html can't be written: No space left on device; make room, or give another place."
     assert (ran.code, ran.said) == (1, [said])
     assert not list(Path("report").iterdir())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_one_word_and_leaves_nothing(here: Path) -> None:
     for i in range(2):
         draw(f"photos/{i}.png", i, side=512)

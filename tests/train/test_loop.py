@@ -153,6 +153,7 @@ def stop_at(trainer: Trainer, step: int, number: signal.Signals = signal.SIGINT)
     trainer.ema.update = updated  # type: ignore[method-assign]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
 @pytest.mark.parametrize("optimiser", ["muon", "adamw"])
 def test_a_resumed_run_is_an_unbroken_one(stop: int, optimiser: str, tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_a_resumed_run_is_an_unbroken_one(stop: int, optimiser: str, tmp_path: P
     assert same_trainers(whole, trained(recipe, start=resumed(recipe, tmp_path)))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_so_it_is_with_everything_switched_on(tmp_path: Path) -> None:
     whole = trained(EVERYTHING, start=make(EVERYTHING, HELPERS))
     first = make(EVERYTHING, HELPERS)
@@ -182,6 +184,7 @@ def test_so_it_is_with_everything_switched_on(tmp_path: Path) -> None:
     assert {"discriminator", "discriminator_optimiser", "lecam"} <= state.keys()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint_and_stops(number: signal.Signals, tmp_path: Path) -> None:
     trainer = make(TINY)

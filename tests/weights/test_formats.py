@@ -14,8 +14,9 @@ import calotype
 from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import LatentFormatError, UsageError
 from calotype.latents import KNOWN, PerChannel, ScaleShift, same_as_model
-from calotype.weights import load as load_module
-from calotype.weights.load import file_sha256, load_weights, require_format
+from calotype.weights import formats
+from calotype.weights.formats import file_sha256
+from calotype.weights.load import load_weights, require_format
 
 FOUR = tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 2))))
 SIXTEEN = tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), z_channels=16, quant_conv=False)))
@@ -28,7 +29,7 @@ def weights(folder: Path, channels: int = 4, config: dict[str, Any] | None = Non
 
 
 def known(monkeypatch: pytest.MonkeyPatch, path: Path, name: str) -> None:
-    monkeypatch.setattr(load_module, "KNOWN_FILES", {file_sha256(path): name})
+    monkeypatch.setattr(formats, "KNOWN_FILES", {file_sha256(path): name})
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,6 @@ def test_tiny_ones_have_model_latents(tmp_path: Path) -> None:
 
 
 def test_the_known_files_are_whole_hashes_of_known_formats() -> None:
-    for digest, name in load_module.KNOWN_FILES.items():
+    for digest, name in formats.KNOWN_FILES.items():
         assert len(bytes.fromhex(digest)) == 32
         assert name in KNOWN

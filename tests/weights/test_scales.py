@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import import_diffusers, kl, one_sentence, tensors_of, write
 from torch import Tensor
 
@@ -53,8 +54,6 @@ def folder(path: Path, channels: int = 4, pipeline: str = "", index: str = "mode
 
 def strip(path: Path) -> None:
     """Weights as others write them: without calotype's metadata."""
-    from safetensors.torch import load_file
-
     write(path, load_file(path), {"format": "pt"})
 
 
@@ -195,11 +194,11 @@ def test_the_numbers_of_playground_have_its_name(tmp_path: Path) -> None:
 
 def test_means_come_before_the_hash_of_known_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Playground's VAE may be SDXL's, with its latents normalised otherwise."""
-    from calotype.weights import load as load_module
+    from calotype.weights import formats
 
     vae = folder(tmp_path, 4)
-    known = {load_module.file_sha256(vae / STABLE): "sdxl"}
-    monkeypatch.setattr(load_module, "KNOWN_FILES", known)
+    known = {formats.file_sha256(vae / STABLE): "sdxl"}
+    monkeypatch.setattr(formats, "KNOWN_FILES", known)
     assert load_weights(vae).format == means(4, 0.5)
 
 
@@ -408,6 +407,13 @@ def test_playgrounds_single_file_is_told(
     beside = edm(PLAYGROUND.mean, PLAYGROUND.std, *shape, dtype=dtype)
     loaded = load_weights(checkpoint(tmp_path / "x.safetensors", beside, prefix))
     assert (loaded.format, loaded.format_source) == (PLAYGROUND, "edm_mean and edm_std in the checkpoint")
+
+
+def test_they_are_found_in_a_nest(tmp_path: Path) -> None:
+    assert isinstance(PLAYGROUND, PerChannel)
+    flat = load_file(checkpoint(tmp_path / "x.safetensors", edm(PLAYGROUND.mean, PLAYGROUND.std, 4)))
+    torch.save({"model": flat, "step": 7}, tmp_path / "x.pt")
+    assert load_weights(tmp_path / "x.pt").format == PLAYGROUND
 
 
 def test_its_numbers_are_those_of_the_file(tmp_path: Path) -> None:

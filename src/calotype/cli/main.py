@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from calotype import __version__
+from calotype import __version__, stopping
 from calotype.cli import (
     blend,
     convert,
@@ -35,15 +39,31 @@ from calotype.cli.common import complain
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
 
+@contextmanager
+def _told_when_stopped() -> Iterator[None]:
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        # an interrupt that went through a library's code may come out as another error
+        if not isinstance(error, KeyboardInterrupt) and not stopping.interrupted():
+            raise
+        with suppress(OSError):  # a terminal that is closed takes no more
+            complain("Stopped.")
+        raise typer.Exit(stopping.exit_code()) from None
+
+
 class Commands(TyperGroup):
-    """Says that it was stopped; typer alone exits without a word."""
+    """Says that it was stopped; typer alone exits without a word, and with another number."""
+
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        with _told_when_stopped():
+            return super().make_context(*words, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told_when_stopped():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            complain("Stopped.")
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -90,8 +110,39 @@ def _options(
     pass
 
 
+def _open_streams() -> None:
+    """What an encoding lacks is printed as an escape sequence, and a stream that the shell closed takes everything.
+
+    A closed stream's number would else be given to the next file that is opened, and what libraries print would be
+    written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, it stays
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nothing more is printed: nobody reads it, and Python would say so once more while it shuts down."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # none of the system's
+            os.dup2(nowhere, stream.fileno())
+
+
 def main() -> None:
-    """Runs the command line: errors raised on purpose become one line; exit codes are 2 for usage, 1 for failure."""
+    """Runs the command line: errors raised on purpose become one line; exit codes are 2 for usage, 1 for failure.
+
+    A pipe whose reader is gone (``calotype inspect | head -1``) ends it with 1 and without a word.
+    """
+    _open_streams()
     # torch reads it when it first allocates: LPIPS of VGG is a third faster in large pages (Linux)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     show = warnings.showwarning
@@ -104,15 +155,26 @@ def main() -> None:
 
     warnings.showwarning = showwarning
     try:
-        app(prog_name="calotype")
+        try:
+            with stopping.stoppable():
+                app(prog_name="calotype")
+        finally:
+            sys.stdout.flush()  # while it can still be told that it was refused
     except CalotypeError as error:
         complain(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be read: the system's words are clear enough
-        complain(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}.")
+        with suppress(OSError):  # standard error may be what is full
+            where = f"{error.filename}: " if error.filename else ""
+            complain(f"{where}{error.strerror or error}.")
+        _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:  # before a command began
-        sys.exit(130)
+        complain("Stopped.")
+        sys.exit(stopping.exit_code())
 
 
 if __name__ == "__main__":

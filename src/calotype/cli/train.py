@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from calotype import stopping
 from calotype.cli.common import DeviceOption, complain, require_folder
 
 NAME = "train"
@@ -47,7 +48,7 @@ def command(
 ) -> None:
     """Train an autoencoder, or a model that draws, as a recipe says.
 
-    Ctrl-C or SIGTERM writes a checkpoint and stops; --resume goes on as if nothing had happened. At the end,
+    Ctrl-C, SIGTERM or SIGHUP writes a checkpoint and stops; --resume goes on as if nothing had happened. At the end,
     OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
     an AutoencoderKL as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
 
@@ -98,7 +99,7 @@ def command(
     elif not dry_run:
         if first:
             complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
-        raise typer.Exit(130)
+        raise typer.Exit(stopping.exit_code())
 
 
 def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:
@@ -123,5 +124,5 @@ def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume
     )  # fmt: skip
     if weights is None:
         complain(f"Stopped; the same command with --resume goes on from the checkpoint in {out}.")
-        raise typer.Exit(130)
+        raise typer.Exit(stopping.exit_code())
     print(weights)

@@ -17,10 +17,12 @@ import torch
 from calotype.draw.kinds import Found, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
 from calotype.latents import LatentFormat, ScaleShift
+from calotype.pixels import require_rgb
 from calotype.vae import VAE, load
 from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import Scales
-from calotype.weights.load import SUFFIXES, as_format
+from calotype.weights.formats import as_format
+from calotype.weights.load import SUFFIXES
 
 EXTRA = "Drawing with checkpoints needs {}; install it with: pip install 'calotype[sd]'"
 CONFIGS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]  # what a repository has beside weights and pictures
@@ -45,8 +47,10 @@ def checkpoint_vae(
         if not found.has_vae:
             raise UsageError(f"{path}: this checkpoint holds no VAE; give one with --vae.")
         vae = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
+        require_rgb(vae.picture_channels, f"The VAE of {path.name}", "drawing")
         return _with_format(vae, format_, f"the VAE of {path.name}")
     vae = given if isinstance(given, VAE) else load(given, device=device, dtype=dtype)
+    require_rgb(vae.picture_channels, vae.name, "drawing")
     what = f"{vae.name or 'The VAE'} can't stand in for the VAE of {path.name}"
     if vae.latent_channels != found.channels:
         raise UsageError(f"{what}: it has {vae.latent_channels} latent channels, and {found.channels} are needed.")

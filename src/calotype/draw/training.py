@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from calotype import __version__
+from calotype.apart import described_by, require_apart
 from calotype.draw.captions import (
     Caption,
     held_out,
@@ -31,14 +31,19 @@ from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
-from calotype.train.checkpoint import keep_lines, read
+from calotype.files import append_text, writing
+from calotype.locks import lock
+from calotype.pixels import require_rgb
+from calotype.stopping import noted
+from calotype.tensor_files import write_safetensors
+from calotype.train.checkpoint import DOING, LOCK, keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 CHECKPOINT = "checkpoint.pt"
+LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 Track = Callable[[Iterable[Any]], Iterable[Any]]
@@ -209,21 +214,38 @@ def train_drawing(
         track: shows how far the encoding of the pictures is.
 
     Returns:
-        The weights' path, or None if SIGINT or SIGTERM stopped it; what was reached is in the checkpoint.
+        The weights' path, or None if SIGINT, SIGTERM or SIGHUP stopped it; what was reached is in the checkpoint.
 
     Raises:
-        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off.
+        UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
+            another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB.
         PictureError: if a picture can't be read.
+        StorageError: if the disk refuses what is to be kept; what was written before stays.
     """
+    require_rgb(vae.picture_channels, vae.name, "drawing")
+    with lock(out / LOCK, DOING, "give another --out"):
+        return _train(recipe, data, out, vae, resume, report, track)
+
+
+def _train(
+    recipe: DrawingRecipe,
+    data: Path,
+    out: Path,
+    vae: VAE,
+    resume: bool,
+    report: Callable[[dict[str, float]], None],
+    track: Track,
+) -> Path | None:
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
-    out.mkdir(parents=True, exist_ok=True)
+    known = (data / "captions.jsonl", *(data / one.file for one in captions), *described_by(vae.loaded.files))
+    require_apart([out / name for name in (LATENTS, CHECKPOINT, METRICS, WEIGHTS)], known)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
     begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
-    latents = _encoded(vae, data, captions, recipe.size, out / "latents.safetensors", track)
+    latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)
@@ -237,16 +259,14 @@ def train_drawing(
     on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
 
     def save() -> None:
-        with atomic_path(checkpoint) as temporary:
-            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, temporary)
+        with writing(checkpoint) as file:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, file)
         save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
 
-    stopped: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     losses: list[float] = []
     began = time.perf_counter()
-    try:
-        while not stopped and (drawing.word_step < recipe.word_steps or drawing.step < recipe.steps):
+    with noted() as stopped:
+        while not stopped() and (drawing.word_step < recipe.word_steps or drawing.step < recipe.steps):
             words = drawing.word_step < recipe.word_steps
             losses.append(drawing.advance_words() if words else drawing.advance())
             step = drawing.word_step if words else drawing.step
@@ -260,8 +280,7 @@ def train_drawing(
                     * len(losses)
                     / (now_ - began),
                 }
-                with (out / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_text(out / METRICS, json.dumps(line) + "\n")
                 report(line)
                 losses, began = [], now_
             if words and step == recipe.word_steps:  # no line is of both parts
@@ -269,9 +288,6 @@ def train_drawing(
             if step % recipe.checkpoint_every == 0:
                 save()
         save()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return out / WEIGHTS if drawing.step >= recipe.steps else None
 
 
@@ -317,6 +333,5 @@ def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Pat
         if path.exists() and open_container(path).metadata.get("of") == key:
             return load_file(path)["latents"]
     latents = latents_of(vae, data, captions, size, track)
-    with atomic_path(path) as temporary:
-        save_file({"latents": latents}, temporary, {"of": key})
+    write_safetensors(path, {"latents": latents}, {"of": key})
     return latents

@@ -23,6 +23,7 @@ from torch import Tensor
 from calotype.engine.blocks import aligned
 from calotype.engine.program import Map
 from calotype.errors import MemoryLimitError
+from calotype.temporaries import temporary_file
 
 PLENTY = 2**33
 """Bytes that must be free for memory to be held to save time."""
@@ -243,9 +244,7 @@ class Spill:
         data = _bytes(rows)
         try:
             if one.name not in self._files:
-                self._files[one.name] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `forget`
-                    buffering=0, prefix="calotype-", dir=self.folder
-                )
+                self._files[one.name] = temporary_file(self.folder, buffering=0)
             self._move(one.name, row * len(data) // len(rows), data, "write")
         except OSError as error:
             raise MemoryLimitError(

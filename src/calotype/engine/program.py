@@ -230,7 +230,7 @@ class _Builder:
 
 def _encoder(build: _Builder, config: AutoencoderConfig) -> None:
     channels, groups = config.channels, config.norm_groups
-    x = build.conv(Map("pixels", config.in_channels, 1), channels[0], "encoder.conv_in")
+    x = build.conv(Map("pixels", config.picture_channels, 1), channels[0], "encoder.conv_in")
     for i, after in enumerate(channels):
         for j in range(config.num_res_blocks):
             x = build.resnet(x, after, f"encoder.down.{i}.block.{j}", config)
@@ -258,7 +258,7 @@ def _decoder(build: _Builder, config: AutoencoderConfig) -> None:
                 x = build.attention(x, f"decoder.up.{i}.attn.{j}", groups)
         if i > 0:
             x = build.conv(x, after, f"decoder.up.{i}.upsample.conv", resample="up")
-    build.out(x, config.in_channels, "decoder", groups)
+    build.out(x, config.picture_channels, "decoder", groups)
 
 
 def _folded_blocks(build: _Builder, x: Map, prefix: str, n: int) -> Map:
@@ -270,7 +270,7 @@ def _folded_blocks(build: _Builder, x: Map, prefix: str, n: int) -> Map:
 
 def _folded_encoder(build: _Builder, config: FoldedConfig) -> None:
     wide, deep = config.ch
-    x = build.conv(build.fold(Map("pixels", 3, 1), "folded", 4), wide, "encoder.conv_in")
+    x = build.conv(build.fold(Map("pixels", config.picture_channels, 1), "folded", 4), wide, "encoder.conv_in")
     x = _folded_blocks(build, x, "encoder.quarter", config.encoder_blocks[0])
     x = build.conv(build.fold(x, "encoder.quarter", 2), deep, "encoder.down", 1)  # a 2x2 convolution of stride 2
     x = _folded_blocks(build, x, "encoder.eighth", config.encoder_blocks[1])
@@ -283,7 +283,7 @@ def _folded_decoder(build: _Builder, config: FoldedConfig) -> None:
     x = _folded_blocks(build, x, "decoder.eighth", config.decoder_blocks[1])
     x = build.fold(build.conv(x, 4 * wide, "decoder.up", 1), "decoder.eighth", -2)
     x = _folded_blocks(build, x, "decoder.quarter", config.decoder_blocks[0])
-    build.fold(build.conv(x, 48, "decoder.conv_out"), "pixels", -4)
+    build.fold(build.conv(x, 16 * config.picture_channels, "decoder.conv_out"), "pixels", -4)
 
 
 _TINY = 64  # channels of every map of a TAESD
@@ -300,7 +300,7 @@ def _tiny_block(build: _Builder, x: Map, prefix: str, pool: bool) -> Map:
 
 
 def _tiny_encoder(build: _Builder, config: TinyConfig) -> None:
-    x = build.conv(Map("pixels", 3, 1), _TINY, "encoder.0", affine=(0.5, 0.5))
+    x = build.conv(Map("pixels", config.picture_channels, 1), _TINY, "encoder.0", affine=(0.5, 0.5))
     x = _tiny_block(build, x, "encoder.1", False)
     at = 2
     for level in range(3):
@@ -320,4 +320,4 @@ def _tiny_decoder(build: _Builder, config: TinyConfig) -> None:
         x = build.conv(x, _TINY, f"decoder.{at + 4}", bias=False, resample="up")
         at += 5
     x = _tiny_block(build, x, f"decoder.{at}", False)
-    build.conv(x, 3, f"decoder.{at + 1}", gain=(2.0, -1.0))
+    build.conv(x, config.picture_channels, f"decoder.{at + 1}", gain=(2.0, -1.0))

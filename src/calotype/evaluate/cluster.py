@@ -16,6 +16,7 @@ from calotype.errors import UsageError
 from calotype.evaluate.compare import Engine, Evaluation
 from calotype.evaluate.measure import Array, Taken
 from calotype.evaluate.setup import Setup
+from calotype.stopping import kept
 
 AHEAD = 2  # tasks that each worker has waiting
 Node = Mapping[str, float]  # its resources
@@ -65,9 +66,10 @@ def on_ray(setup: Setup) -> Engine:
 
     def engine(evaluation: Evaluation, tasks: Iterable[tuple[str, int, Array]]) -> Iterator[tuple[str, int, Taken]]:
         mine = not ray.is_initialized()
-        if mine:
-            ray.init(log_to_driver=False, include_dashboard=False)
         try:
+            if mine:
+                with kept():  # it handles SIGTERM in a way of its own
+                    ray.init(log_to_driver=False, include_dashboard=False)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             gpus = wanted_gpus(setup.device, nodes)
             remote = ray.remote(num_cpus=threads, num_gpus=gpus)(Worker)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calotype.engine.convolution import convolve, suits
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.temporaries import temporary_folder
+from calotype.tensor_files import write_safetensors
 from calotype.weights.container import open_container
 from calotype.weights.fetch import cache, cached, download
 
@@ -357,10 +356,9 @@ def _cached(net: Net) -> Path:
         f"CALOTYPE_LPIPS"
     )
     with cached("lpips", owner) as folder:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        with temporary_folder(folder) as temporary:
             for (name, sha256), base in zip(FILES[net].items(), (TORCHVISION, PUBLISHED), strict=True):
-                download(f"{base}/{name}", Path(temporary) / name, sha256=sha256, owner=owner, advice=advice)
-            module = _read(net, Path(temporary))
-        with atomic_path(path) as beside:
-            save_file(module.state_dict(), beside)
+                download(f"{base}/{name}", temporary / name, sha256=sha256, owner=owner, advice=advice)
+            module = _read(net, temporary)
+        write_safetensors(path, module.state_dict())
     return path

@@ -264,7 +264,7 @@ class AutoencoderKL(Diffusers):
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Pixels [N, 3, H, W] in [-1, 1] -> an output whose `latent_dist` is over raw latents; see `VAE.encode`.
+        """Pixels [N, P, H, W] in [-1, 1] -> an output whose `latent_dist` is over raw latents; see `VAE.encode`.
 
         Its moments have the dtype of this module, and are diffusers' own class, so samples are drawn as there.
         """
@@ -278,7 +278,7 @@ class AutoencoderKL(Diffusers):
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> DecoderOutput | tuple[Tensor]:
-        """Raw latents [N, C, h, w] -> an output whose `sample` is pixels [N, 3, h*f, w*f], about [-1, 1], not clamped.
+        """Raw latents [N, C, h, w] -> an output whose `sample` is pixels [N, P, h*f, w*f], about [-1, 1], not clamped.
 
         Args:
             generator: some pipelines give one; nothing is drawn.

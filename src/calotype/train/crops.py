@@ -164,6 +164,9 @@ def gather(
         UsageError: a source is missing, damaged or empty, or all pictures are held out.
     """
     parts = [open_source(source.path, data) for source in sources]
+    for part in parts:
+        if part.left_out:
+            notice(f"{part.title}: {part.left_out.sentence}")
     training: list[int] = []
     held_out: list[int] = []
     start = 0
@@ -216,7 +219,10 @@ def require_size(pictures: Picked, crop: int) -> None:
     blocks = [everything[start : start + 256] for start in everything[::256]]
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        small = [entry for block in pool.map(below, blocks) for entry in block]
+        try:
+            small = [entry for block in pool.map(below, blocks) for entry in block]
+        finally:
+            pool.shutdown(cancel_futures=True)  # or whoever stops it would wait for all of them
     if small:
         first, pixels = small[0]
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +21,7 @@ from calotype.errors import NonFiniteError, UsageError
 from calotype.latents import LatentFormat
 from calotype.pixels import from_array
 from calotype.posterior import DiagonalGaussian
+from calotype.stopping import noted
 from calotype.train.crops import Batch, noise_generator
 from calotype.train.discriminator import (
     LeCam,
@@ -443,17 +443,15 @@ def _over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float
 
 
 def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks: Hooks) -> bool:
-    """Trains until the recipe's last step: True when it got there, False when stopped by SIGINT or SIGTERM.
+    """Trains until the recipe's last step: True when it got there, False when a signal stopped it.
 
     Args:
         batches: (first step, last step) -> this process's crops of each, and the names of their pictures.
     """
     recipe, fabric = trainer.recipe, trainer.fabric
-    stopped: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     sums: dict[str, list[float]] = {}
     seen, since, waited = 0, time.perf_counter(), 0.0
-    try:
+    with noted() as stopped:  # by SIGINT, SIGTERM or SIGHUP
         source = batches(trainer.step, recipe.steps)
         while trainer.step < recipe.steps:
             begin = time.perf_counter()
@@ -463,7 +461,7 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
                 sums.setdefault(key, []).append(value)
             seen += len(crops) * fabric.world_size
             # one look at the signals: one may come at any time, and all processes must stop at the same step
-            stop = bool(stopped)
+            stop = stopped()
             if fabric.world_size > 1:
                 stop = bool(fabric.all_reduce(torch.tensor(float(stop)), reduce_op="max"))
             check = trainer.step % recipe.checkpoint_every == 0 or trainer.step == recipe.steps or stop
@@ -477,7 +475,4 @@ def run(trainer: Trainer, batches: Callable[[int, int], Iterator[Batch]], hooks:
                 sums, seen, since, waited = {}, 0, time.perf_counter(), 0.0
             if stop:
                 return trainer.step == recipe.steps
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return True

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.networks import Network
+from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
+from calotype.weights.formats import KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.keys import ldm_to_diffusers
-from calotype.weights.load import KEPT_FIELDS, SUFFIXES, can_mean
+from calotype.weights.load import SUFFIXES
 
 WriteLayout = Literal["ldm", "diffusers", "keras"]
 
@@ -49,6 +50,7 @@ def save_weights(
     Raises:
         UsageError: if the layout can't hold this network, or the path does not fit the layout.
         WeightsError: if a number is too large for `dtype`.
+        StorageError: if the disk refuses it; files that belong together are written all or none.
     """
     path = Path(path)
     config = module.config
@@ -84,18 +86,28 @@ def save_weights(
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, header)
-        return [path]
+        return [write_safetensors(path, tensors, header)]
 
     assert isinstance(config, AutoencoderConfig)
     folder = _folder(path, layout)
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    with atomic_path(weights) as temporary:
-        save_file(as_diffusers(tensors, config), temporary, header)
-    with atomic_path(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    return [folder / "config.json", weights]
+    weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+    make_folder(folder)
+    # the weights first: they say all themselves, where a killed process leaves an older config.json
+    with writing_all([weights, about]) as (file, config_file):
+        file.writelines(safetensors_parts(as_diffusers(tensors, config), header))
+        config_file.write(text.encode())
+    return [about, weights]
+
+
+def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
+    """The files that `save_weights` writes at most."""
+    names = {
+        "ldm": [""],
+        "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "keras": ["encoder.h5", "decoder.h5"],
+    }
+    return [Path(path) / name for name in names[layout]]
 
 
 def diffusers_config(
@@ -157,5 +169,4 @@ def _statistics(format_: Packed) -> dict[str, Tensor]:
 def _folder(path: Path, layout: str) -> Path:
     if path.suffix in SUFFIXES or path.is_file():
         raise UsageError(f"{path}: the {layout} layout is a folder; give the name of a folder.")
-    path.mkdir(parents=True, exist_ok=True)
     return path
