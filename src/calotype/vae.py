@@ -81,8 +81,7 @@ def load(
         UsageError: for an unknown name, device or latent format, or a prefix or weights that are not there.
 
     Warns:
-        CalotypeWarning: where the file is not quite as it should be, or holds more than one could mean (the
-            `loaded.notices` of the result).
+        CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from clikit import Calotype, files
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import SMALL, import_diffusers, kl, room, tensors_of
 
 from calotype.autoencoder import AutoencoderKL
+from calotype.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.vae import load
 from calotype.weights.save import save_weights
@@ -200,3 +201,35 @@ def test_a_failed_write_leaves_the_old_file(module: AutoencoderKL, calotype: Cal
     assert ran.err.startswith("calotype: out.safetensors can't be written: File too large; ")
     assert files() == before
     assert Path("out.safetensors").read_bytes() == b"old"
+
+
+def test_what_is_assumed_and_what_is_asked_is_told(here: Path, calotype: Calotype) -> None:
+    module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=8))
+    save_file(tensors_of(module), here / "lone.safetensors")
+    ran = calotype("inspect", "lone.safetensors")
+    assert (ran.code, ran.err) == (0, "")
+    assert "Its norms are taken to have 32 groups" in ran.out
+    (note,) = calotype("inspect", "lone.safetensors", "--json").json["notes"]
+    assert note.startswith("Its norms are taken")
+
+    values = {
+        "_class_name": "AutoencoderKL",
+        "scaling_factor": 0.5,
+        "latents_mean": [0.0] * 8,
+        "latents_std": [2.0] * 8,
+    }
+    Path("config.json").write_text(json.dumps(values | {"force_upcast": False}))
+    assert "scaling_factor 0.5, and nothing tells whether" in " ".join(
+        calotype("inspect", "lone.safetensors").out.split()
+    )
+    # a conversion answers nothing, and loses nothing
+    assert calotype("convert", "lone.safetensors", "sub.safetensors", "--layout", "ldm").code == 0
+    Path("config.json").unlink()
+    assert calotype("convert", "sub.safetensors", "d", "--layout", "diffusers").code == 0
+    written = json.loads(Path("d/config.json").read_text())
+    assert {key: written[key] for key in values} == values
+    assert written["force_upcast"] is False
+    ran = calotype("convert", "sub.safetensors", "h5", "--layout", "keras")
+    assert (ran.code, ran.said[0].endswith("--latent-format means|scaled-means|none.")) == (2, True)
+    told = calotype("inspect", "d", "--latent-format", "scaled-means", "--json").json["latent_format"]
+    assert (told["std"], told["scaling_factor"]) == ([2.0] * 8, 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from support import assert_close, one_sentence, write
 
 import calotype
 from calotype.draw.checkpoints import Checkpoint, load_checkpoint
-from calotype.errors import UsageError
+from calotype.errors import CalotypeWarning, UsageError
 from calotype.pixels import from_array, to_pil
 
 pytest_plugins = ("checkpoint_fixtures",)
@@ -80,6 +81,41 @@ def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str,
     assert np.abs(after[inside] - before[inside]).mean() > 5
     whole = ours(kind).pipe.vae.decode(ours(kind).latent_format.to_raw(result.latents.tensor[None])).sample[0]
     assert np.array_equal(after[inside], array(to_pil(whole))[inside])
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd3"])
+def test_a_thin_mask_is_drawn_in_full(kind: str, ours: Any) -> None:
+    before = array(photo())
+    (whole,) = redrawn(ours(kind), [photo()], strength=1.0)
+    for width in (4, 16):
+        line = torch.zeros(64, 80, dtype=torch.uint8)
+        line[21 : 21 + width] = 255
+        for feather in (0, 5):
+            with pytest.warns(CalotypeWarning, match="nowhere as wide") if width < 8 else nullcontext():
+                (result,) = redrawn(ours(kind), [photo()], strength=1.0, mask=line, feather=feather)
+            after = array(result.picture)
+            outside = np.ones(64, bool)
+            outside[max(0, 21 - feather) : 21 + width + feather] = False
+            assert np.array_equal(after[outside], before[outside])
+            decoded = ours(kind).pipe.vae.decode(ours(kind).latent_format.to_raw(result.latents.tensor[None])).sample[0]
+            inside = slice(21, 21 + width)
+            assert np.array_equal(after[inside], array(to_pil(decoded))[inside])
+            assert np.abs(after - before)[inside].mean() > 0.7 * np.abs(array(whole.picture) - before)[inside].mean()
+
+
+def test_masks_are_files_and_tensors_of_any_type(ours: Any, tmp_path: Path) -> None:
+    mask = torch.zeros(64, 80, dtype=torch.uint8)
+    mask[21:37] = 255
+    Image.fromarray(mask.numpy() // 255).save(tmp_path / "mask.png")
+    few = {"strength": 1.0, "steps": 1}
+    with pytest.warns(CalotypeWarning, match="0 and 1, were taken for black and white"):
+        (read,) = redrawn(ours("sd1"), [photo()], mask=tmp_path / "mask.png", **few)
+    for same in (mask, mask.bool(), mask // 255, mask / 255, (mask // 255).long()):
+        (one,) = redrawn(ours("sd1"), [photo()], mask=same, **few)
+        assert np.array_equal(array(one.picture), array(read.picture))
+    with pytest.raises(UsageError, match="numbers from 0") as error:
+        redrawn(ours("sd1"), [photo()], mask=mask.float())
+    one_sentence(str(error.value))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])

@@ -24,6 +24,8 @@ from calotype.draw.model import load_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.training import Drawing, train_drawing
 from calotype.errors import PictureError, UsageError
+from calotype.locks import lock
+from calotype.train.checkpoint import DOING, LOCK
 
 FILES = ["checkpoint.pt", "latents.safetensors", "metrics.jsonl", "weights.safetensors"]
 
@@ -235,6 +237,16 @@ def test_another_vae_is_refused(data: Path, finished: Path, tmp_path: Path) -> N
     path = write(tmp_path / "taesd.safetensors", tensors_of(tiny()))
     other = load(path, latent_format="sd1", device="cpu")
     assert "VAE" in refused(RECIPE, data, finished, other, True)
+
+
+def test_two_trainings_in_one_folder(data: Path, vae: VAE, tmp_path: Path) -> None:
+    with lock(tmp_path / "run" / LOCK, DOING, "wait"):
+        for resume in (False, True):
+            with pytest.raises(UsageError) as caught:
+                train_drawing(RECIPE, data, tmp_path / "run", vae, resume=resume)
+            one_sentence(str(caught.value))
+            assert f"a training is under way there, by process {os.getpid()} on " in str(caught.value)
+        assert names(tmp_path / "run") == [LOCK]
 
 
 def test_longer_runs_go_on(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:

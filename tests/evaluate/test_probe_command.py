@@ -23,6 +23,7 @@ import calotype
 from calotype.cli.main import main
 from calotype.evaluate import examine
 from calotype.evaluate.measure import place
+from calotype.locks import lock
 
 QUICK = ("--lpips", "none", "--device", "cpu", "--report", "report")
 
@@ -259,6 +260,18 @@ def test_a_report_that_cannot_be_written_is_told_before_any_work(
     assert ran.said == [
         "calotype: --report report: nothing can be written in . (Permission denied); give another folder."
     ]
+    nothing_is_left()
+
+
+def test_two_probes_in_one_folder(
+    vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw("photos/0.png")
+    with lock(Path("report/.calotype-probe.lock"), "a probe", "wait"):
+        ran = Ran(monkeypatch, capsys, vae, "photos", *QUICK)
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert ran.said[0].startswith(f"calotype: report: a probe is under way there, by process {os.getpid()} on ")
+    assert ran.said[0].endswith("; wait for it, or give another --report.")
     nothing_is_left()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import statistics
@@ -27,6 +28,7 @@ from calotype.evaluate.metrics import psnr
 from calotype.evaluate.protocol import Protocol, preset
 from calotype.evaluate.session import evaluate, shard
 from calotype.evaluate.setup import labels, read_boxes
+from calotype.locks import lock
 from calotype.pixels import from_array, to_uint8
 from calotype.sources import open_source
 
@@ -350,6 +352,22 @@ def test_a_report_is_whole_or_not_there(
         evaluate(data, setup(vaes), tmp_path / "r", limit=2)
     assert names(tmp_path / "r") == files
     assert {name: (tmp_path / "r" / name).read_bytes() for name in before} == before
+
+
+def test_two_evaluations_in_one_folder(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
+    """Parts go on side by side, each once."""
+    report = tmp_path / "r"
+    for mine, others in (("", ("1/2", "2/2")), ("1/2", ("2/2", "1/3", ""))):
+        name = f"-{mine.replace('/', '-of-')}" if mine else ""
+        with lock(report / f".calotype-measured{name}.lock", "an evaluation", "wait"):
+            with pytest.raises(UsageError) as caught:
+                evaluate(data, setup(vaes[:1]), report, part=mine)
+            one_sentence(str(caught.value))
+            what = f"an evaluation of part {mine}" if mine else "an evaluation"
+            assert f"{what} is under way there, by process {os.getpid()} on " in str(caught.value)
+            for other in others:
+                evaluate(data, setup(vaes[:1]), report, part=other)
+    assert not list(report.glob(".calotype-*"))
 
 
 def test_a_part_says_what_it_holds(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processe
 
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MOMENTS = 10
-MINUTES = 3.0  # of all kills; what is not reached then is not told of as tested
+MINUTES = 2.5  # after which no more is tried than every command once in every way
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Whole:
 class Bench:
     """Runs commands in folders of their own, and knows what each leaves when nothing disturbs it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whole: dict[str, Whole] | None = None) -> None:
         self.folder = folder
+        self.whole = {} if whole is None else whole
         self.forker = Forker()
         (folder / "material").mkdir(parents=True)
         self.inputs = material(folder / "material", self.forker)
-        self.whole: dict[str, Whole] = {}
 
     def undisturbed(self, command: Command) -> Whole:
         if command.name not in self.whole:
@@ -108,23 +108,24 @@ def test_killed_in_the_middle(name: str, number: signal.Signals, bench: Bench) -
 
 @pytest.mark.slow
 def test_every_command_at_ten_moments(tmp_path: Path) -> None:
-    """Two processes do what they can in a few minutes: each command and signal once, then once more, and so on."""
+    """Two processes do what they can in a few minutes: every command once in every way, then once more, and so on."""
     rng = random.Random(16)
     signals = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-    cases = []
-    for moment in range(MOMENTS):
-        turn = [(one, number, (moment + rng.random()) / MOMENTS) for one in COMMANDS for number in signals]
-        rng.shuffle(turn)
-        cases.append(turn)
-    waiting = [case for turn in cases for case in turn]
+    ways = [(one, number, rng.sample(range(MOMENTS), MOMENTS)) for one in COMMANDS for number in signals]
+    waiting = []
+    for turn in range(MOMENTS):
+        rng.shuffle(ways)
+        waiting += [(one, number, (moments[turn] + rng.random()) / MOMENTS) for one, number, moments in ways]
     lock, done, stopped = threading.Lock(), Counter[str](), Counter[str]()
-    benches = [Bench(tmp_path / str(i)) for i in range(2)]
+    whole = dict[str, Whole]()
+    benches = [Bench(tmp_path / str(i), whole) for i in range(2)]
     end = time.monotonic() + 60 * MINUTES
 
     def work(bench: Bench) -> None:
-        while time.monotonic() < end:
+        while True:
             with lock:
-                if not waiting:
+                late = time.monotonic() > end and len(waiting) <= (MOMENTS - 1) * len(ways)
+                if not waiting or late:
                     return
                 command, number, part = waiting.pop(0)
             ran = bench.kill(command, number, part)
@@ -140,5 +141,5 @@ def test_every_command_at_ten_moments(tmp_path: Path) -> None:
     print(
         f"{sum(done.values())} kills, {sum(stopped.values())} before the end: {dict(stopped)}; {len(waiting)} not tried"
     )
-    assert len(done) == len(COMMANDS) * len(signals), "in the time there is not every command was killed in every way"
-    assert all(stopped[number.name] >= 0.5 * sum(done.values()) / 3 for number in signals), "most were killed too late"
+    assert len(done) == len(ways)
+    assert sum(stopped.values()) >= sum(done.values()) / 2, "most were killed too late, so this shows little"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.evaluate.metrics import psnr
 from calotype.latents import KNOWN, PerChannel, ScaleShift
+from calotype.locks import lock
 from calotype.pixels import to_uint8
 from calotype.train import checkpoint, estimate as estimates, run as module
 from calotype.train.configs import ConvConfig
@@ -56,6 +58,27 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, _ = start(RECIPE, data, tmp_path_factory.mktemp("out") / "deep" / "run")
     assert path is not None
     return path
+
+
+def test_two_trainings_in_one_folder(data: Path, tmp_path: Path) -> None:
+    """The second is told who is there; a dry run writes nothing, so it may look."""
+    with lock(tmp_path / "out" / checkpoint.LOCK, checkpoint.DOING, "wait"):
+        for options in ({}, {"resume": True}):
+            with pytest.raises(UsageError) as caught:
+                start(TINY, data, tmp_path / "out", **options)
+            one_sentence(str(caught.value))
+            assert f"a training is under way there, by process {os.getpid()} on " in str(caught.value)
+        assert [one.name for one in (tmp_path / "out").iterdir()] == [checkpoint.LOCK]
+        start(TINY, data, tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    held: list[bool] = []
+    train(
+        TINY, data, tmp_path / "out", Options(device="cpu", tensorboard=False, workers=1),
+        report=lambda line: held.append((tmp_path / "out" / checkpoint.LOCK).exists()), notice=str, track=no_track,
+    )  # fmt: skip
+    assert held
+    assert all(held)
+    assert not (tmp_path / "out" / checkpoint.LOCK).exists()
 
 
 # Data

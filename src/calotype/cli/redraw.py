@@ -129,6 +129,10 @@ def command(
         own = picture.exists() and mask.exists() and mask.samefile(picture)
         alpha: Selected = "transparent" if own else "auto"
         over = read_mask(mask, (height, width), picture, alpha=alpha, invert=invert_mask)
+        if own and strength < 1:
+            complain(
+                f"{picture}: What is drawn begins with the background in its hole; at --strength 1 it is not looked at."
+            )
         if not over.any():
             found = "white all over and inverted" if invert_mask else "black all over"
             raise UsageError(f"{mask} is {found}, so nothing would be redrawn; make white what is to change.")

@@ -76,10 +76,12 @@ def of_jpeg_2000(library: Any, data: bytes, depth: int) -> Values:
     return of_array(array, 2.0**depth - 1.0, "RGB" if array.shape[-1] in (3, 4) and array.ndim == 3 else "L")
 
 
-def of_jpeg_xl(library: Any, data: bytes, depth: int) -> Values:
+def of_jpeg_xl(library: Any, data: bytes, depth: int, floats: bool) -> Values:
     """Of the first frame of a JPEG XL with more than 8 bits, turned upright by its own header."""
     array = library.jpegxl_decode(data, index=0, numthreads=1)
-    return of_array(array, 2.0**depth - 1.0, "RGB" if array.shape[-1] in (3, 4) and array.ndim == 3 else "L")
+    full = 1.0 if floats else 2.0**depth - 1.0
+    values = of_array(array, full, "RGB" if array.shape[-1] in (3, 4) and array.ndim == 3 else "L")
+    return replace(values, floats=floats, checked=floats)
 
 
 def of_heif(library: Any, file: IO[bytes], depth: int) -> Values:

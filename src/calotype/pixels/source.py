@@ -182,12 +182,13 @@ def _of_jxl(file: IO[bytes], name: str) -> Source:
                 )
     if said.depth > 8 and image.mode in ("RGB", "RGBA", "LA"):
         library = deep.imagecodecs()
-        if library is not None and library.JPEGXL.available and not said.floats:
-            source.decode = lambda: deep.of_jpeg_xl(library, _content(file), said.depth)
+        if library is not None and library.JPEGXL.available:
+            source.decode = lambda: deep.of_jpeg_xl(library, _content(file), said.depth, said.floats)
         else:
             what = f"{said.depth}-bit {'floats were' if said.floats else 'colour was'}"
-            hint = "" if said.floats else f"; {deep.INSTALL} keeps all"
-            source.notices.append(f"{what} reduced to 8 bits, because Pillow keeps no more{hint}.")
+            source.notices.append(
+                f"{what} reduced to 8 bits, because its plugin keeps no more; {deep.INSTALL} keeps all."
+            )
     return source
 
 

@@ -91,7 +91,8 @@ def groups_in(shapes: Shapes) -> list[Group]:
         inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
         keys = {name: key for name, key in inside.items() if OWN[kind].fullmatch(name)}
         other = None if kind == "folded" else other_autoencoder({name: shapes[key] for name, key in inside.items()})
-        averaged = bool(AVERAGED.search(prefix)) or ("module." in prefix and "n_averaged" in names)
+        averaged = bool(AVERAGED.search(prefix)) and "online" not in prefix
+        averaged = averaged or (prefix.endswith("module.") and "n_averaged" in names)  # torch's AveragedModel
         groups.append(Group(kind=kind, prefix=prefix, keys=keys, other=other, averaged=averaged))
     if any(group.prefix.startswith("current_model_state.") for group in groups):  # Lightning's WeightAveraging
         groups = [g if g.prefix else _as_average(g) for g in groups]
@@ -182,7 +183,8 @@ def choose(
         twins = [group for group in mine if _twins(shapes, named[0], group, mine)]
         mine = named if weights is None else [*named, *twins]
     if not mine:
-        raise WeightsError(" and ".join(_found(group, len(groups)) for group in groups))
+        found = [_found(group, len(groups)) for group in sorted(groups, key=lambda group: group.prefix)]
+        raise WeightsError("; ".join(dict.fromkeys(found)))
     group = _one(shapes, mine, weights, same)
     twin = next((other for other in groups if _twins(shapes, group, other, groups)), None)
     used = {key for other in groups for key in other.keys.values()}
@@ -194,7 +196,7 @@ def choose(
         twin=twin,
         note=note,
         others=tuple(other for other in groups if other.other is not None),
-        beside=tuple(key for key in shapes if key not in used),
+        beside=tuple(name for name, key in plain(list(shapes)).items() if key not in used),
     )
 
 

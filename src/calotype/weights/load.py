@@ -279,8 +279,8 @@ def _notes(piece: Piece, source: str) -> tuple[str, ...]:
     notes = [*piece.said.notes, *(unused(piece.said) if source.startswith("config.json") else ())]
     if piece.groups_assumed and not piece.family and source != "the sha256 of a known file":
         notes.append(
-            "Its norms are taken to have 32 groups, as in all published VAEs of this kind: shapes can't tell, and "
-            "neither a config.json nor the file's metadata says."
+            "Its norms are taken to have 32 groups, as is usual: shapes can't tell, and neither a config.json nor the "
+            "file's metadata says."
         )
     return tuple(notes)
 
