@@ -51,11 +51,12 @@ def pixels(path: str | Path) -> Any:
 @pytest.mark.parametrize(("channels", "kind"), KINDS)
 def test_there_and_back(calotype: Calotype, channels: int, kind: str) -> None:
     vae, photo = save(channels, kind), draw("p.png", mode="RGBA")
-    for words in (["inspect", vae], ["inspect", vae, "--program"], ["plan", vae, "64x64"],
-                  ["plan", vae, "64x64", "--encode"]):  # fmt: skip
+    if kind == "kl":  # the checks of the other, which is wide, take half a minute
+        told = calotype("inspect", vae)
+        assert told.code == 0, told.err
+        assert f"4 latent channels, {'grey' if channels == 1 else 'RGBA'} pictures" in told.out
+    for words in (["inspect", vae, "--program"], ["plan", vae, "64x64"], ["plan", vae, "64x64", "--encode"]):
         assert calotype(*words).code == 0, words
-    assert calotype("inspect", vae, "--json").json["configuration"]["in_channels"] == channels
-    assert f"4 latent channels, {'grey' if channels == 1 else 'RGBA'} pictures" in calotype("inspect", vae).out
     made = calotype("encode", photo, "--vae", vae, "--json")
     assert made.code == 0
     latents = load_latents(Path("p.latents.safetensors"))
