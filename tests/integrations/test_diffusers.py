@@ -365,6 +365,22 @@ def test_decoded_pixels_are_those_of_diffusers(pair: tuple[Any, Any]) -> None:
     assert_close(result, expected)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_are_as_in_diffusers(channels: int, ours: Any, theirs: Any, tmp_path: Path) -> None:
+    make_folder(tmp_path / "vae", replace(F8, in_channels=channels))
+    vae, own = ours(calotype.load(tmp_path / "vae", device="cpu")), theirs.from_pretrained(tmp_path / "vae")
+    assert (vae.config["in_channels"], vae.config["out_channels"]) == (channels, channels)
+    x = torch.cat([pictures(0, 1, 32, 48), pictures(1, 1, 32, 48)], dim=1)[:, :channels]
+    with torch.no_grad():
+        z = own.encode(x).latent_dist.mode()
+        assert_close(vae.encode(x).latent_dist.mode(), z)
+        assert_close(vae.decode(z).sample, own.decode(z).sample)
+    vae.save_pretrained(tmp_path / "again")
+    again = theirs.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again.decode(z).sample, own.decode(z).sample)
+
+
 def test_outputs_may_be_tuples(pair: tuple[Any, Any]) -> None:
     vae, _ = pair
     x, z = pictures(0, 1, 16, 16), torch.randn(1, 4, 2, 2)

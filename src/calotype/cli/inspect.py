@@ -36,6 +36,7 @@ def command(
     presets this needs no weights.
     """
     from calotype.outline import outline_of, outline_of_preset
+    from calotype.pixels.channels import NAMES
     from calotype.vae import load
     from calotype.weights.presets import PRESETS, is_preset
 
@@ -86,12 +87,14 @@ def command(
         if loaded.twin is not None:
             other = "raw" if loaded.averaged else "averaged (ema)"
             averaged += f"; the {other} ones stand under {loaded.twin!r}"
+        p = vae.picture_channels
+        pictures = "" if p == 3 else f", {NAMES[p]} pictures" if p in NAMES else f", pictures of {p} channels"
         rows = [
             ("files", ", ".join(document["files"])),
             ("layout", f"{loaded.layout}{prefix}, {' and '.join(document['parts'])}"),
             *([("weights", averaged)] if averaged else []),
             *([("left out", loaded.beside)] if loaded.beside else []),
-            ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels"),
+            ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels{pictures}"),
             ("configuration", configuration),
             ("latent format", described),
             ("parameters", f"{total:,} (encoder {encoder:,}, decoder {total - encoder:,})"),

@@ -193,7 +193,10 @@ def _seen(source: MaskSource, lossy: bool) -> _Stored:
     if levels.ndim == 2:
         return _Stored((levels.astype(np.float64) + 1) / 2, 1.0, opacity, lossy, notices)
     if levels.dtype != np.uint8:
-        levels = to_uint8(rows.rows(0, rows.size[0])).permute(1, 2, 0).numpy()
+        pixels = rows.rows(0, rows.size[0])
+        if (pixels == pixels[0]).all():
+            return _Stored((pixels[0].double().numpy() + 1) / 2, 1.0, opacity, lossy, notices)
+        levels = to_uint8(pixels).permute(1, 2, 0).numpy()
     grey = levels[..., 0]
     values = grey if (levels == grey[..., None]).all() else levels
     return _Stored(values, 255.0, opacity, lossy, notices)

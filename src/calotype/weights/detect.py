@@ -234,8 +234,8 @@ def require_one_picture(taken: int, made: int | None = None) -> None:
     """
     if made is not None and made != taken:
         raise WeightsError(
-            f"its encoder takes pictures of {taken} channels and its decoder makes {made}; VAEs are supported whose "
-            f"pictures have as many channels on both sides (1 for grey, 3 for RGB, 4 for RGBA)"
+            f"its encoder takes pictures of {taken} channel{'s' * (taken > 1)} and its decoder makes {made}; VAEs are "
+            f"supported whose pictures have as many channels on both sides (1 for grey, 3 for RGB, 4 for RGBA)"
         )
 
 
