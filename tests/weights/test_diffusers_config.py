@@ -317,6 +317,12 @@ def test_a_tiny_ones_config_is_read(tiny_folder: Path) -> None:
     assert loaded.notes == ()
 
 
+def test_a_tiny_one_of_four_picture_channels_is_described_too(tmp_path: Path) -> None:
+    fill(import_diffusers().AutoencoderTiny(in_channels=4, out_channels=4), 0, 0.7).save_pretrained(tmp_path)
+    assert load_weights(tmp_path).module.config == TinyConfig(in_channels=4)
+    refused(change(tmp_path, in_channels=3), "in_channels 3, and its tensors are of 4")
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [

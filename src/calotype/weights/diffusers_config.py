@@ -286,11 +286,11 @@ def _tiny_fields(config: TinyConfig) -> dict[str, Any]:
         "block_out_channels": [64] * 4,
         "decoder_block_out_channels": [64] * 4,
         "encoder_block_out_channels": [64] * 4,
-        "in_channels": getattr(config, "in_channels", 3),
+        "in_channels": config.in_channels,
         "latent_channels": config.z_channels,
         "num_decoder_blocks": [3, 3, 3, 1],
         "num_encoder_blocks": [1, 3, 3, 3],
-        "out_channels": getattr(config, "in_channels", 3),
+        "out_channels": config.in_channels,
         "upsample_fn": "nearest",
         "upsampling_scaling_factor": 2,
     }
