@@ -775,7 +775,7 @@ def test_a_codec_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_postscript_is_not_run() -> None:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(PictureError, match="holds text"):
+    with pytest.raises(PictureError, match="is PostScript"):
         read_picture(program)
 
 

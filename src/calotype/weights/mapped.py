@@ -9,13 +9,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from calotype.files import text_path
+
 # torch's types that are more than bytes in a row, or that have no arithmetic and no use in a weight file
 ODD = (torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 
 
 def map_file(path: Path) -> torch.UntypedStorage:
     """A file that is not empty, as a storage; what is written to it stays in memory."""
-    storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    with text_path(path) as named:
+        storage = torch.UntypedStorage.from_file(str(named), False, path.stat().st_size)
     return cast(torch.UntypedStorage, storage)
 
 
