@@ -11,7 +11,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -1371,8 +1371,8 @@ def test_pixels_that_are_not_finite_leave_the_old_file(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Image.Image, target: Path, **options: Any) -> None:
-        Path(target).write_bytes(b"half")
+    def interrupt(self: Image.Image, target: IO[bytes], **options: Any) -> None:
+        target.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image.Image, "save", interrupt)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clikit import Calotype, files
+from clikit import Calotype, draw, files
 from safetensors.torch import load_file, save_file
 from support import SMALL, import_diffusers, kl, room, tensors_of
 
@@ -233,3 +233,56 @@ def test_what_is_assumed_and_what_is_asked_is_told(here: Path, calotype: Calotyp
     assert (ran.code, ran.said[0].endswith("--latent-format means|scaled-means|none.")) == (2, True)
     told = calotype("inspect", "d", "--latent-format", "scaled-means", "--json").json["latent_format"]
     assert (told["std"], told["scaling_factor"]) == ([2.0] * 8, 0.5)
+
+
+# Files with more than one VAE
+
+
+@pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
+def test_raw_or_averaged_weights_are_chosen_and_shown(here: Path, calotype: Calotype) -> None:
+    raw, averaged = (tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1,)), seed)) for seed in (1, 2))
+    torch.save({"model": raw, "ema": averaged, "global_step": torch.tensor(3)}, "x.pt")
+    ran = calotype("inspect", "x.pt", "--json")
+    told = ran.json
+    assert (told["averaged"], told["prefix"], told["other_weights"]) == (True, "ema.", "model.")
+    assert told["beside"] == "global_step"
+    assert ran.err == f"calotype: {told['notices'][0]}\n"
+    ran = calotype("inspect", "x.pt", "--weights", "raw")
+    assert (ran.code, ran.err) == (0, "")
+    for words in ("raw; the averaged (ema) ones stand under 'ema.'", "under 'model.'", "left out", "global_step"):
+        assert words in ran.out
+    for which, tensors in (("raw", raw), ("ema", averaged)):
+        ran = calotype("convert", "x.pt", f"{which}.safetensors", "--layout", "ldm", "--weights", which)
+        assert (ran.code, ran.err) == (0, "")
+        assert all(torch.equal(value, tensors[key]) for key, value in load_file(f"{which}.safetensors").items())
+    ran = calotype("inspect", "raw.safetensors", "--weights", "ema")
+    assert (ran.code, ran.out) == (2, "")
+    assert "raw.safetensors: there are no averaged weights in it" in ran.err
+
+
+def test_one_of_two_vaes_is_chosen(here: Path, calotype: Calotype) -> None:
+    photo = draw("photo.png")
+    first, second = (tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 1)), seed)) for seed in (1, 2))
+    save_file({f"a.{k}": v for k, v in first.items()} | {f"b.{k}": v for k, v in second.items()}, "two.safetensors")
+    for i, tensors in enumerate((first, second)):
+        save_file(tensors, f"{i}.safetensors")
+    refused = calotype("reconstruct", photo, "--vae", "two.safetensors", "--out", "no")
+    assert refused.code == 1
+    assert "several VAEs, under 'a.', 'b.'; choose one with --prefix" in refused.err
+    made = {}
+    for name, options in {"a": ["two.safetensors", "--prefix", "a."], "b": ["two.safetensors", "--prefix", "b"],
+                          "0": ["0.safetensors"], "1": ["1.safetensors"]}.items():  # fmt: skip
+        vae, *chosen = options
+        assert calotype("reconstruct", photo, "--vae", vae, *chosen, "--out", name).code == 0
+        of_model = ("--latent-format", "sd1")
+        assert calotype("encode", photo, "--vae", vae, *chosen, "--out", name, *of_model).code == 0
+        latents = next(str(path) for path in sorted(Path(name).iterdir()) if path.name.endswith(".latents.safetensors"))
+        assert calotype("decode", latents, "--vae", vae, *chosen, "--out", name, *of_model).code == 0
+        assert calotype("plan", vae, "64x64", *chosen).code == 0
+        made[name] = {path.name: path.read_bytes() for path in Path(name).iterdir() if path.suffix == ".png"}
+    assert "photo-decoded.png" in made["a"]
+    assert (made["a"], made["b"]) == (made["0"], made["1"])
+    assert made["a"] != made["b"]
+    ran = calotype("plan", "two.safetensors", "64x64", "--prefix", "c")
+    assert ran.code == 2
+    assert "no VAE stands under the prefix 'c'; they stand under 'a.', 'b.'" in ran.err

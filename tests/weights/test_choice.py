@@ -91,6 +91,12 @@ def test_halves_in_a_nest(tmp_path: Path) -> None:
     assert same_tensors(load_weights(torch_file(tmp_path / "y.pt", {"vae": halves, "step": 1})).module, RAW)
 
 
+def test_states_of_optimisers_are_no_vaes(tmp_path: Path) -> None:
+    for name in ("optimizer", "optimizer_states", "opt", "exp_avg", "grads"):
+        path = torch_file(tmp_path / "x.pt", {"model": A, name: {"a": C, "b": clone(C)}})
+        assert same_tensors(load_weights(path).module, RAW)
+
+
 # Wrappers
 
 

@@ -131,6 +131,13 @@ def test_archives_are_mapped_and_not_read(tmp_path: Path) -> None:
     assert torch.equal(TorchFile(path).read("decoder.conv_in.weight"), second)
 
 
+@pytest.mark.parametrize("how", FORMATS)
+def test_what_a_module_gives_as_its_state(tmp_path: Path, how: str) -> None:
+    """A dictionary in order, with attributes."""
+    assert hasattr(MODULE.state_dict(), "_metadata")
+    assert same_tensors(load_weights(store(tmp_path / "x.pt", MODULE.state_dict(), how)).module, MODULE)
+
+
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_an_archive_that_was_packed_again(tmp_path: Path, packing: int) -> None:
     path = store(tmp_path / "x.pt", LDM)

@@ -115,6 +115,7 @@ FILES: list[tuple[Callable[[], bytes] | bytes, str, str]] = [
     (b"\x08\x01\x12\x02" * 40, "saved_model.pb", "a TensorFlow model"),
     (b"\x01\x02" * 40, "vae.mlmodel", "a Core ML model"),
     (b"\x01\x02" * 40, "vae.safetensors.part", "a download that has not finished"),
+    (lambda: zipped("x/data.pkl"), "__0_0.distcp", r"checkpoint of torch\.distributed.*dcp_to_torch"),
     (bytes(4096), "vae.safetensors", "begins with nothing but zeros"),
 ]
 
@@ -309,3 +310,12 @@ def test_folders_of_other_programs(tmp_path: Path) -> None:
     refused(tmp_path, r"holds no weight files that can be read \(vae_decoder/model\.onnx: this is an ONNX model")
     (tmp_path / "coreml" / "vae.mlpackage").mkdir(parents=True)
     refused(tmp_path / "coreml", "a Core ML model")
+
+
+@pytest.mark.parametrize("name", ["AudioLDM2Pipeline", "MusicLDMPipeline", "StableAudioPipeline"])
+def test_pipelines_for_sound(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "vae" / f"{STABLE}.safetensors", DIFFUSERS)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    refused(tmp_path, rf"a pipeline for sound \({name}\)")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert same_tensors(load_weights(tmp_path).module, MODULE)

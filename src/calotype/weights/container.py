@@ -13,8 +13,9 @@ from torch import Tensor
 
 from calotype.errors import WeightsError
 from calotype.weights.mapped import map_file, part, strides, view
-from calotype.weights.pickles import Array, Stand, Stored, read_pickle
+from calotype.weights.pickles import Array, Stand, read_pickle
 from calotype.weights.sniff import other_file
+from calotype.weights.stored import Stored
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

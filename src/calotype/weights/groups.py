@@ -22,6 +22,11 @@ WRAPPERS = re.compile(
 )
 AVERAGED = re.compile(r"(?<![^._])(ema|averaged?|avg|swa|polyak|shadow|shadow_params)(?![^._0-9])", re.IGNORECASE)
 
+# Of an optimiser, whose states may have the weights' names and shapes
+OPTIMISER = re.compile(
+    r"(?<![^._])(optim\w*|opt|(max_)?exp_avg\w*|momentum\w*|grads?|gradients)(?![^._])", re.IGNORECASE
+)
+
 KL = re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.weight")
 FOLDED = re.compile(r"((?:.*?\.)?)encoder\.quarter\.0\.conv1\.weight")
 TINY = re.compile(r"((?:.*?\.)?)(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?[01]\.weight")
@@ -74,7 +79,7 @@ def plain(keys: Sequence[str]) -> dict[str, str]:
 
 def groups_in(shapes: Shapes) -> list[Group]:
     """All networks among these tensors that may be VAEs, those that are not read included."""
-    names = plain(list(shapes))
+    names = {name: key for name, key in plain(list(shapes)).items() if not OPTIMISER.search(name)}
     kinds: dict[str, str] = {}
     for kind, pattern in (("kl", KL), ("folded", FOLDED)):
         for name in names:

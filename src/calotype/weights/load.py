@@ -38,7 +38,7 @@ from calotype.weights.formats import Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
 from calotype.weights.shards import Shards, in_folder, shards_of
-from calotype.weights.sniff import in_folder as told_in_folder
+from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 
@@ -192,6 +192,10 @@ def _locate(
         beside = path.with_name("config.json")
         return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
     if (path / "vae").is_dir():
+        if name := audio_pipeline(path):
+            raise WeightsError(
+                f"{path}: this is a pipeline for sound ({name}); its VAE is of spectrograms, not pictures."
+            )
         path = path / "vae"
     config = path / "config.json"
     places, notices, weights = in_folder(path, weights, SUFFIXES)

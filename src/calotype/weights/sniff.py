@@ -75,6 +75,11 @@ def other_file(path: Path, head: bytes) -> str | None:
         return (
             "this is a tar archive; unpack it and give the weights in it (torch files of before 0.2 are such archives)"
         )
+    if path.suffix == ".distcp":
+        return (
+            "this is part of a checkpoint of torch.distributed; make one file of it with "
+            "'python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE'"
+        )
     if head[:2] == b"PK":
         return _zip(path)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -177,6 +182,15 @@ def _zip(path: Path) -> str | None:
 def _quoted(text: bytes) -> str:
     words = " ".join(re.sub(r"<[^>]*>", " ", text.decode("utf-8", "replace")).split())
     return f" ({words[:80].rstrip('. ')})" if words else ""
+
+
+def audio_pipeline(folder: Path) -> str | None:
+    """The class of an audio pipeline of diffusers, whose VAE (of spectrograms) looks like one of grey pictures."""
+    try:
+        name = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) and re.search("Audio|Music", name) else None
 
 
 def in_folder(folder: Path) -> str | None:
