@@ -1,7 +1,7 @@
 """Runs commands in forked processes, which begin with all that takes seconds to import.
 
-Reads a line of JSON for each on standard input: {"words", "folder", "environment"}. Answers with the number of the
-process, and, when that has ended, with what `waitpid` tells of it.
+Reads a line of JSON for each on standard input: {"words", "folder", "environment", "kill"}, the last with a time in
+seconds and a signal, or null. Answers with the time that it took, and with what `waitpid` tells of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 
 HEAVY = (
@@ -67,6 +68,7 @@ def serve() -> None:
     gc.freeze()  # or every process would copy what a look at it changes
     for line in sys.stdin:
         task = json.loads(line)
+        kill = task.pop("kill")
         told, ready = os.pipe()
         pid = os.fork()
         if not pid:
@@ -74,8 +76,12 @@ def serve() -> None:
         os.close(ready)
         os.read(told, 1)
         os.close(told)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        begin = time.monotonic()
+        if kill is not None:
+            time.sleep(kill[0])
+            os.kill(pid, kill[1])  # it is not waited for yet, so the number is its own, or of what is left of it
+        status = os.waitpid(pid, 0)[1]
+        print(time.monotonic() - begin, status, flush=True)
 
 
 for name in HEAVY:

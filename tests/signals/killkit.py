@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -161,18 +160,13 @@ class Forker:
         """Runs it in a folder, and if so asked sends a signal after so many seconds."""
         spill = folder.parent / "tmp"
         spill.mkdir(exist_ok=True)
-        task = {"words": list(words), "folder": str(folder), "environment": {"TMPDIR": str(spill)}}
+        task = {"words": words, "folder": str(folder), "environment": {"TMPDIR": str(spill)}, "kill": kill}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        pid, begin = int(self._line()), time.monotonic()
-        if kill is not None:
-            time.sleep(kill[0])
-            os.kill(pid, kill[1])  # it is not waited for yet, so the number is its own or of what is left of it
-        status = int(self._line())
-        code = os.waitstatus_to_exitcode(status)
+        seconds, status = self._line().split()
         said = (folder.parent / "said.err").read_text()
-        return Ran(code, said, time.monotonic() - begin)
+        return Ran(os.waitstatus_to_exitcode(int(status)), said, float(seconds))
 
     def close(self) -> None:
         assert self._process.stdin
