@@ -28,7 +28,7 @@ def require_none_lost(direction: Literal["encode", "decode"], given: Tensor | No
     """
     if not torch.is_grad_enabled():
         return
-    if given is not None and _differentiated(given):
+    if given is not None and differentiated(given):
         what = "the pixels" if direction == "encode" else "the latents"
     elif any(p.requires_grad for name in _PARTS[direction] if hasattr(module, name)
              for p in getattr(module, name).parameters()):  # fmt: skip
@@ -41,6 +41,6 @@ def require_none_lost(direction: Literal["encode", "decode"], given: Tensor | No
     )
 
 
-def _differentiated(tensor: Tensor) -> bool:
+def differentiated(tensor: Tensor) -> bool:
     """Whether a tensor takes part in reverse or in forward mode differentiation."""
     return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]

@@ -59,6 +59,35 @@ def refused(path: Path, message: str, error: type[Exception] = WeightsError, **m
     one_sentence(str(caught.value))
 
 
+@pytest.mark.parametrize("name", ["non_ema", "no_ema", "pre_ema", "not_ema", "before_ema", "non-ema", "vae_no_ema"])
+def test_names_that_say_that_it_is_no_average(name: str, tmp_path: Path) -> None:
+    assert not load_weights(torch_file(tmp_path / "x.pt", {name: A})).averaged
+    path = torch_file(tmp_path / "x.pt", {name: A, "vae_ema" if name.startswith("vae") else "ema": B})
+    for weights, module, averaged in ((None, EMA, True), ("ema", EMA, True), ("raw", RAW, False)):
+        loaded = load_weights(path, weights=weights)
+        assert loaded.averaged is averaged
+        assert same_tensors(loaded.module, module)
+    refused(torch_file(tmp_path / "x.pt", {"model": A, name: B}), "several VAEs")
+
+
+@pytest.mark.parametrize("order", ["sorted", "q and k"])
+def test_a_list_of_averages_is_taken_only_in_the_networks_order(order: str, tmp_path: Path) -> None:
+    names = list(A)
+    swapped = {"encoder.mid.attn_1.q": "encoder.mid.attn_1.k", "encoder.mid.attn_1.k": "encoder.mid.attn_1.q"}
+    if order == "sorted":
+        names.sort()
+    else:
+        names = [name.replace(stem := name.rpartition(".")[0], swapped.get(stem, stem)) for name in names]
+    raw = {name: A[name] for name in names}
+    path = torch_file(tmp_path / "x.pt", {"state_dict": raw, "ema": {"shadow_params": list(B.values())}})
+    loaded = load_weights(path)
+    assert same_tensors(loaded.module, RAW)
+    (notice,) = loaded.notices
+    assert "have no names and are not in the order of the raw ones" in notice
+    assert load_weights(path, weights="raw").notices == ()
+    refused(path, "have no names and are not in the order", UsageError, weights="ema")
+
+
 # Nests
 
 

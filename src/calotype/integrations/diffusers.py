@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError
+from calotype.gradients import differentiated
 from calotype.integrations.pretrained import load_pretrained
 from calotype.latents import Packed
 from calotype.vae import VAE
@@ -220,7 +221,7 @@ class AutoencoderKL(Diffusers):
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return None
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+        if torch.is_grad_enabled() and (differentiated(x) or any(p.requires_grad for p in self.parameters())):
             return None
         vae = self._current()
         if vae is not None and self.device.type == "meta":

@@ -108,7 +108,7 @@ class SafetensorsFile:
 def _header(content: bytes) -> dict[str, Any]:
     try:
         header = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"the file is truncated or damaged (its header: {error}); fetch it again") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__") or {}, dict):
         raise WeightsError("the file is truncated or damaged (its header is no table of tensors); fetch it again")

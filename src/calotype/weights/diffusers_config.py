@@ -142,10 +142,10 @@ def parse_config(text: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise WeightsError("its config.json, or its own metadata, is not valid JSON; fetch it again")
+        raise WeightsError("its config.json, or its own metadata, is not valid JSON or no object; fetch it again")
     return values
 
 
@@ -160,7 +160,7 @@ def _pipeline(beside: Path, notes: list[str]) -> str:
             try:
                 values = json.loads(text.decode("utf-8-sig", errors="replace"))
                 named = values["_class_name"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 named = None
             if isinstance(named, str):
                 return named

@@ -26,6 +26,18 @@ AVERAGED = re.compile(r"(?<![^._])(ema|averaged?|avg|swa|polyak|shadow|shadow_pa
 OPTIMISER = re.compile(
     r"(?<![^._])(optim\w*|opt|(max_)?exp_avg\w*|momentum\w*|grads?|gradients)(?![^._])", re.IGNORECASE
 )
+NOT_AVERAGED = re.compile(
+    r"(?<![^._])(non?|not|pre|before|without)[_.-]?(ema|averaged?|avg|swa)(?![^._0-9])", re.IGNORECASE
+)
+
+# The order in which networks of this kind have their parts; lists of averages without names follow it
+IN_ORDER = (
+    ("norm", "q", "k", "v", "proj_out"),
+    ("group_norm", "to_q", "to_k", "to_v", "to_out"),
+    ("group_norm", "query", "key", "value", "proj_attn"),
+    ("norm1", "conv1", "norm2", "conv2"),
+    ("weight", "bias"),
+)
 
 KL = re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.weight")
 FOLDED = re.compile(r"((?:.*?\.)?)encoder\.quarter\.0\.conv1\.weight")
@@ -67,6 +79,7 @@ class Choice:
     twin: Group | None = None  # its average, or what it is the average of
     note: str = ""  # why not the average, where there is one
     others: tuple[Group, ...] = ()  # networks that are not read
+    unmatched: str = ""  # where averages without names stand that are of nothing here
     beside: tuple[str, ...] = ()  # tensors of no network
 
 
@@ -96,7 +109,7 @@ def groups_in(shapes: Shapes) -> list[Group]:
         inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
         keys = {name: key for name, key in inside.items() if OWN[kind].fullmatch(name)}
         other = None if kind == "folded" else other_autoencoder({name: shapes[key] for name, key in inside.items()})
-        averaged = bool(AVERAGED.search(prefix)) and "online" not in prefix
+        averaged = _says_averaged(prefix) and "online" not in prefix
         averaged = averaged or (prefix.endswith("module.") and "n_averaged" in names)  # torch's AveragedModel
         groups.append(Group(kind=kind, prefix=prefix, keys=keys, other=other, averaged=averaged))
     if any(group.prefix.startswith("current_model_state.") for group in groups):  # Lightning's WeightAveraging
@@ -104,6 +117,10 @@ def groups_in(shapes: Shapes) -> list[Group]:
     for raw in [group for group in groups if not group.averaged and group.other is None]:
         groups += [*_without_dots(names, raw), *_lists(names, shapes, raw)]
     return groups
+
+
+def _says_averaged(prefix: str) -> bool:
+    return bool(AVERAGED.search(NOT_AVERAGED.sub("", prefix)))
 
 
 def _bare(names: Mapping[str, str], prefix: str) -> bool:
@@ -122,7 +139,7 @@ def _without_dots(names: Mapping[str, str], raw: Group) -> list[Group]:
     flat: dict[str, dict[str, str]] = {}
     for name, key in names.items():
         before, dot, last = name.rpartition(".")
-        if AVERAGED.search(before):
+        if _says_averaged(before):
             flat.setdefault(before + dot, {})[last] = key
     found = []
     for prefix, keys in flat.items():
@@ -143,6 +160,8 @@ def _lists(names: Mapping[str, str], shapes: Shapes, raw: Group) -> list[Group]:
         if match := re.fullmatch(r"((?:.*\.)?shadow_params\.)([0-9]+)", name):
             lists.setdefault(match[1], {})[int(match[2])] = key
     own = [name for name in raw.keys if not name.startswith("bn.")]
+    if not _in_order(own):  # sorted, say: the list is in the network's order, which these names no longer have
+        return []
     found = []
     for prefix, members in lists.items():
         keys = [members[i] for i in sorted(members)]
@@ -152,6 +171,24 @@ def _lists(names: Mapping[str, str], shapes: Shapes, raw: Group) -> list[Group]:
                 Group(kind=raw.kind, prefix=prefix, keys=dict(zip(own, keys, strict=True)) | buffers, averaged=True)
             )
     return found
+
+
+def _in_order(names: Sequence[str]) -> bool:
+    """Whether names stand as the network has them, as far as they tell: blocks counted up, parts as in `IN_ORDER`."""
+    children: dict[str, dict[str, None]] = {}
+    for name in names:
+        steps = name.split(".")
+        for i, step in enumerate(steps):
+            children.setdefault(".".join(steps[:i]), {})[step] = None
+    for found in map(list, children.values()):
+        numbers = [int(step) for step in found if step.isdecimal()]
+        if numbers != sorted(numbers):
+            return False
+        for order in IN_ORDER:
+            places = [order.index(step) for step in found if step in order]
+            if places != sorted(places):
+                return False
+    return True
 
 
 def choose(
@@ -201,6 +238,7 @@ def choose(
         twin=twin,
         note=note,
         others=tuple(other for other in groups if other.other is not None),
+        unmatched=next((key.rpartition(".")[0] for key in plain(list(shapes)) if _listed(key) and key not in used), ""),
         beside=tuple(name for name, key in plain(list(shapes)).items() if key not in used),
     )
 
@@ -217,7 +255,13 @@ def _one(shapes: Shapes, groups: list[Group], weights: Weights | None, same: Cal
     elif weights == "ema":
         groups = [group for group in averaged if _complete(shapes, group, raw)]
         if not averaged:
-            raise UsageError("there are no averaged weights in it; leave --weights ema out")
+            listed = next((key.rpartition(".")[0] for key in shapes if _listed(key)), "")
+            raise UsageError(
+                f"the averaged weights, under {listed!r}, have no names and are not in the order of the raw ones; "
+                f"leave --weights ema out"
+                if listed
+                else "there are no averaged weights in it, of this VAE at least; leave --weights ema out"
+            )
         if not groups:
             raise UsageError(
                 f"the averaged weights, under {_prefixes(averaged)}, are not the whole VAE; leave --weights ema out"
@@ -233,6 +277,10 @@ def _one(shapes: Shapes, groups: list[Group], weights: Weights | None, same: Cal
             f"it to a file of its own with 'calotype convert'"
         )
     return first
+
+
+def _listed(key: str) -> bool:
+    return re.fullmatch(r"(.*\.)?shadow_params\.[0-9]+", key) is not None
 
 
 def _complete(shapes: Shapes, average: Group, raw: list[Group]) -> bool:
@@ -264,7 +312,7 @@ def _twins(shapes: Shapes, a: Group, b: Group, groups: Sequence[Group]) -> bool:
 
 def _stem(prefix: str) -> str:
     """A prefix without the words for raw and averaged."""
-    words = [word for word in re.split(r"[._]", AVERAGED.sub("", prefix)) if word]
+    words = [word for word in re.split(r"[._]", AVERAGED.sub("", NOT_AVERAGED.sub("", prefix))) if word]
     return ".".join(word for word in words if word not in ("model", "online", "params", "state", "dict", "raw", "net"))
 
 

@@ -306,6 +306,11 @@ def _said(choice: Choice | None, weights: Weights | None) -> list[str]:
             f"the {taken} weights were taken, under {choice.group.prefix!r}; the {left} ones stand under "
             f"{choice.twin.prefix!r}{why}."
         )
+    if choice.unmatched and weights != "raw":
+        said.append(
+            f"the raw weights were taken: the averaged ones, under {choice.unmatched!r}, have no names and are not in "
+            f"the order of the raw ones."
+        )
     said += [f"left out: under {other.prefix!r} is {other.other}." for other in choice.others]
     return said
 

@@ -23,7 +23,12 @@ class Shards:
     """Several containers as one."""
 
     def __init__(self, containers: Sequence[Container]) -> None:
-        self._of = {key: container for container in containers for key in container.shapes}
+        self._of: dict[str, Container] = {}
+        for container in containers:
+            for key in container.shapes:
+                if key in self._of:
+                    raise WeightsError(f"two of its shards hold {key}: they are of different weights; fetch them again")
+                self._of[key] = container
         self.shapes: Mapping[str, tuple[int, ...]] = {k: c.shapes[k] for k, c in self._of.items()}
         self.metadata: Mapping[str, str] = {k: v for c in containers for k, v in c.metadata.items()}
         self.notices: tuple[str, ...] = tuple(notice for container in containers for notice in container.notices)
@@ -59,7 +64,7 @@ def _index(path: Path) -> list[str]:
         names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(
             f"{path}: this is no index of shards (weight_map), or a damaged one; fetch it again."
         ) from None
