@@ -266,7 +266,7 @@ def test_at_the_smallest_size_the_window_fits_once() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(3, 176, 176), torch.zeros(3, 176, 176), r"uint8 \[3, H, W\], not torch.float32"),
+        (torch.zeros(3, 176, 176), torch.zeros(3, 176, 176), r"uint8 \[1, 3 or 6, H, W\], not torch.float32"),
         (*torch.zeros(2, 1, 3, 176, 176, dtype=torch.uint8), r"not torch.uint8 \[1, 3, 176, 176\]"),
         (torch.zeros(3, 176, 176, dtype=torch.uint8), torch.zeros(3, 176, 177, dtype=torch.uint8), "one shape"),
     ],
