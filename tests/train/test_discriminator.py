@@ -99,7 +99,7 @@ def test_it_learns_to_tell_pictures_apart(norm: Norm) -> None:
     real = pictures(0, 4, 32, 32)
     fake = nn.functional.avg_pool2d(real, 3, stride=1, padding=1)  # blurred
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = discriminator_loss(network(real), network(fake))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
