@@ -15,6 +15,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for `support`, whichever way pytest imports the tests
 os.environ["KERAS_BACKEND"] = "torch"  # before anything imports keras
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# what terminals and CI systems set, and what is printed depends on; typer and rich look while they are imported
+for name in (
+    "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS",
+    "PYTHONIOENCODING", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+):  # fmt: skip
+    os.environ.pop(name, None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -135,3 +137,15 @@ def pictures(seed: int, *shape: int) -> Tensor:
 def all_keys(configs: Iterable[AutoencoderConfig]) -> list[str]:
     with torch.device("meta"):
         return [key for config in configs for key in make_network(config).state_dict()]
+
+
+@contextmanager
+def room(limit: int) -> Iterator[None]:
+    """Files can be no larger than so many bytes: what a full disk is to a writer, and real (POSIX only)."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # Python ignores the signal, and writing is refused
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

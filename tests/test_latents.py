@@ -8,6 +8,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def some_flux2(channels: int = 32) -> Packed:
 PER_CHANNEL = PerChannel(name="mine", channels=3, mean=(0.5, -1.0, 2.0), std=(0.5, 2.0, 4.0))
 FORMATS: list[LatentFormat] = [
     *KNOWN.values(),
+    PerChannel(name="scaled", channels=3, mean=(0.5, -1.0, 2.0), std=(0.5, 2.0, 4.0), scaling_factor=-0.3),
     latent_format("none", 7),
     PER_CHANNEL,
     some_flux2(),
@@ -84,8 +86,8 @@ def test_known_formats_have_the_numbers_of_their_models(name: str, channels: int
     assert torch.allclose(format_.to_model(raw), (raw - shift) * scale, rtol=1e-12)
 
 
-def test_known_formats_are_these_four() -> None:
-    assert list(KNOWN) == ["sd1", "sdxl", "sd3", "flux"]
+def test_known_formats_are_these() -> None:
+    assert list(KNOWN) == ["sd1", "sdxl", "sd3", "flux", "playground"]
 
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f"{f.kind}-{f.name}")
@@ -121,6 +123,16 @@ def test_each_channel_has_its_mean_and_std() -> None:
     model = PER_CHANNEL.to_model(raw)
     for c, (mean, std) in enumerate(zip(PER_CHANNEL.mean, PER_CHANNEL.std, strict=True)):
         assert torch.allclose(model[:, c], (raw[:, c] - mean) / std)
+
+
+def test_a_factor_counts_beside_means() -> None:
+    raw = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    scaled = replace(PER_CHANNEL, scaling_factor=0.5)
+    assert torch.allclose(scaled.to_model(raw), 0.5 * PER_CHANNEL.to_model(raw))
+    assert torch.allclose(scaled.to_raw(scaled.to_model(raw)), raw)
+    for factor in (0, float("nan"), "1", True):
+        with pytest.raises(UsageError, match="'mine'"):
+            replace(PER_CHANNEL, scaling_factor=factor)
 
 
 def test_none_changes_nothing() -> None:
@@ -197,7 +209,7 @@ def test_formats_keep_the_dtype(format_: LatentFormat, dtype: torch.dtype) -> No
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, none\.$"):
+    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, playground, none\.$"):
         latent_format("sd9", 4)
 
 

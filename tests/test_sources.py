@@ -146,7 +146,7 @@ def test_bad_pictures_are_told_by_name(tmp_path: Path) -> None:
         with pytest.raises(PictureError, match=reason) as error:
             pictures.read(i)
         assert str(error.value).startswith(f"{folder}: {pictures.names[i]}: ")
-    for i, reason in ((2, "cannot identify"), (3, "No such file")):
+    for i, reason in ((2, "is empty"), (3, "No such file")):
         with pytest.raises(PictureError, match=reason) as error:
             pictures.side(i)
         assert str(error.value).startswith(f"{folder}: {pictures.names[i]}: ")

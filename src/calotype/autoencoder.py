@@ -1,18 +1,27 @@
 """AutoencoderKL, the VAE of Stable Diffusion: one file, to be read from top to bottom.
 
 The network is that of CompVis/latent-diffusion (ldm/modules/diffusionmodules/model.py), and attribute names are
-the keys of its checkpoints. Tensors are NCHW; pixels are in [-1, 1]; latents are raw (nothing is scaled here).
+the keys of its checkpoints. Tensors are NCHW; pixels have P = `config.picture_channels` channels in [-1, 1]; latents
+are raw (nothing is scaled here).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.config import AutoencoderConfig
+from calotype.config import ActivationName, AutoencoderConfig
 from calotype.posterior import DiagonalGaussian
+
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "mish": F.mish,
+}
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -21,10 +30,14 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); the shortcut is a 1x1 convolution where channels differ."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); the shortcut is a 1x1 convolution where channels differ.
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    A few networks have another activation than silu here.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, activation: ActivationName = "silu") -> None:
         super().__init__()
+        self.activation = activation
         self.norm1 = group_norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, groups)
@@ -33,8 +46,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        activation = ACTIVATIONS[self.activation]
+        h = self.conv1(activation(self.norm1(x)))
+        h = self.conv2(activation(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
         return x + h
@@ -111,12 +125,13 @@ class Level(nn.Module):
 class Mid(nn.Module):
     """The middle, at the lowest resolution: block, attention, block."""
 
-    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+    def __init__(self, channels: int, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups)
-        if attention:
+        groups, activation = config.norm_groups, config.activation
+        self.block_1 = ResnetBlock(channels, channels, groups, activation)
+        if config.mid_attention:
             self.attn_1 = AttnBlock(channels, groups)
-        self.block_2 = ResnetBlock(channels, channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block_1(x)
@@ -126,7 +141,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [N, 3, H, W] -> [N, 2 * z_channels, H / f, W / f]."""
+    """Pixels [N, P, H, W] -> [N, 2 * z_channels, H / f, W / f]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -139,14 +154,14 @@ class Encoder(nn.Module):
             widths = [before] + [after] * config.num_res_blocks
             self.down.append(
                 Level(
-                    [ResnetBlock(a, b, groups) for a, b in pairwise(widths)],
+                    [ResnetBlock(a, b, groups, config.activation) for a, b in pairwise(widths)],
                     [AttnBlock(after, groups) for _ in widths[1:] if i in config.attn_levels],
                     Downsample(after) if i < len(channels) - 1 else None,
                 )
             )
 
         # middle
-        self.mid = Mid(channels[-1], groups, config.mid_attention)
+        self.mid = Mid(channels[-1], config)
 
         # end
         self.norm_out = group_norm(channels[-1], groups)
@@ -160,7 +175,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [N, z_channels, h, w] -> pixels [N, 3, h * f, w * f]."""
+    """Latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -168,7 +183,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, channels[-1], 3, padding=1)
 
         # middle
-        self.mid = Mid(channels[-1], groups, config.mid_attention)
+        self.mid = Mid(channels[-1], config)
 
         # upsampling; stored so that up[0] is full resolution, as in the checkpoints
         self.up = nn.ModuleList()
@@ -176,7 +191,7 @@ class Decoder(nn.Module):
             widths = [before] + [after] * (config.num_res_blocks + 1)
             self.up.append(
                 Level(
-                    [ResnetBlock(a, b, groups) for a, b in pairwise(widths)],
+                    [ResnetBlock(a, b, groups, config.activation) for a, b in pairwise(widths)],
                     [AttnBlock(after, groups) for _ in widths[1:] if i in config.attn_levels],
                     Upsample(after) if i > 0 else None,
                 )
@@ -203,13 +218,14 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         if config.quant_conv:
             self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        if config.decoder_quant_conv:
             self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
     def encode(self, pixels: Tensor) -> DiagonalGaussian:
-        """Pixels [N, 3, H, W] in [-1, 1], H and W multiples of f -> the posterior over raw latents."""
+        """Pixels [N, P, H, W] in [-1, 1], H and W multiples of f -> the posterior over raw latents."""
         moments = self.encoder(pixels)
         return DiagonalGaussian(self.quant_conv(moments) if self.config.quant_conv else moments)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents [N, z_channels, h, w] -> pixels [N, 3, h * f, w * f], about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(latents) if self.config.quant_conv else latents)
+        """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(latents) if self.config.decoder_quant_conv else latents)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from calotype.errors import UsageError
+
+ActivationName = Literal["silu", "relu", "gelu", "mish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +28,22 @@ class AutoencoderConfig:
     attn_levels: tuple[int, ...] = ()  # levels with attention after every block (kl-f16, kl-f32)
     mid_attention: bool = True  # attention between the two middle blocks
     quant_conv: bool = True  # 1x1 convolutions around the latents (absent in SD3 and FLUX)
+    post_quant_conv: bool | None = None  # that of the decoder; None: as quant_conv
     decoder_ch: int | None = None  # narrower decoder (FLUX.2 small decoder); None: as ch
     norm_groups: int = 32  # groups of every GroupNorm
-    in_channels: int = 3  # channels of the picture
+    in_channels: int = 3  # channels of the picture, in and out
+    activation: ActivationName = "silu"  # between the convolutions of every block; the ends have silu always
 
     def __post_init__(self) -> None:
         for name in ("ch", "num_res_blocks", "z_channels", "norm_groups", "in_channels"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"AutoencoderConfig.{name} must be a positive whole number, not {value!r}.")
+        if self.activation not in get_args(ActivationName):
+            raise UsageError(
+                f"AutoencoderConfig.activation must be one of {', '.join(get_args(ActivationName))}, "
+                f"not {self.activation!r}."
+            )
         if not self.ch_mult:
             raise UsageError("AutoencoderConfig.ch_mult must name at least one level.")
         if bad := [level for level in self.attn_levels if not 0 <= level < len(self.ch_mult)]:
@@ -57,9 +66,19 @@ class AutoencoderConfig:
         return tuple(round((self.decoder_ch or self.ch) * m) for m in self.ch_mult)
 
     @property
+    def decoder_quant_conv(self) -> bool:
+        """Whether there is a 1x1 convolution before the decoder."""
+        return self.quant_conv if self.post_quant_conv is None else self.post_quant_conv
+
+    @property
     def factor(self) -> int:
         """Spatial compression f: a latent stands for f x f pixels."""
         return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that go in and come out: 1 is grey, 3 RGB, 4 RGBA."""
+        return self.in_channels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata; `config_from_dict` gives the config back."""
@@ -72,11 +91,17 @@ class TinyConfig:
 
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
+    in_channels: int = 3  # channels of the picture, in and out
 
     @property
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return self.in_channels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""
@@ -103,6 +128,11 @@ class FoldedConfig:
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return 3
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""

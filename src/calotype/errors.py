@@ -7,7 +7,7 @@ CalotypeError
 ├── LatentsError        latents are damaged, of the wrong shape, or of another VAE
 ├── WeightsError        a weight file is not what it should be
 │   └── FetchError      weights can't be fetched and are not in the cache
-├── StorageError        a disk refuses what is to be kept
+├── StorageError        a disk refuses what is to be written
 ├── MemoryLimitError    there is not enough memory
 └── NonFiniteError      a result holds NaN or infinity
 """
@@ -42,7 +42,7 @@ class FetchError(WeightsError):
 
 
 class StorageError(CalotypeError):
-    """What a run is to keep can't be written."""
+    """A file can't be written: the disk is full, or refuses it."""
 
 
 class MemoryLimitError(CalotypeError):

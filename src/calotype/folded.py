@@ -44,7 +44,7 @@ class Encoder(nn.Module):
     def __init__(self, config: FoldedConfig) -> None:
         super().__init__()
         wide, deep = config.ch
-        self.conv_in = nn.Conv2d(3 * FOLD**2, wide, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.picture_channels * FOLD**2, wide, 3, padding=1)
         self.quarter = blocks(wide, config.encoder_blocks[0])
         self.down = nn.Conv2d(wide, deep, 2, stride=2)
         self.eighth = blocks(deep, config.encoder_blocks[1])
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         self.eighth = blocks(deep, config.decoder_blocks[1])
         self.up = nn.Conv2d(deep, 4 * wide, 1)
         self.quarter = blocks(wide, config.decoder_blocks[0])
-        self.conv_out = nn.Conv2d(wide, 3 * FOLD**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(wide, config.picture_channels * FOLD**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = F.pixel_shuffle(self.up(self.eighth(self.conv_in(z))), 2)

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path
+from calotype.files import text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
+from calotype.tensor_files import write_safetensors
 
 Space = Literal["raw", "model"]
 
@@ -66,8 +66,7 @@ class ScaleShift(LatentFormat):
 
     def __post_init__(self) -> None:
         _require_numbers(self, 2, (self.scaling_factor, self.shift_factor))
-        if self.scaling_factor == 0:
-            raise UsageError(f"Latent format {self.name!r} can't have a scaling factor of zero.")
+        _require_factor(self, self.scaling_factor)
 
     def to_model(self, raw: Tensor) -> Tensor:
         return (raw - self.shift_factor) * self.scaling_factor
@@ -78,10 +77,15 @@ class ScaleShift(LatentFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class PerChannel(LatentFormat):
-    """model = (raw - mean) / std, with a mean and a std for each channel, measured over a training set."""
+    """model = (raw - mean) / std * scaling_factor, a mean and a std for each channel, measured over a training set.
+
+    Pipelines of SDXL in diffusers compute so (pipeline_stable_diffusion_xl.py); those of GLM-Image leave the factor out
+    whatever the configuration says (pipeline_glm_image.py), which is a factor of 1 here.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scaling_factor: float = 1.0
 
     kind: ClassVar[str] = "per_channel"
 
@@ -89,12 +93,17 @@ class PerChannel(LatentFormat):
         _require_numbers(self, self.channels, self.mean, self.std)
         if min(self.std) <= 0:
             raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
+        _require_factor(self, self.scaling_factor)
 
     def to_model(self, raw: Tensor) -> Tensor:
-        return (raw - column(self.mean, raw)) / column(self.std, raw)
+        return (raw - column(self.mean, raw)) / self._unit(raw)
 
     def to_raw(self, model: Tensor) -> Tensor:
-        return model * column(self.std, model) + column(self.mean, model)
+        return model * self._unit(model) + column(self.mean, model)
+
+    def _unit(self, like: Tensor) -> Tensor:
+        """What is 1 in model latents, of each channel."""
+        return column(tuple(std / self.scaling_factor for std in self.std), like)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +141,18 @@ class Packed(LatentFormat):
 
 def _require_numbers(format_: LatentFormat, count: int, *columns: tuple[float, ...]) -> None:
     for values in columns:
-        if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        if len(values) != count or not all(_is_number(v) for v in values):
             raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {values!r:.60}.")
+
+
+def _require_factor(format_: LatentFormat, factor: float) -> None:
+    _require_numbers(format_, 1, (factor,))
+    if factor == 0:
+        raise UsageError(f"Latent format {format_.name!r} can't have a scaling factor of zero.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -155,13 +174,21 @@ def same_as_model(name: str, channels: int) -> LatentFormat:
     return ScaleShift(name=name, channels=channels, scaling_factor=1.0)
 
 
-KNOWN: Mapping[str, ScaleShift] = {
+KNOWN: Mapping[str, ScaleShift | PerChannel] = {
     f.name: f
     for f in (
         ScaleShift(name="sd1", channels=4, scaling_factor=0.18215),  # also SD2: the same VAE
         ScaleShift(name="sdxl", channels=4, scaling_factor=0.13025),
         ScaleShift(name="sd3", channels=16, scaling_factor=1.5305, shift_factor=0.0609),
         ScaleShift(name="flux", channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        # Playground v2.5: vae/config.json of playgroundai/playground-v2.5-1024px-aesthetic
+        PerChannel(
+            name="playground",
+            channels=4,
+            mean=(-1.6574, 1.886, -1.383, 2.5155),
+            std=(8.4927, 5.9022, 6.5498, 5.2299),
+            scaling_factor=0.5,
+        ),
     )
 }
 
@@ -250,15 +277,10 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
         "vae_name": latents.vae_name,
         "padding": json.dumps(latents.padding.__dict__),
     }
-    tensors = {"latents": latents.tensor.detach().cpu().contiguous()}
+    tensors = {"latents": latents.tensor}
     if latents.alpha is not None:
-        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8).cpu().contiguous()
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LatentsError(f"{path}: the latents can't be written ({error}).") from None
-    return Path(path)
+        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8)
+    return write_safetensors(path, tensors, metadata, LatentsError)
 
 
 def load_latents(path: str | os.PathLike[str]) -> Latents:
@@ -271,7 +293,7 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with text_path(path) as named, safe_open(named, framework="pt") as file:
             metadata = file.metadata() or {}
             names = set(file.keys())
             if metadata.get("calotype") != "latents/1" or "latents" not in names:

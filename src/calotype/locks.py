@@ -91,7 +91,11 @@ def _taken(path: Path, doing: str, advice: str) -> tuple[int, bool]:
             elif not locked:
                 raise UsageError(_refusal(path, doing, advice, _holder(path)))
             if _is(descriptor, path):  # and not one that its holder has just removed
-                _sign(descriptor)
+                try:
+                    _sign(descriptor)
+                except OSError:  # a full disk
+                    path.unlink(missing_ok=True)
+                    raise
                 return descriptor, bool(locked)
         except BaseException:
             os.close(descriptor)

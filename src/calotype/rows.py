@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
-from calotype.files import atomic_path
+from calotype.files import writing
 from calotype.pixels import require_writable, to_pil, write_picture
 
 _Bytes = npt.NDArray[np.uint8]
@@ -82,6 +82,7 @@ def write_rows(
     *,
     width: int,
     height: int,
+    channels: int = 3,
     alpha: Tensor | None = None,
     text: Mapping[str, str] | None = None,
 ) -> Path:
@@ -93,8 +94,9 @@ def write_rows(
 
     Args:
         path: ends in a suffix that `write_picture` knows, in either case.
-        rows: [3, n, width] from top to bottom, floats in [-1, 1] or uint8; n may change, and sums to `height`.
-        alpha: [height, width], in [0, 1], or uint8 where the rows are.
+        rows: [channels, n, width] from top to bottom, floats in [-1, 1] or uint8; n may change, and sums to `height`.
+        channels: 1 writes grey, 3 RGB and 4 RGBA.
+        alpha: [height, width], in [0, 1], or uint8 where the rows are; beside grey or RGB only.
         text: as for `write_picture`.
 
     Returns:
@@ -106,39 +108,27 @@ def write_rows(
         NonFiniteError: NaN or infinity among pixels or alpha.
     """
     path = Path(path)
-    require_rows_writable(path, width, height, alpha=alpha is not None)
+    if channels not in (1, 3, 4) or (channels == 4 and alpha is not None):
+        beside = " and alpha beside them" if alpha is not None else ""
+        raise UsageError(f"{path} can't be written: rows are of 1, 3 or 4 channels, not of {channels}{beside}.")
+    require_rows_writable(path, width, height, alpha=alpha is not None or channels == 4)
     if alpha is not None and tuple(alpha.shape) != (height, width):
         raise UsageError(f"{path} can't be written: its alpha must be [{height}, {width}], not {list(alpha.shape)}.")
-    channels = 3 if alpha is None else 4
-    from_rows = False  # an error of what makes the rows is not the file's
-
-    def watched() -> Iterator[Tensor]:
-        nonlocal from_rows
-        try:
-            yield from rows
-        except OSError:
-            from_rows = True
-            raise
-
-    blocks = _blocks(path, watched(), width, height, alpha)
+    stored = channels + (alpha is not None)
+    blocks = _blocks(path, iter(rows), width, height, channels, alpha)
     if path.suffix.lower() == ".png":
         write: Callable[[IO[bytes], Iterator[_Bytes], int, int, int], None] = partial(_write_png, text=text or {})
     elif path.suffix.lower() in (".tif", ".tiff"):
         write = _write_tiff
     else:
-        whole = np.empty((height, width, channels), dtype=np.uint8)
+        whole = np.empty((height, width, stored), dtype=np.uint8)
         top = 0
         for block in blocks:
             whole[top : top + len(block)] = block
             top += len(block)
-        return write_picture(path, Image.fromarray(whole))
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            write(file, blocks, width, height, channels)
-    except OSError as error:
-        if from_rows:
-            raise
-        raise PictureError(f"{path} can't be written: {error.strerror or error}.") from error
+        return write_picture(path, Image.fromarray(whole[..., 0] if stored == 1 else whole))
+    with writing(path, PictureError) as file:
+        write(file, blocks, width, height, stored)
     return path
 
 
@@ -146,17 +136,20 @@ def _rows_per_block(width: int, channels: int) -> int:
     return max(1, _BLOCK // (width * channels))
 
 
-def _blocks(path: Path, rows: Iterator[Tensor], width: int, height: int, alpha: Tensor | None) -> Iterator[_Bytes]:
-    """The rows as levels: [n, width, 3 or 4], with `_rows_per_block` rows each but the last.
+def _blocks(
+    path: Path, rows: Iterator[Tensor], width: int, height: int, channels: int, alpha: Tensor | None
+) -> Iterator[_Bytes]:
+    """The rows as levels: [n, width, channels and alpha's], with `_rows_per_block` rows each but the last.
 
     A block lasts until the next one is asked for.
     """
-    channels = 3 if alpha is None else 4
-    block = np.empty((min(_rows_per_block(width, channels), height), width, channels), dtype=np.uint8)
+    stored = channels + (alpha is not None)
+    block = np.empty((min(_rows_per_block(width, stored), height), width, stored), dtype=np.uint8)
     filled = done = 0
     for stripe in rows:
-        if stripe.ndim != 3 or stripe.shape[0] != 3 or stripe.shape[2] != width:
-            raise UsageError(f"{path} can't be written: its rows must be [3, n, {width}], not {list(stripe.shape)}.")
+        if stripe.ndim != 3 or stripe.shape[0] != channels or stripe.shape[2] != width:
+            wanted = f"[{channels}, n, {width}]"
+            raise UsageError(f"{path} can't be written: its rows must be {wanted}, not {list(stripe.shape)}.")
         if done + stripe.shape[1] > height:
             raise UsageError(f"{path} can't be written: more rows came than its height of {height}.")
         top = 0
@@ -175,9 +168,10 @@ def _blocks(path: Path, rows: Iterator[Tensor], width: int, height: int, alpha: 
 
 
 def _levels(rows: Tensor, alpha: Tensor | None) -> _Bytes:
-    """[3, n, width], and alpha [n, width] if given, -> [n, width, 3 or 4]."""
+    """[C, n, width], and alpha [n, width] if given, -> [n, width, C or C + 1]."""
     if rows.dtype != torch.uint8:
-        return np.asarray(to_pil(rows, alpha))
+        found = np.asarray(to_pil(rows, alpha))
+        return found if found.ndim == 3 else found[..., None]
     if alpha is not None:
         if alpha.dtype != torch.uint8:
             raise UsageError(f"alpha must be uint8, like the pixels, not {alpha.dtype}.")
@@ -190,8 +184,9 @@ def _write_png(
     file: IO[bytes], blocks: Iterator[_Bytes], width: int, height: int, channels: int, text: Mapping[str, str]
 ) -> None:
     file.write(b"\x89PNG\r\n\x1a\n")
-    # 8 bits; 2 is RGB and 6 RGBA; the one compression, the one set of filters, not interlaced
-    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 6, 0, 0, 0))
+    # 8 bits; grey, grey with alpha, RGB, RGBA; the one compression, the one set of filters, not interlaced
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
     for keyword, value in text.items():  # iTXt: not compressed, of no language, with no translated keyword
         _write_chunk(file, b"iTXt", keyword.encode("latin-1") + bytes(5) + value.encode())
     deflate = zlib.compressobj(_LEVEL)
@@ -261,7 +256,7 @@ def _write_tiff(file: IO[bytes], blocks: Iterator[_Bytes], width: int, height: i
         (257, long, [height]),
         (258, short, [8] * channels),  # BitsPerSample
         (259, short, [8]),  # Compression: deflate
-        (262, short, [2]),  # PhotometricInterpretation: RGB
+        (262, short, [1 if channels < 3 else 2]),  # PhotometricInterpretation: grey whose 0 is black, or RGB
         (273, word, offsets),  # StripOffsets
         (277, short, [channels]),  # SamplesPerPixel
         (278, long, [_rows_per_block(width, channels)]),  # RowsPerStrip
@@ -269,7 +264,7 @@ def _write_tiff(file: IO[bytes], blocks: Iterator[_Bytes], width: int, height: i
         (284, short, [1]),  # PlanarConfiguration: channels side by side
         (317, short, [2]),  # Predictor: horizontal differences
     ]
-    if channels == 4:
+    if channels in (2, 4):
         fields.append((338, short, [2]))  # ExtraSamples: alpha that is not multiplied in
     code = word[1]
     room = struct.calcsize(code)

@@ -15,20 +15,22 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import PictureRows, read_picture_rows, to_uint8
+from calotype.pixels import PictureRows, picture_size, read_picture_rows, to_uint8
+from calotype.pixels.kinds import HEAD, Listing
 
 Array = NDArray[np.uint8]
-
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 HUB = "hf:"
 
@@ -64,6 +66,38 @@ class Pictures(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Files of a source that are pictures, or nearly, and not among those that are read.
+
+    Attributes:
+        counts: how many, by suffix ("" without one) and what is said of them.
+    """
+
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        """As in "2 .heic (pip install pillow-heif), 1 .mov (a video)"; empty for none."""
+        return ", ".join(f"{n:,} {suffix or 'without a suffix'} ({why})" for (suffix, why), n in self._sorted())
+
+    @property
+    def sentence(self) -> str:
+        """What to tell; empty for none."""
+        if not self.counts:
+            return ""
+        return f"{len(self):,} {'file was' if len(self) == 1 else 'files were'} left out: {self}."
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain values, as reports hold them."""
+        return [{"suffix": suffix, "count": n, "why": why} for (suffix, why), n in self._sorted()]
+
+    def _sorted(self) -> list[tuple[tuple[str, str], int]]:
+        return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 class Stored:
     """Pictures as encoded files.
 
@@ -71,10 +105,24 @@ class Stored:
         title: of the source, for messages.
         names: a name for each.
         open_: gives the encoded file of a picture; called from several threads.
+        left_out: files that are not among them.
+        alpha: pictures are read with their alpha, uint8 [H, W, 4], and not over white.
     """
 
-    def __init__(self, title: str, names: Sequence[str], open_: Callable[[int], IO[bytes]]) -> None:
-        self.title, self.names, self._open = title, names, open_
+    def __init__(
+        self,
+        title: str,
+        names: Sequence[str],
+        open_: Callable[[int], IO[bytes]],
+        left_out: LeftOut = LeftOut(),
+        *,
+        alpha: bool = False,
+    ) -> None:
+        self.title, self.names, self._open, self.left_out, self._alpha = title, names, open_, left_out, alpha
+
+    def with_alpha(self) -> Stored:
+        """The same pictures, read with their alpha."""
+        return Stored(self.title, self.names, self._open, self.left_out, alpha=True)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,6 +135,8 @@ class Stored:
         except _UNREADABLE as error:
             raise self._bad(i, error) from error
         try:
+            if self._alpha:
+                return _rgba(read_picture_rows(content, alpha="keep"))
             return _rgb(read_picture_rows(content))
         except PictureError as error:
             raise self._bad(i, error) from error
@@ -94,11 +144,9 @@ class Stored:
     def side(self, i: int) -> int:
         """See `Pictures`."""
         try:
-            with self._open(i) as file, Image.open(file) as image:
-                return min(image.size)
-        except Image.DecompressionBombError:  # Pillow's limit, not ours
-            return int(min(self.read(i).shape[:2]))
-        except Exception as error:  # the plugins raise almost anything over a damaged header
+            with self._open(i) as file:
+                return min(picture_size(file))
+        except (PictureError, *_UNREADABLE) as error:
             raise self._bad(i, error) from error
 
     def _bad(self, i: int, error: Exception) -> PictureError:
@@ -108,7 +156,9 @@ class Stored:
 def open_source(spec: str | Path, root: Path = Path()) -> Stored:
     """Lists the pictures of a source.
 
-    Hidden files are no pictures: macOS puts a ``._photo.jpg`` beside every ``photo.jpg``.
+    Files are pictures by their suffixes, of what Pillow and its plugins decode (see `pixels.kinds`), or by their first
+    bytes where they have no suffix. What else seems to be one is counted in `Stored.left_out`. Hidden files are no
+    pictures: macOS puts a ``._photo.jpg`` beside every ``photo.jpg``.
 
     Args:
         spec: one of
@@ -116,7 +166,7 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
             - a folder, searched in depth; its pictures in the order of their paths;
             - a .zip; in the order of its members' names;
             - a .tar, a folder of .tar, or a range of them such as ``train-{000..010}.tar``, as WebDataset has them; in
-              the order of their members, of which all with a picture's suffix are pictures;
+              the order of their members;
             - a folder that Hugging Face's `datasets` saved;
             - ``hf:NAME[:SPLIT][:COLUMN]``, a dataset of its hub, or such a folder; without more, the split "train" and
               the first column of pictures.
@@ -143,9 +193,30 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
     else:
         raise UsageError(f"{path}: there is no such folder, zip, tar or dataset of pictures; give one that is there.")
     if not len(pictures):
-        endings = ", ".join(sorted(SUFFIXES))
-        raise UsageError(f"{pictures.title}: there is no picture in it; those of files end in one of {endings}.")
+        if pictures.left_out:
+            raise UsageError(f"{pictures.title}: there is no picture in it that can be read, but {pictures.left_out}.")
+        raise UsageError(
+            f"{pictures.title}: there is no picture in it; those of files end in .jpg, .png, .webp, .tif and others "
+            f"that `calotype doctor` lists."
+        )
     return pictures
+
+
+def files_of(spec: str | Path, root: Path = Path()) -> Iterator[Path]:
+    """Files that `open_source` reads of a source, as far as they are there; of a dataset of the hub none."""
+    text, path = str(spec), root / spec
+    if text.startswith(HUB):
+        path = root / text.removeprefix(HUB).partition(":")[0]
+    if path.is_dir():
+        saved, sorting = _is_saved(path), _Sorting()
+        for file in _files(path):
+            if saved or file.suffix.lower() == ".tar" or sorting.takes(file, partial(_opened, path / file)):
+                yield path / file
+    elif path.is_file():
+        yield path
+    elif _RANGE.search(str(path)):
+        with suppress(UsageError):  # which `open_source` raises
+            yield from _shards(str(path))
 
 
 def _rgb(picture: PictureRows) -> Array:
@@ -161,8 +232,38 @@ def _rgb(picture: PictureRows) -> Array:
     return rgb
 
 
-def _is_picture(path: PurePath) -> bool:
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+def _rgba(picture: PictureRows) -> Array:
+    """uint8 [H, W, 4]."""
+    alpha = picture.alpha
+    levels = np.full(picture.size, 255, dtype=np.uint8) if alpha is None else alpha.numpy()
+    return np.concatenate([_rgb(picture), levels[..., None]], axis=2)
+
+
+class _Sorting:
+    """Tells a source's pictures from its other files, and counts those that are left out."""
+
+    def __init__(self) -> None:
+        self._listing = Listing()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def takes(self, path: PurePath, open_: Callable[[], IO[bytes]]) -> bool:
+        """Whether it is a picture; `open_` gives the file, if its name does not tell."""
+        if any(part.startswith(".") for part in path.parts):
+            return False
+        look = self._listing.of_name(path)
+        if look.picture is None:
+            try:
+                with open_() as file:
+                    look = self._listing.of_head(path, file.read(HEAD))
+            except _UNREADABLE:
+                return False
+        if look.why:
+            self._counts[path.suffix.lower(), look.why] += 1
+        return bool(look.picture)
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(dict(self._counts))
 
 
 # Folders and zips
@@ -171,14 +272,21 @@ def _is_picture(path: PurePath) -> bool:
 def _folder(path: Path) -> Stored:
     if _is_saved(path):
         return _dataset(str(path), path, "", "")
-    files = sorted(_files(path))
-    pictures = [file for file in files if _is_picture(file)]
+    files, sorting = sorted(_files(path)), _Sorting()
+    pictures = [file for file in files if sorting.takes(file, partial(_opened, path / file))]
     shards = [path / file for file in files if file.suffix.lower() == ".tar" and len(file.parts) == 1]
     if shards and pictures:
         raise UsageError(f"{path}: both pictures and .tar are in it; give a folder with one of them.")
     if shards:
-        return _tars(str(path), shards)
-    return Stored(str(path), [file.as_posix() for file in pictures], lambda i: (path / pictures[i]).open("rb"))
+        return _tars(str(path), shards, sorting)
+    names = [file.as_posix() for file in pictures]
+    return Stored(str(path), names, lambda i: (path / pictures[i]).open("rb"), sorting.left_out)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if not path.is_file():  # a pipe would never answer
+        raise OSError("this is no ordinary file")
+    return path.open("rb")
 
 
 def _files(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -214,7 +322,12 @@ def _zip(path: Path) -> Stored:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise _damaged(path, "zip", error) from error
-    members = [info for info in archive.infolist() if not info.is_dir() and _is_picture(PurePosixPath(info.filename))]
+    sorting = _Sorting()
+    members = [
+        info
+        for info in archive.infolist()
+        if not info.is_dir() and sorting.takes(PurePosixPath(info.filename), partial(archive.open, info))
+    ]
     members.sort(key=lambda info: info.filename)
     lock = threading.Lock()
 
@@ -228,7 +341,7 @@ def _zip(path: Path) -> Stored:
             with lock:
                 member.close()
 
-    return Stored(str(path), [info.filename for info in members], open_)
+    return Stored(str(path), [info.filename for info in members], open_, sorting.left_out)
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> UsageError:
@@ -257,11 +370,12 @@ def _shards(pattern: str) -> list[Path]:
     return shards
 
 
-def _tars(title: str, shards: Sequence[Path]) -> Stored:
+def _tars(title: str, shards: Sequence[Path], sorting: _Sorting | None = None) -> Stored:
     names: list[str] = []
+    sorting = sorting or _Sorting()
     found: list[tuple[int, int, int]] = []
     for number, shard in enumerate(shards):
-        for name, offset, size in _members(shard):
+        for name, offset, size in _members(shard, sorting):
             names.append(name if len(shards) == 1 else f"{shard.name}/{name}")
             found.append((number, offset, size))
     places = np.array(found, dtype=np.int64)  # the same in a tenth of the memory
@@ -272,15 +386,16 @@ def _tars(title: str, shards: Sequence[Path]) -> Stored:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
-    return Stored(title, names, open_)
+    return Stored(title, names, open_, sorting.left_out)
 
 
-def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
+def _members(shard: Path, sorting: _Sorting) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size in bytes of every picture of a tar, from the headers."""
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as beside, tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if member.isreg() and _is_picture(PurePosixPath(member.name)):
+                look = partial(_part, beside, member.offset_data, member.size)
+                if member.isreg() and sorting.takes(PurePosixPath(member.name), look):
                     yield member.name, member.offset_data, member.size
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             end = archive.offset
@@ -295,6 +410,12 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
                 "decompress it."
             ) from None
         raise _damaged(shard, "tar", error) from error
+
+
+def _part(file: IO[bytes], offset: int, size: int) -> IO[bytes]:
+    """The beginning of a member."""
+    file.seek(offset)
+    return io.BytesIO(file.read(min(size, HEAD)))
 
 
 def _is_compressed(shard: Path) -> bool:

@@ -1,6 +1,7 @@
 """The TAESD family: small autoencoders for the latents of large ones (taesd, taesdxl, taesd3, taef1, taef2).
 
-The network is that of madebyollin/taesd (taesd.py). Its own pixels are [0, 1]; here they are [-1, 1] as everywhere.
+The network is that of madebyollin/taesd (taesd.py). Its own pixels are [0, 1]; here they are [-1, 1] as everywhere,
+with P = `config.picture_channels` channels.
 Its latents are the *model* latents of the VAE it was distilled from. Keys are those of the published files behind
 ``encoder.`` and ``decoder.``.
 """
@@ -51,7 +52,7 @@ def encoder(config: TinyConfig) -> nn.Sequential:
     """Pixels in [0, 1] -> latents."""
     c = CHANNELS
     return nn.Sequential(
-        *(conv(3, c), Block()),
+        *(conv(config.in_channels, c), Block()),
         *(conv(c, c, stride=2, bias=False), Block(), Block(), Block()),
         *(conv(c, c, stride=2, bias=False), Block(), Block(), Block()),
         *(conv(c, c, stride=2, bias=False), *(Block(config.pool) for _ in range(3))),
@@ -67,7 +68,7 @@ def decoder(config: TinyConfig) -> nn.Sequential:
         *(*(Block(config.pool) for _ in range(3)), nn.Upsample(scale_factor=2), conv(c, c, bias=False)),
         *(Block(), Block(), Block(), nn.Upsample(scale_factor=2), conv(c, c, bias=False)),
         *(Block(), Block(), Block(), nn.Upsample(scale_factor=2), conv(c, c, bias=False)),
-        *(Block(), conv(c, 3)),
+        *(Block(), conv(c, config.in_channels)),
     )
 
 
@@ -81,9 +82,9 @@ class TinyAutoencoder(nn.Module):
         self.decoder = decoder(config)
 
     def encode(self, pixels: Tensor) -> Point:
-        """Pixels [N, 3, H, W] in [-1, 1], H and W multiples of 8 -> latents, as a posterior without variance."""
+        """Pixels [N, P, H, W] in [-1, 1], H and W multiples of 8 -> latents, as a posterior without variance."""
         return Point(self.encoder((pixels + 1) / 2))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, z_channels, h, w] -> pixels [N, 3, 8h, 8w], about [-1, 1], not clamped."""
+        """Latents [N, z_channels, h, w] -> pixels [N, P, 8h, 8w], about [-1, 1], not clamped."""
         return self.decoder(latents) * 2 - 1

@@ -21,14 +21,30 @@ from calotype.engine.executor import Progress
 from calotype.engine.program import Direction
 from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.files import as_text
+from calotype.gradients import require_none_lost
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
 from calotype.networks import Network
-from calotype.pixels import Picture, PictureRows, crop, pad, pad_rows, planes, read_picture_rows, to_pil
+from calotype.pixels import (
+    AlphaMode,
+    Picture,
+    PictureRows,
+    alpha_mode,
+    crop,
+    for_channels,
+    pad,
+    pad_rows,
+    planes,
+    read_picture_rows,
+    require_channels,
+    to_pil,
+)
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.weights.fetch import fetch
+from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights, require_format
-from calotype.weights.presets import PRESETS
+from calotype.weights.presets import PRESETS, is_preset
 
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 
@@ -42,33 +58,53 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     engine: EngineName = "auto",
+    prefix: str | None = None,
+    weights: Weights | None = None,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
     Args:
         vae: None for the weights that ship with calotype; the name of a preset (fetched from the hub on first use);
             or a file or folder in any layout.
-        latent_format: sd1, sdxl, sd3, flux or none; needed only where the weights can't tell and model latents or
-            latents on disk are wanted.
+        latent_format: sd1, sdxl, sd3, flux, playground or none, or how a config.json is meant that can be read in
+            two ways, means or scaled-means; needed only where the weights can't tell and model latents or latents on
+            disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
         engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
+        prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
+        weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
+            where not given, if it is the whole VAE.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device or latent format.
+        UsageError: for an unknown name, device or latent format, or a prefix or weights that are not there.
+
+    Warns:
+        CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
-    loaded = load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
     return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
 
 
-def load_as_stored(vae: str | os.PathLike[str] | None, latent_format: str | None = None) -> Loaded:
+def load_as_stored(
+    vae: str | os.PathLike[str] | None,
+    latent_format: str | None = None,
+    *,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+) -> Loaded:
     """Weights as `load` finds them, in the dtype they are stored in and on the CPU; for conversion."""
     path, _, latent_format = locate(vae, latent_format)
-    return load_weights(path, latent_format_name=latent_format)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    for notice in loaded.notices:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
+    return loaded
 
 
 def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tuple[Path, str, str | None]:
@@ -78,7 +114,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     """
     if vae is None or vae == "builtin":
         return BUILTIN, "builtin", latent_format
-    if (text := os.fspath(vae)) in PRESETS and not Path(text).exists():
+    if is_preset(text := os.fspath(vae)):
         known = PRESETS[text].latent_format
         return fetch(text), text, latent_format or (known if known in KNOWN else None)
     path = Path(text)
@@ -87,7 +123,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
     # a file that is called like a preset must not be taken for it when its latents are decoded
-    name = path.name or path.resolve().name
+    name = as_text(path.name or path.resolve().name)
     name = f"./{name}" if name in ("builtin", *PRESETS) else name
     return path, name, latent_format
 
@@ -96,7 +132,7 @@ def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Gen
     """The generator that draws one picture's latents: the same whenever the seed and the padded pixels are the same.
 
     Args:
-        pixels: [3, H, W], or its parts: channel after channel, each from the top down.
+        pixels: [C, H, W], or its parts: channel after channel, each from the top down.
     """
     digest = hashlib.sha256(str(seed).encode())
     for part in [pixels] if isinstance(pixels, Tensor) else pixels:
@@ -162,8 +198,13 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 class VAE:
     """A variational autoencoder with weights, ready to run.
 
+    It computes without gradients: `encode`, `decode` and what calls them refuse pixels, latents or weights that require
+    them (a UsageError) unless under `torch.no_grad()`. `module` is the plain network, which has gradients.
+
     Attributes:
-        module: the network (for training or a look inside).
+        module: the network (for training or a look inside); its weights do not require gradients until they are told to
+            (`requires_grad_`). Its `encode` and `decode` take and give what the VAE's do, but pad, check and clamp
+            nothing, need memory for all maps at once, and are of `dtype`.
         name: what it was loaded as.
         sha256: of its weights; the same whatever layout they came in.
     """
@@ -204,6 +245,11 @@ class VAE:
         return self.config.z_channels
 
     @property
+    def picture_channels(self) -> int:
+        """P, channels of the pictures: 1 is grey, 3 RGB, 4 RGBA (whose alpha is in [-1, 1] too)."""
+        return self.config.picture_channels
+
+    @property
     def latent_format(self) -> LatentFormat:
         """How raw and model latents differ.
 
@@ -212,31 +258,33 @@ class VAE:
         """
         return require_format(self.loaded)
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor, *, memory: int | str | None = None, progress: Progress | None = None) -> Posterior:
         """Pixels -> the posterior over raw latents, whose `mode()` and `sample()` are float32.
 
-        The result is that of the whole picture, in whatever memory: nothing is cut into tiles.
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles. It has no gradients;
+        `module.encode` does.
 
         Args:
-            pixels: [N, 3, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
+            pixels: [N, P, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
                 (reflected where large enough, else replicated).
             memory: at most so much beside the weights and what goes in and out: bytes, or words like "1GB". None: what
                 is fast, and free.
             progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
 
         Raises:
-            UsageError: for another shape, type or range.
+            UsageError: for another shape, type or range, and where a gradient would be lost.
             WeightsError: if only a decoder was loaded.
             MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
             NonFiniteError: if the result is not finite in float32 either.
         """
         self._require("encoder")
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape or not pixels.is_floating_point():
+        channels = self.picture_channels
+        if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape or not pixels.is_floating_point():
             raise UsageError(
-                f"encode takes float pixels [N, 3, H, W] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}; "
-                f"calotype.pixels.from_array makes them from uint8."
+                f"encode takes float pixels [N, {channels}, H, W] in [-1, 1], not {pixels.dtype} "
+                f"{list(pixels.shape)}; calotype.pixels.from_array makes them from uint8."
             )
+        require_none_lost("encode", pixels, self.module)
         if not torch.isfinite(pixels).all():
             raise NonFiniteError("The pixels to encode hold NaN or infinity.")
         if pixels.abs().max() > 1.5:
@@ -244,11 +292,10 @@ class VAE:
                 f"Pixels must be in [-1, 1], and these reach {pixels.abs().max().item():.4g}; "
                 f"calotype.pixels.from_array maps 0..255 to it."
             )
-        with enough_memory(pixels.shape):
+        with enough_memory(pixels.shape), torch.no_grad():
             padded, _ = pad(pixels, self.factor)
             return posterior_of(self.config, self._run("encode", padded, memory, progress))
 
-    @torch.no_grad()
     def decode(
         self,
         latents: Tensor,
@@ -258,9 +305,10 @@ class VAE:
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Raw latents -> pixels [N, 3, H, W], float32.
+        """Raw latents -> pixels [N, P, H, W], float32.
 
-        The result is that of the whole picture, in whatever memory: nothing is cut into tiles.
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles. It has no gradients;
+        `module.decode` does.
 
         Args:
             latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
@@ -269,7 +317,7 @@ class VAE:
             memory, progress: as for `encode`.
 
         Raises:
-            UsageError: for another shape or number of channels.
+            UsageError: for another shape or number of channels, and where a gradient would be lost.
             WeightsError: if only an encoder was loaded.
             MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
             LatentsError: if the latents are not finite.
@@ -281,16 +329,16 @@ class VAE:
                 f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
                 f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
             )
-        with enough_memory(latents.shape):
+        with enough_memory(latents.shape), torch.no_grad():
             pixels = self._run("decode", latents, memory, progress)
-        if clamp:
-            pixels = pixels.clamp_(-1, 1)
+            if clamp:
+                pixels = pixels.clamp_(-1, 1)
         return pixels if size is None else pixels[:, :, : size[0], : size[1]]
 
     def decode_rows(
         self, latents: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
     ) -> Iterator[Tensor]:
-        """Raw latents [C, h, w] of one picture -> its pixels from the top down, [3, n, w * f] at a time, in [-1, 1].
+        """Raw latents [C, h, w] of one picture -> its pixels from the top down, [P, n, w * f] at a time, in [-1, 1].
 
         The whole picture is never in memory. Rows belong to the caller.
 
@@ -309,7 +357,6 @@ class VAE:
             except NonFiniteError:
                 raise self._not_finite(engine.dtype) from None
 
-    @torch.no_grad()
     def encode_rows(
         self,
         pixels: Callable[[int, int], Tensor],
@@ -322,7 +369,7 @@ class VAE:
         """One picture -> the posterior over its raw latents [1, C, h, w], without the whole picture in memory.
 
         Args:
-            pixels: (top, bottom) -> its rows, [3, bottom - top, width], float in [-1, 1]; called from the top down, and
+            pixels: (top, bottom) -> its rows, [P, bottom - top, width], float in [-1, 1]; called from the top down, and
                 for the rows near a stripe's end more than once.
             height, width: of the picture; multiples of f (`pixels.pad_rows` pads others).
 
@@ -333,8 +380,18 @@ class VAE:
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise UsageError(f"encode_rows takes sides that are multiples of {self.factor}, not {height}x{width}.")
 
+        recording = torch.is_grad_enabled()
+        require_none_lost("encode", None, self.module)
+
         def source(start: int, end: int) -> Tensor:
-            return pixels(start, end).permute(1, 2, 0).to(self.device)
+            with torch.set_grad_enabled(recording):  # as where this was called, to see what rows require
+                rows = pixels(start, end)
+                if rows.ndim != 3 or len(rows) != self.picture_channels:
+                    raise UsageError(
+                        f"encode_rows takes rows [{self.picture_channels}, n, {width}], not {list(rows.shape)}."
+                    )
+                require_none_lost("encode", rows, self.module)
+            return rows.detach().permute(1, 2, 0).to(self.device)
 
         def moments(engine: Engine) -> Tensor:
             target = engine.program("encode").target
@@ -343,13 +400,13 @@ class VAE:
                 made[0, :, start:end] = rows
             return made
 
-        with enough_memory((3, height, width)):
+        with enough_memory((self.picture_channels, height, width)), torch.no_grad():
             if self._wide is None:
                 with suppress(NonFiniteError):
                     return posterior_of(self.config, moments(self.engine))
                 if self.dtype == torch.float32:
                     raise self._not_finite(torch.float32)
-                self.widen(stacklevel=4)
+                self.widen(stacklevel=3)
             assert self._wide is not None
             try:
                 return posterior_of(self.config, moments(self._wide))
@@ -363,6 +420,7 @@ class VAE:
                 f"decode takes raw latents [N, {self.latent_channels}, h, w], not {list(latents.shape)}: "
                 f"this VAE has {self.latent_channels} latent channels."
             )
+        require_none_lost("decode", latents, self.module)
         if not torch.isfinite(latents).all():
             raise LatentsError("The latents hold NaN or infinity; nothing was decoded.")
 
@@ -372,7 +430,7 @@ class VAE:
         *,
         seed: int | None = None,
         space: Space = "raw",
-        alpha: Literal["over", "keep"] = "over",
+        alpha: AlphaMode | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
         memory: int | str | None = None,
         progress: Progress | None = None,
@@ -388,34 +446,44 @@ class VAE:
         *,
         seed: int | None = None,
         space: Space = "raw",
-        alpha: Literal["over", "keep"] = "over",
+        alpha: AlphaMode | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> list[Latents]:
         """Pictures -> latents, one each; sizes may differ.
 
+        A VAE of grey pictures gets their luma (see `pixels.luma`), one of RGBA their colours and their alpha, which is
+        1 where a picture has none.
+
         Args:
             pictures: paths, bytes, PIL images, `Picture`s or `PictureRows`.
             seed: None takes the posterior's mode. A seed draws from the posterior, with a generator for each picture
                 (`picture_generator`), so that a draw does not depend on the other pictures, and differs from theirs.
             space: raw or model latents.
-            alpha: composite transparent pictures over `background`, or keep their alpha aside for `decode_image`.
+            alpha: "over" composites transparent pictures over `background`; "keep" keeps their alpha aside for
+                `decode_image`. None is "over", but for a VAE of RGBA, which takes alpha itself: "over" makes pictures
+                opaque for it, and "keep" is refused.
+            background: R, G, B in 0..255; where alpha is not composited, the colour of fully transparent pixels.
             memory, progress: as for `encode`.
 
         Raises:
             PictureError: if a picture can't be read.
+            UsageError: for alpha as above, a VAE whose pictures are neither grey, RGB nor RGBA, and where a gradient
+                would be lost.
             LatentFormatError: if the VAE's latent format is not known.
         """
+        how, channels = alpha_mode(self.picture_channels, alpha), self.picture_channels
         format_ = self.latent_format
         results = []
         for i, source in enumerate(pictures):
             picture = (
                 source
                 if isinstance(source, Picture | PictureRows)
-                else read_picture_rows(source, alpha=alpha, background=background)
+                else read_picture_rows(source, alpha=how, background=background)
             )
-            rows, padding = pad_rows(picture.rows, *picture.size, self.factor * format_.patch)
+            whole = for_channels(picture, channels)
+            rows, padding = pad_rows(whole, *picture.size, self.factor * format_.patch)
             size = padding.height + padding.bottom, padding.width + padding.right
             posterior = self.encode_rows(rows, *size, memory=memory, progress=share(progress, i, len(pictures)))
             z = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, planes(rows, *size))])
@@ -426,7 +494,7 @@ class VAE:
                 vae=self.sha256,
                 vae_name=self.name,
                 padding=padding,
-                alpha=_opacity(picture),
+                alpha=None if channels == 4 else _opacity(picture),
             )
             results.append(raw if space == "raw" else raw.to_model())
         return results
@@ -450,7 +518,9 @@ class VAE:
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Latents -> PIL images of the pictures' true sizes, RGB (or RGBA where alpha was kept), one each.
+        """Latents -> PIL images of the pictures' true sizes, one each.
+
+        They are what the VAE's pictures are: L, RGB or RGBA; of L and RGB, with alpha where it was kept aside.
 
         Args:
             any_vae: also decode latents that another VAE made. They pass through model space, so VAEs of one family
@@ -458,9 +528,13 @@ class VAE:
             memory, progress: as for `encode`.
 
         Raises:
-            LatentsError: if another VAE made the latents and `any_vae` is not set.
+            LatentsError: if another VAE made the latents and `any_vae` is not set, or if alpha was kept aside and
+                this VAE makes its own.
+            UsageError: for a VAE whose pictures are neither grey, RGB nor RGBA.
         """
         results = []
+        for one in latents:
+            self._require_picture(one)
         raws = [self.own(one, any_vae) for one in latents]
         for i, (one, raw) in enumerate(zip(latents, raws, strict=True)):
             pixels = self.decode(raw[None], memory=memory, progress=share(progress, i, len(latents)))
@@ -489,11 +563,13 @@ class VAE:
         Raises:
             UsageError: for a suffix or a size that can't be written.
             PictureError: if the disk or the encoder refuses it.
-            LatentsError: if another VAE made the latents and `any_vae` is not set.
+            LatentsError: as `decode_images`.
         """
-        raw, padding = self.own(latents, any_vae), latents.padding
+        self._require_picture(latents)
+        raw, padding, channels = self.own(latents, any_vae), latents.padding, self.picture_channels
         width, height = padding.width, padding.height
-        require_rows_writable(Path(path), width, height, alpha=latents.alpha is not None)
+        alpha = latents.alpha
+        require_rows_writable(Path(path), width, height, alpha=alpha is not None or channels == 4)
 
         def rows() -> Iterator[Tensor]:
             left = height
@@ -503,11 +579,23 @@ class VAE:
                     left -= part.shape[1]
                     yield part
 
+        def write() -> Path:
+            return write_rows(path, rows(), width=width, height=height, channels=channels, alpha=alpha, text=text)
+
         if self.may_widen:
             with suppress(NonFiniteError):
-                return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha, text=text)
+                return write()
             self.widen(stacklevel=3)
-        return write_rows(path, rows(), width=width, height=height, alpha=latents.alpha, text=text)
+        return write()
+
+    def _require_picture(self, latents: Latents) -> None:
+        """Checks that what is decoded is a picture, with one alpha at most."""
+        require_channels(self.picture_channels)
+        if self.picture_channels == 4 and latents.alpha is not None:
+            raise LatentsError(
+                "These latents have a picture's alpha beside them, and this VAE of RGBA pictures makes alpha itself; "
+                "decode them with a VAE of RGB, or encode the picture with this one."
+            )
 
     def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
         """Latents -> the raw latents of this VAE, [C, h, w].
@@ -549,7 +637,7 @@ class VAE:
                 return self.engine(direction, x.to(self.device), memory=memory, progress=progress)
             if self.dtype == torch.float32:
                 raise self._not_finite(torch.float32)
-            self.widen(stacklevel=5)
+            self.widen(stacklevel=4)
         assert self._wide is not None
         try:
             return self._wide(direction, x.to(self.device, torch.float32), memory=memory, progress=progress)
@@ -585,7 +673,7 @@ class VAE:
         """Whether a small noise picture goes through (encoded, decoded, or both) without NaN or infinity, by dtype."""
         checks = {}
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(1, 3, 8 * self.factor, 8 * self.factor, generator=generator) * 2 - 1
+        x = torch.rand(1, self.picture_channels, 8 * self.factor, 8 * self.factor, generator=generator) * 2 - 1
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             module = copy.deepcopy(self.module).to(dtype)
             z = torch.randn(1, self.latent_channels, 8, 8, generator=generator)

@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -311,13 +311,13 @@ def test_ctrl_c_keeps_what_is_finished(
 def test_nothing_is_left_half_written(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     first, calls = Image.Image.save, 0
 
-    def save(self: Image.Image, path: Path, **options: Any) -> None:
+    def save(self: Image.Image, file: IO[bytes], **options: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            Path(path).write_bytes(b"\x89PNG")
+            file.write(b"\x89PNG")
             signal.raise_signal(signal.SIGINT)
-        first(self, path, **options)
+        first(self, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", save)
     ran = calotype("draw", "sun", "-n", 4, "--steps", 1, "--preview", "p.png")

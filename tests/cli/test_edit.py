@@ -10,6 +10,7 @@ import pytest
 from clikit import Calotype, draw, files, levels
 from PIL import Image, ImageDraw
 
+from calotype.draw.record import read_record
 from calotype.evaluate import lpips as module
 
 
@@ -186,6 +187,35 @@ def test_a_blend_keeps_what_the_mask_keeps(calotype: Calotype, vae: Path) -> Non
     assert not np.array_equal(levels("d.png")[:, :20], levels("a.png")[:, :20])
 
 
+def test_a_blend_by_alpha(calotype: Calotype, vae: Path) -> None:
+    draw("a.png", 60, 40)
+    draw("b.png", 60, 40, seed=1)
+    region = Image.new("L", (60, 40))
+    ImageDraw.Draw(region).rectangle((30, 0, 59, 39), fill=255)
+    for name, alpha in (("a", region.point(lambda level: 255 - level)), ("b", region)):
+        with Image.open(f"{name}.png") as image:
+            image.putalpha(alpha)
+            image.save(f"{name}-cut.png")
+    a, b = levels("a.png"), levels("b.png")
+    expected = np.where(np.asarray(region)[..., None] > 0, b, a)
+    # the hole of the first picture is filled; what is cut out of the second is put over; of others, holes are selected
+    for words in (
+        ("a-cut.png", "b.png", "a-cut.png"),
+        ("a.png", "b-cut.png", "b-cut.png"),
+        ("a.png", "b.png", "a-cut.png"),
+    ):
+        assert calotype("blend", *words, "--vae", vae, "--feather", 0).code == 0
+        assert np.array_equal(levels("blend.png"), expected)
+    ran = calotype("blend", "a.png", "b.png", "b-cut.png", "--invert-mask", "--vae", vae, "--feather", 0)
+    assert "what is transparent in it is selected; inverted, the rest would be" in ran.err
+    assert np.array_equal(levels("blend.png"), expected)
+    assert read_record("blend.png")["invert_mask"] is True
+    for level, kept in ((0, "nothing, so the blend is a.png"), (255, "all, so the blend is b.png")):
+        Image.new("L", (60, 40), level).save("one.png")
+        ran = calotype("blend", "a.png", "b.png", "one.png", "--vae", vae)
+        assert ran.said == [f"calotype: one.png: It selects {kept}."]
+
+
 # --- direction ---
 
 
@@ -229,11 +259,14 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
     """And is what latents and directions are by where nothing else is said."""
     folders(4)
     draw("c.png", 24, 24, seed=9)
+    mask = Image.new("L", (24, 24))
+    ImageDraw.Draw(mask).rectangle((12, 0, 23, 23), fill=255)
+    mask.save("mask.png")
     assert calotype("encode", "c.png").code == 0
     for words in (
         ("morph", "c.latents.safetensors", "a/0.png", "--frames", 2),
         ("vary", "c.latents.safetensors", "--noise", "latents", "--count", 1),
-        ("blend", "a/0.png", "b/0.png", "c.png"),
+        ("blend", "a/0.png", "b/0.png", "mask.png"),
         ("direction", "learn", "a", "b"),
         ("direction", "apply", "c.latents.safetensors", "direction.safetensors"),
         ("transfer", "c.latents.safetensors", "b/0.png"),
@@ -265,7 +298,7 @@ def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
         ("vary a.png --size 0x3", 2, "no size"),
         ("vary a.png --out text.png", 2, "is a file"),
         ("vary a.latents.safetensors --noise latents --size 8x8", 2, "latents can't be scaled"),
-        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw it in that size"),
+        ("blend a.png b.png small.png", 2, "small.png is 8x8 and a.png 40x24; draw the mask in that size"),
         ("blend a.png small.png b.png", 2, "small.png is 8x8 and a.png 40x24; bring both to one size"),
         ("blend a.png b.png a.png --out b.png", 2, "b.png would be overwritten"),
         ("blend a.latents.safetensors b.png a.png", 2, "these are latents; give the picture"),

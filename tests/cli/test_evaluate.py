@@ -236,16 +236,17 @@ def test_a_full_disk_is_said_and_leaves_no_report(
     pictures(1, side=64)
     words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
     with monkeypatch.context() as patched:
-        patched.setattr("calotype.evaluate.session.write_sheet", full)
+        patched.setattr(os, "fsync", full)
         ran = calotype(*words)
-    said = "calotype: report: the report can't be written (No space left on device); what was measured is kept, so "
-    assert (ran.code, ran.out, ran.said) == (1, "", [f"{said}make room and run the same command again."])
+    said = "report/index.html can't be written: No space left on device; make room, or give another place; what was "
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.said == [f"calotype: {said}measured is kept, so the same command goes on from there."]
     assert [path.name for path in Path("report").iterdir()] == ["measured.sqlite"]
     assert calotype(*words).code == 0
-    monkeypatch.setattr("calotype.evaluate.examine.write_probe", full)
+    monkeypatch.setattr(os, "fsync", full)
     ran = calotype("probe", vae, "photos", "--report", "probed", "--lpips", "none")
-    said = "calotype: probed: the report can't be written (No space left on device); make room, or give another "
-    assert (ran.code, ran.said) == (1, [f"{said}--report."])
+    said = "calotype: probed/index.html can't be written: No space left on device; make room, or give another place."
+    assert (ran.code, ran.said) == (1, [said])
     assert list(Path("probed").iterdir()) == []
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from clikit import Calotype, draw, files, levels, small_vae
-from support import NARROW, kl
+from support import NARROW, kl, network, tensors_of, write
 
+from calotype.config import NetworkConfig, TinyConfig
+from calotype.weights.presets import PRESETS
 from calotype.weights.save import save_weights
 
 
@@ -92,3 +95,60 @@ def test_too_little_memory_leaves_nothing(calotype: Calotype, command: str) -> N
     assert files() == before
     ran = calotype(command, source, "--vae", "v.safetensors", "--out", "o", "--memory", "-1")
     assert ran.code == 2
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing can be fetched, and nothing was."""
+
+    def fetch(name: str) -> Path:
+        raise AssertionError(f"{name} was fetched")
+
+    monkeypatch.setattr("calotype.vae.fetch", fetch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "empty"))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_planned_without_their_weights(name: str, calotype: Calotype) -> None:
+    for words in (("64x64",), ("64x64", "--encode", "--dtype", "bfloat16")):
+        ran = calotype("plan", name, *words, "--json")
+        assert (ran.code, ran.err, ran.json["vae"]) == (0, "", name)
+    program = calotype("inspect", name, "--program", "--size", "64x64", "--json")
+    assert (program.code, program.err) == (0, "")
+    assert program.json["encode"][0]["from"] == "pixels"
+    assert program.json["decode"][-1]["shape"] == [3, 64, 64]
+    assert calotype("inspect", name, "--program").code == 0
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("config", [NARROW, TinyConfig(), TinyConfig(z_channels=32, pool=True)])
+def test_a_preset_is_planned_as_its_weights_are(
+    config: NetworkConfig, calotype: Calotype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(Path("v.safetensors"), tensors_of(network(config)))
+    monkeypatch.setattr("calotype.outline.PRESETS", {"taesd": replace(PRESETS["taesd"], config=config)})
+    for words in (
+        ("320x200",),
+        ("320x200", "--encode"),
+        ("1024x1024", "--memory", "200MB"),
+        ("64x64", "--dtype", "float16"),
+    ):
+        loaded, known = (calotype("plan", name, *words, "--json").json for name in ("v.safetensors", "taesd"))
+        assert (loaded.pop("vae"), known.pop("vae")) == ("v.safetensors", "taesd")
+        assert known == loaded
+    loaded, known = (calotype("inspect", name, "--program", "--json").json for name in ("v.safetensors", "taesd"))
+    assert known == loaded
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_file_called_like_a_preset_is_read(calotype: Calotype) -> None:
+    Path("taesd").mkdir()
+    narrow(Path("taesd/v.safetensors"))
+    assert calotype("plan", "taesd", "64x64", "--json").json["vae"] == "./taesd"
+    ran = calotype("plan", "sdxl-vae", "64x64", "--device", "cuda:99")
+    assert (ran.code, ran.said) == (
+        2, ["calotype: There is no device 'cuda:99' here; `calotype doctor` lists those there are."],
+    )  # fmt: skip

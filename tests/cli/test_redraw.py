@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from calotype.draw.pipeline import Drawer, Settings
 from calotype.draw.record import read_record
-from calotype.edit.blend import feathered
+from calotype.edit.feather import shown
 from calotype.latents import load_latents
 
 pytest_plugins = ["drawing_fixtures"]
@@ -63,7 +63,7 @@ def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
     ran = calotype("redraw", "a.png", "sun", "full moon", "--mask", "mask.png", "--feather", 8, "--steps", 2)
     assert (ran.code, ran.err) == (0, "")
     calotype("redraw", "a.png", "sun", "--mask", "mask.png", "--steps", 2, "--feather", 0, "--out", "hard")
-    soft = feathered(torch.from_numpy(np.array(mask)), 8).numpy()
+    soft = shown(torch.from_numpy(np.array(mask)), 8).numpy()
     assert (soft[:, :52] == 0).all()
     for i in (1, 2):
         found = levels(f"a-redraw-{i}.png")
@@ -81,7 +81,9 @@ def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
 
 def test_latents_go_in_and_come_out(calotype: Calotype, drawer: Drawer) -> None:
     draw("a.png", 64, 48)
-    draw("mask.png", 64, 48, mode="L")
+    mask = Image.new("L", (64, 48))
+    ImageDraw.Draw(mask).rectangle((40, 0, 63, 47), fill=255)
+    mask.save("mask.png")
     calotype("encode", "a.png")
     words = ["sun", "--steps", 2, "--save-latents"]
     ran = calotype("redraw", "a.latents.safetensors", *words)
@@ -98,6 +100,11 @@ def test_latents_go_in_and_come_out(calotype: Calotype, drawer: Drawer) -> None:
     ran = calotype("redraw", "a.latents.safetensors", "sun", "--mask", "mask.png", "--steps", 1)
     assert (ran.code, len(ran.said)) == (0, 1)
     assert "these are latents, so what the mask keeps is as the VAE decodes it" in ran.err
+    calotype("decode", "a.latents.safetensors", "--out", "d")
+    [decoded] = files("d")
+    found, kept = levels("a-redraw-1.png"), levels(f"d/{decoded}")
+    assert np.array_equal(found[:, :24], kept[:, :24])
+    assert np.abs(found - kept)[:, 40:].mean() > 1
 
 
 def test_latents_of_another_vae(calotype: Calotype, vae: Path) -> None:
@@ -129,6 +136,81 @@ def test_ctrl_c_keeps_finished_stages(calotype: Calotype, monkeypatch: pytest.Mo
     ran = calotype("redraw", "a.png", "sun", "red", "sun", "--steps", 1, "--save-latents", "--out", "o")
     assert (ran.code, ran.said) == (130, ["calotype: Stopped; 1 of 3 pictures are finished, in o."])
     assert files() == ["a.png", "o/a-redraw-1.png"]
+
+
+def masked(*boxes: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", (96, 40))
+    for box in boxes:
+        ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return mask
+
+
+def test_a_picture_is_redrawn_where_it_has_a_hole(calotype: Calotype) -> None:
+    draw("a.png", 96, 40)
+    hole = masked((60, 8, 85, 30))
+    with Image.open("a.png") as image:
+        image.putalpha(hole.point(lambda level: 255 - level))
+        image.save("hole.png")
+        Image.new("RGBA", (96, 40), (0, 0, 0, 0)).save("blank.png")
+    flat = Image.new("RGBA", (96, 40), "red")
+    flat.putalpha(hole.point(lambda level: 255 - level))
+    flat.save("flat.png")
+    inside = np.asarray(hole) > 0
+    for name in ("hole", "flat"):  # one colour is what strokes have, but the picture itself is none
+        ran = calotype("redraw", f"{name}.png", "sun", "--mask", f"{name}.png", "--feather", 0, "--steps", 1)
+        assert ran.code == 0
+        assert "what is transparent in it is selected" in ran.said[1]
+        assert "at --strength 1 it is not looked at" in ran.said[2]
+        found, before = levels(f"{name}-redraw-1.png"), levels(f"{name}.png")[..., :3]
+        assert np.array_equal(found[~inside], before[~inside])
+        assert np.abs(found[inside] - 255).mean() > 20  # and it is no background
+    ran = calotype("redraw", "a.png", "sun", "--mask", "hole.png", "--feather", 0, "--steps", 1, "--out", "o")
+    assert "It shows a picture, so what is transparent in it is selected" in ran.err
+    assert np.array_equal(levels("o/a-redraw-1.png")[~inside], levels("a.png")[~inside])
+    ran = calotype("redraw", "a.png", "sun", "--mask", "blank.png")
+    assert (ran.code, len(ran.said)) == (2, 1)
+
+
+def test_a_mask_can_be_inverted(calotype: Calotype) -> None:
+    draw("a.png", 96, 40)
+    mask = masked((0, 0, 59, 39))
+    mask.save("keep.png")
+    mask.point(lambda level: 255 - level).save("mask.png")
+    calotype("redraw", "a.png", "sun", "--mask", "mask.png", "--steps", 1, "--out", "one")
+    ran = calotype("redraw", "a.png", "sun", "--mask", "keep.png", "--invert-mask", "--steps", 1, "--out", "two")
+    assert (ran.code, ran.err) == (0, "")
+    assert np.array_equal(levels("one/a-redraw-1.png"), levels("two/a-redraw-1.png"))
+    assert read_record("two/a-redraw-1.png")["invert_mask"] is True
+    Image.new("L", (96, 40), 255).save("white.png")
+    for words, said in (
+        (("--mask", "white.png", "--invert-mask"), "white all over and inverted"),
+        (("--invert-mask",), "--invert-mask goes with a mask"),
+    ):
+        ran = calotype("redraw", "a.png", "sun", *words)
+        assert (ran.code, len(ran.said)) == (2, 1)
+        assert said in ran.err
+
+
+@pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
+@pytest.mark.parametrize("latents", [False, True])
+def test_a_thin_mask_is_drawn_and_told(latents: bool, calotype: Calotype) -> None:
+    draw("a.png", 96, 40)
+    masked((0, 18, 95, 18), (90, 2, 90, 2)).save("mask.png")
+    source = "a.png"
+    if latents:
+        calotype("encode", "a.png")
+        calotype("reconstruct", "a.png")
+        source = "a.latents.safetensors"
+    before = levels("a-reconstruction.png" if latents else "a.png")
+    for feather in (0, 3, 16):
+        ran = calotype("redraw", source, "sun", "--mask", "mask.png", "--feather", feather, "--steps", 2)
+        assert ran.code == 0
+        assert ran.said[-1].startswith("calotype: The mask is nowhere as wide as a latent (8x8 pixels)")
+        found = levels("a-redraw-1.png")
+        part = shown(torch.from_numpy(np.array(Image.open("mask.png"))), feather).numpy()
+        assert np.array_equal(found[part == 0], before[part == 0])
+        assert np.abs(found - before)[part == 1].mean() > 20
+        assert np.abs(found - before)[2, 90].max() > 5
 
 
 # --- morph --prompts ---

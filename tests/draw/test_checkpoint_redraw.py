@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from PIL import Image
 from support import assert_close, one_sentence, write
 
 import calotype
-from calotype.draw.checkpoints import load_checkpoint
-from calotype.errors import UsageError
+from calotype.draw.checkpoints import Checkpoint, load_checkpoint
+from calotype.errors import CalotypeWarning, UsageError
 from calotype.pixels import from_array, to_pil
 
 pytest_plugins = ("checkpoint_fixtures",)
@@ -49,6 +50,16 @@ def test_a_redrawn_picture_is_that_of_diffusers(kind: str, ours: Any, theirs: An
     assert_close(result.latents.tensor[None], expected)
 
 
+def grown(checkpoint: Checkpoint, hole: torch.Tensor) -> torch.Tensor:
+    """The mask with all latents that it touches or comes near, as pixels, [1, 1, H, W]; by definition."""
+    found = torch.zeros_like(hole)
+    for y, x in hole.nonzero().tolist():
+        f, m = checkpoint.factor, checkpoint.multiple
+        top, left = (max(0, at - f) // m * m for at in (y, x))
+        found[top : (y + f) // m * m + m, left : (x + f) // m * m + m] = 1
+    return found[None, None]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str, ours: Any, theirs: Any) -> None:
     hole = torch.zeros(64, 80)
@@ -56,20 +67,55 @@ def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str,
     expected = expected_latents(
         theirs(kind, "Inpaint"),
         image=as_input(photo()),
-        mask_image=hole[None, None],
+        mask_image=grown(ours(kind), hole),
         strength=0.8,
         num_inference_steps=5,
         guidance_scale=3.0,
         height=64,
         width=80,
     )
-    (result,) = redrawn(ours(kind), [photo()], strength=0.8, mask=hole, guidance=3.0)
+    (result,) = redrawn(ours(kind), [photo()], strength=0.8, mask=hole, guidance=3.0, feather=0)
     assert_close(result.latents.tensor[None], expected)
     before, after, inside = array(photo()), array(result.picture), hole.bool().numpy()
     assert np.array_equal(after[~inside], before[~inside])
     assert np.abs(after[inside] - before[inside]).mean() > 5
     whole = ours(kind).pipe.vae.decode(ours(kind).latent_format.to_raw(result.latents.tensor[None])).sample[0]
     assert np.array_equal(after[inside], array(to_pil(whole))[inside])
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd3"])
+def test_a_thin_mask_is_drawn_in_full(kind: str, ours: Any) -> None:
+    before = array(photo())
+    (whole,) = redrawn(ours(kind), [photo()], strength=1.0)
+    for width in (4, 16):
+        line = torch.zeros(64, 80, dtype=torch.uint8)
+        line[21 : 21 + width] = 255
+        for feather in (0, 5):
+            with pytest.warns(CalotypeWarning, match="nowhere as wide") if width < 8 else nullcontext():
+                (result,) = redrawn(ours(kind), [photo()], strength=1.0, mask=line, feather=feather)
+            after = array(result.picture)
+            outside = np.ones(64, bool)
+            outside[max(0, 21 - feather) : 21 + width + feather] = False
+            assert np.array_equal(after[outside], before[outside])
+            decoded = ours(kind).pipe.vae.decode(ours(kind).latent_format.to_raw(result.latents.tensor[None])).sample[0]
+            inside = slice(21, 21 + width)
+            assert np.array_equal(after[inside], array(to_pil(decoded))[inside])
+            assert np.abs(after - before)[inside].mean() > 0.7 * np.abs(array(whole.picture) - before)[inside].mean()
+
+
+def test_masks_are_files_and_tensors_of_any_type(ours: Any, tmp_path: Path) -> None:
+    mask = torch.zeros(64, 80, dtype=torch.uint8)
+    mask[21:37] = 255
+    Image.fromarray(mask.numpy() // 255).save(tmp_path / "mask.png")
+    few = {"strength": 1.0, "steps": 1}
+    with pytest.warns(CalotypeWarning, match="0 and 1, were taken for black and white"):
+        (read,) = redrawn(ours("sd1"), [photo()], mask=tmp_path / "mask.png", **few)
+    for same in (mask, mask.bool(), mask // 255, mask / 255, (mask // 255).long()):
+        (one,) = redrawn(ours("sd1"), [photo()], mask=same, **few)
+        assert np.array_equal(array(one.picture), array(read.picture))
+    with pytest.raises(UsageError, match="numbers from 0") as error:
+        redrawn(ours("sd1"), [photo()], mask=mask.float())
+    one_sentence(str(error.value))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
@@ -80,7 +126,7 @@ def test_sizes_that_are_no_multiple_come_back(strength: float, ours: Any) -> Non
     for one, image in zip(redrawn(ours("sd1"), images, strength=strength), images, strict=True):
         assert one.picture.size == image.size
         assert (one.latents.padding.width, one.latents.padding.height) == image.size
-    (filled,) = redrawn(ours("sd1"), images[:1], strength=strength, mask=hole)
+    (filled,) = redrawn(ours("sd1"), images[:1], strength=strength, mask=hole, feather=0)
     outside = np.asarray(hole) == 0
     assert np.array_equal(array(filled.picture)[outside], array(images[0])[outside])
     assert not np.array_equal(array(filled.picture), array(images[0]))
@@ -140,13 +186,13 @@ def test_an_inpainting_checkpoint_only_redraws(diffusers: Any, folders: dict[str
         expected = expected_latents(
             pipe,
             image=as_input(photo()),
-            mask_image=mask[None, None],
+            mask_image=grown(checkpoint, mask),
             strength=1.0,
             num_inference_steps=5,
             height=64,
             width=80,
         )
-        (result,) = redrawn(checkpoint, [photo()], strength=1.0, mask=mask)
+        (result,) = redrawn(checkpoint, [photo()], strength=1.0, mask=mask, feather=0)
         assert_close(result.latents.tensor[None], expected)
     path = write(tmp_path / "holes.safetensors", original("sd1", pipe))
     single = load_checkpoint(path, config=only_configs(tmp_path / "holes", tmp_path / "configs"), device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import fill
+from support import fill, one_sentence
 from torch import Tensor
 
+from calotype.draw.area import thin, whole_latents
 from calotype.draw.model import DrawingModel, save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
 from calotype.draw.sampler import Step, noise_for
 from calotype.draw.text import Context
 from calotype.draw.walk import lerped, walk
-from calotype.edit.blend import feathered
+from calotype.edit.feather import shown
 from calotype.edit.morph import Way
-from calotype.errors import LatentsError, UsageError
+from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.pixels import read_picture_rows
 from calotype.vae import VAE, load
 
@@ -209,14 +211,94 @@ def test_outside_the_mask_not_one_pixel_changes(drawer: Drawer, photo: Path, tmp
     original = read_picture_rows(photo)
     mask = torch.zeros(44, 52, dtype=torch.uint8)
     mask[10:30, 21:40] = 255
-    soft = feathered(mask, feather)
+    part = shown(mask, feather)
     source = drawer.vae.encode_image(original)
-    (made,) = redrawn(drawer, source, ["red circle"], 0, FEW, strength=1.0, mask=latent_mask(drawer.vae, soft))
-    out = write_redrawn(drawer.vae, made, original, soft, tmp_path / "out.png")
+    (made,) = redrawn(drawer, source, ["red circle"], 0, FEW, strength=1.0, mask=latent_mask(drawer.vae, mask))
+    out = write_redrawn(drawer.vae, made, original, part, tmp_path / "out.png")
     before, after = (np.asarray(Image.open(path).convert("RGB"), np.int16) for path in (photo, out))
     changed = np.abs(before - after).max(2) > 0
-    assert not changed[soft.numpy() == 0].any()
-    assert changed[soft.numpy() == 1].mean() > 0.9
+    assert not changed[part.numpy() == 0].any()
+    assert changed[mask.numpy() > 0].mean() > 0.9
+
+
+def masks_of_widths() -> Iterator[tuple[str, Tensor]]:
+    """Lines, dots, edges and corners of a picture of 52x44."""
+    for width in (1, 2, 4, 8, 16, 32):
+        mask = torch.zeros(44, 52, dtype=torch.uint8)
+        mask[7 : 7 + width] = 255
+        yield f"{width} rows", mask
+    for name, places in (("dot", [(20, 25)]), ("dots", [(3, 3), (20, 40), (35, 10)]), ("corners", [(0, 0), (43, 51)])):
+        mask = torch.zeros(44, 52, dtype=torch.uint8)
+        for y, x in places:
+            mask[y, x] = 255
+        yield name, mask
+    mask = torch.zeros(44, 52, dtype=torch.uint8)
+    mask[:, 51] = mask[43] = 255
+    yield "edges", mask
+
+
+@pytest.mark.filterwarnings("ignore:The mask is nowhere")
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_what_a_mask_selects_is_new_however_thin_it_is(
+    strength: float, drawer: Drawer, photo: Path, tmp_path: Path
+) -> None:
+    """It changes as much as where all is drawn by the same seed."""
+    original = read_picture_rows(photo)
+    source = drawer.vae.encode_image(original)
+    before = np.asarray(Image.open(photo), np.int16)
+    unmasked = drawer.redraw(source, "red circle", 0, FEW, strength=strength)
+    whole = np.abs(np.asarray(drawer.vae.decode_image(unmasked), np.int16) - before)
+    for name, mask in masks_of_widths():
+        made = drawer.redraw(
+            source, "red circle", 0, FEW, strength=strength, mask=latent_mask(drawer.vae, mask)
+        )  # fmt: skip
+        decoded = np.asarray(drawer.vae.decode_image(made), np.int16)
+        inside = mask.numpy() > 0
+        for feather in (0, 16):
+            part = shown(mask, feather)
+            write_redrawn(drawer.vae, made, original, part, tmp_path / "out.png")
+            found = np.asarray(Image.open(tmp_path / "out.png"), np.int16)
+            assert np.array_equal(found[part.numpy() == 0], before[part.numpy() == 0]), name
+            assert np.array_equal(found[inside], decoded[inside]), name
+            if inside.sum() > 3:  # single pixels may be of any colour by chance
+                assert np.abs(found - before)[inside].mean() > 0.7 * whole[inside].mean(), name
+            else:
+                assert np.abs(found - before)[inside].max() > 0.3 * whole.mean(), name
+
+
+def test_whole_latents_are_drawn_and_those_beside_them() -> None:
+    mask = torch.zeros(40, 52, dtype=torch.uint8)
+    mask[20, 25] = 1
+    cells = torch.zeros(5, 7)
+    cells[1:4, 2:5] = 1
+    assert torch.equal(whole_latents(mask, 8), cells)
+    patches = torch.zeros(3, 4)
+    patches[0:2, 1:3] = 1
+    assert torch.equal(whole_latents(mask, 8, 2), patches)
+    edge = torch.zeros(40, 52, dtype=torch.uint8)
+    edge[:, 51] = 255  # and so what is added to the right of it
+    found = whole_latents(edge, 8, 2)
+    assert found.shape == (3, 4)
+    assert found[:, 2:].all()
+    assert not found[:, :2].any()
+    assert not whole_latents(torch.zeros(9, 9), 8).any()
+    assert whole_latents(torch.ones(9, 9, dtype=torch.bool), 8).all()
+
+
+@pytest.mark.parametrize(("side", "told"), [(1, True), (7, True), (8, False), (30, False)])
+def test_a_mask_thinner_than_a_latent_is_told(side: int, told: bool, vae: VAE) -> None:
+    mask = torch.zeros(44, 52, dtype=torch.uint8)
+    mask[3 : 3 + side, 5 : 5 + side] = 255
+    mask[3:4] = 255
+    assert (thin(mask, 8) is not None) == told
+    assert thin(mask, 8, 4) is not None or side > 8
+    if told:
+        with pytest.warns(CalotypeWarning, match="nowhere as wide as a latent") as caught:
+            latent_mask(vae, mask)
+        one_sentence(str(caught[0].message))
+    else:
+        latent_mask(vae, mask)
+    assert thin(torch.full((5, 5), 255), 8) is None
 
 
 def test_latents_outside_the_mask_are_kept(drawer: Drawer, photo: Path) -> None:

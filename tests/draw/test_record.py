@@ -160,7 +160,7 @@ def test_names_that_are_no_text_do_not_stop_a_picture(tmp_path: Path) -> None:
     odd = tmp_path / "b\udcffd.png"
     odd.write_bytes(b"1")
     path = written(tmp_path / "a.png", record("vary", {"source": origin(odd)}), True)
-    assert read_record(path)["source"]["name"] == "b?d.png"
+    assert read_record(path)["source"]["name"] == odd.name
 
 
 def test_importing_it_is_cheap() -> None:

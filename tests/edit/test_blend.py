@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from editkit import levels, picture
-from hypothesis import given, settings, strategies as st
 from PIL import Image
 from support import kl, names, one_sentence
 
 from calotype.config import AutoencoderConfig
-from calotype.edit.blend import blend, blended, feathered, levels_of, pasted
+from calotype.edit.blend import blend, blended, pasted
+from calotype.edit.feather import feathered
 from calotype.errors import CalotypeWarning, UsageError
 from calotype.latents import KNOWN
-from calotype.pixels import PictureRows, from_array, to_uint8
+from calotype.pixels import PictureRows, to_uint8
 from calotype.vae import VAE
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
@@ -33,42 +33,6 @@ def half(width: int, height: int, at: int | None = None) -> torch.Tensor:
 def opened(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
-
-
-def slowly(mask: np.ndarray, radius: int) -> np.ndarray:
-    """A tent as the convolution of two boxes, over a mask with repeated edges, by definition."""
-    a, b = radius // 2, radius - radius // 2
-    tent = np.convolve(np.ones(2 * a + 1) / (2 * a + 1), np.ones(2 * b + 1) / (2 * b + 1))
-    padded = np.pad(mask / 255.0, radius, mode="edge")
-    rows = np.apply_along_axis(np.convolve, 1, padded, tent, "valid")
-    return np.apply_along_axis(np.convolve, 0, rows, tent, "valid")
-
-
-@pytest.mark.parametrize("radius", [0, 1, 2, 3, 8])
-def test_a_feather_is_a_tent(radius: int) -> None:
-    rng = np.random.default_rng(0)
-    mask = (255 * (rng.random((23, 31)) > 0.8)).astype(np.uint8)
-    mask[5:12, 8:20] = 255
-    found = feathered(torch.from_numpy(mask), radius).numpy()
-    # a running mean repeats its own edge, which differs from a mask's only within the radius of the border
-    inner = (slice(radius, 23 - radius), slice(radius, 31 - radius)) if radius else (slice(None), slice(None))
-    assert found.shape == mask.shape
-    assert np.allclose(found[inner], slowly(mask, radius)[inner], atol=1e-6)
-
-
-@given(st.integers(0, 12), st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
-def test_a_feather_ends(radius: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((20, 26), np.uint8)
-    top, left = rng.integers(0, 20), rng.integers(0, 26)
-    mask[top : top + rng.integers(1, 20), left : left + rng.integers(1, 26)] = 255
-    found = feathered(torch.from_numpy(mask), radius).numpy()
-    padded = np.pad(mask, radius, mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
-    assert np.array_equal(found == 0, windows.max(axis=(2, 3)) == 0)
-    assert np.array_equal(found == 1, windows.min(axis=(2, 3)) == 255)
-    assert 0 <= found.min() <= found.max() <= 1
 
 
 def test_latents_get_the_mean_of_the_mask_over_their_pixels() -> None:
@@ -108,6 +72,37 @@ def test_a_black_mask_gives_the_first_and_a_white_one_the_second(vae: VAE, tmp_p
         assert np.array_equal(opened(tmp_path / "b.png"), levels(seed))
 
 
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_line_does_not_vanish_in_the_feather(width: int, inverted: bool, vae: VAE, tmp_path: Path) -> None:
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[20 : 20 + width] = 255
+    first, second = levels(0, 96, 64), levels(1, 96, 64)
+    blend(vae, picture(0, 96, 64), picture(1, 96, 64), 255 - mask if inverted else mask, tmp_path / "b.png")
+    found = opened(tmp_path / "b.png").astype(int)
+    wanted, other = (first, second) if inverted else (second, first)
+    line = slice(20, 20 + width)
+    if width <= 16:
+        assert np.array_equal(found[line], wanted[line])
+    else:
+        middle = slice(20 + width // 2 - 1, 20 + width // 2 + 1)
+        assert (
+            np.abs(found[middle] - wanted[middle]).mean()
+            < 0.3 * np.abs(other[middle] - wanted[middle].astype(int)).mean()
+        )
+    assert np.array_equal(found[:4], other[:4])
+    assert np.array_equal(found[20 + width + 16 :], other[20 + width + 16 :])
+
+
+def test_a_pattern_finer_than_the_feather_is_told(vae: VAE, tmp_path: Path) -> None:
+    mask = torch.zeros(32, 40, dtype=torch.uint8)
+    mask[::4] = mask[1::4] = 255
+    with pytest.warns(CalotypeWarning, match="finer than a feather of 16 .* a feather of 0 shows them") as told:
+        blend(vae, picture(0), picture(1), mask, tmp_path / "b.png")
+    one_sentence(str(told[0].message))
+    blend(vae, picture(0), picture(1), mask, tmp_path / "b.png", feather=0)
+
+
 def test_halfway_is_what_was_decoded(vae: VAE, tmp_path: Path) -> None:
     a, b = (vae.encode_image(picture(seed, 96, 40)).tensor for seed in (0, 1))
     mask = half(96, 40)
@@ -138,13 +133,6 @@ def test_deep_grey_pictures_blend(vae: VAE, tmp_path: Path) -> None:
     assert np.array_equal(opened(tmp_path / "b.png")[:, :16], expected[:, :16])
 
 
-def test_a_masks_levels(tmp_path: Path) -> None:
-    ramp = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-    mask = PictureRows(np.repeat(ramp[..., None], 3, axis=2), None, False, (0, 0, 0), ())
-    assert torch.equal(levels_of(mask), torch.from_numpy(ramp))
-    assert from_array(np.asarray(mask.levels)).shape == (3, 2, 256)
-
-
 def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
     a, b, mask = picture(0), picture(1), half(40, 32)
     cases = [
@@ -152,8 +140,6 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
         (lambda: blend(vae, a, b, half(40, 24), tmp_path / "b.png"), "mask is 40x24 and the first picture 40x32"),
         (lambda: blend(vae, a, b, mask, tmp_path / "b.gif"), "no known format"),
         (lambda: blend(vae, a, b, mask, tmp_path / "b.png", feather=-1), "from 0 to 1024 pixels, not -1"),
-        (lambda: feathered(mask, 1025), "from 0 to 1024 pixels, not 1025"),
-        (lambda: feathered(mask.float(), 1), "must be uint8"),
     ]
     for make, words in cases:
         with pytest.raises(UsageError, match=words) as error:

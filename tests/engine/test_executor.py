@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,11 @@ def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_engines_that_can_not_be_used() -> None:
     module: Any = network(CONFIGS["tiny"])
+    gelu = network(replace(SMALL, activation="gelu"))
+    assert Engine(gelu, CPU, torch.float32).name == "reference"
+    for name in ("winograd", "fused"):
+        with pytest.raises(UsageError, match=f"'{name}'"):
+            Engine(gelu, CPU, torch.float32, name)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="'fused' runs AutoencoderKL only"):
         Engine(module, CPU, torch.float32, "fused")
     with pytest.raises(UsageError, match="There is no engine 'fast'"):

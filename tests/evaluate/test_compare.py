@@ -91,7 +91,7 @@ def test_the_page_decodes_nothing_twice(
 ) -> None:
     """Crops are made while pictures are measured, and are those of pictures that are decoded once more."""
     shown: list[list[Crop]] = []
-    monkeypatch.setattr(session, "write_evaluation", lambda found, crops, path: shown.append(crops))
+    monkeypatch.setattr(session, "evaluation_page", lambda found, crops: shown.append(crops) or b"")
     monkeypatch.setattr(session, "SHOWN", 4)
     decoded: list[int] = []
     decode = VAE.decode

@@ -111,7 +111,7 @@ def test_a_crop_that_fails_is_left_out(
 
     shown: list[Any] = []
     monkeypatch.setattr(VAE, "decode", failing)
-    monkeypatch.setattr(session, "write_evaluation", lambda found, crops, path: shown.extend(crops))
+    monkeypatch.setattr(session, "evaluation_page", lambda found, crops: shown.extend(crops) or b"")
     found = evaluate(data, setup(vaes), tmp_path / "r", limit=3)
     assert errors_of(found) == []
     assert {crop.picture: list(crop.reconstructions) for crop in shown} == {

@@ -106,7 +106,7 @@ def test_metrics_are_symmetric(metric: Callable[[Tensor, Tensor], float]) -> Non
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), r"uint8 \[3, H, W\], not torch.float32"),
+        (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), r"uint8 \[1, 3 or 6, H, W\], not torch.float32"),
         (torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(3, 16, 16), "not torch.float32"),
         (*torch.zeros(2, 16, 16, 3, dtype=torch.uint8), r"not torch.uint8 \[16, 16, 3\]"),
         (*torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8), r"not torch.uint8 \[1, 3, 16, 16\]"),

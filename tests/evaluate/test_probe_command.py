@@ -278,17 +278,15 @@ def test_two_probes_in_one_folder(
 def test_a_page_that_fails_leaves_no_numbers(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fill_up(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.html")
+    def fill_up(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     draw("photos/0.png")
-    monkeypatch.setattr(examine, "write_probe", fill_up)
+    monkeypatch.setattr(os, "fsync", fill_up)
     ran = Ran(monkeypatch, capsys, vae, "photos", *QUICK)
-    said = (
-        "calotype: report: the report can't be written (No space left on device); make room, or give another --report."
-    )
+    said = "calotype: report/index.html can't be written: No space left on device; make room, or give another place."
     assert (ran.code, ran.said) == (1, [said])
-    assert not list(Path("report").iterdir())
+    assert not Path("report").exists()
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -111,6 +111,7 @@ class Given:
     """In place of a VAE: whatever is encoded, this picture is decoded."""
 
     device = torch.device("cpu")
+    picture_channels = 3
 
     def __init__(self, y: torch.Tensor) -> None:
         self.y = y

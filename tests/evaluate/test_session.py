@@ -333,7 +333,7 @@ def test_a_place_says_what_speed_depends_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert place(torch.device("cuda:1"), None) == "cuda (NVIDIA X)"
 
 
-@pytest.mark.parametrize("failing", ["crops", "write_evaluation", "write_sheet", "plain"])
+@pytest.mark.parametrize("failing", ["crops", "evaluation_page", "evaluation_sheet", "plain"])
 def test_a_report_is_whole_or_not_there(
     failing: str, data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

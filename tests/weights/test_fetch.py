@@ -11,12 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import diffusers_tensors, kl, names, one_sentence, tensors_of, tiny, write
+from support import diffusers_tensors, kl, names, one_sentence, room, tensors_of, tiny, write
 
 import calotype
 from calotype.config import AutoencoderConfig, TinyConfig
@@ -39,6 +40,10 @@ class Hub:
     url: str
     files: dict[str, bytes] = field(default_factory=dict)  # path -> content
     refuse: tuple[int, str] | None = None  # (status, X-Error-Code)
+    lfs: bool = False  # call files by their sha256
+    headers: dict[str, str | None] = field(default_factory=dict)  # instead of the right ones; None: left out
+    status: int = 200
+    body: bytes | None = None  # instead of what a GET is to be given
     asked: list[str] = field(default_factory=list)
 
 
@@ -56,13 +61,21 @@ def hub() -> Iterator[Hub]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
+            digest = hashlib.sha256 if found.lfs else hashlib.sha1
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "ETag": f'"{digest(content).hexdigest()}"',
+                "Content-Length": str(len(content if found.body is None else found.body)),
+                **found.headers,
+            }
+            self.send_response(found.status)
+            for key, value in headers.items():
+                if value is not None:
+                    self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                with suppress(OSError):  # whoever has had enough goes away
+                    self.wfile.write(content if found.body is None else found.body)
 
         do_HEAD = do_GET
 
@@ -182,6 +195,112 @@ def test_a_file_of_that_name_comes_before_the_preset(tmp_path: Path, monkeypatch
     assert locate("taesd", None) == (Path("taesd"), "./taesd", None)  # so that its latents do not name the preset
 
 
+# What a hub gives is looked at
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def _page(content: bytes) -> bytes:
+    return b"<html>Log in to go on</html>"
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "lfs", "words"),
+    [
+        (STABLE, _page, False, "no whole safetensors file"),
+        (STABLE, _cut, False, "no whole safetensors file"),
+        (STABLE, lambda content: b"", False, "no whole safetensors file"),
+        (STABLE, lambda content: (16).to_bytes(8, "little") + b'{"a":' + b"[" * 11, False, "no whole safetensors file"),
+        (STABLE, lambda content: (8).to_bytes(8, "little") + b"{}      ", False, "it holds no tensors"),
+        ("config.json", _page, False, "it is no JSON"),
+        ("config.json", lambda content: b"[1]", False, "it holds no JSON object"),
+        ("config.json", lambda content: b"[" * 100_000, False, "it is no JSON"),
+        ("config.json", lambda content: b"\xff\xfe", False, "it is no JSON"),
+    ],
+)
+def test_a_bad_answer_does_not_stay(
+    file: str, spoil: Any, lfs: bool, words: str, hub: Hub, published: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch, cache: Path,
+) -> None:  # fmt: skip
+    point_at(monkeypatch, hub.url)
+    publish(hub, "sdxl-vae", {**published, file: spoil(published[file])})
+    with pytest.raises(
+        FetchError, match=f"^sdxl-vae: what the hub gave for {file} is of no use, for .*{words}"
+    ) as caught:
+        fetch("sdxl-vae")
+    one_sentence(str(caught.value))
+    assert "it was removed from the cache: try again" in str(caught.value)
+    assert file not in [path.name for path in cache.rglob("*")]
+    publish(hub, "sdxl-vae", published)
+    folder = fetch("sdxl-vae")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == published
+    assert calotype.load("sdxl-vae", device="cpu").name == "sdxl-vae"
+
+
+def test_other_bytes_than_the_hub_announced(
+    hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """The hub calls large files by their sha256, which huggingface_hub believes."""
+    point_at(monkeypatch, hub.url)
+    publish(hub, "sdxl-vae", published)
+    hub.lfs = True
+    wrong = _flipped(published[STABLE])
+    digest = hashlib.sha256(published[STABLE]).hexdigest()
+    hub.files[f"/{PRESETS['sdxl-vae'].repo}/resolve/main/{STABLE}"] = wrong
+    hub.headers = {"ETag": f'"{digest}"'}
+    hub.files[f"/{PRESETS['sdxl-vae'].repo}/resolve/main/config.json"] = published["config.json"]
+    with pytest.raises(FetchError, match="these are other bytes than the hub announced") as caught:
+        fetch("sdxl-vae")
+    one_sentence(str(caught.value))
+    assert digest not in [path.name for path in cache.rglob("*")]
+    hub.headers = {}
+    publish(hub, "sdxl-vae", published)
+    assert (fetch("sdxl-vae") / STABLE).read_bytes() == published[STABLE]
+
+
+@pytest.mark.parametrize("spoil", [_page, _cut])
+def test_a_bad_file_that_lies_in_the_cache_goes_away(
+    spoil: Any, hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_at(monkeypatch, hub.url)
+    publish(hub, "sdxl-vae", published)
+    blob = (fetch("sdxl-vae") / STABLE).resolve()
+    blob.write_bytes(spoil(published[STABLE]))
+    with pytest.raises(FetchError, match=f"^sdxl-vae: {STABLE} in the local cache is of no use, .*removed") as caught:
+        calotype.load("sdxl-vae")
+    one_sentence(str(caught.value))
+    assert not blob.exists()
+    assert (fetch("sdxl-vae") / STABLE).read_bytes() == published[STABLE]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "words"),
+    [
+        ({"Content-Length": "3000000000"}, b"x", r"announces 3,000,000,000 bytes for config\.json, where at most"),
+        ({"Content-Length": None}, b"x" * 3_000_000, "more bytes than it had announced|another number of bytes"),
+        ({"Content-Length": "abc"}, b"x" * 3_000_000, "."),
+    ],
+)
+def test_a_hub_without_an_end(
+    headers: dict[str, str | None], body: bytes, words: str, hub: Hub, published: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch, cache: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fetch_module, "MOST", 2_000_000)
+    point_at(monkeypatch, hub.url)
+    publish(hub, "sdxl-vae", published)
+    hub.headers, hub.body = headers, body
+    with pytest.raises(FetchError, match=words) as caught:
+        fetch("sdxl-vae")
+    one_sentence(str(caught.value))
+    assert all(path.stat().st_size < 2_500_000 for path in cache.rglob("*"))
+
+
 # From GitHub
 
 
@@ -236,9 +355,68 @@ def test_a_cache_that_cant_be_written_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(FetchError, match=r"^taef2: \S+ can't be written: Not a directory\.$") as caught:
+    with pytest.raises(
+        FetchError, match=r"^taef2: \S+ can't be written: Not a directory; give another place\.$"
+    ) as caught:
         fetch("taef2")
     one_sentence(str(caught.value))
+
+
+LENGTH = {"Content-Length": None}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "body", "words"),
+    [
+        ({"Content-Length": "abc"}, 200, None, "announces 'abc' as the length"),
+        ({"Content-Length": "-5"}, 200, None, "announces '-5' as the length"),
+        ({"Content-Length": "1" * 5000}, 200, None, "as the length of its answer"),
+        ({"Content-Length": "1" * 18}, 200, None, "announces 111,111,111,111,111,111 bytes, where at most"),
+        ({"Content-Length": "1000000"}, 200, b"short", "only 5 of 1,000,000 bytes came"),
+        (LENGTH, 200, b"x" * 3_000_000, "more than 2,000,000 bytes came without an end"),
+        ({**LENGTH, "Transfer-Encoding": "chunked"}, 200, b"zzz\r\n", "it can't be read"),
+        ({"Location": "http://[bad"}, 302, b"", "leads to what is no address"),
+        ({"Location": "http://a b:c/"}, 302, b"", "(leads to what is no address|it can't be read)"),
+        ({"Location": f"http://{'a' * 70}.example/"}, 302, b"", "(leads to what is no address|it can't be read)"),
+        ({"Location": "http://127.0.0.1:99999/"}, 302, b"", "(leads to what is no address|it can't be read)"),
+        ({"Location": "file:///etc/hostname"}, 302, b"", "answered 302, and leads nowhere"),
+        ({"Location": "ftp://127.0.0.1/x"}, 302, b"", "answered 302, and leads nowhere"),
+        ({"Location": "mailto:me"}, 302, b"", "answered 302, and leads nowhere"),
+        ({"Location": "elsewhere"}, 302, b"", "answered 404"),
+        ({"Location": "//[::1"}, 302, b"", "leads to what is no address"),
+        ({"Location": ""}, 302, b"", "answered 302, and leads nowhere"),
+        ({}, 302, b"", "answered 302, and leads nowhere"),
+        ({"Location": "/madebyollin/taesd/raw/main/taef2_encoder.pth"}, 302, b"", "answered 302, and leads nowhere"),
+    ],
+)
+def test_a_strange_answer_is_one_sentence(
+    headers: dict[str, str | None], status: int, body: bytes | None, words: str, hub: Hub,
+    two_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fetch_module, "MOST", 2_000_000)
+    point_at(monkeypatch, hub.url)
+    hub.files = {f"/madebyollin/taesd/raw/main/{file}": content for file, content in two_files.items()}
+    hub.headers, hub.status, hub.body = headers, status, body
+    with pytest.raises(
+        FetchError, match=rf"^taef2: taef2_encoder\.pth is not in the local cache, and .*{words}"
+    ) as caught:
+        fetch("taef2")
+    one_sentence(str(caught.value))
+    assert names(tmp_path / "calotype") == []
+    gc.collect()  # a connection that is left open warns now
+
+
+def test_a_download_that_does_not_fit(
+    hub: Hub, two_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point_at(monkeypatch, hub.url)
+    hub.files = {f"/madebyollin/taesd/raw/main/{file}": content for file, content in two_files.items()}
+    with (
+        room(1000),
+        pytest.raises(FetchError, match=r"^taef2: \S+taef2_encoder\.pth can't be written: File too large; "),
+    ):
+        fetch("taef2")
+    assert names(tmp_path / "calotype") == []
 
 
 # Names

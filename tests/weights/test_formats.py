@@ -14,8 +14,9 @@ import calotype
 from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import LatentFormatError, UsageError
 from calotype.latents import KNOWN, PerChannel, ScaleShift, same_as_model
-from calotype.weights import load as load_module
-from calotype.weights.load import file_sha256, load_weights, require_format
+from calotype.weights import formats
+from calotype.weights.formats import file_sha256
+from calotype.weights.load import load_weights, require_format
 
 FOUR = tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 2))))
 SIXTEEN = tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), z_channels=16, quant_conv=False)))
@@ -28,7 +29,7 @@ def weights(folder: Path, channels: int = 4, config: dict[str, Any] | None = Non
 
 
 def known(monkeypatch: pytest.MonkeyPatch, path: Path, name: str) -> None:
-    monkeypatch.setattr(load_module, "KNOWN_FILES", {file_sha256(path): name})
+    monkeypatch.setattr(formats, "KNOWN_FILES", {file_sha256(path): name})
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,11 @@ def test_a_config_beside_the_file_tells(tmp_path: Path, channels: int, config: d
 
 
 def test_an_old_config_leaves_out_what_was_the_default(tmp_path: Path) -> None:
-    config = {"_class_name": "AutoencoderKL", "latent_channels": 4}
-    assert load_weights(weights(tmp_path, 4, config)).format == KNOWN["sd1"]
-    assert load_weights(weights(tmp_path, 16, config)).format is None
+    for channels, format_ in ((4, KNOWN["sd1"]), (16, None)):
+        use = channels == 4  # 1x1 convolutions
+        config = {"_class_name": "AutoencoderKL", "latent_channels": channels, "use_quant_conv": use}
+        config["use_post_quant_conv"] = use
+        assert load_weights(weights(tmp_path, channels, config)).format == format_
     assert load_weights(weights(tmp_path, 4, {"latent_channels": 4})).format is None
 
 
@@ -129,7 +132,7 @@ def test_the_company_in_a_checkpoint_tells(tmp_path: Path, channels: int, other:
     assert (loaded.format, loaded.format_source) == (KNOWN[name], "the other tensors of the checkpoint")
 
 
-@pytest.mark.parametrize(("channels", "choices"), [(4, r"sd1\|sdxl"), (16, r"sd3\|flux")])
+@pytest.mark.parametrize(("channels", "choices"), [(4, r"sd1\|sdxl\|playground"), (16, r"sd3\|flux")])
 def test_where_nothing_tells_the_option_is_named(tmp_path: Path, channels: int, choices: str) -> None:
     loaded = load_weights(weights(tmp_path, channels))
     assert (loaded.format, loaded.format_source) == (None, "")
@@ -168,6 +171,6 @@ def test_tiny_ones_have_model_latents(tmp_path: Path) -> None:
 
 
 def test_the_known_files_are_whole_hashes_of_known_formats() -> None:
-    for digest, name in load_module.KNOWN_FILES.items():
+    for digest, name in formats.KNOWN_FILES.items():
         assert len(bytes.fromhex(digest)) == 32
         assert name in KNOWN

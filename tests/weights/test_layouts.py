@@ -18,6 +18,8 @@ from support import (
     import_diffusers,
     kl,
     names,
+    one_sentence,
+    room,
     same_tensors,
     tensors_of,
     tiny,
@@ -27,13 +29,13 @@ from torch import Tensor
 
 from calotype.autoencoder import AutoencoderKL
 from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
-from calotype.errors import UsageError, WeightsError
+from calotype.errors import StorageError, UsageError, WeightsError
 from calotype.latents import KNOWN, LatentFormat, Packed, PerChannel, flux2
 from calotype.networks import make_network
-from calotype.weights import load as load_module
+from calotype.weights import formats, load as load_module
 from calotype.weights.container import Container, open_container
 from calotype.weights.load import load_weights, tensors_sha256
-from calotype.weights.save import save_weights
+from calotype.weights.save import WriteLayout, save_weights
 
 MODULE = kl(NARROW, 7)
 SHA256 = tensors_sha256(MODULE.state_dict())
@@ -244,6 +246,7 @@ class Counting:
 
     def __init__(self, inner: Container, read: list[str]) -> None:
         self.inner, self.shapes, self.metadata, self.keys = inner, inner.shapes, inner.metadata, read
+        self.notices = inner.notices
 
     def read(self, key: str) -> Tensor:
         self.keys.append(key)
@@ -270,21 +273,24 @@ def test_a_corrupted_unet_is_not_noticed(tmp_path: Path) -> None:
     assert load_weights(path).sha256 == SHA256
 
 
-def test_a_large_checkpoint_is_mapped_and_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-    original = torch.load
-
-    def note(*args: Any, **options: Any) -> Any:
-        asked.append(options)
-        return original(*args, **options)
-
-    monkeypatch.setattr(torch, "load", note)
-    load_weights(torch_file(tmp_path / "sd.ckpt", {"state_dict": prefixed("first_stage_model.", LDM)}))
-    assert [(options["mmap"], options["weights_only"]) for options in asked] == [(True, True)]
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_large_checkpoint_is_mapped_and_not_loaded(tmp_path: Path, suffix: str) -> None:
+    tensors = {**prefixed("first_stage_model.", LDM), "model.diffusion_model.x": torch.zeros(1)}
+    path = tmp_path / f"sd{suffix}"
+    write(path, tensors) if suffix == ".safetensors" else torch_file(path, {"state_dict": tensors})
+    container = open_container(path)
+    bias = container.read("first_stage_model.decoder.conv_in.bias")
+    with path.open("r+b") as file:  # the same file, mapped: what is changed in it is seen by who reads it later
+        content = file.read()
+        where = content.index(LDM["decoder.norm_out.bias"].numpy().tobytes())
+        file.seek(where)
+        file.write(torch.full((32,), 7.0).numpy().tobytes())
+    assert torch.equal(container.read("first_stage_model.decoder.norm_out.bias"), torch.full((32,), 7.0))
+    assert torch.equal(bias, LDM["decoder.conv_in.bias"])
 
 
 def test_whole_checkpoints_are_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "file_sha256", lambda path: pytest.fail("it was hashed"))
+    monkeypatch.setattr(formats, "file_sha256", lambda path: pytest.fail("it was hashed"))
     load_weights(write(tmp_path / "sd.safetensors", {**UNET, **prefixed("first_stage_model.", LDM)}))
 
 
@@ -388,19 +394,24 @@ def test_further_metadata_is_written(tmp_path: Path) -> None:
     assert json.loads(metadata["calotype_config"]) == json.loads(json.dumps(NARROW.to_dict()))
 
 
-def test_what_was_there_stays_until_the_new_file_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = save_weights(MODULE, tmp_path / "x.safetensors", layout="ldm")
-    before = path.read_bytes()
-
-    def fail(tensors: Any, target: Path, header: Any) -> None:
-        target.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr("calotype.weights.save.save_file", fail)
-    with pytest.raises(OSError, match="no space"):
-        save_weights(kl(NARROW, 9), path, layout="ldm")
-    assert path.read_bytes() == before
-    assert names(tmp_path) == ["x.safetensors"]
+@pytest.mark.parametrize("layout", ["ldm", "diffusers", "keras"])
+@pytest.mark.parametrize("share", [0, 0.4, 0.9])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_leaves_what_was_there(there: bool, share: float, layout: WriteLayout, tmp_path: Path) -> None:
+    path = tmp_path / ("x.safetensors" if layout == "ldm" else "x")
+    (tmp_path / "whole").mkdir()
+    sizes = [file.stat().st_size for file in save_weights(MODULE, tmp_path / "whole" / path.name, layout=layout)]
+    shutil.rmtree(tmp_path / "whole")
+    written = save_weights(MODULE, path, layout=layout) if there else []
+    before = {file: file.read_bytes() for file in written}
+    with (
+        room(int(max(sizes) * share)),
+        pytest.raises(StorageError, match=r"\.(safetensors|json|h5) can't be written: File too large; ") as caught,
+    ):
+        save_weights(kl(NARROW, 9), path, layout=layout)
+    one_sentence(str(caught.value))
+    assert {file: file.read_bytes() for file in written} == before
+    assert sorted(names(tmp_path)) == sorted(str(file.relative_to(tmp_path)) for file in written)
 
 
 @pytest.mark.parametrize(

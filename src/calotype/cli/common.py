@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype import stopping
+from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class WeightsName(str, Enum):
+    """Weights of a training."""
+
+    raw = "raw"
+    ema = "ema"
+
+
 class Alpha(str, Enum):
     """What becomes of transparency."""
 
@@ -48,8 +56,24 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="How diffusion models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux or none.",
+        help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground or none.",
         show_default="from the weights",
+    ),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        help="Of the VAE's tensors, in a file with several: first_stage_model.",
+        show_default="the one there is",
+    ),
+]
+WeightsOption = Annotated[
+    WeightsName | None,
+    typer.Option(
+        "--weights",
+        help="As trained (raw) or averaged (ema), in a file with both.",
+        show_default="ema if it is whole",
     ),
 ]
 DeviceOption = Annotated[
@@ -67,7 +91,11 @@ SeedOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; made if it is not there.")]
 AlphaOption = Annotated[
-    Alpha, typer.Option(help="Composite transparent pictures over the background, or keep alpha aside.")
+    Alpha | None,
+    typer.Option(
+        help="Composite transparent pictures over the background, or keep alpha aside.",
+        show_default="over; a VAE of RGBA takes alpha itself",
+    ),
 ]
 BackgroundOption = Annotated[str, typer.Option(help="Colour under transparent pictures: a name or #rrggbb.")]
 MemoryOption = Annotated[
@@ -86,13 +114,27 @@ def complain(message: str) -> None:
     print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
 
 
-def load_vae(vae: str | None, latent_format: str | None, device: str | None, dtype: Dtype) -> VAE:
+def load_vae(
+    vae: str | None,
+    latent_format: str | None,
+    device: str | None,
+    dtype: Dtype,
+    prefix: str | None = None,
+    weights: WeightsName | None = None,
+) -> VAE:
     """`calotype.load` with options as the command line gives them."""
     import torch
 
     from calotype.vae import load
 
-    return load(vae, latent_format=latent_format, device=device, dtype=getattr(torch, dtype.value))
+    return load(
+        vae,
+        latent_format=latent_format,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+        prefix=prefix,
+        weights=weights.value if weights else None,
+    )
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -118,14 +160,14 @@ def colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
+def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = None) -> list[Path]:
     """One path in `out` for each input, named after it.
 
     Raises:
-        UsageError: if two inputs would be written to one path, an input would be overwritten, or `out` is a file.
+        UsageError: if two inputs would be written to one path, an input or the VAE would be overwritten, or `out` is a
+            file.
     """
     require_folder(out)
-    there = {source.resolve(): source for source in inputs}
     paths: dict[Path, Path] = {}
     for source in inputs:
         stem = source.name.removesuffix(LATENTS_ENDING) if source.name.endswith(LATENTS_ENDING) else source.stem
@@ -137,9 +179,8 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str) -> list[Path]:
                 f"{paths[path]} and {source} would both be written to {path}; "
                 f"run them one by one, each with its own --out."
             )
-        if overwritten := there.get(path.resolve()):
-            raise UsageError(f"{overwritten} would be overwritten; give another --out.")
         paths[path] = source
+    require_apart(paths, [*inputs, *weights_files(vae)])
     return list(paths)
 
 

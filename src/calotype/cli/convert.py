@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from calotype.cli.common import Dtype, FormatOption, JsonOption, finish
+from calotype.apart import described_by, require_apart
+from calotype.cli.common import Dtype, FormatOption, JsonOption, PrefixOption, WeightsOption, finish
 
 NAME = "convert"
 EXAMPLE = "Example: [bold]calotype convert model.ckpt vae/ --layout diffusers --dtype float16[/]"
@@ -27,6 +28,8 @@ def command(
     out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, a folder for diffusers and keras.")],
     layout: Annotated[LayoutName, typer.Option(help="Layout to write.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Type to store.", show_default="as it is")] = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     latent_format: FormatOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -35,10 +38,12 @@ def command(
 
     from calotype.vae import load_as_stored
     from calotype.weights.load import TRAINING, require_format
-    from calotype.weights.save import save_weights
+    from calotype.weights.save import files_of, save_weights
 
-    loaded = load_as_stored(weights, latent_format)
-    if layout is not LayoutName.ldm:  # readers of these layouts take a missing scale for Stable Diffusion 1's
+    loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=which.value if which else None)
+    require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
+    kept = layout is LayoutName.diffusers and "scaling_factor" in loaded.kept
+    if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(
         loaded.module,
@@ -47,6 +52,7 @@ def command(
         format_=loaded.format,
         dtype=getattr(torch, dtype.value) if dtype else None,
         metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
+        kept=loaded.kept,
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

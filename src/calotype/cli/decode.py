@@ -15,6 +15,8 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
+    WeightsOption,
     finish,
     for_each,
     load_vae,
@@ -38,6 +40,8 @@ def command(
     out: OutOption = Path(),
     suffix: Annotated[str, typer.Option(help="Kind of picture: png, jpg, webp, avif or tiff.")] = "png",
     any_vae: Annotated[bool, typer.Option("--any-vae", help="Decode another VAE's latents all the same.")] = False,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
@@ -53,7 +57,7 @@ def command(
     from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for
 
-    paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}")
+    paths = outputs(latents, out, f"-decoded.{suffix.removeprefix('.')}", vae)
     require_writable(paths[0])
     if memory is not None:
         parse_memory(memory)
@@ -62,7 +66,7 @@ def command(
     def vae_of(one: Latents, path: Path) -> VAE:
         name = vae or name_for(one, path)
         if name not in loaded:
-            loaded[name] = load_vae(name if name != "builtin" else None, latent_format, device, dtype)
+            loaded[name] = load_vae(name if name != "builtin" else None, latent_format, device, dtype, prefix, which)
         return loaded[name]
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -65,8 +67,9 @@ def learn(
     """
     from calotype.edit import directions
     from calotype.engine.budget import parse_memory
+    from calotype.sources import files_of
 
-    output_file(out, [start, end])
+    output_file(out, chain(files_of(start), files_of(end), weights_files(vae)))
     if memory is not None:
         parse_memory(memory)
     wanted = sized(size)
@@ -122,11 +125,11 @@ def apply(
     require_strength(strength)
     stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
     target = out or Path(f"{stem}-{direction.stem}.png")
-    require_writable(output_file(target, [picture, direction]))
+    require_writable(output_file(target, [picture, direction, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     way = load_direction(direction)
-    source = read_source(picture, sized(size), colour(background))
+    wanted, under = sized(size), colour(background)
     if vae is None and way.vae_name not in ("builtin", *PRESETS):
         raise LatentsError(
             f"{direction}: this direction was learned with {way.vae_name or 'an unnamed VAE'} (sha256 "
@@ -134,6 +137,7 @@ def apply(
         )
     loaded = load_vae(vae or way.vae_name, None, device, dtype)
     way.require(loaded.sha256, loaded.name)
+    source = read_source(picture, wanted, under, loaded.picture_channels)
     with bar("Applying", json) as told:
         latents = latents_of(loaded, source, memory=memory, progress=share(told, 0, 2))
         write_edited(loaded, way.apply(latents, strength), target, memory, share(told, 1, 2))

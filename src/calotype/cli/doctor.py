@@ -9,7 +9,10 @@ from calotype.cli.common import JsonOption, finish, table
 NAME = "doctor"
 EXAMPLE = "Example: [bold]calotype doctor --json[/]"
 
-PACKAGES = ("torch", "numba", "numpy", "pillow", "safetensors", "huggingface_hub", "h5py", "diffusers")
+PACKAGES = (
+    "torch", "numba", "numpy", "pillow", "pillow-heif", "pillow-jxl-plugin", "tifffile", "imagecodecs", "safetensors",
+    "huggingface_hub", "h5py", "diffusers",
+)  # fmt: skip
 
 
 def command(json: JsonOption = False) -> None:
@@ -24,6 +27,8 @@ def command(json: JsonOption = False) -> None:
     from calotype.engine import cuda
     from calotype.engine.run import half_available, winograd_available
     from calotype.errors import CalotypeError
+    from calotype.pixels.kinds import suffixes
+    from calotype.pixels.plugins import PLUGINS, lacking
     from calotype.vae import load, pick_device
 
     def version(package: str) -> str:
@@ -46,6 +51,11 @@ def command(json: JsonOption = False) -> None:
         engine = f"reference, because {missing}"
     else:
         engine = f"winograd, bfloat16 products {'yes' if half_available() else 'no'}"
+    formats = {
+        name: bool(features.check(name)) for name in ("jpg", "jpg_2000", "webp", "avif", "libtiff", "littlecms2")
+    }
+    missing_plugins = {name: lacking(name) for name in PLUGINS}
+    formats |= {name.lower(): not why for name, why in missing_plugins.items()}
     document: dict[str, Any] = {
         "calotype": __version__,
         "python": platform.python_version(),
@@ -55,9 +65,8 @@ def command(json: JsonOption = False) -> None:
         "default_device": str(pick_device(None)),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "picture_formats": {
-            name: bool(features.check(name)) for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
-        },
+        "picture_formats": formats,
+        "picture_suffixes": sorted(suffixes()),
         "cpu_engine": engine,
         "cuda_engine": cuda.available(),
         "builtin": builtin,
@@ -72,7 +81,9 @@ def command(json: JsonOption = False) -> None:
                 ("threads", f"{document['threads']}, {document['cpu_capability']}"),
                 ("CPU engine", engine),
                 ("CUDA engine", document["cuda_engine"]),
-                ("pictures", ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in document["picture_formats"].items())),
+                ("pictures", ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in formats.items())),
+                *((f"  {PLUGINS[name].title}", why) for name, why in missing_plugins.items() if why),
+                ("picture files", " ".join(document["picture_suffixes"])),
                 ("built-in VAE", builtin),
             ]
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
     DeviceOption,
     Dtype,
@@ -110,9 +111,10 @@ def command(
     jobs = [(prompt, one, out / f"{slug(prompt)}-{one}.png") for prompt in wanted for one in seeds]
     grid = out / f"{slug(wanted[0])}.png" if len(jobs) > 1 else None
     paths = [path for *_, path in jobs]
-    _require_own_paths(wanted, paths, grid, like)
+    read = [*filter(None, (like,)), *weights_files(model, vae, config)]
+    _require_own_paths(wanted, paths, grid, read)
     require_folder(out)
-    require_preview(preview, [*paths, *filter(None, (grid, like))])
+    require_preview(preview, [*paths, *filter(None, (grid,)), *read])
     if known and model is None and known["model"]["name"] != BUILTIN:
         raise UsageError(f"{like} was drawn by {known['model']['name']}; give that with --model.")
     if dtype is None and known.get("dtype") in list(Dtype):
@@ -155,8 +157,8 @@ def command(
     finish(document, as_json=json, text=text)
 
 
-def _require_own_paths(prompts: list[str], paths: list[Path], grid: Path | None, like: Path | None) -> None:
-    """Checks that no picture would take another's place.
+def _require_own_paths(prompts: list[str], paths: list[Path], grid: Path | None, read: list[Path]) -> None:
+    """Checks that no picture would take another's place, or that of what is read.
 
     Raises:
         UsageError: if one would.
@@ -168,8 +170,7 @@ def _require_own_paths(prompts: list[str], paths: list[Path], grid: Path | None,
     for i, path in enumerate(every):
         if path in every[:i]:
             raise UsageError(f"Two pictures would be written to {path}; draw these prompts one by one, in two --out.")
-        if like is not None and path.resolve() == like.resolve():
-            raise UsageError(f"{like} would be overwritten; give another --out.")
+    require_apart(every, read)
 
 
 def _known(like: Path) -> dict[str, Any]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     OnStep = Callable[[Step], None]
 
 BUILTIN = "builtin"
-FEATHER = 16  # pixels
 CHECKPOINT_STEPS = 30
 MOST_SEED = 2**63 - 1
 _MOST_WORDS = 6  # that the model does not know, and that are named
@@ -112,7 +111,7 @@ class Edit:
         seed: of the first; the others count on.
         strength: from 0 to 1.
         mask: levels, uint8 [H, W], white where it is redrawn.
-        feather: radius of the mask's soft edges in pixels; None is the model's own.
+        feather: how far beyond the mask what was drawn is shown, in pixels.
     """
 
     source: PictureRows | Latents
@@ -120,7 +119,7 @@ class Edit:
     seed: int
     strength: float
     mask: Tensor | None = None
-    feather: int | None = None
+    feather: int = 0
 
 
 class Stage(NamedTuple):
@@ -158,14 +157,6 @@ class Model(ABC):
     @abstractmethod
     def decode(self, latents: Latents) -> Image.Image:
         """The picture that latents are."""
-
-    @abstractmethod
-    def feather(self, edit: Edit) -> int | None:
-        """Radius of the mask's soft edges, if there is a mask.
-
-        Raises:
-            UsageError: for what can't be done to this picture.
-        """
 
     @abstractmethod
     def preview(self, step: Step) -> Image.Image:
@@ -207,34 +198,35 @@ class OwnModel(Model):
         return self.decode(self.drawer.draw(prompt, seed, self.settings(asked), on_step=on_step))
 
     def redraw(self, edit: Edit, asked: Asked, on_step: Callable[[int], OnStep]) -> Iterator[Stage]:
+        from calotype.draw.area import pasted
         from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
-        from calotype.edit.blend import feathered
+        from calotype.edit.feather import shown
         from calotype.edit.sources import latents_of
         from calotype.latents import Latents
+        from calotype.pixels import write_picture
 
         vae, source = self.drawer.vae, edit.source
-        feather = self.feather(edit)
-        soft = None if edit.mask is None or feather is None else feathered(edit.mask, feather)
+        mask = None if edit.mask is None else latent_mask(vae, edit.mask)
+        part = None if edit.mask is None else shown(edit.mask, edit.feather)
+        before = vae.decode_image(source) if isinstance(source, Latents) and part is not None else None
         stages = redrawn(
             self.drawer, latents_of(vae, source), edit.prompts, edit.seed, self.settings(asked),
-            strength=edit.strength, mask=None if soft is None else latent_mask(vae, soft), on_step=on_step,
+            strength=edit.strength, mask=mask, on_step=on_step,
         )  # fmt: skip
         for latents in stages:
 
             def write(path: Path, text: dict[str, str], latents: Latents = latents) -> Path:
-                if soft is None or isinstance(source, Latents):
+                if part is None:
                     return vae.write_image(path, latents, text=text)
-                return write_redrawn(vae, latents, source, soft, path, text=text)
+                if before is not None:
+                    return write_picture(path, pasted(vae.decode_image(latents), before, part), text=text)
+                assert not isinstance(source, Latents)
+                return write_redrawn(vae, latents, source, part, path, text=text)
 
             yield Stage(latents, write)
 
     def decode(self, latents: Latents) -> Image.Image:
         return self.drawer.vae.decode_image(latents)
-
-    def feather(self, edit: Edit) -> int | None:
-        if edit.mask is None:
-            return None
-        return FEATHER if edit.feather is None else edit.feather
 
     def preview(self, step: Step) -> Image.Image:
         return self.drawer.preview(step)
@@ -288,7 +280,7 @@ class CheckpointModel(Model):
         for i, prompt in enumerate(edit.prompts):
             [drawn] = self.checkpoint.redraw(
                 [image], [prompt], seeds=[edit.seed + i], strength=edit.strength,
-                mask=None if edit.mask is None else edit.mask / 255, on_step=on_step(i), **self.options(asked),
+                mask=edit.mask, feather=edit.feather, on_step=on_step(i), **self.options(asked),
             )  # fmt: skip
             image = drawn.picture
 
@@ -299,15 +291,6 @@ class CheckpointModel(Model):
 
     def decode(self, latents: Latents) -> Image.Image:
         raise UsageError("A checkpoint redraws pictures, not latents; give what `calotype decode` makes of them.")
-
-    def feather(self, edit: Edit) -> int | None:
-        from calotype.latents import Latents
-
-        if isinstance(edit.source, Latents):
-            self.decode(edit.source)
-        if edit.feather:
-            raise UsageError("A checkpoint cuts along the mask; leave --feather out.")
-        return None if edit.mask is None else 0
 
     def preview(self, step: Step) -> Image.Image:
         import torch
@@ -456,4 +439,4 @@ def require_preview(preview: Path | None, others: list[Path]) -> None:
             raise UsageError(f"--preview {preview}: this is a folder; give the name of a file.")
         if any(preview.resolve() == other.resolve() for other in others):
             raise UsageError(f"--preview {preview} is one of the pictures; give it another name.")
-        require_writable(output_file(preview, []))
+        require_writable(output_file(preview, others, "--preview"))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.apart import require_apart
 from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from calotype.edit.masks import Selected
     from calotype.engine.executor import Progress
     from calotype.latents import Latents
     from calotype.pixels import PictureRows
@@ -31,6 +35,7 @@ SizeOption = Annotated[
     str | None,
     typer.Option("--size", metavar="WxH", help="Scale pictures until they cover this, and cut them around the middle."),
 ]
+InvertMaskOption = Annotated[bool, typer.Option("--invert-mask", help="Select what the mask leaves out instead.")]
 StrengthOption = Annotated[float, typer.Option(help="How far to go: 0 not at all, 1 all the way, more beyond.")]
 
 
@@ -39,32 +44,49 @@ def sized(size: str | None) -> tuple[int, int] | None:
     return None if size is None else size_of(size)
 
 
-def vae_for(
-    sources: Sequence[PictureRows | Latents], paths: Sequence[Path], vae: str | None, device: str | None, dtype: Dtype
-) -> VAE:
-    """The VAE that was asked for, else the one that made the first latents, else the built-in one."""
+def read_sources(
+    paths: Sequence[Path],
+    sizes: Sequence[tuple[int, int] | None],
+    background: tuple[int, int, int],
+    vae: str | None,
+    device: str | None,
+    dtype: Dtype,
+) -> tuple[list[PictureRows | Latents], VAE]:
+    """Pictures and latents, and the VAE for them: that which was asked for, or made the first latents, or is built in.
+
+    Latents are read first, for they name it, and then pictures as it takes them.
+    """
+    from calotype.edit.sources import is_latents
     from calotype.latents import Latents
     from calotype.vae import name_for
 
+    known = {i: read_source(path, sizes[i], background) for i, path in enumerate(paths) if is_latents(path)}
     if vae is None:
-        named = [name_for(one, path) for one, path in zip(sources, paths, strict=True) if isinstance(one, Latents)]
+        named = [name_for(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)]
         vae = named[0] if named else None
-    return load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype)
+    channels = loaded.picture_channels
+    sources = [known.get(i) or read_source(path, sizes[i], background, channels) for i, path in enumerate(paths)]
+    return sources, loaded
 
 
-def read_source(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows | Latents:
-    """A picture or latents; what reading did to it is said."""
+def read_source(
+    path: Path, size: tuple[int, int] | None, background: tuple[int, int, int], channels: int = 3
+) -> PictureRows | Latents:
+    """A picture, for a VAE whose pictures have so many channels, or latents; what reading did to it is said."""
     from calotype.edit.sources import read
     from calotype.pixels import PictureRows
 
-    source = read(path, size=size, background=background)
+    source = read(path, size=size, background=background, channels=channels)
     if isinstance(source, PictureRows):
         for notice in source.notices:
             complain(f"{path}: {notice}")
     return source
 
 
-def read_rows(path: Path, size: tuple[int, int] | None, background: tuple[int, int, int]) -> PictureRows:
+def read_rows(
+    path: Path, size: tuple[int, int] | None, background: tuple[int, int, int], channels: int = 3
+) -> PictureRows:
     """A picture, where latents do not do; what reading did to it is said.
 
     Raises:
@@ -72,23 +94,41 @@ def read_rows(path: Path, size: tuple[int, int] | None, background: tuple[int, i
     """
     from calotype.latents import Latents
 
-    source = read_source(path, size, background)
+    source = read_source(path, size, background, channels)
     if isinstance(source, Latents):
         raise UsageError(f"{path}: these are latents; give the picture they were made from.")
     return source
 
 
-def output_file(out: Path, inputs: Sequence[Path]) -> Path:
+def read_mask(path: Path, size: tuple[int, int], of: Path, *, alpha: Selected = "auto", invert: bool = False) -> Tensor:
+    """A mask's levels, uint8 [H, W]; how it was understood is said.
+
+    Args:
+        size: (height, width) of the picture.
+        of: its path.
+        alpha, invert: as for `edit.masks.read_mask`.
+
+    Raises:
+        PictureError, UsageError: as there.
+    """
+    from calotype.edit import masks
+
+    mask = masks.read_mask(path, alpha=alpha, invert=invert, size=size, of=str(of))
+    for notice in mask.notices:
+        complain(f"{path}: {notice}")
+    return mask.levels
+
+
+def output_file(out: Path, inputs: Iterable[Path], option: str = "--out") -> Path:
     """A file to write to; its folder is made by `make_folder(out.parent)` when nothing is refused any more.
 
     Raises:
         UsageError: if it is one of the inputs, or a folder, or would lie in a file.
     """
     if out.is_dir():
-        raise UsageError(f"--out {out}: this is a folder; give the name of a file.")
-    require_folder(out.parent)
-    if any(out.resolve() == source.resolve() for source in inputs):
-        raise UsageError(f"{out} would be overwritten; give another --out.")
+        raise UsageError(f"{option} {out}: this is a folder; give the name of a file.")
+    require_folder(out.parent, option)
+    require_apart([out], inputs, option)
     return out
 
 

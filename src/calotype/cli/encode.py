@@ -10,7 +10,6 @@ import typer
 
 from calotype.cli.common import (
     LATENTS_ENDING,
-    Alpha,
     AlphaOption,
     BackgroundOption,
     DeviceOption,
@@ -20,8 +19,10 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
     SeedOption,
     VaeOption,
+    WeightsOption,
     colour,
     complain,
     finish,
@@ -48,12 +49,14 @@ class SpaceName(str, Enum):
 def command(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
     vae: VaeOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     out: OutOption = Path(),
     space: Annotated[
         SpaceName, typer.Option(help="Raw latents as the encoder gives them, or scaled as diffusion models want them.")
     ] = SpaceName.raw,
     seed: SeedOption = None,
-    alpha: AlphaOption = Alpha.over,
+    alpha: AlphaOption = None,
     background: BackgroundOption = "white",
     latent_format: FormatOption = None,
     device: DeviceOption = None,
@@ -64,20 +67,23 @@ def command(
     """Encode pictures to latents: PHOTO.latents.safetensors.
 
     The file says which VAE made it, in which format, and the picture's true size, so `calotype decode` needs no more.
+
+    A VAE of grey pictures gets their luma. One of RGBA gets their alpha too; --alpha over makes them opaque for it.
     """
     from calotype.engine.budget import parse_memory
     from calotype.latents import save_latents
-    from calotype.pixels import read_picture_rows
+    from calotype.pixels import alpha_mode, read_picture_rows
 
     if memory is not None:
         parse_memory(memory)
     under = colour(background)
-    paths = outputs(photos, out, LATENTS_ENDING)
-    loaded = load_vae(vae, latent_format, device, dtype)
+    paths = outputs(photos, out, LATENTS_ENDING, vae)
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
     format_ = loaded.latent_format
+    how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
-        picture = read_picture_rows(photos[i], alpha=alpha.value, background=under)
+        picture = read_picture_rows(photos[i], alpha=how, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
         latents = loaded.encode_image(picture, seed=seed, space=space.value, memory=memory, progress=told)

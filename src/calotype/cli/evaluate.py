@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype import stopping
+from calotype.apart import require_apart
 from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
 from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
@@ -85,7 +86,7 @@ def command(
     from calotype.engine.memory import PLENTY, keep_freed
     from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
-    from calotype.evaluate.session import evaluate, plain, shard as part_of
+    from calotype.evaluate.session import REPORT, evaluate, plain, shard as part_of
     from calotype.evaluate.setup import Setup, read_boxes
 
     require_folder(report, "--report")
@@ -105,6 +106,7 @@ def command(
         distances=_listed("--distances", distances),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
     )  # fmt: skip
+    require_apart([report / name for name in REPORT], filter(None, (boxes,)), "--report")
     if memory is None:
         keep_freed(PLENTY)
     try:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype.cli.common import FormatOption, JsonOption, finish, show, size_of, table
+from calotype.cli import facts
+from calotype.cli.common import FormatOption, JsonOption, PrefixOption, WeightsOption, finish, show, size_of, table
 
 if TYPE_CHECKING:
     from calotype.engine.program import Direction
-    from calotype.vae import VAE
+    from calotype.outline import Outline
 
 NAME = "inspect"
 EXAMPLE = "Example: [bold]calotype inspect v1-5-pruned-emaonly.safetensors[/]"
@@ -21,6 +22,8 @@ def command(
         str | None,
         typer.Argument(help="A preset's name, or a file or folder in any layout.", show_default="built-in"),
     ] = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     latent_format: FormatOption = None,
     program: Annotated[bool, typer.Option("--program", help="List the steps of encode and decode instead.")] = False,
     size: Annotated[str, typer.Option(help="With --program: of the picture, WIDTHxHEIGHT in pixels.")] = "512x512",
@@ -29,15 +32,23 @@ def command(
     """Say what weights are: layout, network, latent format, size, types, and whether they compute.
 
     Everything is told from the tensors. The checks encode and decode a small picture in each type. With --program,
-    every step of the network with what it makes: shapes, operations of direct products, and bytes in float32.
+    every step of the network with what it makes: shapes, operations of direct products, and bytes in float32; of
+    presets this needs no weights.
     """
+    from calotype.outline import outline_of, outline_of_preset
+    from calotype.pixels.channels import NAMES
     from calotype.vae import load
-    from calotype.weights.presets import PRESETS
+    from calotype.weights.presets import PRESETS, is_preset
 
     width, height = size_of(size)
-    vae = load(weights, latent_format=latent_format, device="cpu")
+    if program and weights is not None and is_preset(weights):
+        _program(outline_of_preset(weights, device="cpu"), width, height, json)
+        return
+    vae = load(
+        weights, latent_format=latent_format, device="cpu", prefix=prefix, weights=which.value if which else None
+    )
     if program:
-        _program(vae, width, height, json)
+        _program(outline_of(vae), width, height, json)
         return
     loaded = vae.loaded
     encoder = sum(p.numel() for name, p in vae.module.named_parameters() if not name.startswith(("decoder", "post")))
@@ -46,6 +57,10 @@ def command(
         "files": [str(path) for path in loaded.files],
         "layout": loaded.layout,
         "prefix": loaded.prefix,
+        "averaged": loaded.averaged,
+        "other_weights": loaded.twin,
+        "beside": loaded.beside,
+        "notices": list(loaded.notices),
         "parts": sorted(loaded.parts),
         "network": type(vae.module).__name__,
         "configuration": vae.config.to_dict(),
@@ -58,18 +73,28 @@ def command(
         "sha256": loaded.sha256,
         "finite_in": vae.check_dtypes(),
         "licence": PRESETS[weights].licence if weights is not None and weights in PRESETS else None,
+        "notes": list(loaded.notes),
         "training": loaded.training(),
     }
 
     def text() -> None:
         configuration = ", ".join(f"{k}={v}" for k, v in document["configuration"].items() if k != "kind")
         known = loaded.format
-        described = f"{known.name} ({loaded.format_source})" if known else "unknown: give --latent-format to encode"
+        unknown = f"unknown: {loaded.question or 'give --latent-format to encode'}"
+        described = f"{known.name} ({loaded.format_source})" if known else unknown
         prefix = f", under {loaded.prefix!r}" if loaded.prefix else ""
+        averaged = "averaged (ema)" if loaded.averaged else "raw" if loaded.twin is not None else ""
+        if loaded.twin is not None:
+            other = "raw" if loaded.averaged else "averaged (ema)"
+            averaged += f"; the {other} ones stand under {loaded.twin!r}"
+        p = vae.picture_channels
+        pictures = "" if p == 3 else f", {NAMES[p]} pictures" if p in NAMES else f", pictures of {p} channels"
         rows = [
             ("files", ", ".join(document["files"])),
             ("layout", f"{loaded.layout}{prefix}, {' and '.join(document['parts'])}"),
-            ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels"),
+            *([("weights", averaged)] if averaged else []),
+            *([("left out", loaded.beside)] if loaded.beside else []),
+            ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels{pictures}"),
             ("configuration", configuration),
             ("latent format", described),
             ("parameters", f"{total:,} (encoder {encoder:,}, decoder {total - encoder:,})"),
@@ -79,22 +104,23 @@ def command(
                 "checks",
                 ", ".join(f"{k}: {'finite' if v else 'NaN or infinity'}" for k, v in document["finite_in"].items()),
             ),
+            *(("note", note) for note in document["notes"]),
             *([("licence", document["licence"])] if document["licence"] else []),
-            *((f"trained: {k}", str(v)) for k, v in document["training"].items() if k != "recipe"),
+            *facts.rows(document["training"], "trained: "),
         ]
         table(rows)
 
     finish(document, as_json=json, text=text)
 
 
-def _program(vae: VAE, width: int, height: int, json: bool) -> None:
+def _program(vae: Outline, width: int, height: int, json: bool) -> None:
     """Prints what is computed for a picture of this size, step by step."""
-    factor = vae.factor
+    factor = vae.config.factor
     width, height = (-(-n // factor) * factor for n in (width, height))
     directions: dict[Direction, str] = {"encode": "encoder", "decode": "decoder"}
     document: dict[str, Any] = {"width": width, "height": height}
     for direction, part in directions.items():
-        if part in vae.loaded.parts:
+        if part in vae.parts:
             document[direction] = [
                 {
                     "makes": step.target.name,

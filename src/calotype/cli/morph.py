@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -33,7 +34,7 @@ from calotype.cli.drawing import (
     load_model,
     require_text,
 )
-from calotype.cli.editing import PICTURES, EditVaeOption, SizeOption, bar, output_file, read_source, sized, vae_for
+from calotype.cli.editing import PICTURES, EditVaeOption, SizeOption, bar, output_file, read_sources, sized
 from calotype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,10 +137,13 @@ def command(
         )
     chosen = Way(frames=frames, kind=way.value, easing=easing.value, closed=closed, ping_pong=ping_pong)
     paths = [] if prompts else [Path(one) for one in pictures]
-    output_file(out, paths)
+    read = [*paths, *weights_files(vae, model)]
+    output_file(out, read)
     require_animation(out, fps, plays)
     if sheet is not None:
-        require_writable(output_file(sheet, [*paths, out]))
+        require_writable(output_file(sheet, read, "--sheet"))
+        if sheet.resolve() == out.resolve():
+            raise UsageError(f"{out} would be overwritten; give another --sheet.")
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
@@ -162,14 +166,15 @@ def command(
         named = {"model": drawing.name, "model_sha256": drawing.sha256, "prompts": pictures, "seeds": seeds}
         made_of |= {"prompts": pictures, "seeds": seeds, **drawing.made_with(asked), **drawing.names}
     else:
-        sources = [read_source(path, wanted, under) for path in paths]
-        loaded = vae_for(sources, paths, vae, device, dtype)
+        sources, loaded = read_sources(paths, [wanted] * len(paths), under, vae, device, dtype)
         with bar("Encoding", json) as told:
             latents = []
             for i, source in enumerate(sources):
                 latents.append(latents_of(loaded, source, memory=memory, progress=share(told, i, len(sources))))
                 if latents[i].alpha is not None:
                     complain(f"{paths[i]}: its alpha was left out.")
+        if loaded.picture_channels == 4:
+            complain(f"{out}: animations have no alpha here, so frames are over white.")
         _require_one_size(paths, [(one.padding.width, one.padding.height) for one in latents])
         padding = latents[0].padding
         frames_of = partial(morph, loaded, latents, chosen, memory=memory)

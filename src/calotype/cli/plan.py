@@ -12,6 +12,8 @@ from calotype.cli.common import (
     DtypeOption,
     JsonOption,
     MemoryOption,
+    PrefixOption,
+    WeightsOption,
     finish,
     load_vae,
     show,
@@ -34,6 +36,8 @@ def command(
     size: Annotated[str, typer.Argument(help="Of the picture, WIDTHxHEIGHT in pixels.")],
     encode: Annotated[bool, typer.Option("--encode", help="Plan an encode, not a decode.")] = False,
     memory: MemoryOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
     json: JsonOption = False,
@@ -41,18 +45,25 @@ def command(
     """Say how a picture of this size would be decoded: memory, work, and where every feature map lives.
 
     A map is kept whole, spilled to a temporary file, or exists as a few rows at a time; passes run one after another,
-    their steps together. Nothing is computed.
+    their steps together. Nothing is computed, and of presets nothing is fetched: their architecture is known.
     """
+    import torch
+
     from calotype.engine.budget import in_words, parse_memory
+    from calotype.outline import outline_of, outline_of_preset
+    from calotype.weights.presets import is_preset
 
     if memory is not None:
         parse_memory(memory)
     width, height = size_of(size)
-    vae = load_vae(weights, None, device, dtype)
+    if is_preset(weights):
+        vae = outline_of_preset(weights, device=device, dtype=getattr(torch, dtype.value))
+    else:
+        vae = outline_of(load_vae(weights, None, device, dtype, prefix, which))
     direction: Direction = "encode" if encode else "decode"
-    if f"{direction}r" not in vae.loaded.parts:
+    if f"{direction}r" not in vae.parts:
         raise WeightsError(f"{weights} holds no {direction}r; leave --encode out, or give the other half too.")
-    factor = vae.factor
+    factor = vae.config.factor
     height, width = (-(-n // factor) * factor for n in (height, width))
     plan = vae.engine.plan(direction, height, width, memory)
     notices = plan.notices()
@@ -101,7 +112,10 @@ def command(
         budget = f" of {memory}" if memory else ""
         table(
             [
-                ("picture", f"{width}x{height}, {plan.program.direction}, {vae.engine.name} engine on {vae.device}"),
+                (
+                    "picture",
+                    f"{width}x{height}, {plan.program.direction}, {vae.engine.name} engine on {vae.engine.device}",
+                ),
                 ("peak memory", f"{in_words(plan.peak, up=True)}{budget}, beside the weights and the picture"),
                 ("work", f"{plan.flops / 1e12:.4g} TFLOP (direct convolutions: {plan.direct_flops / 1e12:.4g})"),
                 ("attention", f"{plan.attention / 1e12:.4g} TFLOP of it"),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.cli.common import (
-    Alpha,
     AlphaOption,
     BackgroundOption,
     DeviceOption,
@@ -18,8 +17,10 @@ from calotype.cli.common import (
     JsonOption,
     MemoryOption,
     OutOption,
+    PrefixOption,
     SeedOption,
     VaeOption,
+    WeightsOption,
     colour,
     complain,
     finish,
@@ -40,10 +41,12 @@ EXAMPLE = "Example: [bold]calotype reconstruct photo.jpg --vae sdxl-vae --out se
 def command(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures.")],
     vae: VaeOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
     out: OutOption = Path(),
     amplify: Annotated[float, typer.Option(help="How much the difference panel is amplified.")] = 4.0,
     seed: SeedOption = None,
-    alpha: AlphaOption = Alpha.over,
+    alpha: AlphaOption = None,
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
@@ -56,24 +59,29 @@ def command(
     difference. Prints PSNR, SSIM, and how many numbers and bits a pixel takes before and after. In JSON, the PSNR of a
     picture that comes back without any loss is null.
 
+    A VAE of grey pictures gets their luma, and both are compared in grey. One of RGBA gets their alpha too (--alpha
+    over makes them opaque for it), and figures are of how they look over white and over black.
+
     Pictures of any size are encoded and decoded exactly, without tiles, and written row by row.
     """
     from calotype.engine.budget import parse_memory
     from calotype.evaluate.reconstruct import reconstruct_files
-    from calotype.pixels import read_picture_rows
+    from calotype.pixels import alpha_mode, read_picture_rows
 
     if not (isfinite(amplify) and amplify >= 0):
         raise UsageError(f"--amplify {amplify:g}: give a number from 0 up.")
     under = colour(background)
     if memory is not None:
         parse_memory(memory)
-    plain = outputs(photos, out, "-reconstruction.png")
-    panels = outputs(photos, out, "-panel.png")
-    loaded = load_vae(vae, None, device, dtype)
+    plain = outputs(photos, out, "-reconstruction.png", vae)
+    panels = outputs(photos, out, "-panel.png", vae)
+    loaded = load_vae(vae, None, device, dtype, prefix, which)
+    channels = loaded.picture_channels
+    how = alpha_mode(channels, alpha.value if alpha else None)
     make_folder(out)
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
-        picture = read_picture_rows(photos[i], alpha=alpha.value, background=under)
+        picture = read_picture_rows(photos[i], alpha=how, background=under)
         for notice in picture.notices:
             complain(f"{photos[i]}: {notice}")
         result = reconstruct_files(
@@ -108,7 +116,8 @@ def command(
             rate = "" if r["kl_bits_per_pixel"] is None else f", KL {r['kl_bits_per_pixel']:.2f} bits"
             print(f"{r['photo']} ({r['width']}x{r['height']}): PSNR {r['psnr']:.2f} dB{ssim}")
             print(
-                f"  a pixel: 3 numbers, 24 bits -> {r['numbers_per_pixel']:.4g} latent numbers, "
+                f"  a pixel: {channels} number{'s' * (channels > 1)}, {8 * channels} bits -> "
+                f"{r['numbers_per_pixel']:.4g} latent numbers, "
                 f"{r['bits_per_pixel']:.4g} bits in float16{rate}"
             )
             print(f"  {r['panel']}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -20,7 +21,6 @@ from calotype.cli.common import (
     require_folder,
 )
 from calotype.cli.drawing import (
-    FEATHER,
     MOST_SEED,
     Asked,
     ConfigOption,
@@ -40,8 +40,11 @@ from calotype.cli.drawing import (
     require_preview,
     require_text,
 )
-from calotype.cli.editing import SizeOption, read_source, sized
+from calotype.cli.editing import InvertMaskOption, SizeOption, read_mask, read_source, sized
 from calotype.errors import UsageError
+
+if TYPE_CHECKING:
+    from calotype.edit.masks import Selected
 
 NAME = "redraw"
 EXAMPLE = 'Example: [bold]calotype redraw apple.png "a green apple" "a pear" --strength 0.5[/]'
@@ -53,11 +56,18 @@ def command(
     strength: Annotated[float, typer.Option(help="How much changes: 0 nothing, 1 all of it is new.")] = 0.6,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Picture of the same size: white is redrawn, black is kept.", show_default="all is redrawn"),
+        typer.Option(
+            help="Picture of the same size: white, or what is painted on transparent, is redrawn; of the picture "
+            "itself, its transparent holes.",
+            show_default="all is redrawn",
+        ),
     ] = None,
+    invert_mask: InvertMaskOption = False,
     feather: Annotated[
         int | None,
-        typer.Option(min=0, max=1024, help="Radius of the mask's soft edges in pixels.", show_default=f"{FEATHER}"),
+        typer.Option(
+            min=0, max=1024, help="How many pixels beyond the mask what was drawn fades out.", show_default="16"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the first prompt; the others count on.")] = 0,
     out: OutOption = Path(),
@@ -81,19 +91,21 @@ def command(
     """Change a picture by words: PICTURE-redraw-1.png for the first prompt, and so on, and all in PICTURE-redraw.png.
 
     Each prompt changes the latents that the one before it left, so the picture does not wear out on the way (a Stable
-    Diffusion checkpoint encodes it anew each time). With --mask, only what is white is redrawn: beyond the feather not
-    one pixel changes.
+    Diffusion checkpoint encodes it anew each time). With --mask, only what is white is redrawn, all of it anew: beyond
+    the feather around it not one pixel changes.
     """
     from calotype.draw.record import origin, record
-    from calotype.edit.blend import levels_of
+    from calotype.edit.feather import FEATHER
     from calotype.edit.sheet import sheet, thumbnail
     from calotype.latents import Latents, save_latents as write_latents
-    from calotype.pixels import read_picture, read_picture_rows, to_pil, write_picture
+    from calotype.pixels import read_picture, to_pil, write_picture
 
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"--strength is a number from 0 (nothing changes) to 1 (all is new), not {strength:g}.")
     if mask is None and feather is not None:
         raise UsageError("--feather softens a mask's edges; give --mask too, or leave it out.")
+    if mask is None and invert_mask:
+        raise UsageError("--invert-mask goes with a mask; give --mask too, or leave it out.")
     if seed + len(prompts) > MOST_SEED + 1:
         raise UsageError(f"--seed {seed}: there are no {len(prompts)} seeds from there on; give a smaller one.")
     for prompt in prompts:
@@ -105,10 +117,8 @@ def command(
     stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
     paths = [out / f"{stem}-redraw-{i}.png" for i in range(1, len(prompts) + 1)]
     strip, kept = out / f"{stem}-redraw.png", out / f"{stem}-redraw{LATENTS_ENDING}"
-    inputs = [picture, *filter(None, (mask,))]
-    for given in inputs:
-        if any(path.resolve() == given.resolve() for path in (*paths, strip, kept)):
-            raise UsageError(f"{given} would be overwritten; give another --out.")
+    inputs = [picture, *filter(None, (mask,)), *weights_files(model, vae, config)]
+    require_apart([*paths, strip, kept], inputs)
     require_folder(out)
     require_preview(preview, [*inputs, *paths, strip, kept])
     under = colour(background)
@@ -116,22 +126,28 @@ def command(
     height, width = source.size if not isinstance(source, Latents) else (source.padding.height, source.padding.width)
     over = None
     if mask is not None:
-        over = levels_of(read_picture_rows(mask, background=(0, 0, 0)))  # what is transparent selects nothing
-        if tuple(over.shape) != (height, width):
-            h, w = over.shape
-            raise UsageError(f"{mask} is {w}x{h} and {picture} {width}x{height}; draw the mask in that size.")
+        own = picture.exists() and mask.exists() and mask.samefile(picture)
+        alpha: Selected = "transparent" if own else "auto"
+        over = read_mask(mask, (height, width), picture, alpha=alpha, invert=invert_mask)
+        if own and strength < 1:
+            complain(
+                f"{picture}: What is drawn begins with the background in its hole; at --strength 1 it is not looked at."
+            )
         if not over.any():
-            raise UsageError(f"{mask} is black all over, so nothing would be redrawn; make white what is to change.")
+            found = "white all over and inverted" if invert_mask else "black all over"
+            raise UsageError(f"{mask} is {found}, so nothing would be redrawn; make white what is to change.")
         if isinstance(source, Latents):
             complain(f"{picture}: these are latents, so what the mask keeps is as the VAE decodes it.")
     drawing = load_model(model, vae, config, device, dtype)
     for prompt in prompts:
         for notice in drawing.notices(prompt):
             complain(notice)
-    edit = Edit(source=source, prompts=prompts, seed=seed, strength=strength, mask=over, feather=feather)
+    reach = FEATHER if feather is None else feather
+    edit = Edit(source=source, prompts=prompts, seed=seed, strength=strength, mask=over, feather=reach)
     settings: dict[str, Any] = {
         **drawing.made_with(asked), "size": [width, height], "strength": strength, "source": origin(picture),
-        "mask": None if mask is None else origin(mask), "feather": drawing.feather(edit),
+        "mask": None if mask is None else origin(mask), "invert_mask": invert_mask,
+        "feather": None if mask is None else reach,
     }  # fmt: skip
     first = drawing.decode(source) if isinstance(source, Latents) else to_pil(source.rows(0, height))
     small, results = [thumbnail(first)], []

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import (
     BackgroundOption,
     DeviceOption,
@@ -23,9 +24,8 @@ from calotype.cli.editing import (
     StrengthOption,
     bar,
     output_file,
-    read_source,
+    read_sources,
     sized,
-    vae_for,
     write_edited,
 )
 
@@ -59,12 +59,11 @@ def command(
 
     require_strength(strength)
     paths = [content, style]
-    require_writable(output_file(out, paths))
+    require_writable(output_file(out, [*paths, *weights_files(vae)]))
     if memory is not None:
         parse_memory(memory)
     under = colour(background)
-    sources = [read_source(content, sized(size), under), read_source(style, None, under)]
-    loaded = vae_for(sources, paths, vae, device, dtype)
+    sources, loaded = read_sources(paths, [sized(size), None], under, vae, device, dtype)
     with bar("Transferring", json) as told:
         latents = [
             latents_of(loaded, source, memory=memory, progress=share(told, i, 3)) for i, source in enumerate(sources)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
     LATENTS_ENDING,
     BackgroundOption,
@@ -22,7 +23,7 @@ from calotype.cli.common import (
     make_folder,
     require_folder,
 )
-from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_source, sized, vae_for
+from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_sources, sized
 from calotype.errors import UsageError
 
 NAME = "vary"
@@ -73,14 +74,12 @@ def command(
         raise UsageError(f"--seed {seed}: there are no {count} seeds from there on; give a smaller one.")
     if memory is not None:
         parse_memory(memory)
-    source = read_source(picture, sized(size), colour(background))
-    loaded = vae_for([source], [picture], vae, device, dtype)
+    (source,), loaded = read_sources([picture], [sized(size)], colour(background), vae, device, dtype)
     seeds = range(seed, seed + count)
     stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
     paths = [out / f"{stem}-vary-{one}.png" for one in seeds]
     grid = out / f"{stem}-vary.png"
-    if any(path.resolve() == picture.resolve() for path in (*paths, grid)):
-        raise UsageError(f"{picture} would be overwritten; give another --out.")
+    require_apart([*paths, grid], [picture, *weights_files(vae)])
     with bar("Varying", json) as told:
         found = vary(
             loaded, source, seeds, temperature=temperature, noise=noise.value, memory=memory,

@@ -16,9 +16,12 @@ import torch
 
 from calotype.draw.kinds import Found, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
-from calotype.latents import KNOWN, LatentFormat, PerChannel, ScaleShift
+from calotype.latents import LatentFormat, ScaleShift
+from calotype.pixels import require_rgb
 from calotype.vae import VAE, load
 from calotype.weights.detect import listing
+from calotype.weights.diffusers_config import Scales
+from calotype.weights.formats import as_format
 from calotype.weights.load import SUFFIXES
 
 EXTRA = "Drawing with checkpoints needs {}; install it with: pip install 'calotype[sd]'"
@@ -44,8 +47,10 @@ def checkpoint_vae(
         if not found.has_vae:
             raise UsageError(f"{path}: this checkpoint holds no VAE; give one with --vae.")
         vae = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
+        require_rgb(vae.picture_channels, f"The VAE of {path.name}", "drawing")
         return _with_format(vae, format_, f"the VAE of {path.name}")
     vae = given if isinstance(given, VAE) else load(given, device=device, dtype=dtype)
+    require_rgb(vae.picture_channels, vae.name, "drawing")
     what = f"{vae.name or 'The VAE'} can't stand in for the VAE of {path.name}"
     if vae.latent_channels != found.channels:
         raise UsageError(f"{what}: it has {vae.latent_channels} latent channels, and {found.channels} are needed.")
@@ -72,15 +77,12 @@ def _own_format(path: Path, found: Found) -> tuple[LatentFormat, int]:
     scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean and std:
-        stds = tuple(s / (scale or 1.0) for s in std)
-        return PerChannel(name="custom", channels=found.channels, mean=tuple(mean), std=stds), factor
+        means = Scales(factor=scale or 1.0, mean=tuple(mean), std=tuple(std))
+        return as_format(means, found.channels), factor
     if scale is None:
         assert isinstance(found.kind.format, ScaleShift)
         return replace(found.kind.format, channels=found.channels), factor
-    for known in KNOWN.values():
-        if (known.channels, known.scaling_factor, known.shift_factor) == (found.channels, scale, shift):
-            return known, factor
-    return ScaleShift(name="custom", channels=found.channels, scaling_factor=scale, shift_factor=shift), factor
+    return as_format(Scales(factor=scale, shift=shift), found.channels), factor
 
 
 def pipeline_class(found: Found, task: str = "") -> tuple[Any, dict[str, Any]]:

@@ -8,15 +8,16 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from calotype.draw.area import pasted, thin, whole_latents
 from calotype.draw.assemble import (
     checkpoint_vae,
     find_configs,
@@ -29,6 +30,8 @@ from calotype.draw.assemble import (
 from calotype.draw.kinds import Found, detect_file, detect_folder
 from calotype.draw.sampler import Step
 from calotype.draw.schedule import SAMPLERS
+from calotype.edit.feather import FEATHER, shown
+from calotype.edit.masks import MaskSource, read_mask
 from calotype.errors import CalotypeWarning, FetchError, UsageError, WeightsError
 from calotype.latents import LatentFormat, Latents
 from calotype.pixels import Padding, crop, pad, read_picture, to_pil
@@ -37,7 +40,6 @@ from calotype.weights.container import open_container
 from calotype.weights.detect import listing
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image
-MaskSource = str | os.PathLike[str] | Image.Image | Tensor
 
 
 def load_checkpoint(
@@ -139,6 +141,13 @@ class _Order:
             yield slice(start, start + self.batch)
 
 
+class _Hole(NamedTuple):
+    """A mask: its levels, uint8 [H, W], and how much of what was drawn is shown, [H, W]."""
+
+    levels: Tensor
+    part: Tensor
+
+
 class Checkpoint:
     """A Stable Diffusion that draws; `load_checkpoint` makes it.
 
@@ -215,7 +224,8 @@ class Checkpoint:
         *,
         seeds: Sequence[int],
         strength: float = 0.6,
-        mask: MaskSource | None = None,
+        mask: MaskSource | Tensor | None = None,
+        feather: int = FEATHER,
         steps: int = 30,
         guidance: float | None = None,
         negative: str | Sequence[str] | None = None,
@@ -227,8 +237,10 @@ class Checkpoint:
         Args:
             pictures: one for each prompt. Sizes that are no multiple of `multiple` are padded meanwhile.
             strength: 0 leaves the round trip through the VAE, 1 draws anew; of `steps`, this part is run.
-            mask: of the size of every picture: what is white (above half, 1 in a tensor [H, W]) is redrawn, and all
-                else keeps its pixels bit for bit.
+            mask: of the size of every picture, as `edit.masks.read_mask` reads it, or a tensor [H, W]: bool, numbers
+                from 0 to 1, or levels, uint8. What is white is redrawn, in whole latents (see `area`).
+            feather: how far, in pixels, what was drawn is shown beyond the mask, less and less; what is further from it
+                keeps its pixels bit for bit.
             prompts, seeds, steps, guidance, negative, sampler, on_step: as for `draw`.
 
         Raises:
@@ -250,8 +262,13 @@ class Checkpoint:
         # its pipelines round steps down, those of SD3 up: half a step more, or less, is what they can't round wrong
         half = -0.5 if self.kind == "sd3" else 0.5
         exact = (run + half) / steps if 0 < run < steps else float(run > 0)
-        hole = None if mask is None else _mask(mask)
-        return self._redraw(order, pictures, exact, hole)
+        if mask is None:
+            return self._redraw(order, pictures, exact, None)
+        levels, notices = _levels(mask)
+        notices += filter(None, [thin(levels, self.factor, self.multiple // self.factor)])
+        for notice in notices:
+            warnings.warn(notice, CalotypeWarning, stacklevel=2)
+        return self._redraw(order, pictures, exact, _Hole(levels, shown(levels, feather)))
 
     def _draw(self, order: _Order, height: int, width: int) -> Iterator[Drawn]:
         for part in order.batches():
@@ -259,12 +276,12 @@ class Checkpoint:
             yield from self._finish(latents, order, part, [Padding(height, width, 0, 0, "reflect")] * len(latents))
 
     def _redraw(
-        self, order: _Order, pictures: Sequence[PictureSource], strength: float, hole: Tensor | None
+        self, order: _Order, pictures: Sequence[PictureSource], strength: float, hole: _Hole | None
     ) -> Iterator[Drawn]:
         for i, source in enumerate(pictures):
             pixels = read_picture(source).pixels
-            if hole is not None and hole.shape != pixels.shape[1:]:
-                sizes = [" x ".join(map(str, reversed(shape))) for shape in (hole.shape, pixels.shape[1:])]
+            if hole is not None and hole.levels.shape != pixels.shape[1:]:
+                sizes = [" x ".join(map(str, reversed(shape))) for shape in (hole.levels.shape, pixels.shape[1:])]
                 raise UsageError(f"The mask is {sizes[0]} and the picture {sizes[1]}; they must be of one size.")
             image, padding = pad(pixels[None], self.multiple)
             height, width = self._size((image.shape[2], image.shape[3]))
@@ -274,8 +291,11 @@ class Checkpoint:
                 raw = self.pipe.vae.encode(image.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
                 latents = self.latent_format.to_model(raw)
             elif hole is not None or self.inpainting:
-                whole = torch.ones(1, 1, *pixels.shape[1:]) if hole is None else hole[None, None].float()
-                masked = {"image": (image + 1) / 2, "mask_image": pad(whole, self.multiple)[0], "strength": strength}
+                drawn_anew = torch.ones(1, 1, height, width)
+                if hole is not None:
+                    cells = whole_latents(hole.levels, self.factor, self.multiple // self.factor)
+                    drawn_anew = functional.interpolate(cells[None, None], scale_factor=self.multiple)
+                masked = {"image": (image + 1) / 2, "mask_image": drawn_anew, "strength": strength}
                 latents = self._run("Inpaint", order, part, (height, width), **masked, **size)
             elif strength == 1.0:
                 latents = self._run("", order, part, (height, width), **size)
@@ -287,9 +307,7 @@ class Checkpoint:
                 )
             for drawn in self._finish(latents, order, part, [padding]):
                 if hole is not None:
-                    kept = np.asarray(to_pil(pixels))
-                    mixed = np.where(hole.numpy()[:, :, None], np.asarray(drawn.picture), kept)
-                    drawn = Drawn(Image.fromarray(mixed), drawn.latents, drawn.prompt, drawn.seed)
+                    drawn = replace(drawn, picture=pasted(drawn.picture, to_pil(pixels), hole.part))
                 yield drawn
 
     def _run(self, task: str, order: _Order, part: slice, size: tuple[int, int], **inputs: Any) -> Tensor:
@@ -452,15 +470,20 @@ class _Watched:
         scheduler.step = step
 
 
-def _mask(source: MaskSource) -> Tensor:
-    """[H, W], bool: what is redrawn.
+def _levels(mask: MaskSource | Tensor) -> tuple[Tensor, list[str]]:
+    """A mask's levels, uint8 [H, W], and what is to be said of it.
 
     Raises:
-        PictureError: if it can't be read.
-        UsageError: if a tensor is not [H, W].
+        PictureError, UsageError: as `read_mask`, or if a tensor is no mask.
     """
-    if isinstance(source, Tensor):
-        if source.ndim != 2:
-            raise UsageError(f"A mask is [H, W], not {list(source.shape)}.")
-        return source.cpu().float() > 0.5
-    return read_picture(source, background=(0, 0, 0)).pixels.mean(dim=0) > 0.0
+    if not isinstance(mask, Tensor):
+        read = read_mask(mask)
+        return read.levels, list(read.notices)
+    if mask.ndim != 2:
+        raise UsageError(f"A mask is [H, W], not {list(mask.shape)}.")
+    mask = mask.detach().cpu()
+    if mask.dtype == torch.uint8 and mask.max() > 1:
+        return mask, []
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise UsageError("A mask holds numbers from 0, for what is kept, to 1, for what is redrawn, or uint8 levels.")
+    return mask.float().mul(255).round().to(torch.uint8), []

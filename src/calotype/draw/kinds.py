@@ -11,7 +11,7 @@ from typing import Any
 
 from calotype.errors import WeightsError
 from calotype.latents import KNOWN, LatentFormat
-from calotype.weights.detect import OTHERS, Shapes
+from calotype.weights.others import OTHERS, Shapes
 
 EXPECTED = "a checkpoint of Stable Diffusion 1, 2, XL or 3 is expected, as one file or as a diffusers folder"
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
@@ -150,8 +150,8 @@ def detect_file(shapes: Shapes) -> Found:
         )
     if any(re.fullmatch(r"(.*\.)?decoder\.conv_in\.weight", key) for key in shapes) and not has("model."):
         raise WeightsError(f"it holds a VAE alone, and {EXPECTED}; a VAE goes with --vae")
-    lora, *rest = OTHERS
-    for pattern, what in (lora, OTHERS[3], *OTHER_MODELS, *rest):
+    lora, controlnet, *rest = OTHERS
+    for pattern, what in (lora, controlnet, *OTHER_MODELS, *rest):
         if any(re.fullmatch(pattern, key) for key in shapes):
             raise WeightsError(f"it holds {what}, and {EXPECTED}")
     raise WeightsError(f"it holds none of the tensors of a checkpoint, and {EXPECTED}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +17,7 @@ from torch.nn import functional
 from calotype.draw.denoiser import Denoiser, DenoiserConfig
 from calotype.draw.text import Context, TextConfig, TextEncoder
 from calotype.errors import WeightsError
-from calotype.files import atomic_path
+from calotype.tensor_files import write_safetensors
 from calotype.weights.container import open_container
 
 BUILTIN = Path(__file__).parent / "builtin" / "drawing.safetensors"
@@ -96,8 +95,13 @@ class DrawingModel(nn.Module):
 
 
 def save_model(model: DrawingModel, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
-    """Writes a drawing model to one safetensors file; what was there is replaced only when the new one is whole."""
-    tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in model.state_dict().items()}
+    """Writes a drawing model to one safetensors file; what was there is replaced only when the new one is whole.
+
+    Raises:
+        WeightsError: if a number is too large for `dtype`.
+        StorageError: if the disk refuses it.
+    """
+    tensors = {key: value.detach().cpu().to(dtype) for key, value in model.state_dict().items()}
     if broken := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
         raise WeightsError(f"{broken[0]} holds numbers that {dtype} can't; give a wider dtype.")
     head = {
@@ -107,8 +111,7 @@ def save_model(model: DrawingModel, path: str | os.PathLike[str], *, dtype: torc
         "words": list(model.words),
         "about": model.about,
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {KEY: json.dumps(head, ensure_ascii=False)})
+    write_safetensors(path, tensors, {KEY: json.dumps(head, ensure_ascii=False)})
 
 
 def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:

@@ -17,7 +17,7 @@ from calotype.draw.schedule import Flow, Sampler
 from calotype.draw.text import Context, words_of
 from calotype.errors import UsageError
 from calotype.latents import Latents
-from calotype.pixels import Padding, to_pil
+from calotype.pixels import Padding, require_rgb, to_pil
 from calotype.vae import VAE, load
 
 OnStep = Callable[[Step], None]
@@ -64,7 +64,7 @@ class Drawer:
     Every picture is drawn alone, so what a seed gives does not depend on how many are drawn, bit by bit.
 
     Raises:
-        UsageError: if the model draws in the latents of another VAE.
+        UsageError: if the model draws in the latents of another VAE, or its pictures are not RGB.
     """
 
     def __init__(self, model: DrawingModel, vae: VAE) -> None:
@@ -73,6 +73,7 @@ class Drawer:
                 f"This drawing model draws in the latents of the VAE with sha256 {model.config.vae[:12]}..., and "
                 f"{vae.name or 'the VAE given'} has {vae.sha256[:12]}...; give the VAE it was trained with."
             )
+        require_rgb(vae.picture_channels, vae.name, "drawing")
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
         self.schedule = Flow()
@@ -173,7 +174,8 @@ class Drawer:
         Args:
             source: the picture's latents; `settings.size` is not looked at.
             strength: 0 gives the source itself, 1 does not look at it.
-            mask: [h, w] of the latents, in [0, 1]: 1 where it is redrawn, 0 where the source is kept.
+            mask: [h, w] of the model latents, in [0, 1]: 1 where it is redrawn, 0 where the source is kept; see
+                `redraw.latent_mask`.
 
         Returns:
             Raw latents of the source's size.
@@ -183,10 +185,11 @@ class Drawer:
             UsageError: a strength outside 0 to 1, a mask of another size, or as `draw`.
         """
         raw = self.vae.own(source)[None]
-        _, _, h, w = raw.shape
+        model = self.vae.latent_format.to_model(raw.float())
+        _, _, h, w = model.shape
         factor = self.model.config.denoiser.factor
         more = (0, -w % factor, 0, -h % factor)
-        start = functional.pad(self.vae.latent_format.to_model(raw.float()), more, mode="replicate")
+        start = functional.pad(model, more, mode="replicate")
         keep = None
         if mask is not None:
             if tuple(mask.shape) != (h, w):
@@ -201,7 +204,7 @@ class Drawer:
         )  # fmt: skip
         if strength == 0.0:  # the way to model latents and back would round
             return replace(source, tensor=raw[0], space="raw")
-        return replace(made, tensor=made.tensor[:, :h, :w].contiguous(), alpha=source.alpha)
+        return replace(made, tensor=made.tensor[:, : raw.shape[2], : raw.shape[3]].contiguous(), alpha=source.alpha)
 
     def preview(self, step: Step) -> Image.Image:
         """What a drawing is going to be, as its denoiser sees it after a step; padding is shown too."""

@@ -52,7 +52,7 @@ def record(kind: str, values: Mapping[str, Any]) -> dict[str, str]:
         values: what it was made of, as JSON has it.
     """
     text = json.dumps({"calotype": __version__, "kind": kind, **values}, ensure_ascii=False)
-    return {KEYWORD: text.encode(errors="replace").decode()}  # names of files may hold what is no text
+    return {KEYWORD: text.encode(errors="backslashreplace").decode()}  # names of files may hold what is no text
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:

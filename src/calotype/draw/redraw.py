@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn import functional
 
+from calotype.draw.area import thin, whole_latents
 from calotype.draw.pipeline import Drawer, OnStep, Settings
-from calotype.edit.blend import pasted
-from calotype.errors import NonFiniteError, UsageError
+from calotype.errors import CalotypeWarning, NonFiniteError, UsageError
 from calotype.latents import Latents
-from calotype.pixels import PictureRows, pad
+from calotype.pixels import PictureRows, to_uint8
 from calotype.rows import write_rows
 from calotype.vae import VAE
 
 
-def latent_mask(vae: VAE, soft: Tensor) -> Tensor:
-    """A mask of pixels as one of latents: what touches a pixel that is to change, is drawn.
+def latent_mask(vae: VAE, mask: Tensor) -> Tensor:
+    """A mask of pixels as one of model latents: see `area.whole_latents`. Warns of one thinner than a latent.
 
     Args:
-        soft: [H, W] in [0, 1], as `edit.blend.feathered` gives it.
+        mask: [H, W], above 0 for what is selected, as in `edit.masks.Mask.levels`.
 
     Returns:
-        [h, w] of the padded picture's latents, each the largest value of its pixels.
+        [h, w] of the padded picture's model latents, 1.0 for those that are drawn anew and 0.0 for those that are kept.
     """
-    padded, _ = pad(soft[None], vae.factor * vae.latent_format.patch)
-    return functional.max_pool2d(padded, vae.factor)[0]
+    notice = thin(mask, vae.factor, vae.latent_format.patch)
+    if notice is not None:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
+    return whole_latents(mask, vae.factor, vae.latent_format.patch)
 
 
 def redrawn(
@@ -68,19 +70,17 @@ def write_redrawn(
     vae: VAE,
     latents: Latents,
     original: PictureRows,
-    soft: Tensor,
+    part: Tensor,
     out: Path,
     *,
     text: Mapping[str, str] | None = None,
     memory: int | str | None = None,
 ) -> Path:
-    """Writes what was redrawn with a mask; where that is 0 the file holds the original's levels, byte by byte.
-
-    Where it is 1/2 and more it holds what was decoded, and a straight mixture between, so that there is no edge.
+    """Writes what was redrawn, as much of it as is to be shown; where that is 0 the file holds the original's levels.
 
     Args:
         latents: of the original's size.
-        soft: [H, W] in [0, 1], as `edit.blend.feathered` gives it.
+        part: [H, W] in [0, 1], as `edit.feather.shown` gives it: 1 for what was decoded, 0 for the original's bytes.
         out: its suffix names the format; .jpg and .avif do not keep levels.
         text: written beside the picture, where its format has a place for it.
         memory: as for `VAE.decode`.
@@ -90,20 +90,20 @@ def write_redrawn(
         PictureError: if the disk or the encoder refuses it.
     """
     height, width = original.size
-    if (latents.padding.height, latents.padding.width) != (height, width) or tuple(soft.shape) != (height, width):
+    if (latents.padding.height, latents.padding.width) != (height, width) or tuple(part.shape) != (height, width):
         raise UsageError(f"The picture is {width}x{height}; its mask and latents must be of that size.")
 
-    def rows() -> Iterator[Tensor]:
+    def mixed() -> Iterator[Tensor]:
         top = 0
-        for part in vae.decode_rows(vae.own(latents), memory=memory):
-            bottom = min(top + part.shape[1], height)
+        for rows in vae.decode_rows(vae.own(latents), memory=memory):
+            bottom = min(top + rows.shape[1], height)
             if bottom > top:  # the last rows may all be padding
-                decoded = part[:, : bottom - top, :width].cpu()
-                yield pasted(decoded, original.rows(top, bottom), decoded, soft[top:bottom])
+                decoded = rows[:, : bottom - top, :width].float().cpu()
+                yield to_uint8(original.rows(top, bottom).lerp(decoded, part[top:bottom]))
             top = bottom
 
     if vae.may_widen:
         with suppress(NonFiniteError):
-            return write_rows(out, rows(), width=width, height=height, text=text)
+            return write_rows(out, mixed(), width=width, height=height, text=text)
         vae.widen()
-    return write_rows(out, rows(), width=width, height=height, text=text)
+    return write_rows(out, mixed(), width=width, height=height, text=text)

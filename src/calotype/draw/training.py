@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from calotype import __version__
+from calotype.apart import described_by, require_apart
 from calotype.draw.captions import (
     Caption,
     held_out,
@@ -30,9 +31,11 @@ from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.files import append_text, writing
 from calotype.locks import lock
+from calotype.pixels import require_rgb
 from calotype.stopping import noted
+from calotype.tensor_files import write_safetensors
 from calotype.train.checkpoint import DOING, LOCK, keep_lines, read
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
@@ -40,6 +43,7 @@ from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 CHECKPOINT = "checkpoint.pt"
+LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 Track = Callable[[Iterable[Any]], Iterable[Any]]
@@ -214,9 +218,11 @@ def train_drawing(
 
     Raises:
         UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
-            another process trains there.
+            another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB.
         PictureError: if a picture can't be read.
+        StorageError: if the disk refuses what is to be kept; what was written before stays.
     """
+    require_rgb(vae.picture_channels, vae.name, "drawing")
     with lock(out / LOCK, DOING, "give another --out"):
         return _train(recipe, data, out, vae, resume, report, track)
 
@@ -232,12 +238,14 @@ def _train(
 ) -> Path | None:
     captions = read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
+    known = (data / "captions.jsonl", *(data / one.file for one in captions), *described_by(vae.loaded.files))
+    require_apart([out / name for name in (LATENTS, CHECKPOINT, METRICS, WEIGHTS)], known)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
     begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
-    latents = _encoded(vae, data, captions, recipe.size, out / "latents.safetensors", track)
+    latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         drawing.load_state_dict(begun)
@@ -251,8 +259,8 @@ def _train(
     on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
 
     def save() -> None:
-        with atomic_path(checkpoint) as temporary:
-            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, temporary)
+        with writing(checkpoint) as file:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), "trained_on": on, **drawing.state_dict()}, file)
         save_model(drawing.averaged({**about, "steps": drawing.step}), out / WEIGHTS)
 
     losses: list[float] = []
@@ -272,8 +280,7 @@ def _train(
                     * len(losses)
                     / (now_ - began),
                 }
-                with (out / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_text(out / METRICS, json.dumps(line) + "\n")
                 report(line)
                 losses, began = [], now_
             if words and step == recipe.word_steps:  # no line is of both parts
@@ -326,6 +333,5 @@ def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Pat
         if path.exists() and open_container(path).metadata.get("of") == key:
             return load_file(path)["latents"]
     latents = latents_of(vae, data, captions, size, track)
-    with atomic_path(path) as temporary:
-        save_file({"latents": latents}, temporary, {"of": key})
+    write_safetensors(path, {"latents": latents}, {"of": key})
     return latents

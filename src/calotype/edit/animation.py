@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from calotype.errors import PictureError, UsageError
-from calotype.files import atomic_path
+from calotype.files import writing
 
 SUFFIXES = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -99,9 +99,9 @@ def animation(
     """
     require_animation(path, fps, plays, size)
     count = 0
-    with atomic_path(path) as temporary:
+    with writing(path, PictureError) as file:
         with _refusals(path):
-            writer = _WRITERS[path.suffix.lower()](temporary, size, frames, rate(fps), plays)
+            writer = _WRITERS[path.suffix.lower()](file, size, frames, rate(fps), plays)
 
         def add(frame: Image.Image) -> None:
             nonlocal count
@@ -140,10 +140,9 @@ def _refusals(path: Path) -> Iterator[None]:
 class _Writer(ABC):
     """A file that frames are added to, RGB and of one size."""
 
-    def __init__(self, path: Path, size: tuple[int, int], frames: int, fps: Fraction, plays: int) -> None:
-        self.size, self.frames, self.fps, self.plays = size, frames, fps, plays
+    def __init__(self, file: IO[bytes], size: tuple[int, int], frames: int, fps: Fraction, plays: int) -> None:
+        self.file, self.size, self.frames, self.fps, self.plays = file, size, frames, fps, plays
         self.count = 0
-        self.file = path.open("wb")
 
     def add(self, frame: Image.Image) -> None:
         self.write(frame)
@@ -155,8 +154,8 @@ class _Writer(ABC):
     @abstractmethod
     def finish(self) -> None: ...
 
-    def close(self) -> None:
-        self.file.close()
+    def close(self) -> None:  # noqa: B027  most hold nothing
+        """Gives back what the encoder holds."""
 
     def lasts(self, per_second: int) -> int:
         """How long the next frame is shown, in parts of a second, so that sums are right to half a part."""
@@ -266,9 +265,9 @@ def _chunks(data: bytes, at: int, head: str, tail: int | None = None) -> Iterato
 
 
 class _Mp4(_Writer):
-    def __init__(self, path: Path, size: tuple[int, int], frames: int, fps: Fraction, plays: int) -> None:
-        super().__init__(path, size, frames, fps, plays)
-        self.av = _av(path)
+    def __init__(self, file: IO[bytes], size: tuple[int, int], frames: int, fps: Fraction, plays: int) -> None:
+        super().__init__(file, size, frames, fps, plays)
+        self.av: Any = importlib.import_module("av")
         self.container = self.av.open(self.file, "w", format="mp4")
         self.stream = self.container.add_stream("libx264", rate=fps, options={"crf": "18"})
         self.stream.width, self.stream.height = (side + side % 2 for side in size)
@@ -290,7 +289,6 @@ class _Mp4(_Writer):
 
     def close(self) -> None:
         self.container.close()  # writes what stands at the end
-        super().close()
 
 
 def _av(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,57 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from calotype.edit.feather import FEATHER, softened, washed_out
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
-from calotype.errors import NonFiniteError, UsageError
-from calotype.pixels import PictureRows, pad, to_pil, to_uint8
+from calotype.errors import CalotypeWarning, NonFiniteError, UsageError
+from calotype.pixels import PictureRows, for_channels, pad, to_uint8
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE
-
-FEATHER = 16  # pixels
-MOST_FEATHER = 1024
-
-
-def levels_of(mask: PictureRows) -> Tensor:
-    """A mask picture's grey, uint8 [H, W]: 0 for black, 255 for white."""
-    grey = to_pil(mask.rows(0, mask.size[0])).convert("L")
-    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(*mask.size)
-
-
-def feathered(mask: Tensor, radius: int) -> Tensor:
-    """A mask with soft edges.
-
-    A tent filter of this radius along rows and columns, twice a running mean: unlike a Gaussian it ends, so what is
-    further than `radius` pixels from anything white is exactly 0, and what is so far from anything black exactly 1.
-    Sums are of whole numbers.
-
-    Args:
-        mask: uint8 [H, W]; beyond its edges they are repeated.
-        radius: in pixels, from 0 (nothing is softened) to 1024.
-
-    Returns:
-        [H, W], float32 in [0, 1].
-
-    Raises:
-        UsageError: another radius, or no such mask.
-    """
-    if mask.ndim != 2 or mask.dtype != torch.uint8:
-        raise UsageError(f"A mask must be uint8 [H, W], not {mask.dtype} {list(mask.shape)}.")
-    if not 0 <= radius <= MOST_FEATHER:
-        raise UsageError(f"A feather has a radius from 0 to {MOST_FEATHER} pixels, not {radius}.")
-    sums, total = mask.long(), 255
-    for reach in (radius // 2, radius - radius // 2):
-        for _ in range(2):  # rows, then columns
-            sums = _sums(sums, reach).T
-            total *= 2 * reach + 1
-    return (sums.double() / total).float()
-
-
-def _sums(values: Tensor, reach: int) -> Tensor:
-    """Of each value and `reach` values to either side, along rows; beyond the ends the last is repeated."""
-    index = torch.arange(-reach - 1, values.shape[1] + reach).clamp(0, values.shape[1] - 1)
-    running = values[:, index].cumsum(1)
-    return running[:, 2 * reach + 1 :] - running[:, : values.shape[1]]
 
 
 def blended(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
@@ -89,14 +46,16 @@ def blend(
 ) -> Path:
     """Writes the first picture with the second where the mask is white; it is written by rows.
 
-    With `paste_back` the VAE changes only what is blended: let m be the feathered mask. Where it is 0 the file holds
-    the first picture's levels, where it is 1 the second's, byte by byte; at 1/2 what was decoded; and in between a
-    straight mixture of what was decoded with the nearer picture, so that there is no edge. Without it everything is as
-    decoded.
+    Both are taken as the VAE's pictures are: in grey, RGB, or with the alpha that they kept in RGBA.
+
+    With `paste_back` the VAE changes only what is blended: let m be the mask as `feather.softened` makes it. Where it
+    is 0 the file holds the first picture's levels, where it is 1 the second's, byte by byte; at 1/2 what was decoded;
+    and in between a straight mixture of what was decoded with the nearer picture, so that there is no edge. Without it
+    everything is as decoded.
 
     Args:
         first, second: of one size.
-        mask: uint8 [H, W], of that size.
+        mask: uint8 [H, W], of that size, as `masks.read_mask` gives it; parts too thin for the feather are warned of.
         out: its suffix names the format; .jpg and .avif do not keep levels.
         feather: radius of the mask's soft edges, in pixels.
         text: as for `pixels.write_picture`.
@@ -110,8 +69,12 @@ def blend(
     for what, (h, w) in (("second picture", second.size), ("mask", (mask.shape[0], mask.shape[1]))):
         if (h, w) != (height, width):
             raise UsageError(f"The {what} is {w}x{h} and the first picture {width}x{height}; bring them to one size.")
-    require_rows_writable(out, width, height)
-    soft = feathered(mask, feather)
+    channels = vae.picture_channels
+    require_rows_writable(out, width, height, alpha=channels == 4)
+    pictures = [for_channels(one, channels) for one in (first, second)]
+    soft = softened(mask, feather)
+    if (notice := washed_out(mask, soft, feather)) is not None:
+        warnings.warn(notice, CalotypeWarning, stacklevel=2)
     a = vae.encode_image(first, memory=memory, progress=share(progress, 0, 3))
     b = vae.encode_image(second, memory=memory, progress=share(progress, 1, 3))
     padded, _ = pad(soft[None], vae.factor * vae.latent_format.patch)
@@ -123,22 +86,22 @@ def blend(
             bottom = min(top + part.shape[1], height)
             decoded = part[:, : bottom - top, :width]
             if bottom > top:  # the last rows may all be padding
-                kept = first.rows(top, bottom), second.rows(top, bottom)
-                yield pasted(decoded, *kept, soft[top:bottom]) if paste_back else to_uint8(decoded)
+                kept = [rows(top, bottom) for rows in pictures]
+                yield pasted(decoded, kept[0], kept[1], soft[top:bottom]) if paste_back else to_uint8(decoded)
             top = bottom
 
     if vae.may_widen:
         with suppress(NonFiniteError):
-            return write_rows(out, rows(), width=width, height=height, text=text)
+            return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
         vae.widen()
-    return write_rows(out, rows(), width=width, height=height, text=text)
+    return write_rows(out, rows(), width=width, height=height, channels=channels, text=text)
 
 
 def pasted(decoded: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """Levels uint8 [3, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
+    """Levels uint8 [C, H, W]: the first picture's at mask 0, decoded ones at 1/2, the second's at 1; see `blend`.
 
     Args:
-        decoded, first, second: [3, H, W] in [-1, 1].
+        decoded, first, second: [C, H, W] in [-1, 1].
         mask: [H, W] in [0, 1].
     """
     near, part = torch.where(mask < 0.5, first, second), (2.0 * mask - 1.0).abs()

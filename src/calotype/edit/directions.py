@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from calotype.edit.sources import fit
 from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
-from calotype.errors import LatentsError, UsageError
-from calotype.files import atomic_path
+from calotype.errors import CalotypeWarning, LatentsError, UsageError
+from calotype.files import text_path
 from calotype.latents import Latents
-from calotype.pixels import PictureRows
+from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
+from calotype.tensor_files import write_safetensors
 from calotype.vae import VAE
 
 KIND = "direction/1"
@@ -110,12 +111,20 @@ def learn(
         memory: as for `VAE.encode`.
         progress: called with the part of the pictures that is done.
 
+    Warns:
+        CalotypeWarning: files of a source are left out, which may be pictures.
+
     Raises:
         UsageError: a source that is none, sets of fewer than four pictures, or aligned pictures of several sizes.
         PictureError: if a picture can't be read.
     """
+    require_channels(vae.picture_channels)
     sets = [open_source(path.name, path.parent) for path in (start, end)]
+    if vae.picture_channels == 4:
+        sets = [pictures.with_alpha() for pictures in sets]
     for path, pictures in zip((start, end), sets, strict=True):
+        if pictures.left_out:
+            warnings.warn(f"{path}: {pictures.left_out.sentence}", CalotypeWarning, stacklevel=2)
         if len(pictures) < LEAST:
             raise UsageError(
                 f"{path}: a direction needs at least {LEAST} pictures of each set, and here is {len(pictures)}."
@@ -129,7 +138,9 @@ def learn(
         for i in range(len(pictures)):
             if (i % stride == stride - 1) != held:
                 continue
-            picture = PictureRows(pictures.read(i), None, False, (255, 255, 255), ())
+            levels = pictures.read(i)
+            opacity = levels[..., 3] if levels.shape[2] == 4 else None
+            picture = PictureRows(levels[..., :3], opacity, opacity is not None, (255, 255, 255), ())
             if size is not None:
                 picture = fit(picture, size)
             features.append(picture.size)
@@ -201,12 +212,7 @@ def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
         "vae_name": direction.vae_name,
         **{key: json.dumps(value) for key, value in about.items()},
     }
-    try:
-        with atomic_path(path) as temporary:
-            save_file({"direction": direction.tensor.cpu().contiguous()}, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LatentsError(f"{path}: the direction can't be written ({error}).") from None
-    return Path(path)
+    return write_safetensors(path, {"direction": direction.tensor}, metadata, LatentsError)
 
 
 def load_direction(path: str | os.PathLike[str]) -> Direction:
@@ -219,7 +225,7 @@ def load_direction(path: str | os.PathLike[str]) -> Direction:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; make a direction with `calotype direction learn`.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with text_path(path) as named, safe_open(named, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("calotype") != KIND or "direction" not in file.keys():  # noqa: SIM118
                 raise LatentsError(f"{path}: this is no direction; make one with `calotype direction learn`.")

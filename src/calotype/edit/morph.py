@@ -22,7 +22,7 @@ from calotype.errors import UsageError
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.probe.bench import LEAST_LPIPS, rmse
 from calotype.latents import Latents
-from calotype.pixels import crop, to_pil, write_picture
+from calotype.pixels import crop, require_channels, to_channels, to_pil, write_picture
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE
 
@@ -66,7 +66,7 @@ class Frame:
     """One frame.
 
     Attributes:
-        pixels: [3, H, W] in [-1, 1].
+        pixels: [C, H, W] in [-1, 1].
         before, after: the decoded pictures that it lies between, likewise.
         t: where between them.
     """
@@ -128,6 +128,7 @@ def morph(
         UsageError: fewer than two pictures, or of several sizes.
         LatentsError: if they are another VAE's.
     """
+    require_channels(vae.picture_channels)
     if len(pictures) < 2:
         raise UsageError(f"A morph leads from one picture to another, and {len(pictures)} was given.")
     padding, total = pictures[0].padding, way.decoded(len(pictures))
@@ -214,7 +215,10 @@ def write_frames(
     lpips: LPIPS | None = None,
     text: Mapping[str, str] | None = None,
 ) -> Morph:
-    """Writes the frames of a way between so many stops, of a (width, height); the rest is as `write_morph` has it."""
+    """Writes the frames of a way between so many stops, of a (width, height); the rest is as `write_morph` has it.
+
+    Frames of RGBA are written, shown and measured over white.
+    """
     width, height = size
     require_animation(out, fps, plays, size)
     if measure and lpips and min(size) < LEAST_LPIPS:
@@ -229,14 +233,14 @@ def write_frames(
         temporary_file(spill_folder()) as spool,
     ):
         for frame in frames:
-            image = to_pil(frame.pixels)
+            image = to_pil(to_channels(frame.pixels, 3))
             add(image)
             if way.ping_pong:
                 spool.write(image.tobytes())
             if sheet:
                 small.append(thumbnail(image))
             if measure:
-                now = frame.pixels, frame.cross_fade()
+                now = to_channels(frame.pixels, 3), to_channels(frame.cross_fade(), 3)
                 if last is not None:
                     _measured(steps, last, now, lpips)
                 last = now

@@ -11,26 +11,36 @@ from PIL import Image, ImageOps
 from calotype.engine.executor import Progress
 from calotype.errors import UsageError
 from calotype.latents import Latents, load_latents
-from calotype.pixels import PictureRows, read_picture_rows, to_pil
+from calotype.pixels import PictureRows, alpha_mode, read_picture_rows, to_pil
 from calotype.vae import VAE
 
 LATENTS_SUFFIX = ".safetensors"
 
 
+def is_latents(path: Path) -> bool:
+    """Whether `read` takes a file for latents, by its suffix."""
+    return path.suffix.lower() == LATENTS_SUFFIX
+
+
 def read(
-    path: Path, *, size: tuple[int, int] | None = None, background: tuple[int, int, int] = (255, 255, 255)
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+    channels: int = 3,
 ) -> PictureRows | Latents:
-    """A picture over the background, or the latents that `calotype encode` wrote (told by their suffix).
+    """A picture over the background, or the latents that `calotype encode` wrote (see `is_latents`).
 
     Args:
         size: (width, height) that pictures are brought to; see `fit`.
+        channels: of the pictures of the VAE that it is for: one of RGBA (4) gets a picture with its alpha.
 
     Raises:
         PictureError, LatentsError: if it can't be read.
         UsageError: if latents are to be brought to a size.
     """
-    if path.suffix.lower() != LATENTS_SUFFIX:
-        picture = read_picture_rows(path, background=background)
+    if not is_latents(path):
+        picture = read_picture_rows(path, alpha=alpha_mode(channels, None), background=background)
         return picture if size is None else fit(picture, size)
     if size is not None:
         raise UsageError(f"{path}: latents can't be scaled; give the picture they were made from, or no size.")
@@ -38,7 +48,7 @@ def read(
 
 
 def fit(picture: PictureRows, size: tuple[int, int]) -> PictureRows:
-    """The picture scaled (Lanczos) until it covers a size, and cut to it around its middle.
+    """The picture scaled (Lanczos) until it covers a size, and cut to it around its middle; with the alpha it kept.
 
     Args:
         size: (width, height) in pixels.
@@ -46,8 +56,12 @@ def fit(picture: PictureRows, size: tuple[int, int]) -> PictureRows:
     height, width = picture.size
     if (width, height) == size:
         return picture
-    image = ImageOps.fit(to_pil(picture.rows(0, height)), size, Image.Resampling.LANCZOS)
-    return PictureRows(np.array(image), None, False, picture.background, picture.notices)
+    image = to_pil(picture.rows(0, height))
+    if (alpha := picture.alpha) is not None:
+        image.putalpha(Image.fromarray(alpha.numpy()))
+    fitted = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+    opacity = None if alpha is None else fitted[..., 3]
+    return PictureRows(fitted[..., :3], opacity, opacity is not None, picture.background, picture.notices)
 
 
 def latents_of(

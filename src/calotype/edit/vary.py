@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.engine.executor import Progress
 from calotype.errors import LatentsError, UsageError
 from calotype.latents import Latents
-from calotype.pixels import PictureRows, pad_rows, planes
+from calotype.pixels import PictureRows, for_channels, pad_rows, planes
 from calotype.posterior import DiagonalGaussian, Point
 from calotype.vae import VAE, picture_generator
 
@@ -76,7 +76,8 @@ def vary(
         memory, progress: as for `VAE.encode`.
 
     Raises:
-        UsageError: if there is no posterior to draw from, or the temperature is no number from 0 up.
+        UsageError: if there is no posterior to draw from, the temperature is no number from 0 up, or the VAE's pictures
+            are neither grey, RGB nor RGBA.
         LatentsError: if the latents are another VAE's.
         LatentFormatError, MemoryLimitError: as `VAE.encode_image`.
     """
@@ -94,12 +95,13 @@ def vary(
         )  # fmt: skip
         return _around(mode, _own(mode.tensor), seeds, temperature, [picture_generator(s, mode.tensor) for s in seeds])
     format_ = vae.latent_format
-    rows, padding = pad_rows(source.rows, *source.size, vae.factor * format_.patch)
+    whole = for_channels(source, vae.picture_channels)
+    rows, padding = pad_rows(whole, *source.size, vae.factor * format_.patch)
     size = padding.height + padding.bottom, padding.width + padding.right
     posterior = vae.encode_rows(rows, *size, memory=memory, progress=progress)
     if noise == "posterior" and isinstance(posterior, Point):
         raise UsageError(f"{vae.name or 'This VAE'} gives latents without a variance, so nothing can vary; {instead}")
-    alpha = source.alpha
+    alpha = source.alpha if vae.picture_channels < 4 else None
     mode = Latents(
         tensor=posterior.mode()[0].cpu(), space="raw", format=format_, vae=vae.sha256, vae_name=vae.name,
         padding=padding, alpha=None if alpha is None else alpha.float() / 255.0,

@@ -206,7 +206,7 @@ def _encode(module: AutoencoderKL, pixels: Tensor) -> Tensor:
 def _decode(module: AutoencoderKL, latents: Tensor) -> Tensor:
     decoder = module.decoder
     run = _Pass(latents)
-    if module.config.quant_conv:
+    if module.config.decoder_quant_conv:
         run.conv(module.post_quant_conv)
     run.conv(decoder.conv_in)
     run.mid(decoder.mid)

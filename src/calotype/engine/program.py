@@ -14,7 +14,7 @@ from typing import Literal
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 
 Direction = Literal["encode", "decode"]
-Activation = Literal["none", "silu", "relu", "clamp"]
+Activation = Literal["none", "silu", "relu", "gelu", "mish", "clamp"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Conv:
     @property
     def changes_source(self) -> bool:
         """Whether its source's numbers are not convolved as they are."""
-        return self.norm is not None or self.affine is not None or self.activation in ("silu", "relu")
+        return self.norm is not None or self.affine is not None or self.activation not in ("none", "clamp")
 
     def flops(self, height: int, width: int) -> int:
         """Of the products, computed directly; a multiplication and an addition are two."""
@@ -203,12 +203,13 @@ class _Builder:
         self.steps.append(Fold(source=source, target=target))
         return target
 
-    def resnet(self, x: Map, channels: int, prefix: str, groups: int) -> Map:
+    def resnet(self, x: Map, channels: int, prefix: str, config: AutoencoderConfig) -> Map:
         """ResnetBlock: the shortcut before the second convolution, so that x is needed no longer."""
-        norms = [Norm(weights=f"{prefix}.norm{i}", groups=groups, eps=1e-6) for i in (1, 2)]
-        h = self.conv(x, channels, f"{prefix}.conv1", norm=norms[0], activation="silu")
+        norms = [Norm(weights=f"{prefix}.norm{i}", groups=config.norm_groups, eps=1e-6) for i in (1, 2)]
+        activation = config.activation
+        h = self.conv(x, channels, f"{prefix}.conv1", norm=norms[0], activation=activation)
         shortcut = x if x.channels == channels else self.conv(x, channels, f"{prefix}.nin_shortcut", 1)
-        return self.conv(h, channels, f"{prefix}.conv2", norm=norms[1], activation="silu", residual=shortcut)
+        return self.conv(h, channels, f"{prefix}.conv2", norm=norms[1], activation=activation, residual=shortcut)
 
     def attention(self, x: Map, prefix: str, groups: int) -> Map:
         target = Map(prefix, x.channels, x.factor)
@@ -217,10 +218,10 @@ class _Builder:
         return target
 
     def mid(self, x: Map, prefix: str, config: AutoencoderConfig) -> Map:
-        x = self.resnet(x, x.channels, f"{prefix}.block_1", config.norm_groups)
+        x = self.resnet(x, x.channels, f"{prefix}.block_1", config)
         if config.mid_attention:
             x = self.attention(x, f"{prefix}.attn_1", config.norm_groups)
-        return self.resnet(x, x.channels, f"{prefix}.block_2", config.norm_groups)
+        return self.resnet(x, x.channels, f"{prefix}.block_2", config)
 
     def out(self, x: Map, channels: int, prefix: str, groups: int) -> Map:
         norm = Norm(weights=f"{prefix}.norm_out", groups=groups, eps=1e-6)
@@ -229,10 +230,10 @@ class _Builder:
 
 def _encoder(build: _Builder, config: AutoencoderConfig) -> None:
     channels, groups = config.channels, config.norm_groups
-    x = build.conv(Map("pixels", config.in_channels, 1), channels[0], "encoder.conv_in")
+    x = build.conv(Map("pixels", config.picture_channels, 1), channels[0], "encoder.conv_in")
     for i, after in enumerate(channels):
         for j in range(config.num_res_blocks):
-            x = build.resnet(x, after, f"encoder.down.{i}.block.{j}", groups)
+            x = build.resnet(x, after, f"encoder.down.{i}.block.{j}", config)
             if i in config.attn_levels:
                 x = build.attention(x, f"encoder.down.{i}.attn.{j}", groups)
         if i < len(channels) - 1:
@@ -246,18 +247,18 @@ def _encoder(build: _Builder, config: AutoencoderConfig) -> None:
 def _decoder(build: _Builder, config: AutoencoderConfig) -> None:
     channels, groups = config.decoder_channels, config.norm_groups
     x = Map("latents", config.z_channels, config.factor)
-    if config.quant_conv:
+    if config.decoder_quant_conv:
         x = build.conv(x, config.z_channels, "post_quant_conv", 1)
     x = build.conv(x, channels[-1], "decoder.conv_in")
     x = build.mid(x, "decoder.mid", config)
     for i, after in reversed(list(enumerate(channels))):
         for j in range(config.num_res_blocks + 1):
-            x = build.resnet(x, after, f"decoder.up.{i}.block.{j}", groups)
+            x = build.resnet(x, after, f"decoder.up.{i}.block.{j}", config)
             if i in config.attn_levels:
                 x = build.attention(x, f"decoder.up.{i}.attn.{j}", groups)
         if i > 0:
             x = build.conv(x, after, f"decoder.up.{i}.upsample.conv", resample="up")
-    build.out(x, config.in_channels, "decoder", groups)
+    build.out(x, config.picture_channels, "decoder", groups)
 
 
 def _folded_blocks(build: _Builder, x: Map, prefix: str, n: int) -> Map:
@@ -269,7 +270,7 @@ def _folded_blocks(build: _Builder, x: Map, prefix: str, n: int) -> Map:
 
 def _folded_encoder(build: _Builder, config: FoldedConfig) -> None:
     wide, deep = config.ch
-    x = build.conv(build.fold(Map("pixels", 3, 1), "folded", 4), wide, "encoder.conv_in")
+    x = build.conv(build.fold(Map("pixels", config.picture_channels, 1), "folded", 4), wide, "encoder.conv_in")
     x = _folded_blocks(build, x, "encoder.quarter", config.encoder_blocks[0])
     x = build.conv(build.fold(x, "encoder.quarter", 2), deep, "encoder.down", 1)  # a 2x2 convolution of stride 2
     x = _folded_blocks(build, x, "encoder.eighth", config.encoder_blocks[1])
@@ -282,7 +283,7 @@ def _folded_decoder(build: _Builder, config: FoldedConfig) -> None:
     x = _folded_blocks(build, x, "decoder.eighth", config.decoder_blocks[1])
     x = build.fold(build.conv(x, 4 * wide, "decoder.up", 1), "decoder.eighth", -2)
     x = _folded_blocks(build, x, "decoder.quarter", config.decoder_blocks[0])
-    build.fold(build.conv(x, 48, "decoder.conv_out"), "pixels", -4)
+    build.fold(build.conv(x, 16 * config.picture_channels, "decoder.conv_out"), "pixels", -4)
 
 
 _TINY = 64  # channels of every map of a TAESD
@@ -299,7 +300,7 @@ def _tiny_block(build: _Builder, x: Map, prefix: str, pool: bool) -> Map:
 
 
 def _tiny_encoder(build: _Builder, config: TinyConfig) -> None:
-    x = build.conv(Map("pixels", 3, 1), _TINY, "encoder.0", affine=(0.5, 0.5))
+    x = build.conv(Map("pixels", config.picture_channels, 1), _TINY, "encoder.0", affine=(0.5, 0.5))
     x = _tiny_block(build, x, "encoder.1", False)
     at = 2
     for level in range(3):
@@ -319,4 +320,4 @@ def _tiny_decoder(build: _Builder, config: TinyConfig) -> None:
         x = build.conv(x, _TINY, f"decoder.{at + 4}", bias=False, resample="up")
         at += 5
     x = _tiny_block(build, x, f"decoder.{at}", False)
-    build.conv(x, 3, f"decoder.{at + 1}", gain=(2.0, -1.0))
+    build.conv(x, config.picture_channels, f"decoder.{at + 1}", gain=(2.0, -1.0))

@@ -96,6 +96,10 @@ class Reference:
                 F.silu(x, inplace=True)
             elif step.activation == "relu":
                 x.relu_()
+            elif step.activation == "gelu":
+                torch.ops.aten.gelu_(x)
+            elif step.activation == "mish":
+                F.mish(x, inplace=True)
         if step.kernel == 1:
             return x if x.dtype == self.dtype else room(scratch, x.shape, self.dtype)[0].copy_(x)
         repeat = 2 if step.resample == "up" else 1

@@ -72,10 +72,11 @@ def half_available() -> bool:
 
 def choose(module: Network, device: torch.device, dtype: torch.dtype) -> EngineName:
     """The fastest engine there is for a network on a device."""
-    if device.type == "cpu" and not winograd_available():
+    activation = getattr(module.config, "activation", "silu")
+    if device.type == "cpu" and not winograd_available() and activation in ("silu", "relu"):
         if dtype == torch.float32 or (dtype == torch.bfloat16 and half_available()):
             return "winograd"
-    elif device.type == "cuda" and isinstance(module, AutoencoderKL):
+    elif device.type == "cuda" and isinstance(module, AutoencoderKL) and activation == "silu":
         return "fused"
     return "reference"
 
@@ -98,14 +99,18 @@ class Engine:
         self.name = choose(module, device, dtype) if name == "auto" else name
         if self.name == "winograd":
             reason = winograd_available() or (device.type != "cpu" and f"it runs on the CPU, not on {device.type}")
+            if not reason and (activation := getattr(module.config, "activation", "silu")) not in ("silu", "relu"):
+                reason = f"it computes no {activation}"
             if not reason and dtype == torch.float16:
                 reason = "it computes in float32 or bfloat16"
             if not reason and dtype == torch.bfloat16 and not half_available():
                 reason = "the processor does not multiply bfloat16"
             if reason:
                 raise UsageError(f"The engine 'winograd' can't be used: {reason}; leave it out, or give 'reference'.")
-        elif self.name == "fused" and not isinstance(module, AutoencoderKL):
-            raise UsageError("The engine 'fused' runs AutoencoderKL only; leave it out, or give 'reference'.")
+        elif self.name == "fused" and not (isinstance(module, AutoencoderKL) and module.config.activation == "silu"):
+            raise UsageError(
+                "The engine 'fused' runs AutoencoderKL only, with silu; leave it out, or give 'reference'."
+            )
         elif self.name not in ("fused", "reference"):
             raise UsageError(f"There is no engine {self.name!r}; there are auto, winograd, fused and reference.")
 

@@ -24,6 +24,7 @@ from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, meas
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
+from calotype.pixels.channels import NAMES
 from calotype.vae import VAE
 
 Array = NDArray[np.uint8]
@@ -35,7 +36,7 @@ LISTED = 5  # names at most in a sentence
 
 
 class Pictures(Interface):
-    """Pictures by number; see `calotype.sources.Pictures`."""
+    """Pictures by number, uint8 [H, W, 3] or with alpha [H, W, 4]; see `calotype.sources.Pictures`."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -62,11 +63,23 @@ class Evaluation:
     tools: Tools
     boxes: Mapping[str, Mapping[str, Sequence[Box]]] = field(default_factory=dict)
 
+    @property
+    def channels(self) -> int:
+        """In what pictures are compared: what all VAEs have, grey (1), RGB (3) or RGBA (4)."""
+        return min(vae.picture_channels for vae in self.vaes.values())
+
+    @property
+    def text(self) -> str:
+        """The protocol in words, and in what pictures are compared where that is not RGB."""
+        compared = {1: ", in grey (luma)", 4: ", RGBA over white and over black"}
+        return f"{self.protocol}{compared.get(self.channels, '')}"
+
     def settings(self) -> dict[str, Any]:
         """What decides the figures, beside VAEs, pictures and what else is measured of them."""
         return {
             "calotype": __version__,
             "protocol": self.protocol.to_dict(),
+            "channels": self.channels,
             "metrics": list(self.tools.metrics),
             "weights": {key: self.tools.sha256[key] for key in self.tools.metrics if key in self.tools.sha256},
             "boxes": {subset: {k: list(map(list, v)) for k, v in of.items()} for subset, of in self.boxes.items()},
@@ -105,7 +118,7 @@ class Evaluation:
             UsageError: its size does not fit the protocol.
         """
         pixels = self.protocol.prepare(picture, self.pictures.names[i])
-        return Original(pixels, keep=len(self.vaes) > 1 and pixels[0].numel() <= KEPT)
+        return Original(pixels, self.channels, keep=len(self.vaes) > 1 and pixels[0].numel() <= KEPT)
 
     def task(self, label: str, i: int, original: Original) -> Taken:
         """One picture through one VAE, or ("") its own features."""
@@ -148,6 +161,14 @@ class Seen:
     def warnings(self, evaluation: Evaluation, store: Store) -> list[str]:
         """What a reader of the figures should know, in sentences."""
         found, names, protocol = [], evaluation.pictures.names, evaluation.protocol
+        kinds = {label: NAMES[vae.picture_channels] for label, vae in evaluation.vaes.items()}
+        if len(set(kinds.values())) > 1:
+            least = NAMES[evaluation.channels]
+            fewest = ", ".join(label for label, kind in kinds.items() if kind == least)
+            found.append(
+                f"All VAEs are compared in {least}, for the pictures of {fewest} have no more: figures of the others "
+                f"say nothing of the rest of theirs."
+            )
         if self.enlarged:
             sizes = [f"{names[i]} ({w} x {h})" for i, (w, h) in sorted(self.enlarged.items())]
             found.append(
@@ -274,7 +295,8 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
     places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {
         "calotype": __version__,
-        "protocol": {**evaluation.protocol.to_dict(), "text": str(evaluation.protocol)},
+        "protocol": {**evaluation.protocol.to_dict(), "text": evaluation.text},
+        "channels": evaluation.channels,
         "pictures": pictures,
         "metrics": [
             {
@@ -353,6 +375,7 @@ def _of_vae(
         "parameters": sum(p.numel() for p in vae.module.parameters()),
         "factor": vae.factor,
         "channels": vae.latent_channels,
+        "picture_channels": vae.picture_channels,
         "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in enumerate(rows)],
         "means": _means(good, evaluation.tools.metrics),
         "subsets": {subset: _means(parts, evaluation.tools.metrics) for subset, parts in subsets.items()},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calotype.errors import NonFiniteError, UsageError
-from calotype.files import atomic_path
+from calotype.files import writing
 
 _BLOCK = 1024  # pictures of either side whose kernel is computed at a time
 
@@ -95,9 +95,10 @@ class Gaussian:
 
         Raises:
             UsageError: for fewer than two pictures, or a folder that is not there.
+            StorageError: the disk refuses it.
         """
         mean, covariance = self.mean.numpy(), self.covariance.numpy()
-        with atomic_path(path) as temporary, temporary.open("wb") as file:  # given a name, numpy may add a suffix
+        with writing(path) as file:
             np.savez(file, count=np.int64(self.count), mu=mean, sigma=covariance)
 
     @classmethod

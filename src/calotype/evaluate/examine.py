@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calotype.apart import require_apart, weights_files
 from calotype.engine.executor import Progress
-from calotype.errors import StorageError, UsageError
+from calotype.errors import CalotypeWarning, UsageError
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import Array, place
 from calotype.evaluate.probe import Probe, probe
 from calotype.evaluate.probe.labelling import Labelling, labelling
-from calotype.evaluate.report import write_probe
+from calotype.evaluate.report import probe_page
 from calotype.evaluate.session import about, chosen
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.locks import lock
-from calotype.sources import Pictures, open_source
+from calotype.sources import LeftOut, Pictures, files_of, open_source
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
 
+REPORT = ("index.html", "probe.json")
 SIDE = 256
 
 
@@ -50,12 +54,17 @@ def examine(
         perceptual: LPIPS's network, vgg or alex; None measures without.
         every, limit: see `session.chosen`.
 
+    Warns:
+        CalotypeWarning: files of the place are left out.
+
     Raises:
         UsageError: nothing can be written to REPORT, another process writes there, or labels are given without
             pictures.
         StorageError: the disk refuses what was found.
         UsageError, WeightsError, PictureError: see the functions called.
     """
+    read = chain(filter(None, (labels,)), files_of(data) if data else (), weights_files(vae))
+    require_apart([report / name for name in REPORT], read, "--report")
     _require_writable(report)
     with lock(report / ".calotype-probe.lock", "a probe", "give another --report"):
         return _examine(vae, data, report, labels, perceptual, every, limit, seed, device, progress)
@@ -74,12 +83,16 @@ def _examine(
     progress: Progress | None,
 ) -> Probe:
     given: Sequence[tuple[str, Array]] | _Chosen
+    left_out = LeftOut()
     if data is None:
         if labels is not None:
             raise UsageError("--labels are of pictures, and none were given; give a folder or an archive with them.")
         given, known = list(cards()), Labelling()
     else:
         source = open_source(data.name, data.parent)
+        left_out = source.left_out
+        if left_out:
+            warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)
         known = labelling(source.names, data, labels)
         given = _Chosen(source, chosen(source, every, limit))
     named = known.labels
@@ -90,8 +103,8 @@ def _examine(
     if perceptual:
         lpips = load_lpips(perceptual).to(loaded.device)  # type: ignore[arg-type]
     found = probe(loaded, given, labels=named, lpips=lpips, seed=seed, side=SIDE, progress=progress)
-    left_out = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
-    found = replace(found, left_out=left_out, about=_told(loaded, data, known))
+    unmeasured = {**found.left_out, "labels": known.why.rstrip(".")} if known.why else found.left_out
+    found = replace(found, left_out=unmeasured, about=_told(loaded, data, known, left_out))
     _write(found, report)
     return found
 
@@ -109,7 +122,7 @@ class _Chosen:
         return self.source.names[self.numbers[i]], self.source.read(self.numbers[i])
 
 
-def _told(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
+def _told(vae: VAE, data: Path | None, known: Labelling, left_out: LeftOut) -> dict[str, Any]:
     """When, with what, where and on what."""
     return {
         **about(),
@@ -118,6 +131,7 @@ def _told(vae: VAE, data: Path | None, known: Labelling) -> dict[str, Any]:
         "data": None if data is None else str(data),
         "labels": known.source or None,
         "labels_of_no_picture": list(known.strange),
+        "files_left_out": left_out.to_dict(),
     }
 
 
@@ -143,15 +157,11 @@ def _write(found: Probe, report: Path) -> None:
     Raises:
         StorageError: the disk refuses them.
     """
-    try:
-        report.mkdir(parents=True, exist_ok=True)
-        with atomic_path(report / "probe.json") as numbers, atomic_path(report / "index.html") as page:
-            numbers.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-            write_probe(found, page)
-    except OSError as error:
-        raise StorageError(
-            f"{report}: the report can't be written ({error.strerror}); make room, or give another --report."
-        ) from None
+    numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
+    make_folder(report)
+    with writing_all([report / name for name in REPORT]) as files:
+        for file, content in zip(files, (page, numbers), strict=True):
+            file.write(content)
 
 
 def cards(side: int = SIDE, count: int = 8) -> Iterator[tuple[str, Array]]:

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from calotype.errors import FetchError, UsageError, WeightsError
-from calotype.files import atomic_path
 from calotype.weights.container import open_container
 from calotype.weights.fetch import cache, cached, download
 
@@ -442,6 +441,6 @@ def _cached() -> Path:
     path = cache() / "inception" / INCEPTION
     advice = "connect to the network and try again, or get it elsewhere and name it in CALOTYPE_INCEPTION"
     if not path.is_file():
-        with cached("inception", "inception"), atomic_path(path) as temporary:
-            download(INCEPTION_URL, temporary, sha256=INCEPTION_SHA256, owner="inception", advice=advice)
+        with cached("inception", "inception"):
+            download(INCEPTION_URL, path, sha256=INCEPTION_SHA256, owner="inception", advice=advice)
     return path

@@ -10,13 +10,12 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calotype.engine.convolution import convolve, suits
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
 from calotype.temporaries import temporary_folder
+from calotype.tensor_files import write_safetensors
 from calotype.weights.container import open_container
 from calotype.weights.fetch import cache, cached, download
 
@@ -361,6 +360,5 @@ def _cached(net: Net) -> Path:
             for (name, sha256), base in zip(FILES[net].items(), (TORCHVISION, PUBLISHED), strict=True):
                 download(f"{base}/{name}", temporary / name, sha256=sha256, owner=owner, advice=advice)
             module = _read(net, temporary)
-        with atomic_path(path) as beside:
-            save_file(module.state_dict(), beside)
+        write_safetensors(path, module.state_dict())
     return path

@@ -22,7 +22,7 @@ from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.evaluate.metrics import ms_ssim, psnr, ssim
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.similarity import ssim_reflect, ssim_uniform
-from calotype.pixels import pad, to_uint8
+from calotype.pixels import pad, seen, to_channels, to_uint8
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.vae import VAE, picture_generator
 
@@ -102,7 +102,8 @@ class Taken:
     Attributes:
         row: figures by key; or the sentence why there are none, as `error`.
         features: [width] float32 of each extractor (by `Tools.kept`), of what was decoded.
-        levels: the picture as prepared and as decoded, uint8 [3, H, W]; None where there are none, or not any more.
+        levels: how the picture looks as prepared and as decoded, uint8 [3, H, W], RGBA over white; None where there are
+            none, or not any more.
     """
 
     row: dict[str, Any]
@@ -114,36 +115,64 @@ class Original:
     """A picture as prepared, and what is known of it whatever it is compared with.
 
     Args:
-        pixels: [3, H, W] in [-1, 1].
+        pixels: [3, H, W] in [-1, 1], or RGBA [4, H, W].
+        channels: of what it is compared in: 1 (grey), 3 (RGB) or, where it has alpha, 4 (RGBA); see `pixels.seen`.
         keep: LPIPS's features are computed once and kept, about 500 bytes a pixel; else each time anew.
 
     Attributes:
-        levels: uint8 [3, H, W].
+        compared: its pixels in so many channels.
+        planes: how they look, uint8 [C, H, W]; see `pixels.seen`.
     """
 
-    def __init__(self, pixels: Tensor, *, keep: bool = False) -> None:
-        self.pixels, self.levels, self.keep = pixels, to_uint8(pixels), keep
+    def __init__(self, pixels: Tensor, channels: int = 3, *, keep: bool = False) -> None:
+        self.pixels, self.channels, self.keep = pixels, channels, keep
+        self.compared = to_channels(pixels, channels)
+        self.planes = seen(to_uint8(self.compared))
         self._kept: dict[str, list[Tensor]] = {}
 
+    @property
+    def levels(self) -> Tensor:
+        """How it looks in what it is compared in: uint8 [3, H, W], RGBA over white."""
+        return _rgb(self.planes)
+
     def lpips(self, key: str, pixels: Tensor, tools: Tools, protocol: Protocol) -> float:
-        """The distance of what was decoded, [3, H, W] in [-1, 1] and beyond, by LPIPS's network with this key."""
+        """The distance of what was decoded, [C, H, W] in [-1, 1] and beyond, by LPIPS's network with this key.
+
+        Grey is repeated, and of RGBA it is the mean of those over white and over black.
+        """
         network = tools.lpips[key]
 
         def stages(*pictures: Tensor) -> list[Tensor]:
-            seen = torch.stack(pictures)
-            return network.stages((seen if protocol.on_floats else _rounded(seen)).to(network.shift.device))
+            values = torch.cat([_triples(one if protocol.on_floats else _rounded(one)) for one in pictures])
+            return network.stages(values.to(network.shift.device))
 
         if not self.keep and pixels[0].numel() <= TOGETHER:
-            both = stages(self.pixels, pixels)
-            return float(network.distance([one[:1] for one in both], [one[1:] for one in both]))
-        mine = self._kept.get(key) or stages(self.pixels)
+            both = stages(self.compared, pixels)
+            n = len(both[0]) // 2
+            return float(network.distance([one[:n] for one in both], [one[n:] for one in both]).mean())
+        mine = self._kept.get(key) or stages(self.compared)
         if self.keep:
             self._kept[key] = mine
-        return float(network.distance(mine, stages(pixels)))
+        return float(network.distance(mine, stages(pixels)).mean())
 
     def part(self, box: Box) -> Original:
         """What lies in a box."""
-        return Original(_part(self.pixels, box))
+        return Original(_part(self.pixels, box), self.channels)
+
+
+def _triples(pixels: Tensor) -> Tensor:
+    """Pixels [C, H, W] as networks for RGB take them: [N, 3, H, W]; N is 2 for RGBA."""
+    values = seen(pixels)
+    return values.expand(3, -1, -1)[None] if len(values) == 1 else values.reshape(-1, 3, *values.shape[1:])
+
+
+def looks(pixels: Tensor) -> Tensor:
+    """How pixels [C, H, W] look: uint8 [3, H, W], RGBA over white."""
+    return _rgb(seen(to_uint8(pixels)))
+
+
+def _rgb(planes: Tensor) -> Tensor:
+    return planes[:3].expand(3, -1, -1)
 
 
 def _rounded(pixels: Tensor) -> Tensor:
@@ -188,7 +217,7 @@ def reason(error: BaseException) -> str:
 @torch.no_grad()
 def reference(original: Original, tools: Tools) -> Taken:
     """A picture's own features, as prepared. Where an extractor fails, the row says why."""
-    height, width = original.levels.shape[1:]
+    height, width = original.pixels.shape[1:]
     try:
         return Taken(row={"height": height, "width": width}, features=_features(original.levels, tools))
     except FAILURES as error:
@@ -221,12 +250,14 @@ def measure(
 def _measured(
     vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
 ) -> Taken:
-    x = original.pixels
+    x = to_channels(original.pixels, vae.picture_channels)
     begin = time.perf_counter()
     posterior, z = encode(vae, x, protocol, tools)
     middle = time.perf_counter()
     y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
     end = time.perf_counter()
+    if len(y) != original.channels:  # as a file of it would be brought to them
+        y = to_channels(y.clamp(-1, 1), original.channels)
     row: dict[str, Any] = {
         "height": x.shape[1],
         "width": x.shape[2],
@@ -245,7 +276,7 @@ def _measured(
             ]
             for subset, parts in boxes.items()
         }
-    after = to_uint8(y)
+    after = looks(y)
     return Taken(row=row, features=_features(after, tools), levels=(original.levels, after))
 
 
@@ -255,8 +286,8 @@ def _part(pixels: Tensor, box: Box) -> Tensor:
 
 
 def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) -> dict[str, float]:
-    """The metrics that a picture [3, H, W], or a part of one, is large enough for."""
-    before, after = original.levels, to_uint8(y)
+    """The metrics that a picture [C, H, W], or a part of one, is large enough for."""
+    before, after = original.planes, seen(to_uint8(y))
     found: dict[str, float] = {}
     for key in tools.metrics:
         if min(y.shape[1:]) < METRICS[key].least:
@@ -264,7 +295,7 @@ def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) ->
         if key == "psnr":
             found[key] = psnr(before, after)
         elif key == "ssim":
-            found[key] = _ssim(original, y, after, protocol)
+            found[key] = _ssim(original, y, before, after, protocol)
         elif key == "ms_ssim":
             found[key] = ms_ssim(before, after)
         else:
@@ -272,13 +303,14 @@ def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) ->
     return found
 
 
-def _ssim(original: Original, y: Tensor, after: Tensor, protocol: Protocol) -> float:
+def _ssim(original: Original, y: Tensor, before: Tensor, after: Tensor, protocol: Protocol) -> float:
     if protocol.ssim == "gaussian":
-        return ssim(original.levels, after)
+        return ssim(before, after)
     similarity = ssim_reflect if protocol.ssim == "reflect" else ssim_uniform
     if protocol.on_floats:
-        return similarity(original.pixels.clamp(-1, 1), y.clamp(-1, 1), 2.0 * protocol.ssim_range)
-    return similarity(original.levels.float() / 255, after.float() / 255, protocol.ssim_range)
+        floats = [seen(one.clamp(-1, 1)) for one in (original.compared, y)]
+        return similarity(floats[0], floats[1], 2.0 * protocol.ssim_range)
+    return similarity(before.float() / 255, after.float() / 255, protocol.ssim_range)
 
 
 def _rate(posterior: Posterior, x: Tensor) -> float | None:

@@ -1,4 +1,7 @@
-"""Metrics between a picture and its reconstruction, on uint8 pixels rounded half up (`calotype.pixels.to_uint8`)."""
+"""Metrics between a picture and its reconstruction, on uint8 pixels rounded half up (`calotype.pixels.to_uint8`).
+
+Channels are all alike: C is 1 for grey, 3 for RGB, and 6 for RGBA as `calotype.pixels.seen` has it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     Computed in float64.
 
     Args:
-        a, b: uint8 [3, H, W].
+        a, b: uint8 [C, H, W].
 
     Returns:
         dB; infinity for identical pictures.
@@ -42,11 +45,11 @@ def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity: Wang, Bovik, Sheikh & Simoncelli, IEEE TIP 13(4), 2004, equation 13.
 
     Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255, population (co)variances, only positions
-    where the window lies inside the picture, full resolution. The mean over positions is taken for each of R, G and B,
-    then over the three. Computed in float64.
+    where the window lies inside the picture, full resolution. The mean over positions is taken for each channel,
+    then over the channels. Computed in float64.
 
     Args:
-        a, b: uint8 [3, H, W], H and W at least 11.
+        a, b: uint8 [C, H, W], H and W at least 11.
 
     Returns:
         At most 1, which only identical pictures reach.
@@ -69,7 +72,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> float:
     (torchmetrics averages channels first, and counts a border made by reflection). Computed in float64.
 
     Args:
-        a, b: uint8 [3, H, W], H and W at least 161: there the window of 11 just fits the fifth scale.
+        a, b: uint8 [C, H, W], H and W at least 161: there the window of 11 just fits the fifth scale.
 
     Returns:
         At most 1, which only identical pictures reach.
@@ -84,7 +87,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> float:
             f"MS-SSIM needs pictures of at least {least} x {least} pixels, not {a.shape[-2]} x {a.shape[-1]}; use SSIM."
         )
     x, y = a, b
-    product = torch.ones(3, dtype=torch.float64, device=a.device)
+    product = torch.ones(len(a), dtype=torch.float64, device=a.device)
     for i, exponent in enumerate(_SCALES):
         if i:
             x, y = _halved(x.double()), _halved(y.double())
@@ -106,19 +109,22 @@ class RowMetrics:
         self._rows = 0
         self._squares = 0  # exact: an int has no end
         self._similarity = 0.0
-        self._carried = torch.empty(2, 3, 0, width, dtype=torch.uint8)
+        self._carried: Tensor | None = None  # the last rows of both, from the first `add` on
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """The next rows, from the top: uint8 [3, n, width] of either picture.
+        """The next rows, from the top: uint8 [C, n, width] of either picture.
 
         Raises:
             UsageError: another dtype or shape, the shapes differ, or rows come after the last.
         """
         _check(a, b)
-        if a.shape[-1] != self._width or self._rows + a.shape[-2] > self._height:
+        if self._carried is None:
+            self._carried = torch.empty(2, len(a), 0, self._width, dtype=torch.uint8)
+        channels = self._carried.shape[1]
+        if len(a) != channels or a.shape[-1] != self._width or self._rows + a.shape[-2] > self._height:
             raise UsageError(
-                f"rows to compare must be [3, n, {self._width}], {self._height} in all: after {self._rows} of them "
-                f"{list(a.shape)} is wrong."
+                f"rows to compare must be [{channels}, n, {self._width}], {self._height} in all: after {self._rows} of "
+                f"them {list(a.shape)} is wrong."
             )
         self._rows += a.shape[-2]
         step = max(1, _BAND // self._width)
@@ -138,7 +144,7 @@ class RowMetrics:
             UsageError: some are not.
         """
         self._require_all()
-        mse = self._squares / (3 * self._height * self._width)
+        mse = self._squares / (self._channels() * self._height * self._width)
         return 10.0 * math.log10(_PEAK**2 / mse) if mse else math.inf
 
     def ssim(self) -> float:
@@ -149,7 +155,11 @@ class RowMetrics:
         """
         self._require_all()
         _require_window(self._height, self._width)
-        return self._similarity / (3 * (self._height - _WINDOW + 1) * (self._width - _WINDOW + 1))
+        return self._similarity / (self._channels() * (self._height - _WINDOW + 1) * (self._width - _WINDOW + 1))
+
+    def _channels(self) -> int:
+        assert self._carried is not None
+        return self._carried.shape[1]
 
     def _require_all(self) -> None:
         if self._rows < self._height or not self._rows:
@@ -157,9 +167,9 @@ class RowMetrics:
 
 
 def _mean(a: Tensor, b: Tensor, part: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """What `part` makes of pictures [3, H, W] at all positions of the window, its mean by channel: float64 [3]."""
+    """What `part` makes of pictures [C, H, W] at all positions of the window, its mean by channel: float64 [C]."""
     height, width = a.shape[1:]
-    total = torch.zeros(3, dtype=torch.float64, device=a.device)
+    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     step = max(1, _BAND // width)
     for top in range(0, height - _WINDOW + 1, step):
         band = slice(top, top + step + _WINDOW - 1)
@@ -168,7 +178,7 @@ def _mean(a: Tensor, b: Tensor, part: Callable[[Tensor, Tensor], Tensor]) -> Ten
 
 
 def _similarity(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM at all positions of the window: float64 [3, H, W] -> [3, H - 10, W - 10]."""
+    """SSIM at all positions of the window: float64 [C, H, W] -> [C, H - 10, W - 10]."""
     luminance, structure = _luminance_and_structure(x, y)
     return luminance.mul_(structure)
 
@@ -204,7 +214,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels: [3, H, W] -> [3, ceil(H / 2), ceil(W / 2)]."""
+    """Means of 2 x 2 pixels: [C, H, W] -> [C, ceil(H / 2), ceil(W / 2)]."""
     return F.avg_pool2d(F.pad(x, (0, x.shape[2] % 2, 0, x.shape[1] % 2), mode="replicate"), 2)
 
 
@@ -215,7 +225,7 @@ def _require_window(height: int, width: int) -> None:
 
 def _check(a: Tensor, b: Tensor) -> None:
     for x in (a, b):
-        if x.dtype != torch.uint8 or x.ndim != 3 or x.shape[0] != 3 or not x.numel():
-            raise UsageError(f"a picture to compare must be uint8 [3, H, W], not {x.dtype} {list(x.shape)}.")
+        if x.dtype != torch.uint8 or x.ndim != 3 or x.shape[0] not in (1, 3, 6) or not x.numel():
+            raise UsageError(f"a picture to compare must be uint8 [1, 3 or 6, H, W], not {x.dtype} {list(x.shape)}.")
     if a.shape != b.shape:
         raise UsageError(f"pictures to compare must have one shape, not {list(a.shape)} and {list(b.shape)}.")

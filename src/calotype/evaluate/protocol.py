@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
@@ -71,7 +72,7 @@ class Protocol:
             )
 
     def prepare(self, picture: Array, name: str = "the picture") -> Tensor:
-        """A picture as it is encoded: uint8 [H, W, 3] -> float [3, H', W'] in [-1, 1].
+        """A picture as it is encoded: uint8 [H, W, C] -> float [C, H', W'] in [-1, 1]; C is 3 (RGB) or 4 (RGBA).
 
         Raises:
             UsageError: its size is not what the protocol asks for.
@@ -133,7 +134,14 @@ def _middle(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _tensor(picture: Array, size: int) -> Tensor:
     height, width = _scaled(picture.shape[0], picture.shape[1], size)
-    x = F.interpolate(from_array(picture)[None], (height, width), mode="bilinear", align_corners=False, antialias=True)
+    x = from_array(picture)[None]
+    opacity = (x[:, 3:] + 1.0) / 2.0
+    if opacity.numel():  # what can't be seen is not to be mixed into what can
+        x = torch.cat([x[:, :3] * opacity, opacity], dim=1)
+    x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    if opacity.numel():
+        colours, opacity = x[:, :3], x[:, 3:]
+        x = torch.cat([torch.where(opacity > 0.0, colours / opacity, 1.0), opacity * 2.0 - 1.0], dim=1).clamp(-1.0, 1.0)
     top, left = _middle(height, width, size)
     return x[0, :, top : top + size, left : left + size].contiguous()
 

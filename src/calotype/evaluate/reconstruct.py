@@ -18,7 +18,18 @@ from calotype.engine.program import Map
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
 from calotype.evaluate.metrics import RowMetrics
-from calotype.pixels import Picture, PictureRows, Rows, crop, pad, pad_rows, planes, to_uint8
+from calotype.pixels import (
+    Picture,
+    PictureRows,
+    Rows,
+    crop,
+    for_channels,
+    pad,
+    pad_rows,
+    planes,
+    seen,
+    to_uint8,
+)
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE, picture_generator
@@ -32,11 +43,13 @@ _BAND = 2**17  # pixels that are compared or drawn at a time
 class Figures:
     """How far a reconstruction is from its picture, and what it takes.
 
+    Both are compared in the channels that the VAE has: grey, RGB, or RGBA as `pixels.seen` has it.
+
     Attributes:
         psnr: in dB, over all values.
-        ssim: gaussian window, RGB; None for pictures smaller than its window.
-        numbers_per_pixel: latent numbers for each pixel (a pixel itself is 3).
-        bits_per_pixel: of the latents stored as float16 (a pixel itself is 24).
+        ssim: gaussian window, mean over channels; None for pictures smaller than its window.
+        numbers_per_pixel: latent numbers for each pixel (a pixel itself has as many as channels).
+        bits_per_pixel: of the latents stored as float16 (a pixel itself has 8 a channel).
         kl_bits_per_pixel: KL(posterior || N(0, I)), the rate of the variational bound; None without a posterior.
     """
 
@@ -52,14 +65,14 @@ class Reconstruction(Figures):
     """A picture before and after, with figures.
 
     Attributes:
-        original, reconstruction: [3, H, W], uint8.
+        original, reconstruction: [P, H, W], uint8; P is the VAE's `picture_channels`.
     """
 
     original: Tensor
     reconstruction: Tensor
 
     def image(self) -> Image.Image:
-        """The reconstruction, RGB."""
+        """The reconstruction: L, RGB or RGBA."""
         return _image(self.reconstruction)
 
     def panel(self, amplify: float = 4.0) -> Image.Image:
@@ -80,19 +93,23 @@ def reconstruct(
     """Encodes and decodes one picture.
 
     Args:
-        picture: its alpha, if it was kept, is not part of the comparison.
+        picture: its alpha, if it was kept, goes through a VAE of RGBA; else it is not part of the comparison.
         seed: None decodes the posterior's mode, a seed a sample of it.
         memory, progress: as for `VAE.encode`.
+
+    Raises:
+        UsageError: for a VAE whose pictures are neither grey, RGB nor RGBA.
     """
-    padded, padding = pad(picture.pixels, vae.factor)
+    pixels = for_channels(picture, vae.picture_channels)(0, picture.size[0])
+    padded, padding = pad(pixels, vae.factor)
     posterior = vae.encode(padded[None], memory=memory, progress=share(progress, 0, 2))
     latents = posterior.mode() if seed is None else posterior.sample([picture_generator(seed, padded)])
     decoded = vae.decode(latents, memory=memory, progress=share(progress, 1, 2))[0].cpu()
-    before, after = to_uint8(picture.pixels), to_uint8(crop(decoded, padding))
+    before, after = to_uint8(pixels), to_uint8(crop(decoded, padding))
     size = padding.height, padding.width
     metrics = RowMetrics(*size)
     for top, bottom in _bands(*size):
-        metrics.add(before[:, top:bottom], after[:, top:bottom])
+        metrics.add(seen(before[:, top:bottom]), seen(after[:, top:bottom]))
     figures = _figures(metrics, size, latents.numel(), _rate(posterior))
     return Reconstruction(original=before, reconstruction=after, **vars(figures))
 
@@ -110,26 +127,30 @@ def reconstruct_files(
 ) -> Figures:
     """Encodes and decodes one picture as `reconstruct` does, and writes what came out and the panel, all by rows.
 
-    Beside the picture and its latents only a few rows are in memory. What is decoded waits in a temporary file, of 3
-    bytes a pixel, that has no name.
+    Beside the picture and its latents only a few rows are in memory. What is decoded waits in a temporary file, of a
+    byte for each channel of a pixel, that has no name.
 
     Args:
-        picture: its alpha, if it was kept, is that of the reconstruction; it is not part of the comparison.
+        picture: its alpha, if it was kept, goes through a VAE of RGBA. Else it is that of the reconstruction, and not
+            part of the comparison.
         reconstruction, panel: where to write to; PNG or TIFF, for other formats need the picture whole.
         amplify: how much the panel's difference is amplified.
         seed: None decodes the posterior's mode, a seed a sample of it.
         memory, progress: as for `VAE.encode`.
 
     Raises:
-        UsageError: a picture that the files can't hold.
+        UsageError: a picture that the files can't hold, or a VAE whose pictures are neither grey, RGB nor RGBA.
         PictureError: the disk refuses them.
         MemoryLimitError: it can't be done in so much memory, or there is no room for the temporary file.
         NonFiniteError: what is decoded is not finite in float32 either.
     """
     height, width = picture.size
-    require_rows_writable(reconstruction, width, height, alpha=picture.alpha is not None)
     require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
-    rows, padding = pad_rows(picture.rows, height, width, vae.factor)
+    channels = vae.picture_channels
+    alpha = picture.alpha if channels < 4 else None
+    whole = for_channels(picture, channels)
+    require_rows_writable(reconstruction, width, height, alpha=alpha is not None or channels == 4)
+    rows, padding = pad_rows(whole, height, width, vae.factor)
     padded = (height + padding.bottom, width + padding.right)
     posterior = vae.encode_rows(rows, *padded, memory=memory, progress=share(progress, 0, 4))
     rate = _rate(posterior)
@@ -137,7 +158,7 @@ def reconstruct_files(
     latents = drawn[0].clone()
     del posterior, drawn  # which hold more than twice as much
 
-    spool = _Spool(width)
+    spool = _Spool(width, channels)
     try:
         told = share(progress, 1, 4)
         finite = True
@@ -154,15 +175,15 @@ def reconstruct_files(
         metrics = RowMetrics(height, width)
 
         def before(top: int, bottom: int) -> Tensor:
-            return to_uint8(picture.rows(top, bottom))
+            return to_uint8(whole(top, bottom))
 
         def compared() -> Iterator[Tensor]:
             for top, bottom in _bands(height, width, share(progress, 2, 4)):
                 after = spool.rows(top, bottom)
-                metrics.add(before(top, bottom), after)
+                metrics.add(seen(before(top, bottom)), seen(after))
                 yield after
 
-        write_rows(reconstruction, compared(), width=width, height=height, alpha=picture.alpha)
+        write_rows(reconstruction, compared(), width=width, height=height, channels=channels, alpha=alpha)
         figures = _figures(metrics, picture.size, latents.numel(), rate)
         panel_rows = _panel(figures, before, spool.rows, height, width, amplify, share(progress, 3, 4))
         write_rows(panel, panel_rows, width=3 * width, height=height + LABEL_HEIGHT)
@@ -174,13 +195,13 @@ def reconstruct_files(
 class _Spool:
     """Levels of a picture in a temporary file: uint8 rows, which can be read in any order."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, channels: int) -> None:
         self._width = width
         self._spill = Spill()
-        self._map = Map("picture", channels=3, factor=1)
+        self._map = Map("picture", channels=channels, factor=1)
 
     def fill(self, rows: Iterator[Tensor], height: int) -> None:
-        """Takes pixels [3, n, W'] from the top down, cropped to `height` rows and the width."""
+        """Takes pixels [C, n, W'] from the top down, cropped to `height` rows and the width."""
         top = 0
         for part in rows:
             levels = to_uint8(part[:, : height - top, : self._width])
@@ -189,8 +210,8 @@ class _Spool:
             top += levels.shape[1]
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """[3, bottom - top, W], uint8."""
-        levels = torch.empty(bottom - top, self._width, 3, dtype=torch.uint8)
+        """[C, bottom - top, W], uint8."""
+        levels = torch.empty(bottom - top, self._width, self._map.channels, dtype=torch.uint8)
         self._spill.read(self._map, top, levels)
         return levels.permute(2, 0, 1)
 
@@ -240,7 +261,10 @@ def _panel(
     amplify: float,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """The panel by rows, from the labels down: uint8 [3, n, 3 W]."""
+    """The panel by rows, from the labels down: uint8 [3, n, 3 W].
+
+    RGBA is shown over white; its difference is that over white or over black, whichever is larger.
+    """
     ssim_text = "" if figures.ssim is None else f", SSIM {figures.ssim:.3f}"
     labels = [
         f"original {width}x{height}",
@@ -255,9 +279,12 @@ def _panel(
             draw.text((i * width + 4, 4), label, "black", font)
     yield torch.from_numpy(np.array(strip)).permute(2, 0, 1)
     for top, bottom in _bands(height, width, progress):
-        a, b = before(top, bottom), after(top, bottom)
-        difference = 128 + amplify * (b.float() - a.float())
-        yield torch.cat([a, b, difference.clamp(0, 255).to(torch.uint8)], dim=2)
+        a, b = (seen(rows(top, bottom)) for rows in (before, after))
+        apart = b.float() - a.float()
+        if len(a) == 6:
+            apart = torch.where(apart[:3].abs() >= apart[3:].abs(), apart[:3], apart[3:])
+        difference = (128 + amplify * apart).clamp(0, 255).to(torch.uint8)
+        yield torch.cat([part[:3].expand(3, -1, -1) for part in (a, b, difference)], dim=2)
 
 
 def _rows_of(levels: Tensor) -> Rows:
@@ -265,4 +292,5 @@ def _rows_of(levels: Tensor) -> Rows:
 
 
 def _image(values: Tensor) -> Image.Image:
-    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+    levels = values.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)

@@ -19,6 +19,7 @@ from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import METRICS, Box, Tools
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import DISTANCES, require_enough
+from calotype.pixels import require_channels
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.load import SUFFIXES, tensors_sha256
 
@@ -57,8 +58,8 @@ class Setup:
 
         Raises:
             UsageError: for an unknown metric or distance or none, two places for one extractor, too few pictures, what
-                is no amount of memory, boxes that the protocol moves, boxes of no picture, or the same weights under
-                two names.
+                is no amount of memory, boxes that the protocol moves, boxes of no picture, the same weights under two
+                names, or a VAE whose pictures are neither grey, RGB nor RGBA.
             WeightsError: if weights of a VAE or of a metric are not there.
         """
         if not self.vaes:
@@ -107,6 +108,7 @@ class Setup:
         given: dict[str, str] = {}
         for label, spec in labels(self.vaes).items():
             vaes[label] = load(spec, device=device, dtype=dtype)
+            require_channels(vaes[label].picture_channels)
             same = given.setdefault(vaes[label].sha256, spec)
             if same != spec:
                 raise UsageError(

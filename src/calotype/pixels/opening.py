@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import threading
@@ -14,12 +15,11 @@ from typing import IO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from calotype.errors import PictureError
+from calotype.pixels import kinds
+from calotype.pixels.plugins import PLUGINS
 
 MAX_PIXELS = 2**30
 """Pictures with more pixels than this (32768 x 32768) are refused before they are decoded."""
-
-# EPS is a program for Ghostscript and WMF one for Windows; opening a picture shall run neither.
-_REFUSED_FORMATS = {"EPS", "WMF"}
 
 _strict_lock = threading.Lock()
 _strict_readers = 0
@@ -39,7 +39,11 @@ def strict_pillow() -> Iterator[None]:
             _strict_settings.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             _strict_settings.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
             _strict_settings.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\.")
+            # without logging set up, they would write to standard error what the exception says too
+            for logger in map(logging.getLogger, ("tifffile", "PIL.TiffImagePlugin")):
+                _strict_settings.callback(setattr, logger, "disabled", logger.disabled)
+                logger.disabled = True
             # Pillow raises above twice its limit; what it says between once and twice is filtered with the rest.
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
             ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -71,7 +75,7 @@ def open_file(name: str) -> IO[bytes]:
 def identify(file: IO[bytes], name: str) -> Image.Image:
     """Read the header."""
     Image.init()
-    formats = [known for known in Image.ID if known not in _REFUSED_FORMATS]
+    formats = [known for known in Image.ID if known not in kinds.REFUSED_FORMATS]
     try:
         head = file.read(64)
         if not head:
@@ -103,8 +107,18 @@ def _describe(head: bytes, formats: list[str]) -> str:
             answer = accept(head[:16]) if accept else False
             if answer:
                 problem = answer if isinstance(answer, str) else "its header is cut off, damaged or of an unknown kind"
-                return f"starts like {known}, but {problem}"
+                return f"starts like {PLUGINS[known].title if known in PLUGINS else known}, but {problem}"
     return f"starts with the bytes {head[:8]!r}"
+
+
+def require_readable(head: bytes, name: str) -> None:
+    """Checks by its first bytes that a file is of no kind that can't be read; loads the plugin that reads it.
+
+    Raises:
+        PictureError: it is of one; the message says which, and what to do.
+    """
+    if why := kinds.unreadable(head, name):
+        raise PictureError(f"{name} {why}.")
 
 
 def too_large(name: str, found: str) -> PictureError:
@@ -116,5 +130,5 @@ def too_large(name: str, found: str) -> PictureError:
 
 
 def damaged(name: str, error: Exception) -> PictureError:
-    reason = str(error).rstrip(".") or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return PictureError(f"{name} is damaged or cut off ({reason}); make or download it again.")

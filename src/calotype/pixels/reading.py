@@ -6,18 +6,19 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import opening
-from calotype.pixels.colour import srgb
-from calotype.pixels.picture import Bytes, Levels, Picture, PictureRows
+from calotype.pixels import deep, opening, tiff, values as values_
+from calotype.pixels.colour import deep_srgb, srgb
+from calotype.pixels.light import ADOBE
+from calotype.pixels.picture import Levels, Opacity, Picture, PictureRows
+from calotype.pixels.source import Source, of_file, of_image
 from calotype.pixels.upright import AS_STORED, empty
-
-_STRIPE = 2**18  # pixels that are converted at a time
+from calotype.pixels.values import Values, assemble
 
 
 def read_picture(
@@ -28,9 +29,13 @@ def read_picture(
 ) -> Picture:
     """Read a picture as upright sRGB pixels.
 
-    EXIF orientation is applied; an ICC profile is converted to sRGB (perceptual intent), except one that is sRGB
-    within one level of 255, which changes nothing. 16-bit grey keeps its precision; float grey must lie in [0, 1] and
-    is taken as sRGB-encoded. Of several frames the first is used, of a PIL image the current one.
+    EXIF orientation is applied. Colours are converted to sRGB by what the file says of them: PNG's cICP, an ICC profile
+    (perceptual intent), PNG's gAMA and cHRM, nclx of AVIF and HEIF, or EXIF's Adobe RGB; what is sRGB within one level
+    of 255 is left as it is, and HDR (PQ, HLG) too, with a notice.
+
+    16-bit grey keeps its precision, and with the packages of calotype[deep] 16-bit colour does too; without them it is
+    reduced to 8 bits, with a notice. Floats must lie in [0, 1] and are taken as sRGB-encoded unless a profile says
+    otherwise. Of several frames the first is used, of a PIL image the current one.
 
     Args:
         source: a path, a file's bytes, or a PIL image (which is left as it is).
@@ -39,12 +44,14 @@ def read_picture(
         background: R, G, B in 0..255.
 
     Raises:
-        PictureError: it is missing, unreadable, no picture, damaged, cut off, or larger than `MAX_PIXELS`.
+        PictureError: it is missing, unreadable, no picture, damaged, cut off, larger than `MAX_PIXELS`, or of a kind
+            that needs calotype[deep] and those packages are not installed.
         UsageError: an unknown `alpha` or `background`.
     """
     rows = read_picture_rows(source, alpha=alpha, background=background)
-    opacity = None if rows.alpha is None else rows.alpha.float().div_(255.0)
-    return Picture(rows.rows(0, rows.size[0]), opacity, rows.notices)
+    height = rows.size[0]
+    opacity = rows.weight(0, height) if rows.keep and rows.opacity is not None else None
+    return Picture(rows.rows(0, height), opacity, rows.notices)
 
 
 def read_picture_rows(
@@ -55,7 +62,8 @@ def read_picture_rows(
 ) -> PictureRows:
     """Read a picture as `read_picture` does, with the same pixels, but hold it in a quarter of the memory.
 
-    While it is read it takes 7 bytes a pixel (Pillow's own 4 are given back), and 1 more where there is alpha.
+    While it is read it takes 7 bytes a pixel (Pillow's own 4 are given back), and 1 more where there is alpha. Colour
+    of more than 8 bits takes 12, of which 6 are kept, and 4 more where there is alpha; floats of 32 bits twice that.
 
     Args:
         source, alpha, background: as there.
@@ -70,45 +78,91 @@ def read_picture_rows(
     keep = alpha == "keep"
     if isinstance(source, Image.Image):
         with opening.strict_pillow():
-            return _picture(source, "The picture", keep, background)
+            return _decoded(of_image(source, "The picture"), "The picture", keep, background)
     name = "The picture" if isinstance(source, bytes) else os.fspath(source)
     with io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file, opening.strict_pillow():
-        return _picture(opening.identify(file, name), name, keep, background)
+        return _decoded(of_file(file, name), name, keep, background)
 
 
-def _picture(image: Image.Image, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
-    """Decode an image whose header has been read."""
-    width, height = image.size
-    if width * height > opening.MAX_PIXELS:
-        raise opening.too_large(name, f"{width} x {height} pixels")
-    if not width * height:
-        raise PictureError(f"{name} has no pixels: its size is {width} x {height}.")
-    notices: list[str] = []
-    stored = _stored(image)
+def picture_size(file: IO[bytes]) -> tuple[int, int]:
+    """(height, width) of a picture file, from its header; before it is turned upright.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
+    """
+    with opening.strict_pillow():
+        source = of_file(file, "The picture")
+    return source.height, source.width
+
+
+def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
+    if source.width * source.height > opening.MAX_PIXELS:
+        raise opening.too_large(name, f"{source.width} x {source.height} pixels")
+    if not source.width * source.height:
+        raise PictureError(f"{name} has no pixels: its size is {source.width} x {source.height}.")
+    stored = _stored(source)
     try:
-        frames = getattr(image, "n_frames", 1)
-        image.load()
-    except Exception as error:  # the plugins raise almost anything over damaged data
+        if source.image is not None and source.decode is None:
+            image = source.image
+            source.frames, source.frame = getattr(image, "n_frames", 1), image.tell() + 1
+            image.load()
+            values = _grey_values(image, source, stored) if image.mode.startswith("I") or image.mode == "F" else None
+        else:
+            assert source.decode is not None
+            if source.image is not None:
+                source.frames = getattr(source.image, "n_frames", source.frames)
+            values = source.decode()
+    except tiff.NotReadableError as error:
+        raise PictureError(f"{name} {error}.") from error
+    except Exception as error:  # decoders raise almost anything over damaged data
         raise opening.damaged(name, error) from error
-    if frames > 1:
-        notices.append(f"Only frame {image.tell() + 1} of {frames} was used.")
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        orientation = orientation if orientation in AS_STORED else 1
-    except Exception:  # the same over damaged EXIF, but then the pixels are whole
-        notices.append("The EXIF data can't be read, so the picture was left the way it is stored.")
-        orientation = 1
+    notices = source.notices
+    if source.frames > 1:
+        notices.append(f"Only frame {source.frame} of {source.frames} was used.")
+    orientation = _orientation(source)
+    if source.image is not None and not source.profile and source.light is None and _says_adobe_rgb(source.image):
+        source.light = ADOBE
 
-    read = _deep_grey if image.mode.startswith("I") or image.mode == "F" else _colour
-    levels, opacity = read(image, name, stored, orientation, notices)
-    if opacity is not None and opacity.min() == 255:
-        opacity = None
+    if values is not None:
+        convert = deep_srgb(values.model, values.floats, source.profile, source.light, notices)
+        levels, opacity = assemble(values, name, convert, orientation)
+    else:
+        assert source.image is not None
+        levels, opacity = _colour(source.image, source, stored, orientation)
+    opacity = None if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max else opacity
     if opacity is not None:
+        if values is not None and values.alpha is None and values.nodata is not None:
+            notices.append("Pixels without data are transparent.")
         if not keep:
             notices.append(f"Alpha was composited over the background {tuple(background)}.")
         elif not opacity.min():
             notices.append(f"Fully transparent pixels were given the background's colour {tuple(background)}.")
     return PictureRows(levels, opacity, keep, background, tuple(notices))
+
+
+def _orientation(source: Source) -> int:
+    if source.orientation is not None:
+        return source.orientation if source.orientation in AS_STORED else 1
+    assert source.image is not None
+    try:
+        # a plugin's own would load the image, to find EXIF data after the pixels
+        exif = source.image.getexif() if source.decode is None else Image.Image.getexif(source.image)
+        orientation = exif.get(ExifTags.Base.Orientation)
+        return orientation if orientation in AS_STORED else 1
+    except Exception:  # the plugins raise almost anything over damaged EXIF, but then the pixels are whole
+        source.notices.append("The EXIF data can't be read, so the picture was left the way it is stored.")
+        return 1
+
+
+def _says_adobe_rgb(image: Image.Image) -> bool:
+    """By EXIF's ColorSpace of 2, or by the interoperability index R03 of DCF."""
+    try:
+        exif = Image.Image.getexif(image)
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    except Exception:  # as above, of which a notice tells
+        return False
+    return space == 2 or (space == 0xFFFF and str(index).startswith("R03"))
 
 
 @dataclass(frozen=True)
@@ -118,72 +172,65 @@ class _Stored:
     Attributes:
         raw_mode: Pillow's name of the layout; empty for an image made in memory.
         deep_colour: colour channels have more than 8 bits.
-        white_is_zero: a TIFF with 0 for white.
     """
 
-    raw_mode: str
-    deep_colour: bool
-    white_is_zero: bool
+    raw_mode: str = ""
+    deep_colour: bool = False
 
 
-def _stored(image: Image.Image) -> _Stored:
+def _stored(source: Source) -> _Stored:
+    image = source.image
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
-    args = tiles[0].args if tiles else ""
-    first, *others = args if isinstance(args, tuple) else (args,)
+    if not tiles or image is None:
+        return _Stored()
+    first, *others = tiles[0].args if isinstance(tiles[0].args, tuple) else (tiles[0].args,)
     raw_mode = first if isinstance(first, str) else ""
     # Portable pixmaps tell their depth by the largest value instead.
-    deep = ";16" in raw_mode or (image.format == "PPM" and bool(others) and others[0] > 255)
-    tags = getattr(image, "tag_v2", {})
-    return _Stored(
-        raw_mode=raw_mode,
-        deep_colour=deep and not image.mode.startswith("I"),
-        white_is_zero=tags.get(262) == 0,  # 262: PhotometricInterpretation
-    )
+    deep_colour = ";16" in raw_mode or (image.format == "PPM" and bool(others) and others[0] > 255)
+    return _Stored(raw_mode, deep_colour and not image.mode.startswith("I"))
 
 
 def _stripes(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
     """All rows, a few at a time: which, and an image of them."""
     width, height = image.size
-    step = max(1, _STRIPE // width)
+    step = max(1, values_.STRIPE // width)
     for top in range(0, height, step):
         bottom = min(top + step, height)
         yield slice(top, bottom), image.crop((0, top, width, bottom))
 
 
-def _deep_grey(
-    image: Image.Image, name: str, stored: _Stored, orientation: int, notices: list[str]
-) -> tuple[Levels, Bytes | None]:
-    """Grey of more than 8 bits -> pixels [H, W] in [-1, 1] and alpha [H, W] or None."""
-    grey, as_stored = empty(image.size, orientation, dtype=np.float32)
-    for rows, part in _stripes(image):
-        as_stored[rows] = np.asarray(part)
+def _grey_values(image: Image.Image, source: Source, stored: _Stored) -> Values:
+    """Of Pillow's modes for grey of more than 8 bits."""
     full = 1.0 if image.mode == "F" else 4095.0 if stored.raw_mode == "I;12" else 65535.0
-    low, high = float(grey.min()), float(grey.max())
-    if not (low >= 0.0 and high <= full):  # so that NaN is caught as well
-        raise PictureError(
-            f"{name} holds grey values from {low:g} to {high:g} where 0 to {full:g} are expected; rescale them first."
-        )
-    if image.mode == "I":
-        notices.append("Whole numbers were taken for 16-bit grey: 0 is black and 65535 is white.")
-    if "icc_profile" in image.info:
-        notices.append("The ICC profile was ignored, because Pillow applies none to grey of more than 8 bits.")
-    key = image.info.get("transparency")
-    opacity = None if key is None else np.where(grey != key, np.uint8(255), np.uint8(0))
-    grey /= np.float32(full)
-    if stored.white_is_zero:  # Pillow inverts such TIFFs only up to 8 bits
-        np.subtract(1.0, grey, out=grey)
-    grey *= 2.0
-    grey -= 1.0
-    return grey, opacity
+    if image.format == "JPEG2000" and 8 < source.depth < 16:
+        full = float((2**source.depth - 1) << (16 - source.depth))  # Pillow shifts, which makes white less
+    if image.mode == "I" and image.format != "PPM":
+        source.notices.append("Whole numbers were taken for 16-bit grey: 0 is black and 65535 is white.")
+    width, height = image.size
+
+    def rows(top: int, bottom: int) -> Any:
+        return np.asarray(image.crop((0, top, width, bottom)))[..., None]
+
+    return Values(
+        width,
+        height,
+        rows,
+        "L",
+        full,
+        floats=image.mode == "F",
+        inverted=source.white_is_zero,  # Pillow inverts such TIFFs only up to 8 bits
+        checked=image.mode in ("I", "F"),
+        nodata=source.nodata if image.mode == "F" else None,
+        key=image.info.get("transparency"),
+    )
 
 
-def _colour(
-    image: Image.Image, name: str, stored: _Stored, orientation: int, notices: list[str]
-) -> tuple[Levels, Bytes | None]:
+def _colour(image: Image.Image, source: Source, stored: _Stored, orientation: int) -> tuple[Levels, Opacity | None]:
     """Any image of 8 bits or fewer -> levels [H, W, 3] and alpha [H, W] or None."""
-    info = dict(image.info)
+    info, notices = dict(image.info), source.notices
     if stored.deep_colour:
-        notices.append("16-bit colour was reduced to 8 bits, because Pillow keeps no more.")
+        hint = f"; {deep.INSTALL} keeps all" if image.format in ("PNG", "TIFF") and not deep.imagecodecs() else ""
+        notices.append(f"16-bit colour was reduced to 8 bits, because Pillow keeps no more{hint}.")
     if "transparency" in info:
         if stored.deep_colour:
             del info["transparency"]
@@ -194,9 +241,10 @@ def _colour(
 
     # L is exactly the grey, also of R = G = B.
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "CMYK" if image.mode == "CMYK" else "RGB"
-    to_srgb = srgb(mode, None if image.mode == "LAB" else info.get("icc_profile"), notices)
+    says_itself = image.mode == "LAB"
+    to_srgb = srgb(mode, None if says_itself else source.profile, None if says_itself else source.light, notices)
     levels, stored_levels = empty(image.size, orientation, 3, dtype=np.uint8)
-    opacity: Bytes | None = None
+    opacity: Opacity | None = None
     stored_opacity: Any = None
     for rows, part in _stripes(image):
         part.info = info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from calotype.errors import PictureError, UsageError
-from calotype.files import atomic_path
+from calotype.files import write_bytes
 from calotype.pixels.levels import to_pil
 
 # suffix -> Pillow's format, the modes it keeps without loss of channels or depth, options
@@ -54,8 +55,9 @@ def write_picture(
 
     Args:
         path: ends in one of those suffixes, in either case.
-        image: a PIL image, or pixels [3, H, W].
-        alpha: [H, W] in [0, 1]; only together with pixels.
+        image: a PIL image, or pixels [C, H, W] as `to_pil` takes them. Grey with alpha becomes RGBA in .webp and .avif,
+            which have no other.
+        alpha: [H, W] in [0, 1]; only together with pixels, and not with RGBA ones.
         text: by keyword, kept in PNG (iTXt); other formats are written without it.
 
     Returns:
@@ -76,6 +78,8 @@ def write_picture(
     if image.has_transparency_data and "RGBA" not in modes:
         able = ", ".join(key for key, writer in _WRITERS.items() if "RGBA" in writer[1])
         raise UsageError(f"{path} can't be written: {format_} has no alpha; use {able}, or drop the alpha first.")
+    if image.mode == "LA" and "LA" not in modes:
+        image = image.convert("RGBA")
     if image.mode not in modes:
         known = ", ".join(modes)
         raise UsageError(f"{path} can't be written: {format_} can't hold mode {image.mode}; convert to one of {known}.")
@@ -84,12 +88,10 @@ def write_picture(
         for keyword, value in text.items():
             chunks.add_itxt(keyword, value)
         options = {**options, "pnginfo": chunks}
+    encoded = io.BytesIO()  # a library that writes to a full disk itself says so on standard error too
     try:
-        with atomic_path(path) as temporary:
-            image.save(temporary, format=format_, **options)
-    except UsageError:
-        raise
+        image.save(encoded, format=format_, **options)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PictureError(f"{path} can't be written: {reason}.") from error
-    return path
+    return write_bytes(path, encoded.getbuffer(), PictureError)

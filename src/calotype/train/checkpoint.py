@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from calotype.errors import MemoryLimitError, StorageError, UsageError
-from calotype.files import atomic_path
+from calotype.files import atomic_path, make_folder, write_text, writing
 from calotype.train.recipe import Recipe
 
 # What may differ between the parts of a run: its length, what lies ahead, and how it is watched.
@@ -54,34 +53,17 @@ def save(out: Path, state: dict[str, Any], recipe: Recipe) -> Path:
     folder = out / FOLDER
     path = folder / f"step-{state['step']:08}.pt"
     try:
-        folder.mkdir(exist_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, temporary)
-            with temporary.open("rb+") as file:  # it must be there before older ones go
-                os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason = getattr(error, "strerror", None) or _why(folder, state, str(error))
+        make_folder(folder)
+        with writing(path) as file:
+            torch.save({"recipe": json.dumps(recipe.to_dict()), **state}, file)
+    except StorageError as error:
         last = newest(out)
-        kept = f"{last.name} is kept; resume from it" if last else "there is none before it"
-        raise StorageError(f"{path}: this checkpoint can't be written ({reason}): {kept}.") from None
+        kept = f"{last.name} is kept, and --resume goes on from it" if last else "there is none before it"
+        raise StorageError(f"{str(error).removesuffix('.')}; {kept}.") from None
     for old in sorted(folder.glob("step-*.pt"))[: -recipe.keep]:
         with suppress(OSError):
             old.unlink()
     return path
-
-
-def _why(folder: Path, state: Any, words: str) -> str:
-    """What torch's writer means, which says only that it could not write."""
-    full = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < _bytes(state)
-    return "no space is left on the disk" if full else words.strip().split("\n")[0].rstrip(".")
-
-
-def _bytes(value: Any) -> int:
-    """Of the tensors in nested values."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_bytes, inside))
 
 
 def keep_best(path: Path) -> None:
@@ -146,8 +128,7 @@ def keep_lines(metrics: Path, done: Callable[[dict[str, Any]], bool]) -> list[di
             if done(told):
                 lines.append(f"{line}\n")
                 kept.append(told)
-    with atomic_path(metrics) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_text(metrics, "".join(lines))
     return kept
 
 

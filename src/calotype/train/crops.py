@@ -164,6 +164,9 @@ def gather(
         UsageError: a source is missing, damaged or empty, or all pictures are held out.
     """
     parts = [open_source(source.path, data) for source in sources]
+    for part in parts:
+        if part.left_out:
+            notice(f"{part.title}: {part.left_out.sentence}")
     training: list[int] = []
     held_out: list[int] = []
     start = 0

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calotype import __version__
 from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.evaluate.metrics import psnr, ssim
-from calotype.files import atomic_path
+from calotype.files import write_text
 from calotype.latents import LatentFormat, PerChannel, ScaleShift
 from calotype.networks import Network
 from calotype.pixels import to_uint8
+from calotype.tensor_files import write_safetensors
 from calotype.train.crops import centre_crop
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Trainer
@@ -156,11 +156,9 @@ def export(
             save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
     else:
         state: dict[str, Tensor] = network.state_dict()
-        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"calotype_config": json.dumps(config.to_dict()), **header})
-    with atomic_path(out / "README.md") as temporary:
-        temporary.write_text(card(trainer, statistics, quality, count, shown), encoding="utf-8")
+        tensors = {key: value.to("cpu", dtype) for key, value in state.items()}
+        write_safetensors(path, tensors, {"calotype_config": json.dumps(config.to_dict()), **header})
+    write_text(out / "README.md", card(trainer, statistics, quality, count, shown))
     return path
 
 
@@ -184,7 +182,7 @@ def with_one_scale(format_: LatentFormat) -> LatentFormat:
     n = format_.channels
     shift = sum(format_.mean) / n
     square = sum(mean**2 + std**2 for mean, std in zip(format_.mean, format_.std, strict=True)) / n
-    scale = 1 / math.sqrt(max(square - shift**2, 1e-12))
+    scale = format_.scaling_factor / math.sqrt(max(square - shift**2, 1e-12))
     return ScaleShift(name=format_.name, channels=n, scaling_factor=scale, shift_factor=shift)
 
 

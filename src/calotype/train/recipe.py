@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import UsageError
 from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
 
@@ -254,6 +255,11 @@ def _set(values: Any, setting: str) -> None:
 def _check(recipe: Recipe, where: str) -> None:
     """What neither types nor `LEAST` say."""
     factor = recipe.network.factor
+    if isinstance(recipe.network, AutoencoderConfig | TinyConfig) and recipe.network.in_channels != 3:
+        raise UsageError(
+            f"{where}: network.in_channels must be 3, not {recipe.network.in_channels}: training takes pictures of 3 "
+            f"channels (RGB), for which its losses are made."
+        )
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")
     if recipe.seed >= 2**63:

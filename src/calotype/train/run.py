@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +21,16 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
 
+from calotype.apart import require_apart, weights_files
 from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
+from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock
+from calotype.pixels import require_rgb
+from calotype.sources import files_of
 from calotype.temporaries import sweep
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
@@ -38,8 +41,9 @@ from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.model import Scaled
 from calotype.train.recipe import Recipe
 from calotype.train.sharded import require_shardable, shard
-from calotype.train.watch import Watch, panel
+from calotype.train.watch import PANELS, Watch, panel
 from calotype.vae import VAE, load, pick_device
+from calotype.weights.save import files_of as files_of_layout
 
 Array = NDArray[np.uint8]
 
@@ -122,6 +126,8 @@ def _train(
     if options.resume and not last:
         raise UsageError(f"{out}: there is no checkpoint to resume from.")
     state = checkpoint.load(last, recipe) if options.resume and last else None
+    if not options.dry_run:
+        _require_apart(recipe, data, out)
     fabric = launch(recipe, options)
     if state is not None and state["step"] > recipe.steps:
         raise UsageError(f"{last}: this run is at step {state['step']}, beyond steps = {recipe.steps}; give more.")
@@ -189,6 +195,26 @@ def _train(
                 watch.close()
 
 
+def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
+    """Checks that a run overwrites nothing that it reads, and adds no picture to those it is trained on.
+
+    Raises:
+        UsageError: if it would.
+    """
+    names = ("recipe.json", "environment.json", "metrics.jsonl", "weights.safetensors", "README.md")
+    written = [*(out / name for name in names), *files_of_layout(out / "diffusers", "diffusers")]
+    weights = [one.weights for one in (recipe.start, recipe.teacher) if one is not None]
+    require_apart(written, chain(weights_files(*weights), *(files_of(source.path, data) for source in recipe.sources)))
+    for source in recipe.sources:
+        folder = (data / source.path).resolve()
+        panels = (out / PANELS).resolve()
+        if panels.is_relative_to(folder) and not any(p.startswith(".") for p in panels.relative_to(folder).parts):
+            raise UsageError(
+                f"--out {out} lies in {data / source.path}, so the run's panels would be among the pictures it is "
+                f"trained on; give another --out."
+            )
+
+
 @contextmanager
 def _enough_memory() -> Iterator[None]:
     """Turns an allocation that fails into a sentence."""
@@ -208,7 +234,7 @@ def _enough_room(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise StorageError(
             f"{out}: no space is left on the disk; what was written stays: make room, and go on with --resume."
@@ -263,6 +289,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.start is not None:
         vae = load(recipe.start.weights, device="cpu")
         start = vae.module
+        require_rgb(vae.picture_channels, str(recipe.start.weights), "training")
         before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = _format_of(vae)
@@ -276,6 +303,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     if recipe.teacher is not None:
         vae = load(recipe.teacher.weights, device=device)
         teacher, format_ = vae.module, _format_of(vae)
+        require_rgb(vae.picture_channels, f"The teacher {recipe.teacher.weights}", "training")
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "

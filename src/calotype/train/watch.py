@@ -20,8 +20,8 @@ from torch import Tensor
 
 from calotype import __version__
 from calotype.errors import UsageError
-from calotype.files import atomic_path
-from calotype.pixels import to_uint8
+from calotype.files import append_text, make_folder, write_text
+from calotype.pixels import to_uint8, write_picture
 from calotype.posterior import DiagonalGaussian
 from calotype.train.checkpoint import keep_lines
 from calotype.train.crops import centre_crop
@@ -30,6 +30,7 @@ from calotype.train.recipe import Recipe
 
 Array = NDArray[np.uint8]
 
+PANELS = "panels"  # a folder
 PANEL_PICTURES = 8
 PANEL_SIDE = 256  # pixels at most of each
 
@@ -46,7 +47,7 @@ class Watch:
 
     def __init__(self, recipe: Recipe, out: Path, *, tensorboard: bool, wandb: str | None, first: int) -> None:
         self.out = out
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         self._metrics = out / "metrics.jsonl"
         self.lines = keep_lines(self._metrics, lambda line: line["step"] <= first)
         _write(out / "recipe.json", recipe.to_dict())
@@ -66,8 +67,7 @@ class Watch:
 
     def line(self, values: dict[str, float]) -> None:
         """Adds figures of a step."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        append_text(self._metrics, json.dumps(values) + "\n")
         step = int(values["step"])
         if self._board is not None:
             for key, value in values.items():
@@ -79,11 +79,7 @@ class Watch:
 
     def panel(self, picture: Image.Image, step: int) -> Path:
         """Keeps a panel as panels/step-N.png."""
-        folder = self.out / "panels"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{step:08}.png"
-        with atomic_path(path) as temporary:
-            picture.save(temporary)
+        path = write_picture(make_folder(self.out / PANELS) / f"step-{step:08}.png", picture)
         if self._board is not None:
             self._board.add_image("panel", np.asarray(picture), step, dataformats="HWC")
         if self._wandb is not None:
@@ -122,8 +118,7 @@ def environment() -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @torch.no_grad()

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
-from calotype.errors import WeightsError
+from calotype.errors import UsageError, WeightsError
+from calotype.weights.groups import Choice, Group, Weights, choose
 from calotype.weights.keys import diffusers_to_ldm
+from calotype.weights.others import Shapes, other_autoencoder, other_model, quantised
 
 Layout = Literal["ldm", "diffusers", "keras", "taesd", "calotype"]
-Shapes = Mapping[str, tuple[int, ...]]
 
-# Tensors that stand beside a VAE in training checkpoints and are not part of it.
-BESIDE = ("loss.", "model_ema.")
+# How latents of Playground v2.5 are normalised: tensors beside its single file's.
+EDM = ("edm_mean", "edm_std")
 
-# What people give instead of a VAE: (a pattern some key must match, what the file is)
-OTHERS = (
-    (r".*(lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te).*", "a LoRA"),
-    (r".*(diffusion_model\.|time_embed(ding)?\.|transformer_blocks\.).*", "a denoiser (U-Net or transformer)"),
-    (r".*(text_model\.|token_embedding|shared\.weight).*", "a text encoder"),
-    (r".*(control_model\.|controlnet_).*", "a ControlNet"),
-)
-
-# The rest of a whole checkpoint tells which family its VAE belongs to: (key prefix, latent format)
+# The rest of a whole checkpoint tells which family its VAE belongs to: (part of some key, latent format)
 FAMILIES = (
-    ("conditioner.embedders.1.", "sdxl"),
-    ("cond_stage_model.", "sd1"),
-    ("model.diffusion_model.joint_blocks.", "sd3"),
-    ("model.diffusion_model.double_blocks.", "flux"),
+    (".conditioner.embedders.1.", "sdxl"),
+    (".cond_stage_model.", "sd1"),
+    (".model.diffusion_model.joint_blocks.", "sd3"),
+    (".model.diffusion_model.double_blocks.", "flux"),
 )
 
 
@@ -45,53 +38,78 @@ class Detected:
     prefix: str = ""  # what stands before every key of the VAE
     statistics: tuple[str, str] | None = None  # file keys of FLUX.2's running mean and variance
     family: str | None = None  # latent format, where the rest of the file tells it
+    choice: Choice | None = None  # what else was in the file
 
 
-def detect(shapes: Shapes, *, norm_groups: int | None = None) -> Detected:
+def detect(
+    shapes: Shapes,
+    *,
+    norm_groups: int | None = None,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+    same: Callable[[str, str], bool] = lambda a, b: False,
+) -> Detected:
     """Finds the VAE among tensors.
 
     Args:
         shapes: every tensor of the file.
         norm_groups: groups of the norms, which shapes can't tell; 32 where not given.
+        prefix, weights: which VAE, where there are several.
+        same: whether two tensors, by their keys, hold the same numbers: equal VAEs need no choice.
 
     Raises:
-        WeightsError: if there is no VAE, or not a whole one.
+        WeightsError: if there is no VAE, not a whole one, or several.
+        UsageError: if there is none under the prefix, or none averaged.
     """
     if not shapes:
         raise WeightsError("the file holds no tensors")
-    return _detect_tiny(shapes) or _detect_folded(shapes) or _detect_kl(shapes, norm_groups)
+    choice = choose(shapes, prefix, weights, same)
+    if choice is None:
+        raise WeightsError(_what_else(shapes))
+    group = choice.group
+    if said := quantised(group.keys):
+        raise WeightsError(said)
+    try:
+        if group.kind in ("tiny", "bare"):
+            found = _detect_tiny(shapes, group)
+        elif group.kind == "folded":
+            found = _detect_folded(shapes, group)
+        else:
+            found = _detect_kl(shapes, group, norm_groups)
+    except UsageError as error:  # of a configuration that can't be
+        raise WeightsError(str(error)) from None
+    return replace(found, prefix=group.prefix, choice=choice)
 
 
-def _detect_tiny(shapes: Shapes) -> Detected | None:
+def _detect_tiny(shapes: Shapes, group: Group) -> Detected:
     keys: dict[str, str] = {}
     unknown: list[str] = []
     # encoders begin with a convolution of pixels, decoders with one of latents (after a clamp without weights)
-    bare = {"0.weight": "encoder.", "1.weight": "decoder."}
-    sides = [side for first, side in bare.items() if len(shapes.get(first, ())) == 4]
-    if sides and not ("0.weight" in shapes and "1.weight" in shapes):
-        keys = {f"{sides[0]}{key}": key for key in shapes}
-    elif any(re.match(r"(taesd_)?(encoder|decoder)\.(layers\.)?[0-9]+\.weight", key) for key in shapes):
-        for key in shapes:
-            if match := re.fullmatch(r"(?:taesd_)?(encoder|decoder)\.(layers\.)?([0-9]+)\.(.+)", key):
-                side, diffusers, index, rest = match.groups()
-                shift = 1 if diffusers and side == "decoder" else 0  # diffusers leaves the clamp out of its list
-                keys[f"{side}.{int(index) + shift}.{rest}"] = key
-            elif key not in ("vae_scale", "vae_shift"):
-                unknown.append(key)
-    else:
-        return None
+    half = "encoder." if "0.weight" in group.keys else "decoder."
+    for name, key in group.keys.items():
+        if group.kind == "bare":
+            keys[f"{half}{name}"] = key
+        elif match := re.fullmatch(r"(?:taesd_)?(encoder|decoder)\.(layers\.)?([0-9]+)\.(.+)", name):
+            side, diffusers, index, rest = match.groups()
+            shift = 1 if diffusers and side == "decoder" else 0  # diffusers leaves the clamp out of its list
+            keys[f"{side}.{int(index) + shift}.{rest}"] = key
+        else:
+            unknown.append(key)
     if unknown:
-        raise WeightsError(f"{listing('unexpected', unknown)} beside a TAESD")
+        raise WeightsError(f"{listing('unexpected', unknown)} in a TAESD")
     parts = frozenset(side for side in ("encoder", "decoder") if any(key.startswith(side) for key in keys))
+    ours_shapes = {ours: shapes[key] for ours, key in keys.items()}
     first_or_last, axis = ("decoder.1.weight", 1) if "decoder" in parts else ("encoder.14.weight", 0)
-    width = _shape({ours: shapes[key] for ours, key in keys.items()}, first_or_last)[axis]
-    pool = any(".pool." in key for key in keys)
-    return Detected(layout="taesd", config=TinyConfig(z_channels=width, pool=pool), parts=parts, keys=keys)
+    config = TinyConfig(
+        z_channels=_shape(ours_shapes, first_or_last)[axis],
+        pool=any(".pool." in key for key in keys),
+        in_channels=_picture_channels(ours_shapes, parts, "encoder.0.weight", "decoder.19.weight"),
+    )
+    return Detected(layout="taesd", config=config, parts=parts, keys=keys)
 
 
-def _detect_folded(shapes: Shapes) -> Detected | None:
-    if "encoder.quarter.0.conv1.weight" not in shapes:
-        return None
+def _detect_folded(shapes: Shapes, group: Group) -> Detected:
+    shapes = {name: shapes[key] for name, key in group.keys.items()}
 
     def blocks(side: str) -> tuple[int, int]:
         quarter, eighth = (
@@ -106,29 +124,16 @@ def _detect_folded(shapes: Shapes) -> Detected | None:
         encoder_blocks=blocks("encoder"),
         decoder_blocks=blocks("decoder"),
     )
-    keys = {key: key for key in shapes}
-    return Detected(layout="calotype", config=config, parts=frozenset({"encoder", "decoder"}), keys=keys)
+    return Detected(layout="calotype", config=config, parts=frozenset({"encoder", "decoder"}), keys=group.keys)
 
 
-def _detect_kl(shapes: Shapes, norm_groups: int | None) -> Detected:
-    pattern = re.compile(r"(.*?)(?:encoder|decoder)\.conv_in\.weight")
-    prefixes = {match[1] for key in shapes if (match := pattern.fullmatch(key))}
-    if not prefixes:
-        raise WeightsError(_what_else(shapes))
-    if len(prefixes) > 1:
-        raise WeightsError(f"the file holds several VAEs, under {', '.join(sorted(map(repr, prefixes)))}")
-    prefix = prefixes.pop()
-    inside = [key for key in shapes if key.startswith(prefix)]
-    if not prefix:
-        inside = [key for key in inside if not key.startswith(BESIDE)]
-
-    diffusers = any(".down_blocks." in key or ".up_blocks." in key for key in inside)
-    levels = len({m[1] for key in inside if (m := re.search(r"\.(?:up|down)(?:_blocks)?\.([0-9]+)\.", key))})
+def _detect_kl(shapes: Shapes, group: Group, norm_groups: int | None) -> Detected:
+    diffusers = any(".down_blocks." in name or ".up_blocks." in name for name in group.keys)
+    levels = len({m[1] for n in group.keys if (m := re.search(r"\.(?:up|down)(?:_blocks)?\.([0-9]+)\.", n))})
     keys: dict[str, str] = {}
     unknown: list[str] = []
     statistics = {}
-    for key in inside:
-        name = key.removeprefix(prefix)
+    for name, key in group.keys.items():
         if match := re.fullmatch(r"bn\.(running_mean|running_var|num_batches_tracked)", name):
             statistics[match[1]] = key
             continue
@@ -149,13 +154,12 @@ def _detect_kl(shapes: Shapes, norm_groups: int | None) -> Detected:
         if lacking := [f"bn.{name}" for name in ("running_mean", "running_var") if name not in statistics]:
             raise WeightsError(listing("missing", lacking))
         bn = statistics["running_mean"], statistics["running_var"]
-    family = next((f for start, f in FAMILIES if prefix and any(key.startswith(start) for key in shapes)), None)
+    family = next((f for start, f in FAMILIES if group.prefix and any(start in f".{key}" for key in shapes)), None)
     return Detected(
         layout="diffusers" if diffusers else "ldm",
         config=_config(ours_shapes, parts, norm_groups),
         parts=parts,
         keys=keys,
-        prefix=prefix,
         statistics=bn,
         family=family,
     )
@@ -191,6 +195,14 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
                 f"in the file says in how many; put its config.json beside it"
             )
         norm_groups = 32
+    # of half a VAE, that of the other half is as its own
+    quant_conv, post_quant_conv = (
+        any(key.startswith(f"{name}.") for key in shapes) if side in parts else None
+        for name, side in (("quant_conv", "encoder"), ("post_quant_conv", "decoder"))
+    )
+    quant_conv = post_quant_conv if quant_conv is None else quant_conv
+    post_quant_conv = quant_conv if post_quant_conv is None else post_quant_conv
+    assert quant_conv is not None
     return AutoencoderConfig(
         ch=ch,
         ch_mult=tuple(c // ch if c % ch == 0 else c / ch for c in channels),
@@ -198,15 +210,33 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
         z_channels=z_channels,
         attn_levels=tuple(i for i in range(len(channels)) if f"{stem}.{i}.attn.0.q.weight" in shapes),
         mid_attention=f"{side}.mid.attn_1.q.weight" in shapes,
-        quant_conv="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
+        quant_conv=quant_conv,
+        post_quant_conv=post_quant_conv if post_quant_conv != quant_conv else None,
         decoder_ch=decoder_ch if decoder_ch != ch else None,
         norm_groups=norm_groups,
-        in_channels=(
-            _shape(shapes, "encoder.conv_in.weight")[1]
-            if "encoder" in parts
-            else _shape(shapes, "decoder.conv_out.weight")[0]
-        ),
+        in_channels=_picture_channels(shapes, parts, "encoder.conv_in.weight", "decoder.conv_out.weight"),
     )
+
+
+def _picture_channels(shapes: Shapes, parts: frozenset[str], first: str, last: str) -> int:
+    """Channels of the pictures, by the encoder's first and the decoder's last convolution."""
+    found = [_shape(shapes, first)[1]] if "encoder" in parts else []
+    found += [_shape(shapes, last)[0]] if "decoder" in parts else []
+    require_one_picture(*found)
+    return found[0]
+
+
+def require_one_picture(taken: int, made: int | None = None) -> None:
+    """Checks that a decoder makes as many channels as its encoder takes.
+
+    Raises:
+        WeightsError: if it does not.
+    """
+    if made is not None and made != taken:
+        raise WeightsError(
+            f"its encoder takes pictures of {taken} channel{'s' * (taken > 1)} and its decoder makes {made}; VAEs are "
+            f"supported whose pictures have as many channels on both sides (1 for grey, 3 for RGB, 4 for RGBA)"
+        )
 
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
@@ -216,9 +246,10 @@ def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
 
 
 def _what_else(shapes: Shapes) -> str:
-    for pattern, what in OTHERS:
-        if any(re.fullmatch(pattern, key) for key in shapes):
-            return f"the file holds {what}, not a VAE"
+    if other := other_autoencoder(shapes, anywhere=True):
+        return f"the file holds {other}"
+    if what := other_model(shapes):
+        return f"the file holds {what}, not a VAE"
     return f"the file holds no VAE: {listing('its', sorted(shapes))}"
 
 

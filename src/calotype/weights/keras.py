@@ -7,8 +7,9 @@ list arrays in the same order; the order and the HWIO kernels are those of divam
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from calotype.config import AutoencoderConfig, config_from_dict
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.weights.keys import keras_decoder, keras_encoder
 
 
@@ -40,6 +41,8 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
     try:
         with h5py.File(path) as file:
             root = file.get("model_weights", file)
+            if "layer_names" not in root.attrs:
+                raise KeyError("no layer_names; those of Keras 3 and keras-hub are not read")
             arrays = [
                 np.asarray(root[_text(layer)][_text(name)])
                 for layer in root.attrs["layer_names"]
@@ -47,7 +50,7 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
             ]
             metadata = {key: _text(value) for key, value in file.attrs.items() if key.startswith("calotype")}
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise WeightsError(f"this is no whole h5 file of Keras weights ({error})") from None
+        raise WeightsError(f"this is no whole h5 file of Keras weights ({str(error).strip(chr(39))})") from None
     stored = metadata.get("calotype_config")
     try:
         config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(stored))
@@ -70,25 +73,40 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
 def write_keras(
     folder: Path, config: AutoencoderConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> list[Path]:
-    """Writes encoder.h5 and decoder.h5, one group a layer, as keras-cv's `load_weights` reads them."""
-    h5py = _h5py()
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
-        if f"{side}.conv_in.weight" not in tensors:
-            continue  # half a VAE
-        with atomic_path(folder / f"{side}.h5") as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["layer_names"] = [name for name, _ in layers]
-            file.attrs["backend"] = "torch"
-            file.attrs.update(metadata)
-            for name, modules in layers:
-                group = file.create_group(name)
-                keys = [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
-                group.attrs["weight_names"] = keys
-                for key in keys:
-                    group.create_dataset(key, data=_to_keras(tensors[key]))
-        paths.append(folder / f"{side}.h5")
+    """Writes encoder.h5 and decoder.h5, one group a layer, as keras-cv's `load_weights` reads them.
+
+    Raises:
+        UsageError: bfloat16, or no h5py.
+        StorageError: the disk refuses them; both are written, or none.
+    """
+    _h5py()
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        raise UsageError("h5 files have no bfloat16; give --dtype float32.")
+    both = {"encoder": keras_encoder(config), "decoder": keras_decoder(config)}
+    sides = [side for side in both if f"{side}.conv_in.weight" in tensors]  # or half a VAE
+    paths = [make_folder(folder) / f"{side}.h5" for side in sides]
+    with writing_all(paths) as files:
+        for side, file in zip(sides, files, strict=True):
+            file.write(_h5(both[side], tensors, metadata).getbuffer())
     return paths
+
+
+def _h5(
+    layers: Iterable[tuple[str, Sequence[str]]], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> io.BytesIO:
+    """One such file in memory: HDF5 itself ends in a segmentation fault where a disk is full."""
+    made = io.BytesIO()
+    with _h5py().File(made, "w") as file:
+        file.attrs["layer_names"] = [name for name, _ in layers]
+        file.attrs["backend"] = "torch"
+        file.attrs.update(sorted(metadata.items()))
+        for name, modules in layers:
+            group = file.create_group(name)
+            keys = [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
+            group.attrs["weight_names"] = keys
+            for key in keys:
+                group.create_dataset(key, data=_to_keras(tensors[key]))
+    return made
 
 
 def _to_torch(array: np.ndarray) -> Tensor:
@@ -97,8 +115,6 @@ def _to_torch(array: np.ndarray) -> Tensor:
 
 
 def _to_keras(tensor: Tensor) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:
-        raise UsageError("h5 files have no bfloat16; give --dtype float32.")
     array: np.ndarray = tensor.numpy()
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 

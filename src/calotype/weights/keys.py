@@ -115,7 +115,7 @@ def keras_encoder(config: AutoencoderConfig) -> list[tuple[str, list[str]]]:
 
 def keras_decoder(config: AutoencoderConfig) -> list[tuple[str, list[str]]]:
     """The decoder's layers and keys in Keras's order: (layer name, LDM modules), post_quant_conv first."""
-    layers = [("post_quant_conv", ["post_quant_conv"])] if config.quant_conv else []
+    layers = [("post_quant_conv", ["post_quant_conv"])] if config.decoder_quant_conv else []
     layers.append(("conv_in", ["decoder.conv_in"]))
     layers += _mid("decoder", config)
     previous = config.decoder_channels[-1]

@@ -5,49 +5,46 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
+from calotype.config import AutoencoderConfig, NetworkConfig
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
     LatentFormat,
-    PerChannel,
-    ScaleShift,
-    flux2,
-    latent_format,
-    latent_format_from_dict,
-    same_as_model,
 )
 from calotype.networks import Network, make_network
-from calotype.weights.container import H5_SIGNATURE, open_container
-from calotype.weights.detect import Layout, detect, listing
+from calotype.weights.container import H5_SIGNATURE, Container, open_container
+from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
+from calotype.weights.diffusers_config import (
+    MEANS,
+    SCALED_MEANS,
+    Said,
+    described,
+    norm_groups_of,
+    parse_config,
+    read_said,
+    unused,
+)
+from calotype.weights.eight_bits import widened
+from calotype.weights.formats import Piece, format_of
+from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
-from calotype.weights.presets import KNOWN_FILES
+from calotype.weights.shards import Shards, in_folder, shards_of
+from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# The files diffusers looks for in a folder, best first.
-DIFFUSERS_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.bin",
-)
-
-
 TRAINING = "calotype_training_"  # what begins the keys of facts about a training
-
-F = TypeVar("F", LatentFormat, LatentFormat | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,14 @@ class Loaded:
     prefix: str = ""
     format: LatentFormat | None = None  # None: the weights do not say
     format_source: str = ""  # how the format is known, for people
+    question: str = ""  # why it is not, where more can be said than that nothing tells
+    notes: tuple[str, ...] = ()  # sentences for people: what was assumed, and what was not read
+    kept: Mapping[str, Any] = field(default_factory=dict)  # fields of a config.json that a conversion keeps
     metadata: Mapping[str, str] | None = None
+    averaged: bool = False  # whether these are weights averaged over a training (EMA)
+    twin: str | None = None  # the prefix of the raw weights beside averaged ones, or of the averaged beside raw ones
+    beside: str = ""  # what else is in the file, for people
+    notices: tuple[str, ...] = ()  # what a user should know of how the file was read
 
     def training(self) -> dict[str, Any]:
         """What `calotype train` wrote into the file about how its weights were made."""
@@ -75,44 +79,62 @@ class Loaded:
         return facts
 
 
-def load_weights(path: str | os.PathLike[str], *, latent_format_name: str | None = None) -> Loaded:
+def load_weights(
+    path: str | os.PathLike[str],
+    *,
+    latent_format_name: str | None = None,
+    prefix: str | None = None,
+    weights: Weights | None = None,
+) -> Loaded:
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
     Args:
         path: a safetensors, torch or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's or a
             pipeline's), or a folder with an encoder and a decoder file.
         latent_format_name: how raw and model latents differ, where the weights can't tell.
+        prefix: what stands before the VAE's names in the file, where there are several VAEs.
+        weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the
+            whole VAE.
 
     Raises:
         WeightsError: if there is no whole, finite VAE in it; the message names the file and what is wrong.
-        UsageError: if the latent format is unknown or for another number of channels.
+        UsageError: if the latent format is unknown or for another number of channels, or there is no VAE under the
+            prefix, or none averaged.
     """
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder; give weights, or the name of a preset.")
-    files, config_file = _locate(path)
+    places, config_file, notices, weights = _locate(path, weights)
     pieces = []
-    for file in files:
+    for file, *more in places:
         try:
-            pieces.append(_read(file, config_file))
-        except WeightsError as error:
-            raise WeightsError(f"{file}: {str(error).rstrip('.')}.") from None
+            pieces.append(_read(file, more, config_file, prefix, weights))
+        except (WeightsError, UsageError) as error:
+            raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
         except PermissionError:
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
+    files = tuple(file for place in places for file in place)
     piece = pieces[0] if len(pieces) == 1 else _join(path, *pieces)
     module = build(piece.config, piece.parts, piece.tensors, where=str(path))
-    format_, source = _format(piece, config_file, files, latent_format_name)
+    format_, source, question = format_of(piece, files, latent_format_name)
     return Loaded(
         module=module,
         layout=piece.layout,
         parts=piece.parts,
         sha256=tensors_sha256(module.state_dict()),
-        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in piece.tensors.values()})),
+        dtypes=piece.dtypes,
         files=files,
         prefix=piece.prefix,
         format=format_,
         format_source=source,
+        question=question,
+        notes=_notes(piece, source),
+        kept=piece.kept,
         metadata=piece.metadata,
+        averaged=piece.choice is not None and piece.choice.group.averaged,
+        twin=piece.choice.twin.prefix if piece.choice and piece.choice.twin else None,
+        beside=summary(piece.choice.beside) if piece.choice else "",
+        notices=(*notices, *piece.notices),
     )
 
 
@@ -161,69 +183,136 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """What one file gave."""
-
-    layout: Layout
-    config: NetworkConfig
-    parts: frozenset[str]
-    tensors: dict[str, Tensor]
-    prefix: str = ""
-    statistics: tuple[Tensor, Tensor] | None = None
-    family: str | None = None
-    metadata: Mapping[str, str] | None = None
-
-
-def _locate(path: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The weight files at `path`, and the config.json that describes them, if there is one."""
+def _locate(
+    path: Path, weights: Weights | None
+) -> tuple[tuple[tuple[Path, ...], ...], Path | None, tuple[str, ...], Weights | None]:
+    """The weight files at `path`, each with its shards; the config.json that describes them, if any; notices; and which
+    weights are still to be chosen in a file."""
     if path.is_file():
         beside = path.with_name("config.json")
-        return (path,), beside if beside.is_file() else None
+        return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
     if (path / "vae").is_dir():
+        if name := audio_pipeline(path):
+            raise WeightsError(
+                f"{path}: this is a pipeline for sound ({name}); its VAE is of spectrograms, not pictures."
+            )
         path = path / "vae"
     config = path / "config.json"
-    for name in DIFFUSERS_FILES:
-        if (path / name).is_file():
-            return (path / name,), config if config.is_file() else None
-    files = tuple(sorted(file for file in path.iterdir() if file.suffix in SUFFIXES))
-    if len(files) not in (1, 2):
+    places, notices, weights = in_folder(path, weights, SUFFIXES)
+    if not places and (said := told_in_folder(path)):
+        raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
+    if len(places) not in (1, 2):
+        names = ", ".join(file.name for file, *_ in places[:4]) + (", ..." if len(places) > 4 else "")
         raise WeightsError(
-            f"{path}: this folder holds {len(files)} weight files; give one with a VAE in it "
-            f"(or an encoder and a decoder), or name the file itself."
+            f"{path}: this folder holds {len(places)} weight files; give one with a VAE in it "
+            f"(or an encoder and a decoder), or name the file itself{f': {names}' if places else ''}."
         )
-    return files, config if config.is_file() else None
+    return places, config if config.is_file() else None, notices, weights
 
 
-def _read(file: Path, config_file: Path | None) -> _Piece:
+def _read(
+    file: Path,
+    more: Sequence[Path],
+    config_file: Path | None,
+    prefix: str | None,
+    weights: Weights | None,
+) -> Piece:
     with file.open("rb") as opened:
         head = opened.read(8)
     if head == H5_SIGNATURE:
-        config, side, tensors, metadata = read_keras(file)
-        return _Piece(layout="keras", config=config, parts=frozenset({side}), tensors=tensors, metadata=metadata)
-    container = open_container(file)
-    stored = _json(container.metadata.get("calotype_config"))
-    sibling = _sibling(config_file)
+        if prefix or weights:
+            raise UsageError("an h5 file holds half a VAE and no more; leave --prefix and --weights out")
+        given, side, tensors, metadata = read_keras(file)
+        return Piece(
+            layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
+            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()),
+        )  # fmt: skip
+    container: Container = Shards([open_container(f) for f in (file, *more)]) if more else open_container(file)
+    said = read_said(config_file, file.parent)
+    stored = container.metadata.get("calotype_config")
+    own = parse_config(stored) if stored is not None else {}
+
+    def same(a: str, b: str) -> bool:
+        first, second = container.read(a), container.read(b)
+        return first.dtype == second.dtype and torch.equal(first, second)
+
+    groups = own.get("norm_groups", norm_groups_of(said))
+    found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
     try:
-        found = detect(container.shapes, norm_groups=stored.get("norm_groups", sibling.get("norm_num_groups")))
+        config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
-    return _Piece(
+    stored_tensors = {ours: container.read(key) for ours, key in found.keys.items()}
+    tensors, notice = widened(stored_tensors)
+    return Piece(
         layout=found.layout,
-        config=found.config,
+        config=config,
         parts=found.parts,
-        tensors={ours: _conv_shape(ours, container.read(key)) for ours, key in found.keys.items()},
+        tensors={ours: _conv_shape(ours, tensor) for ours, tensor in tensors.items()},
         prefix=found.prefix,
         statistics=tuple(container.read(key) for key in found.statistics) if found.statistics else None,  # type: ignore[arg-type]
         family=found.family,
         metadata=container.metadata,
+        said=said,
+        edm=_edm(container),
+        groups_assumed=groups is None and isinstance(config, AutoencoderConfig),
+        dtypes=_names(stored_tensors.values()),
+        choice=found.choice,
+        notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
     )
+
+
+def _edm(container: Container) -> dict[str, Tensor]:
+    """The means and standard deviations of Playground's latents, wherever they stand in the file."""
+    found = {name: key for key in container.shapes if (name := key.rpartition(".")[2]) in EDM}
+    return {name: container.read(found[name]) for name in EDM if name in found}
+
+
+def _described(found: Detected, own: Mapping[str, Any], said: Said) -> tuple[NetworkConfig, Said]:
+    """The whole configuration; a config.json beside a file that describes itself may be about another one."""
+    try:
+        return described(found.config, said, found.parts, own), said
+    except WeightsError:
+        if not own or found.layout == "diffusers":
+            raise
+        said = said.without(f"{said.file} is about another VAE and was not read.")
+        return described(found.config, said, found.parts, own), said
+
+
+def _notes(piece: Piece, source: str) -> tuple[str, ...]:
+    notes = [*piece.said.notes, *(unused(piece.said) if source.startswith("config.json") else ())]
+    if piece.groups_assumed and not piece.family and source != "the sha256 of a known file":
+        notes.append(
+            "Its norms are taken to have 32 groups, as is usual: shapes can't tell, and neither a config.json nor the "
+            "file's metadata says."
+        )
+    return tuple(notes)
+
+
+def _names(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+
+
+def _said(choice: Choice | None, weights: Weights | None) -> list[str]:
+    """What a user should know of what was taken from a file."""
+    if choice is None:
+        return []
+    said = []
+    if choice.twin and weights is None:
+        taken, left = ("averaged", "raw") if choice.group.averaged else ("raw", "averaged")
+        way = "raw" if left == "raw" else "ema"
+        why = f" and are {choice.note}" if choice.note else f": --weights {way} takes them"
+        said.append(
+            f"the {taken} weights were taken, under {choice.group.prefix!r}; the {left} ones stand under "
+            f"{choice.twin.prefix!r}{why}."
+        )
+    if choice.unmatched and weights != "raw":
+        said.append(
+            f"the raw weights were taken: the averaged ones, under {choice.unmatched!r}, have no names and are not in "
+            f"the order of the raw ones."
+        )
+    said += [f"left out: under {other.prefix!r} is {other.other}." for other in choice.others]
+    return said
 
 
 def _conv_shape(key: str, tensor: Tensor) -> Tensor:
@@ -233,101 +322,42 @@ def _conv_shape(key: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _join(path: Path, a: _Piece, b: _Piece) -> _Piece:
+def _join(path: Path, a: Piece, b: Piece) -> Piece:
     if a.parts & b.parts or a.layout != b.layout:
         raise WeightsError(
             f"{path}: its two weight files are not the encoder and the decoder of one VAE; name the file itself."
         )
     if isinstance(a.config, AutoencoderConfig) and isinstance(b.config, AutoencoderConfig):
         first, second = (a.config, b.config) if "encoder" in a.parts else (b.config, a.config)
-        decoder_ch = second.decoder_channels[0]
-        config: NetworkConfig = replace(first, decoder_ch=decoder_ch if decoder_ch != first.ch else None)
+        try:
+            require_one_picture(first.in_channels, second.in_channels)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}.") from None
+        decoder_ch, post = second.decoder_channels[0], second.decoder_quant_conv
+        config: NetworkConfig = replace(
+            first,
+            decoder_ch=decoder_ch if decoder_ch != first.ch else None,
+            post_quant_conv=post if post != first.quant_conv else None,
+        )
     elif a.config != b.config:
         raise WeightsError(f"{path}: encoder and decoder differ: {a.config} and {b.config}.")
     else:
         config = a.config
-    return replace(a, config=config, parts=a.parts | b.parts, tensors={**a.tensors, **b.tensors})
-
-
-def _format(
-    piece: _Piece, config_file: Path | None, files: tuple[Path, ...], name: str | None
-) -> tuple[LatentFormat | None, str]:
-    """The latent format and how it is known: the user's word, the file's, a known file, config.json, its company."""
-    channels = piece.config.z_channels
-    if name is not None:
-        return _named(name, channels, piece), "--latent-format"
-    if stored := (piece.metadata or {}).get("calotype_latent_format"):
-        return _readable(files[0], lambda: latent_format_from_dict(json.loads(stored))), "the file's metadata"
-    if piece.statistics is not None:
-        mean, var = (tuple(t.double().flatten().tolist()) for t in piece.statistics)
-        eps = _sibling(config_file).get("batch_norm_eps", 1e-4)
-        packed = _readable(files[0], lambda: flux2(mean, var, eps))
-        if packed.channels != channels:
-            raise WeightsError(
-                f"{files[0]}: its {len(mean)} batch-norm statistics do not fit {channels} latent channels."
-            )
-        return packed, "batch-norm statistics in the weights"
-    if isinstance(piece.config, TinyConfig) and piece.config.pool:
-        return same_as_model("flux2", channels), "the architecture (TAEF2)"
-    if piece.layout == "keras" and channels == 4 and "calotype_config" not in (piece.metadata or {}):
-        return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)"
-    # big checkpoints are told by their company below; hashing them would read them whole
-    if not piece.prefix and (known := KNOWN_FILES.get(file_sha256(files[0]))):
-        return _named(known, channels, piece), "the sha256 of a known file"
-    if config_file and (format_ := _readable(config_file, lambda: _from_config(_sibling(config_file), piece))):
-        return format_, "config.json"
-    if isinstance(piece.config, TinyConfig):
-        return same_as_model("taesd", channels), "the architecture (a TAESD's latents are model latents)"
-    if piece.family:
-        return _named(piece.family, channels, piece), "the other tensors of the checkpoint"
-    return None, ""
-
-
-def _readable(file: Path, make: Callable[[], F]) -> F:
-    try:
-        return make()
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise WeightsError(f"{file}: what it says about its latents is damaged; fetch or convert it again.") from None
-
-
-def _named(name: str, channels: int, piece: _Piece) -> LatentFormat:
-    if isinstance(piece.config, TinyConfig):
-        return same_as_model(name, channels)
-    return latent_format(name, channels)
-
-
-def _from_config(config: Mapping[str, Any], piece: _Piece) -> LatentFormat | None:
-    channels = piece.config.z_channels
-    if (mean := config.get("latents_mean")) and (std := config.get("latents_std")):
-        return PerChannel(
-            name=config.get("latent_format", "custom"), channels=channels, mean=tuple(mean), std=tuple(std)
-        )
-    scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
-    if scale is None:  # old files leave out what was diffusers' default; ours leave out what is not known
-        old = config.get("_class_name") == "AutoencoderKL" and "calotype_config" not in (piece.metadata or {})
-        return KNOWN["sd1"] if old and channels == 4 else None
-    for known in KNOWN.values():
-        if (known.scaling_factor, known.shift_factor, known.channels) == (scale, shift, channels):
-            return known
-    return ScaleShift(name="custom", channels=channels, scaling_factor=scale, shift_factor=shift)
-
-
-def _sibling(config_file: Path | None) -> dict[str, Any]:
-    return _json(config_file.read_text(encoding="utf-8", errors="replace") if config_file else None)
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        raise WeightsError("its config.json, or its own metadata, is not valid JSON; fetch it again") from None
-    return value if isinstance(value, dict) else {}
+    return replace(
+        a,
+        config=config,
+        parts=a.parts | b.parts,
+        tensors={**a.tensors, **b.tensors},
+        dtypes=tuple(sorted({*a.dtypes, *b.dtypes})),
+        notices=(*a.notices, *b.notices),
+    )
 
 
 def require_format(loaded: Loaded) -> LatentFormat:
     """The latent format of a VAE.
+
+    Where a config.json can be read in two ways, ``means`` is (raw - latents_mean) / latents_std, and ``scaled-means``
+    that times its scaling_factor.
 
     Raises:
         LatentFormatError: if nothing tells it.
@@ -335,8 +365,11 @@ def require_format(loaded: Loaded) -> LatentFormat:
     if loaded.format is None:
         channels = loaded.module.config.z_channels
         fitting = [f.name for f in KNOWN.values() if f.channels == channels] or ["none"]
+        reason = f"VAEs with {channels} latent channels look alike whatever the scale of their latents"
+        if loaded.question:
+            reason = loaded.question
+            fitting = ([MEANS, SCALED_MEANS] if loaded.kept.get("latents_mean") else []) + fitting
         raise LatentFormatError(
-            f"{loaded.files[0]}: VAEs with {channels} latent channels look alike whatever the scale of their latents; "
-            f"say which this is with --latent-format {'|'.join(fitting)}."
+            f"{loaded.files[0]}: {reason}; say which this is with --latent-format {'|'.join(fitting)}."
         )
     return loaded.format

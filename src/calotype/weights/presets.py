@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +16,16 @@ class Preset:
     repo: str  # repository on the Hugging Face hub, or on GitHub where `sha256` is given
     files: tuple[str, ...]  # what is fetched from it
     latent_format: str
+    config: NetworkConfig  # its architecture, which is known without its weights
     licence: str
     about: str
     gated: bool = False  # the hub asks for a login and consent
     sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)
+
+
+KL_F8 = AutoencoderConfig()  # Stable Diffusion 1, 2 and XL
+KL_F8_16 = AutoencoderConfig(z_channels=16, quant_conv=False)  # Stable Diffusion 3 and FLUX.1
+KL_F8_32 = AutoencoderConfig(z_channels=32)  # FLUX.2
 
 
 def _diffusers(folder: str = "") -> tuple[str, ...]:
@@ -28,6 +37,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="stabilityai/sd-vae-ft-mse",
         files=_diffusers(),
         latent_format="sd1",
+        config=KL_F8,
         licence="MIT",
         about="Stable Diffusion 1 and 2; decoder finetuned on MSE + 0.1 LPIPS: smooth",
     ),
@@ -35,6 +45,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="stabilityai/sd-vae-ft-ema",
         files=_diffusers(),
         latent_format="sd1",
+        config=KL_F8,
         licence="MIT",
         about="Stable Diffusion 1 and 2; decoder finetuned on L1 + LPIPS: sharper",
     ),
@@ -42,6 +53,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="stabilityai/sdxl-vae",
         files=_diffusers(),
         latent_format="sdxl",
+        config=KL_F8,
         licence="MIT",
         about="Stable Diffusion XL; overflows in float16",
     ),
@@ -49,6 +61,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="madebyollin/sdxl-vae-fp16-fix",
         files=_diffusers(),
         latent_format="sdxl",
+        config=KL_F8,
         licence="MIT",
         about="Stable Diffusion XL, finetuned to stay in float16's range",
     ),
@@ -56,6 +69,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="stabilityai/stable-diffusion-3-medium-diffusers",
         files=_diffusers("vae/"),
         latent_format="sd3",
+        config=KL_F8_16,
         licence="Stability AI Community",
         about="Stable Diffusion 3",
         gated=True,
@@ -64,6 +78,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="black-forest-labs/FLUX.1-schnell",
         files=_diffusers("vae/"),
         latent_format="flux",
+        config=KL_F8_16,
         licence="Apache-2.0",
         about="FLUX.1",
         gated=True,
@@ -72,6 +87,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="black-forest-labs/FLUX.2-klein-4B",
         files=_diffusers("vae/"),
         latent_format="flux2",
+        config=KL_F8_32,
         licence="Apache-2.0",
         about="FLUX.2",
     ),
@@ -79,6 +95,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="madebyollin/taesd",
         files=_diffusers(),
         latent_format="sd1",
+        config=TinyConfig(),
         licence="MIT",
         about="tiny, for Stable Diffusion 1 and 2's latents",
     ),
@@ -86,6 +103,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="madebyollin/taesdxl",
         files=_diffusers(),
         latent_format="sdxl",
+        config=TinyConfig(),
         licence="MIT",
         about="tiny, for Stable Diffusion XL's latents",
     ),
@@ -93,6 +111,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="madebyollin/taesd3",
         files=_diffusers(),
         latent_format="sd3",
+        config=TinyConfig(z_channels=16),
         licence="MIT",
         about="tiny, for Stable Diffusion 3's latents",
     ),
@@ -100,6 +119,7 @@ PRESETS: Mapping[str, Preset] = {
         repo="madebyollin/taef1",
         files=_diffusers(),
         latent_format="flux",
+        config=TinyConfig(z_channels=16),
         licence="MIT",
         about="tiny, for FLUX.1's latents",
     ),
@@ -111,10 +131,17 @@ PRESETS: Mapping[str, Preset] = {
             "0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5",
         ),
         latent_format="flux2",
+        config=TinyConfig(z_channels=32, pool=True),
         licence="MIT",
         about="tiny, for FLUX.2's latents",
     ),
 }
+
+
+def is_preset(name: str) -> bool:
+    """Whether this is a preset's name, and not that of a file or folder which is there."""
+    return name in PRESETS and not Path(name).exists()
+
 
 # sha256 of single files in circulation -> latent format, where shapes can't tell it
 KNOWN_FILES: Mapping[str, str] = {

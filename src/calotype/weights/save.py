@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError, WeightsError
-from calotype.files import atomic_path
+from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.networks import Network
+from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.detect import listing
+from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
+from calotype.weights.formats import KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.keys import ldm_to_diffusers
 from calotype.weights.load import SUFFIXES
@@ -31,7 +34,8 @@ def save_weights(
     layout: WriteLayout,
     format_: LatentFormat | None = None,
     dtype: torch.dtype | None = None,
-    metadata: dict[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes a VAE; what was there before is replaced only when the new file is whole.
 
@@ -41,10 +45,12 @@ def save_weights(
         format_: stored with the weights, where the layout can.
         dtype: stored dtype; that of the module where not given.
         metadata: further entries of a safetensors header.
+        kept: what a config.json said beside network and latent format (`Loaded.kept`).
 
     Raises:
         UsageError: if the layout can't hold this network, or the path does not fit the layout.
         WeightsError: if a number is too large for `dtype`.
+        StorageError: if the disk refuses it; files that belong together are written all or none.
     """
     path = Path(path)
     config = module.config
@@ -63,7 +69,12 @@ def save_weights(
                 f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
                 f"choose bfloat16 or float32."
             )
+    if layout == "diffusers" and isinstance(config, AutoencoderConfig):
+        described = diffusers_config(config, format_, kept)
+        kept = {key: described[key] for key in KEPT if key in described} if kept else None
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
+    if kept:
+        header[KEPT_FIELDS] = json.dumps(kept)
     if format_ is not None:
         header["calotype_latent_format"] = json.dumps(format_.to_dict())
 
@@ -75,56 +86,64 @@ def save_weights(
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, header)
-        return [path]
+        return [write_safetensors(path, tensors, header)]
 
     assert isinstance(config, AutoencoderConfig)
     folder = _folder(path, layout)
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    with atomic_path(weights) as temporary:
-        save_file(_as_diffusers(tensors, config), temporary, header)
-    with atomic_path(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(diffusers_config(config, format_), indent=2, sort_keys=True) + "\n")
-    return [folder / "config.json", weights]
+    weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+    make_folder(folder)
+    # the weights first: they say all themselves, where a killed process leaves an older config.json
+    with writing_all([weights, about]) as (file, config_file):
+        file.writelines(safetensors_parts(as_diffusers(tensors, config), header))
+        config_file.write(text.encode())
+    return [about, weights]
 
 
-def diffusers_config(config: AutoencoderConfig, format_: LatentFormat | None = None) -> dict[str, Any]:
-    """What diffusers' ``config.json`` says of such a network and its latents."""
-    levels = len(config.channels)
-    down = ["AttnDownEncoderBlock2D" if i in config.attn_levels else "DownEncoderBlock2D" for i in range(levels)]
-    up = ["AttnUpDecoderBlock2D" if i in config.attn_levels else "UpDecoderBlock2D" for i in reversed(range(levels))]
+def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
+    """The files that `save_weights` writes at most."""
+    names = {
+        "ldm": [""],
+        "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "keras": ["encoder.h5", "decoder.h5"],
+    }
+    return [Path(path) / name for name in names[layout]]
+
+
+def diffusers_config(
+    config: AutoencoderConfig, format_: LatentFormat | None = None, kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What diffusers' ``config.json`` says of such a network and its latents.
+
+    Args:
+        kept: what one said before; its fields about latents come back as they were where they can mean `format_`.
+    """
+    kept = kept or {}
     values: dict[str, Any] = {
         "_class_name": "AutoencoderKLFlux2" if isinstance(format_, Packed) else "AutoencoderKL",
         "_diffusers_version": "0.30.0",
-        "act_fn": "silu",
-        "block_out_channels": list(config.channels),
-        "down_block_types": down,
-        "up_block_types": up,
-        "force_upcast": True,
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels,
-        "latent_channels": config.z_channels,
-        "layers_per_block": config.num_res_blocks,
-        "mid_block_add_attention": config.mid_attention,
+        **fields_of(config),
+        "act_fn": config.activation,
+        "force_upcast": kept.get("force_upcast", True),
         "norm_num_groups": config.norm_groups,
-        "sample_size": 512,
-        "use_quant_conv": config.quant_conv,
-        "use_post_quant_conv": config.quant_conv,
+        "sample_size": kept.get("sample_size", 512),
     }
-    if config.decoder_ch is not None:
-        values["decoder_block_out_channels"] = list(config.decoder_channels)
+    if config.decoder_ch is None:
+        del values["decoder_block_out_channels"]
     if isinstance(format_, ScaleShift):
         values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
     elif isinstance(format_, PerChannel):
-        values |= {"scaling_factor": 1.0, "latents_mean": list(format_.mean), "latents_std": list(format_.std)}
-        values["latent_format"] = format_.name
+        values |= {"latents_mean": list(format_.mean), "latents_std": list(format_.std)}
+        values["scaling_factor"] = format_.scaling_factor
     elif isinstance(format_, Packed):
         values |= {"batch_norm_eps": format_.eps, "patch_size": [2, 2]}
+    if format_ is None or can_mean(kept, format_):
+        values |= {key: kept[key] for key in LATENTS if key in kept}
     return values
 
 
-def _as_diffusers(tensors: dict[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+def as_diffusers(tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+    """Tensors under diffusers' keys and in its shapes, where they can be without a copy."""
     renamed = {}
     for key, tensor in tensors.items():
         if key.startswith("bn."):
@@ -150,5 +169,4 @@ def _statistics(format_: Packed) -> dict[str, Tensor]:
 def _folder(path: Path, layout: str) -> Path:
     if path.suffix in SUFFIXES or path.is_file():
         raise UsageError(f"{path}: the {layout} layout is a folder; give the name of a folder.")
-    path.mkdir(parents=True, exist_ok=True)
     return path

@@ -17,7 +17,7 @@ from calotype.engine.executor import Progress
 from calotype.errors import PictureError, UsageError
 from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.latents import LatentFormat
-from calotype.pixels import from_array, to_uint8
+from calotype.pixels import from_array, luma, to_channels, to_uint8
 from calotype.posterior import Posterior
 
 FEW = 8  # pictures that costly measurements take
@@ -61,7 +61,7 @@ class Sample:
     """A picture, cut to a square.
 
     Attributes:
-        levels: uint8 [3, S, S].
+        levels: uint8 [3, S, S]; three times the same where a VAE's pictures are grey.
         digest: of the levels.
     """
 
@@ -95,6 +95,12 @@ class Samples:
     The side is that asked for, or that of the smallest picture where this is less, rounded down to a multiple of 2 f.
     No picture is kept: each is read once to be sorted, and again whenever it is asked for.
 
+    Args:
+        pictures, labels: see `probe`.
+        factor: f of the VAE.
+        side: in pixels, at most.
+        grey: pictures become their luma.
+
     Attributes:
         side: of the squares, in pixels.
         names: in the order of the samples.
@@ -106,7 +112,9 @@ class Samples:
         PictureError: none of them can be read.
     """
 
-    def __init__(self, pictures: Given, labels: Sequence[str | None] | None, factor: int, side: int) -> None:
+    def __init__(
+        self, pictures: Given, labels: Sequence[str | None] | None, factor: int, side: int, *, grey: bool = False
+    ) -> None:
         least = max(LEAST_PIXELS, LEAST_LATENTS * factor)
         if side < least:
             raise UsageError(f"A probe at f{factor} needs pictures of at least {least} pixels a side, not {side}.")
@@ -116,7 +124,7 @@ class Samples:
             raise UsageError(
                 f"There are {len(labels)} labels for {len(pictures)} pictures; give one for each, in their order."
             )
-        self._pictures, self._labels, self._least = pictures, labels, least
+        self._pictures, self._labels, self._least, self._grey = pictures, labels, least, grey
         unread = []
         found: dict[int, tuple[str, str, int]] = {}  # name, digest, and the side that was cut for it
         self.side = side - side % (2 * factor)
@@ -129,13 +137,13 @@ class Samples:
             self._check(name, array, factor)
             smaller = min(array.shape[:2])
             self.side = min(self.side, smaller - smaller % (2 * factor))
-            found[i] = name, _digest(_square(array, self.side)), self.side
+            found[i] = name, _digest(self._square(array)), self.side
         if not found:
             more = f" (and so are {len(unread) - 1} more)" if len(unread) > 1 else ""
             raise PictureError(f"No picture to probe with can be read{more}: {unread[0]}")
         for i, (name, _, cut) in found.items():
             if cut != self.side:  # a smaller picture came later
-                found[i] = name, _digest(_square(pictures[i][1], self.side)), self.side
+                found[i] = name, _digest(self._square(pictures[i][1])), self.side
         self.unread = tuple(unread)
         self._found = sorted((digest, name, i) for i, (name, digest, _) in found.items())
         self.names = tuple(name for _, name, _ in self._found)
@@ -157,28 +165,34 @@ class Samples:
         """Raises PictureError if the picture is another one by now, or can't be read any more."""
         digest, name, which = self._found[i]
         array = self._pictures[which][1]
-        if min(array.shape[:2]) < self.side or _digest(levels := _square(array, self.side)) != digest:
+        if min(array.shape[:2]) < self.side or _digest(levels := self._square(array)) != digest:
             raise PictureError(f"{name}: this picture was changed while it was probed; start again.")
         return Sample(name, torch.from_numpy(levels), self._labels[which] if self._labels is not None else None, digest)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
+    def _square(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The middle of a picture: uint8 [H, W, 3] -> [3, side, side]."""
+        top, left = ((n - self.side) // 2 for n in array.shape[:2])
+        cut = array[top : top + self.side, left : left + self.side]
+        if self._grey:
+            return to_uint8(luma(from_array(cut))).expand(3, -1, -1).contiguous().numpy()
+        return np.ascontiguousarray(cut.transpose(2, 0, 1))
+
 
 def _digest(levels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(levels.data).hexdigest()
 
 
-def _square(array: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The middle of a picture: uint8 [H, W, 3] -> [3, side, side]."""
-    top, left = ((n - side) // 2 for n in array.shape[:2])
-    return np.ascontiguousarray(array[top : top + side, left : left + side].transpose(2, 0, 1))
-
-
 class Bench:
-    """A VAE with pictures.
+    """A VAE with pictures, all of them RGB to those who measure.
+
+    A VAE of grey pictures gets their luma, and what it decodes is repeated; one of RGBA gets them opaque, and what it
+    decodes is seen over white.
 
     Attributes:
+        channels: of the VAE's pictures: 1, 3 or 4.
         few: the pictures that costly measurements take.
         latents, reconstructions: theirs: the posterior's mode, [C, h, w], and pixels; there after the first pass.
         mean, std: of latents over all pictures, float32 [C, 1, 1] (a std of zero is 1); there after the first pass.
@@ -189,8 +203,17 @@ class Bench:
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vae: Coder, samples: Samples, seed: int, lpips: LPIPS | None, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        vae: Coder,
+        samples: Samples,
+        seed: int,
+        lpips: LPIPS | None,
+        progress: Progress | None,
+        channels: int = 3,
+    ) -> None:
         self.vae = vae
+        self.channels = channels
         self.samples = samples
         self.few = [samples[i] for i in range(min(FEW, len(samples)))]
         self.side = samples.side
@@ -205,7 +228,7 @@ class Bench:
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Pixels [3, H, W] -> their posterior, [1, C, h, w], on the CPU."""
-        posterior = self.vae.encode(pixels[None])
+        posterior = self.vae.encode(to_channels(pixels, self.channels)[None])
         return type(posterior)(posterior.moments.cpu().float())
 
     def mode(self, pixels: Tensor) -> Tensor:
@@ -214,7 +237,7 @@ class Bench:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [C, h, w] -> pixels [3, H, W] in [-1, 1], on the CPU."""
-        return self.vae.decode(latents[None])[0].cpu()
+        return to_channels(self.vae.decode(latents[None])[0].cpu(), 3)
 
     def lpips(self, a: Tensor, b: Tensor) -> float:
         """Between pictures [3, H, W]; there must be an LPIPS."""

@@ -124,7 +124,7 @@ class Channels:
                 numbers.append(Number(name="own scale", value=self.format.scaling_factor))
                 numbers.append(Number(name="own shift", value=self.format.shift_factor))
             elif isinstance(self.format, PerChannel):
-                own_scale = tuple(1.0 / std_ for std_ in self.format.std)
+                own_scale = tuple(self.format.scaling_factor / std_ for std_ in self.format.std)
                 numbers.append(Number(name="own scale per channel", value=own_scale))
                 numbers.append(Number(name="own shift per channel", value=self.format.mean))
             numbers += [

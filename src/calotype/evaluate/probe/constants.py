@@ -33,7 +33,8 @@ def constants(bench: Bench) -> Finding:
     factor = bench.vae.factor
     errors, grids, edges, images = [], [], [], []
     spectrum = torch.zeros((), dtype=torch.float64)
-    for levels in bench.over(list(COLOURS.values())):
+    colours = {name: levels for name, levels in COLOURS.items() if bench.channels > 1 or len(set(levels)) == 1}
+    for levels in bench.over(list(colours.values())):
         colour = torch.tensor(levels, dtype=torch.float32)[:, None, None]
         pixels = (colour / 127.5 - 1.0).expand(3, bench.side, bench.side).contiguous()
         residual = 127.5 * (bench.decode(bench.mode(pixels)).double() - pixels.double())
@@ -43,7 +44,7 @@ def constants(bench: Bench) -> Finding:
         edges.append(float(residual.square().mean().sqrt()))
         spectrum = spectrum + power(inner)
         images.append(shown((AMPLIFY * residual / 127.5).float()))
-    spectrum = spectrum / len(COLOURS)
+    spectrum = spectrum / len(colours)
     rows, columns = (torch.arange(n) % (n // factor) == 0 for n in spectrum.shape)
     on_grid = rows[:, None] & columns
     on_grid[0, 0] = False  # the mean is no grid
@@ -55,7 +56,7 @@ def constants(bench: Bench) -> Finding:
     frequency = tuple(_fold(k, n) / n for k, n in zip(divmod(top, rest.shape[1]), rest.shape, strict=True))
     off = [float(one.abs().mean()) for one in errors]
     grid = mean([one * one for one in grids]) ** 0.5
-    names = list(COLOURS)
+    names = list(colours)
     worst, worst_grid = names[off.index(max(off))], names[grids.index(max(grids))]
     verdict = (
         "less than 8 bits can hold"
@@ -83,7 +84,7 @@ def constants(bench: Bench) -> Finding:
             f"under a grid of {said(grid, 'levels')} RMS ({worst_grid}: {said(max(grids))}): {verdict}."
         ),
         method=(
-            f"{len(COLOURS)} colours, drawn by the program; decoded mode minus colour, in the middle half. The grid is "
+            f"{len(colours)} colours, drawn by the program; decoded mode minus colour, in the middle half. The grid is "
             f"what repeats every {factor} pixels: the mean over all {factor} x {factor} blocks, without its own mean, "
             f"as RMS. Grid frequencies are multiples of 1/{factor} cycles a pixel; the share is of power without the "
             f"constant part."

@@ -30,12 +30,13 @@ class Labels:
         self.bench = bench
         # as many pixels as latents, or a few more: the side must be whole
         numbers = bench.vae.latent_channels * POOL**2
-        self.side = min(math.ceil(math.sqrt(numbers / 3)), bench.side)
+        self.planes = 1 if bench.channels == 1 else 3
+        self.side = min(math.ceil(math.sqrt(numbers / self.planes)), bench.side)
         self._of: list[tuple[str, str]] = []  # label and digest of each picture that has a label
         self._without = 0
         # whole blocks, as in `Certainty`
         self._latents = torch.empty(bench.samples.labelled, numbers, dtype=torch.float64)
-        self._pixels = torch.empty(bench.samples.labelled, 3 * self.side**2, dtype=torch.float64)
+        self._pixels = torch.empty(bench.samples.labelled, self.planes * self.side**2, dtype=torch.float64)
 
     def add(self, sample: Sample, latents: Tensor) -> None:
         """One more picture and its latents [C, h, w]."""
@@ -43,7 +44,9 @@ class Labels:
             self._without += 1
         else:
             self._latents[len(self._of)] = F.adaptive_avg_pool2d(latents.double(), POOL).flatten()
-            self._pixels[len(self._of)] = F.adaptive_avg_pool2d(sample.pixels.double(), self.side).flatten()
+            self._pixels[len(self._of)] = F.adaptive_avg_pool2d(
+                sample.pixels[: self.planes].double(), self.side
+            ).flatten()
             self._of.append((sample.label, sample.digest))
 
     def finding(self) -> Finding:

@@ -10,7 +10,7 @@ from torch import Tensor
 from calotype.evaluate import metrics
 from calotype.evaluate.figures import Bars, Figure, Lines, Scatter
 from calotype.evaluate.probe.bench import Bench, Sample, array
-from calotype.evaluate.probe.finding import Finding, Number, mean, said
+from calotype.evaluate.probe.finding import Finding, LeftOut, Number, mean, said
 from calotype.pixels import to_uint8
 from calotype.posterior import DiagonalGaussian, Posterior
 
@@ -23,6 +23,7 @@ class Rate:
 
     def __init__(self, bench: Bench) -> None:
         self.pixels = bench.side**2
+        self.itself = 8 * bench.channels  # bits of a pixel
         self.numbers = bench.vae.latent_channels / bench.vae.factor**2
         self._names: list[str] = []
         self._bits: list[float] = []
@@ -51,11 +52,13 @@ class Rate:
             Number(name="MSE", value=error, unit="levels²"),
             Number(name="SSIM", value=mean(self._ssim)),
         ]
-        price = f"{said(stored)} bits a pixel as float16, where the picture itself has 24"
+        price = f"{said(stored)} bits a pixel as float16, where the picture itself has {self.itself}"
         if self._bits:
             bits = mean(self._bits)
             numbers.append(Number(name="KL rate", value=bits, unit="bits per pixel"))
-            price = f"{said(bits)} bits a pixel by the KL ({said(stored)} as float16, 24 in the picture itself)"
+            price = (
+                f"{said(bits)} bits a pixel by the KL ({said(stored)} as float16, {self.itself} in the picture itself)"
+            )
         return Finding(
             key="rate",
             title="Rate and distortion",
@@ -90,7 +93,8 @@ class Rate:
 class Colour:
     """Collects signed errors of colours."""
 
-    def __init__(self) -> None:
+    def __init__(self, bench: Bench) -> None:
+        self._grey = bench.channels == 1
         self._errors: list[tuple[float, ...]] = []  # of R, G and B
         self._luma: list[float] = []
         self._chroma: list[tuple[float, float]] = []  # before and after
@@ -112,6 +116,8 @@ class Colour:
 
     def finding(self) -> Finding:
         """Of all that was added."""
+        if self._grey:
+            raise LeftOut("its pictures are grey")
         n = len(self._errors)
         bias = [mean([one[c] for one in self._errors]) for c in range(3)]
         luma = mean(self._luma)

@@ -20,6 +20,8 @@ from calotype.evaluate.probe.paths import drift, interpolation
 from calotype.evaluate.probe.rate import Colour, Rate
 from calotype.evaluate.probe.symmetry import shifts, transforms
 from calotype.evaluate.probe.uncertainty import Certainty, Information
+from calotype.pixels import require_channels
+from calotype.vae import VAE
 
 SIDE = 256
 
@@ -108,7 +110,7 @@ class _Survey:
         self.information = Information()
         self.certainty = Certainty(bench)
         self.rate = Rate(bench)
-        self.colour = Colour()
+        self.colour = Colour(bench)
         self.labels = Labels(bench)
         bench.latents, bench.reconstructions = [], []
         for i, sample in enumerate(bench.over(bench.samples)):
@@ -161,19 +163,24 @@ def probe(
         progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
 
     Raises:
-        UsageError: no pictures, one that is too small or none, or labels that do not match.
+        UsageError: no pictures, one that is too small or none, labels that do not match, or a VAE whose pictures are
+            neither grey, RGB nor RGBA.
         PictureError: no picture can be read, or one has changed meanwhile.
         WeightsError: if only an encoder or a decoder was loaded.
         NonFiniteError, MemoryLimitError: as `VAE.encode` and `VAE.decode`.
     """
-    samples = Samples(pictures, labels, vae.factor, side)
+    channels = vae.picture_channels if isinstance(vae, VAE) else 3
+    require_channels(channels)
+    samples = Samples(pictures, labels, vae.factor, side, grey=channels == 1)
     left_out: dict[str, str] = {}
+    if channels == 4:
+        left_out["alpha"] = "pictures are probed over white, so it was 1 everywhere"
     if lpips is None:
         left_out["lpips"] = "no weights of LPIPS were given"
     elif samples.side < LEAST_LPIPS:
         left_out["lpips"] = f"it needs pictures of at least {LEAST_LPIPS} pixels a side"
         lpips = None
-    bench = Bench(vae, samples, seed, lpips, None)
+    bench = Bench(vae, samples, seed, lpips, None, channels)
     # what runs after the survey, with about how many times it encodes or decodes
     costly: dict[str, tuple[Callable[[Bench], Finding], float]] = {
         "draws": (draws, 40),

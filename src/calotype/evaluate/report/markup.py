@@ -78,7 +78,7 @@ def document(title: str, *body: str, data: dict[str, Any] | None = None) -> byte
         element("script", Markup(script)),
     )
     page = f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>{content}</body>\n</html>\n'
-    return page.encode("utf-8", "replace")  # names of files may hold bytes that are no text
+    return page.encode("utf-8", "backslashreplace")  # names of files may hold bytes that are no text
 
 
 def number(value: float | None, digits: int) -> str:

@@ -20,7 +20,7 @@ from calotype.evaluate.report.markup import Markup, document, element, join, num
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table, vae_name
 from calotype.evaluate.report.pictures import Crop, Encoded, packed
 from calotype.evaluate.report.standing import STANDINGS, Standing, standings, unmarked, values
-from calotype.files import atomic_path
+from calotype.files import write_bytes
 
 Results = dict[str, Any]
 
@@ -42,14 +42,13 @@ def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Pat
 
     Raises:
         UsageError: a crop of a picture or of a VAE that is not among the results; the folder does not exist.
+        StorageError: the disk refuses it.
     """
-    page = _page(results, crops)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(page)
-    return path
+    return write_bytes(path, evaluation_page(results, crops))
 
 
-def _page(results: Results, crops: Sequence[Crop]) -> bytes:
+def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
+    """What `write_evaluation` writes."""
     labels = [vae["label"] for vae in results["vaes"]]
     shown = _shown(results, {crop.picture for crop in crops})
     vaes, pictures = shown["vaes"], shown["pictures"]
@@ -176,7 +175,9 @@ def _summary(results: Results) -> Markup:
     columns = [Column("VAE")]
     columns += [Column(m["title"], _unit(m), "mean over pictures, with its 95% interval") for m in metrics]
     columns += [Column(_distance(key), "lower is better", "between two sets of pictures") for key in distances]
-    columns.append(Column("Numbers", "per pixel", "latent numbers for each pixel, which is 3 itself"))
+    columns.append(
+        Column("Numbers", "per pixel", f"latent numbers for each pixel, which is {results.get('channels', 3)} itself")
+    )
     marks = [standings(results, metric["key"], metric["better"] == "higher") for metric in metrics]
     bounds = [_bounds(vaes, metric["key"]) for metric in metrics]
     rows = []

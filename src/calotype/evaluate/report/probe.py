@@ -12,7 +12,7 @@ from calotype.evaluate.report import svg
 from calotype.evaluate.report.markup import Markup, document, element
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
 from calotype.evaluate.report.pictures import BUDGET, encode
-from calotype.files import atomic_path
+from calotype.files import write_bytes
 
 NAMED = 20  # at most, of what has a label and is no picture
 
@@ -22,14 +22,13 @@ def write_probe(probe: Probe, path: Path) -> Path:
 
     Raises:
         UsageError: the folder does not exist.
+        StorageError: the disk refuses it.
     """
-    page = _page(probe)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(page)
-    return path
+    return write_bytes(path, probe_page(probe))
 
 
-def _page(probe: Probe) -> bytes:
+def probe_page(probe: Probe) -> bytes:
+    """What `write_probe` writes."""
     title = f"The latent space of {probe.vae}"
     many = len(probe.pictures)
     line = (
@@ -158,6 +157,8 @@ def _details(probe: Probe) -> Markup:
         data |= {"labels": about.get("labels", "given"), "without a label": len(probe.pictures) - probe.labelled}
     if strange := about.get("labels_of_no_picture"):
         data["labels of no picture"] = ", ".join(strange[:NAMED]) + (", ..." if len(strange) > NAMED else "")
+    if left_out := about.get("files_left_out"):
+        data["files left out"] = ", ".join(f"{one['count']:,} {one['suffix']} ({one['why']})" for one in left_out)
     run = {key: about[key] for key in ("created", "device", "dtype") if key in about}
     versions = {"calotype": calotype.__version__} | about.get("versions", {})
     names = element("ol", *(element("li", name) for name in probe.pictures), start=0)

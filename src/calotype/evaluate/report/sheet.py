@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from calotype.evaluate.report.absent import reason, reasons
@@ -12,8 +12,8 @@ from calotype.evaluate.report.absent import reason, reasons
 Row = dict[str, Any]
 
 
-def write_sheet(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the sheet.
+def evaluation_sheet(results: Mapping[str, Any]) -> bytes:
+    """The sheet, in UTF-8.
 
     Columns: `kind` of the row, `vae`, `subset`, `picture` and `box` (left, top, right, bottom), of each metric its
     figure with `_low`, `_high` (95% interval; none of a single figure) and `_n` (pictures or parts it is over),
@@ -31,11 +31,12 @@ def write_sheet(results: Mapping[str, Any], path: Path) -> None:
     figures = [metric["key"] + end for metric in results["metrics"] for end in ("", "_low", "_high", "_n")]
     figures += [key + end for key in distances for end in ("", "_std", "_n")]
     columns = ["kind", "vae", "subset", "picture", "box", *figures, "why", "error", "where", "engine", "protocol"]
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:  # a name may be no text
-        sheet = csv.DictWriter(file, columns)
-        sheet.writeheader()
-        for row in (*_means(results), *_pictures(results), *_parts(results)):
-            sheet.writerow({**row, "engine": results["engine"], "protocol": results["protocol"]["text"]})
+    text = io.StringIO(newline="")
+    sheet = csv.DictWriter(text, columns)
+    sheet.writeheader()
+    for row in (*_means(results), *_pictures(results), *_parts(results)):
+        sheet.writerow({**row, "engine": results["engine"], "protocol": results["protocol"]["text"]})
+    return text.getvalue().encode("utf-8", "backslashreplace")  # a name may be no text
 
 
 def _means(results: Mapping[str, Any]) -> Iterator[Row]:

@@ -1,0 +1,446 @@
+"""What diffusers' config.json says of a VAE: obeyed, or refused by name. No torch.
+
+The fields are those of AutoencoderKL, AutoencoderKLFlux2 and AutoencoderTiny in diffusers 0.42.1, among them all that
+these classes had in earlier versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from calotype.config import ActivationName, AutoencoderConfig, NetworkConfig, TinyConfig
+from calotype.errors import WeightsError
+
+KL, FLUX2, TINY = "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny"
+
+# diffusers' names of activations -> ours
+ACTIVATIONS: Mapping[str, ActivationName] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "mish": "mish",
+}
+
+# Fields that are no part of the network: about latents, and about how pipelines treat a VAE.
+LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+KEPT = ("force_upcast", "sample_size", *LATENTS)
+
+DEFAULT_FACTOR = 0.18215  # what diffusers takes where a config.json has no scaling_factor
+
+# Fields that no class has, as forks write them: the value with which the network is the usual one.
+USUAL: Mapping[str, Any] = {
+    "double_z": True,
+    "dropout": 0.0,
+    "norm_eps": 1e-6,
+    "norm_type": "group",
+    "resnet_eps": 1e-6,
+}
+# Fields about the file and not about the network.
+ASIDE = ("architectures", "dtype", "latent_format", "license", "torch_dtype")
+
+# A config.json without a class is about a VAE if it has one of these.
+OF_A_VAE = ("latent_channels", "block_out_channels", "norm_num_groups", "use_quant_conv", *LATENTS)
+# ... and about another model, whatever else it says, if it has one of these.
+OF_OTHERS = ("architectures", "model_type", "hidden_size", "vocab_size")
+
+# Ways from raw to model latents that a config.json can mean.
+MEANS, SCALED_MEANS, SCALE, SCALE_SHIFT = "means", "scaled-means", "scale", "scale-shift"
+
+# What diffusers' pipelines (0.42.1) do with the fields, by their classes' names; the first that fits counts.
+PIPELINES = (
+    (r"GlmImage", MEANS),
+    (r"StableDiffusionXL|SDXL|Kolors", SCALED_MEANS),
+    (r"StableDiffusion3|Flux|Chroma|ZImage|Lumina2|HiDream|^Bria|LongCatImage|OvisImage|VisualCloze", SCALE_SHIFT),
+    (r"StableDiffusion|AltDiffusion|LatentConsistency|PixArt|HunyuanDiT|AuraFlow|CogView|Lumina|UnCLIP", SCALE),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What stands beside weights.
+
+    Attributes:
+        file: the config.json, or None.
+        values: its fields; none where it is missing, or about something else than these weights.
+        pipeline: class of the pipeline in whose folder the weights lie, or "".
+        notes: sentences for people.
+    """
+
+    file: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> str:
+        """The class that the weights are said to be of, or ""."""
+        return str(self.values.get("_class_name", ""))
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the network and its latent format do not hold, and a conversion keeps."""
+        return {key: self.values[key] for key in KEPT if key in self.values}
+
+    def without(self, note: str) -> Said:
+        """The same, with the config.json left aside."""
+        return replace(self, values={}, notes=(*self.notes, note))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """How a config.json scales latents: model = (raw - mean) / std * factor, or (raw - shift) * factor."""
+
+    factor: float
+    shift: float = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def read_said(file: Path | None, beside: Path) -> Said:
+    """What a config.json and the index of a pipeline say of weights.
+
+    Args:
+        file: the config.json, or None.
+        beside: where the weights lie; the pipeline's index lies there or one folder above.
+
+    Raises:
+        WeightsError: if the config.json is no JSON object, or about another kind of autoencoder.
+    """
+    notes: list[str] = []
+    pipeline = _pipeline(beside, notes)
+    if file is None:
+        return Said(pipeline=pipeline, notes=tuple(notes))
+    values = parse_config(file.read_bytes().decode("utf-8-sig", errors="replace"))
+    name = values.get("_class_name", "")
+    said = Said(file=file, values=values, pipeline=pipeline, notes=tuple(notes))
+    if name in (KL, FLUX2, TINY):
+        return said
+    if name:
+        if re.search(r"auto_?encoder|vae|vq", str(name), re.IGNORECASE):
+            raise WeightsError(
+                f"the config.json beside it says that this is a network of the class {name}, "
+                f"and only {KL}, {FLUX2} and {TINY} can be read"
+            )
+        return said.without(f"{file} is about a {name} and was not read.")
+    if any(key in values for key in OF_OTHERS) or not any(key in values for key in (*OF_A_VAE, "act_fn")):
+        return said.without(f"{file} is not about a VAE and was not read.") if values else said
+    return said
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The fields of a config.json, or of its like in a file's metadata.
+
+    Raises:
+        WeightsError: if it is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise WeightsError("its config.json, or its own metadata, is not valid JSON or no object; fetch it again")
+    return values
+
+
+def _pipeline(beside: Path, notes: list[str]) -> str:
+    folder = beside.absolute()  # not resolved: what lies in a cache of the hub is linked to elsewhere
+    for place in (folder, folder.parent):
+        for name in ("model_index.json", "modular_model_index.json"):
+            try:
+                text = (place / name).read_bytes()
+            except OSError:
+                continue
+            try:
+                values = json.loads(text.decode("utf-8-sig", errors="replace"))
+                named = values["_class_name"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                named = None
+            if isinstance(named, str):
+                return named
+            notes.append(f"{place / name} names no pipeline and was not read.")
+    return ""
+
+
+def norm_groups_of(said: Said) -> int | None:
+    """Groups of the norms, as the config.json says."""
+    groups = said.values.get("norm_num_groups")
+    if groups is None:
+        return 32 if said.network in (KL, FLUX2) else None
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise WeightsError(f"norm_num_groups must be the number of a norm's groups, not {groups!r}, in its config.json")
+    return groups
+
+
+def described(config: NetworkConfig, said: Said, parts: frozenset[str], own: Mapping[str, Any]) -> NetworkConfig:
+    """The configuration that tensors show, with what only the config.json can say.
+
+    Args:
+        config: as told from the tensors.
+        parts: "encoder", "decoder" or both: what is there.
+        own: the configuration in the weights' own metadata; empty where there is none.
+
+    Raises:
+        WeightsError: if it contradicts the tensors, or asks for what is not supported; the message names the field.
+    """
+    if isinstance(config, AutoencoderConfig):
+        config = replace(config, activation=own.get("activation", config.activation))
+        both = said.values.get("use_quant_conv", True) == said.values.get("use_post_quant_conv", True)
+        if config.quant_conv != config.decoder_quant_conv and both and own.get("post_quant_conv") is None:
+            # one of the two is missing: nobody says that it never was there
+            config = replace(config, quant_conv=True, post_quant_conv=None)
+    if not said.values:
+        return config
+    if isinstance(config, AutoencoderConfig):
+        if said.network == TINY:
+            raise WeightsError(_contradiction("_class_name", TINY, KL))
+        if (act_fn := _activation(said.values.get("act_fn"))) != own.get("activation", act_fn):
+            raise WeightsError(_contradiction("act_fn", act_fn, own["activation"]))
+        config = replace(config, activation=act_fn)
+        expected = _kl_fields(config, said, parts)
+    elif isinstance(config, TinyConfig):
+        if said.network in (KL, FLUX2):
+            raise WeightsError(_contradiction("_class_name", said.network, TINY))
+        expected = _tiny_fields(config)
+    else:
+        raise WeightsError(_contradiction("_class_name", said.network or KL, "another network"))
+    for key, value in said.values.items():
+        if key in expected:
+            if value is not None and not _same(value, expected[key]):
+                raise WeightsError(_contradiction(key, value, expected[key]))
+        elif key in USUAL:
+            if value is not None and not _same(value, USUAL[key]):
+                raise WeightsError(_unsupported(key, value, repr(USUAL[key])))
+        elif key not in (*KEPT, *_FREE, *ASIDE) and not key.startswith("_") and value is not None:
+            raise WeightsError(
+                f"its config.json has a field {key!r} that no {said.network or KL} of diffusers has, and what it "
+                f"changes is not known; take it out if it changes nothing"
+            )
+    _check_kept(said.values)
+    return config
+
+
+# Numbers of training, of splitting into tiles and of storing latents as bytes.
+_FREE = ("act_fn", "batch_norm_eps", "batch_norm_momentum", "latent_magnitude", "latent_shift", "norm_num_groups")
+
+
+def _activation(name: object) -> ActivationName:
+    if name is None:
+        return "silu"
+    known = ACTIVATIONS.get(name.lower()) if isinstance(name, str) else None
+    if known is None:
+        raise WeightsError(_unsupported("act_fn", name, ", ".join(ACTIVATIONS)))
+    return known
+
+
+def _kl_fields(config: AutoencoderConfig, said: Said, parts: frozenset[str]) -> dict[str, Any]:
+    """What fields must say beside these tensors."""
+    for key, blocks in (
+        ("down_block_types", ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
+        ("up_block_types", ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")),
+    ):
+        named = said.values.get(key)
+        for block in named if isinstance(named, list) else [] if named is None else [named]:
+            if block not in blocks:
+                raise WeightsError(_unsupported(key, block, " and ".join(blocks)))
+    if (groups := said.values.get("norm_num_groups", config.norm_groups)) != config.norm_groups:
+        raise WeightsError(_contradiction("norm_num_groups", groups, config.norm_groups))
+    fields = fields_of(config)
+    fields["patch_size"] = [2, 2]
+    if "decoder" not in parts:
+        for key in ("use_post_quant_conv", "decoder_block_out_channels", "up_block_types", "out_channels"):
+            fields[key] = said.values.get(key)
+    if "encoder" not in parts:
+        for key in ("use_quant_conv", "block_out_channels", "in_channels"):
+            fields[key] = said.values.get(key)
+    return fields
+
+
+def fields_of(config: AutoencoderConfig) -> dict[str, Any]:
+    """The fields of a config.json that tensors show."""
+    levels = range(len(config.channels))
+    return {
+        "block_out_channels": list(config.channels),
+        "decoder_block_out_channels": list(config.decoder_channels),
+        "down_block_types": [f"{'Attn' if i in config.attn_levels else ''}DownEncoderBlock2D" for i in levels],
+        "up_block_types": [f"{'Attn' if i in config.attn_levels else ''}UpDecoderBlock2D" for i in reversed(levels)],
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.z_channels,
+        "layers_per_block": config.num_res_blocks,
+        "mid_block_add_attention": config.mid_attention,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.decoder_quant_conv,
+    }
+
+
+def _tiny_fields(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "act_fn": "relu",
+        "block_out_channels": [64] * 4,
+        "decoder_block_out_channels": [64] * 4,
+        "encoder_block_out_channels": [64] * 4,
+        "in_channels": config.in_channels,
+        "latent_channels": config.z_channels,
+        "num_decoder_blocks": [3, 3, 3, 1],
+        "num_encoder_blocks": [1, 3, 3, 3],
+        "out_channels": config.in_channels,
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    }
+
+
+def _check_kept(values: Mapping[str, Any]) -> None:
+    if not isinstance(upcast := values.get("force_upcast", True), bool | None):
+        raise WeightsError(_unsupported("force_upcast", upcast, "true and false"))
+    size = values.get("sample_size", 512)
+    sides = size if isinstance(size, list) else [size]
+    if size is not None and not (
+        1 <= len(sides) <= 2 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
+    ):
+        raise WeightsError(_unsupported("sample_size", size, "pixels of a side"))
+    eps = values.get("batch_norm_eps")
+    if eps is not None and (not _is_number(eps) or eps < 0):
+        raise WeightsError(_unsupported("batch_norm_eps", eps, "numbers that are not negative"))
+
+
+def _same(a: object, b: object) -> bool:
+    """Equal, as JSON has it: 1.0 and true are not 1, as they are for Python."""
+    return json.dumps(a) == json.dumps(b)
+
+
+def _contradiction(key: str, said: object, found: object) -> str:
+    return (
+        f"its config.json says {key} {said!r:.80}, and its tensors are of {found!r}: it is not about these weights; "
+        f"put the right one in its place, or the weights into a folder of their own"
+    )
+
+
+def _unsupported(key: str, value: object, supported: str) -> str:
+    return f"its config.json says {key} {value!r:.80}, and supported are {supported}"
+
+
+# --- latents ---
+
+
+def scales_of(said: Said, channels: int, meaning: str | None = None) -> tuple[Scales | None, str, str]:
+    """How the config.json scales latents: (scales or None, what tells it, what is not told or "").
+
+    Where it says means and a factor, pipelines differ: those of SDXL use both, that of GLM-Image the means. The class
+    of the pipeline around tells which, else the number of channels: SDXL's pipelines take 4 only, and GLM-Image has 16.
+
+    Args:
+        meaning: `MEANS` or `SCALED_MEANS`, if the user says which.
+
+    Raises:
+        WeightsError: if what it says can't be.
+    """
+    values, pipeline = said.values, said.pipeline
+    shift = _number(values, "shift_factor") or 0.0
+    factor = _number(values, "scaling_factor")
+    if factor == 0:
+        raise WeightsError("scaling_factor must not be 0")
+    if factor is None and said.network == KL and "scaling_factor" not in values:
+        factor = DEFAULT_FACTOR
+    mean, std = (_numbers(values, key, channels) for key in ("latents_mean", "latents_std"))
+    way = next((way for pattern, way in PIPELINES if re.search(pattern, pipeline)), None)
+    if mean is None or std is None:
+        if (mean is None) != (std is None):
+            there, absent = ("latents_mean", "latents_std") if std is None else ("latents_std", "latents_mean")
+            raise WeightsError(f"{there} is there and {absent} is not")
+        if meaning is not None:
+            raise WeightsError(f"it has no latents_mean and latents_std, which latent format {meaning!r} reads")
+        return _one_scale(said, channels, factor, 0.0 if way in (SCALE, SCALED_MEANS) else shift)
+    if min(std) <= 0:
+        raise WeightsError("latents_std must be above 0")
+    told = f"config.json, as {pipeline} reads it"
+    if meaning is not None:
+        way, told = meaning, f"--latent-format {meaning}"
+    elif way is None:
+        if shift:
+            return None, "", "its config.json says latents_mean and a shift_factor, and no known pipeline uses both"
+        if factor is None or factor == 1:
+            way, told = MEANS, "config.json"
+        elif channels == 4:
+            way, told = SCALED_MEANS, "config.json, as SDXL's pipelines read it, the ones for means of 4 channels"
+        elif channels == 16:
+            way, told = MEANS, "config.json, as GLM-Image's pipeline reads it, the one for means of 16 channels"
+        else:
+            return (
+                None,
+                "",
+                (
+                    f"its config.json says latents_mean and scaling_factor {factor:g}, and nothing tells whether the "
+                    f"factor counts, as for SDXL's pipelines, or not, as for GLM-Image's"
+                ),
+            )
+    if way == MEANS:
+        return Scales(factor=1.0, mean=mean, std=std), told, ""
+    if factor is None:
+        if meaning is None and "scaling_factor" not in values:
+            return Scales(factor=1.0, mean=mean, std=std), told, ""
+        return None, "", "its config.json says scaling_factor null, with which no pipeline that uses it can work"
+    if way == SCALED_MEANS:
+        return Scales(factor=factor, mean=mean, std=std), told, ""
+    return Scales(factor=factor, shift=shift if way == SCALE_SHIFT else 0.0), told, ""
+
+
+def unused(said: Said) -> Iterator[str]:
+    """Sentences on fields about latents that the pipeline around does not read."""
+    way = next((way for pattern, way in PIPELINES if re.search(pattern, said.pipeline)), None)
+    means = said.values.get("latents_mean") is not None
+    if means and way in (SCALE, SCALE_SHIFT):
+        yield f"latents_mean and latents_std of its config.json do not count: {said.pipeline} does not read them."
+    if said.values.get("shift_factor") and (way in (SCALE, SCALED_MEANS) or (way == MEANS and means)):
+        yield f"shift_factor of its config.json does not count: {said.pipeline} does not read it."
+    if means and way == MEANS and said.values.get("scaling_factor", 1.0) != 1:
+        yield f"scaling_factor of its config.json does not count: {said.pipeline} does not read it."
+
+
+def readings(kept: Mapping[str, Any]) -> Iterator[Scales]:
+    """Every way in which fields about latents can be meant."""
+    values = {key: kept.get(key) for key in LATENTS}
+    factor, shift = values["scaling_factor"], values["shift_factor"] or 0.0
+    if values["latents_mean"] and values["latents_std"]:
+        mean, std = (tuple(cast(list[float], values[key])) for key in ("latents_mean", "latents_std"))
+        yield Scales(factor=1.0, mean=mean, std=std)
+        if factor:
+            yield Scales(factor=factor, mean=mean, std=std)
+    if factor:
+        yield Scales(factor=factor, shift=shift)
+        yield Scales(factor=factor)
+
+
+def _one_scale(said: Said, channels: int, factor: float | None, shift: float) -> tuple[Scales | None, str, str]:
+    if factor is None:
+        absent = "scaling_factor" not in said.values or said.network != KL
+        return None, "", "" if absent else "its config.json says scaling_factor null"
+    if "scaling_factor" not in said.values and channels != 4:
+        return None, "", ""  # SD1's is no scale for others: the field was forgotten
+    return Scales(factor=factor, shift=shift), "config.json", ""
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    value = values.get(key)
+    if value is not None and not _is_number(value):
+        raise WeightsError(f"{key} must be a number, not {value!r:.80}")
+    return cast(float | None, value)
+
+
+def _numbers(values: Mapping[str, Any], key: str, count: int) -> tuple[float, ...] | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != count or not all(_is_number(n) for n in value):
+        raise WeightsError(f"{key} must be {count} numbers, one for each latent channel, not {value!r:.80}")
+    return tuple(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

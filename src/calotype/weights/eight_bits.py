@@ -1,0 +1,24 @@
+"""Weights in float8 without scales, widened so that they can be computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Every number of these is one of float16, infinities and NaN included
+PLAIN = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+def widened(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors with those of float8 as float16, exactly, and notices of it."""
+    narrow = [key for key, tensor in tensors.items() if tensor.dtype in PLAIN]
+    wide = {key: tensor.half() if tensor.dtype in PLAIN else tensor for key, tensor in tensors.items()}
+    if not narrow:
+        return wide, ()
+    kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in narrow}))
+    return wide, (
+        f"{len(narrow)} of {len(tensors)} tensors are stored in {kinds} and were widened to float16, exactly; what "
+        f"was lost when they were made is not in the file.",
+    )

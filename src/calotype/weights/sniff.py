@@ -1,0 +1,208 @@
+"""Files that are not weights that can be read: what they are, told from their first bytes, and what to do. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+# (the first bytes, a sentence on what begins so)
+SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "this is a pointer of Git LFS, not the weights themselves; fetch them with 'git lfs pull', or download the "
+        "file itself",
+    ),
+    (b"GGUF", "this is a GGUF file, which is not read; get the VAE as safetensors (its source, before conversion)"),
+    (b"\x93NUMPY", "this is a single numpy array (.npy), not named tensors; get the weights as safetensors"),
+    (b"ftrt", "this is a TensorRT engine, made for one GPU; get the weights that it was built from, as safetensors"),
+    (b"\x1f\x8b", "this is a gzip archive; unpack it and give the weights in it"),
+    (b"BZh", "this is a bzip2 archive; unpack it and give the weights in it"),
+    (b"\xfd7zXZ", "this is an xz archive; unpack it and give the weights in it"),
+    (b"\x28\xb5\x2f\xfd", "this is a Zstandard archive; unpack it and give the weights in it"),
+    (b"7z\xbc\xaf\x27\x1c", "this is a 7z archive; unpack it and give the weights in it"),
+    (b"Rar!", "this is a RAR archive; unpack it and give the weights in it"),
+    (b"\x89PNG", "this is a picture (PNG), not weights"),
+    (b"\xff\xd8\xff", "this is a picture (JPEG), not weights"),
+    (b"RIFF", "this is a picture or a sound (RIFF), not weights"),
+    (b"%PDF", "this is a PDF document, not weights"),
+    (b"SQLite format 3", "this is an SQLite database, not weights"),
+    (b"PAR1", "this is a Parquet table, not weights"),
+    (b"ARROW1", "this is an Arrow table, not weights"),
+    *(
+        (magic, "this is a file of an old version of ggml, which is not read; get the VAE as safetensors")
+        for magic in (b"lmgg", b"tjgg", b"fmgg", b"algg")
+    ),
+)
+
+# (what the file's name matches, a sentence), for formats without a signature
+NAMES: tuple[tuple[str, str], ...] = (
+    (
+        r".*\.onnx(_data|\.data)?",
+        "this is an ONNX model, whose weights have lost their names; get the weights that it was exported from, as "
+        "safetensors",
+    ),
+    (r".*\.msgpack", "these are Flax weights (msgpack), which are not read; load them in diffusers with from_flax=True "
+     "and save them with save_pretrained"),
+    (r".*\.(mlmodel|mlmodelc|mlpackage)", "this is a Core ML model; get the weights that it was converted from"),
+    (r".*\.(engine|plan|trt)", "this is a TensorRT engine, made for one GPU; get the weights that it was built from, "
+     "as safetensors"),
+    (r".*\.data-\d{5}-of-\d{5}|.*\.ckpt\.(index|meta)|checkpoint", "this is part of a TensorFlow checkpoint, which is "
+     "not read; get the weights as safetensors or Keras h5"),
+    (r".*\.pb|.*\.tflite", "this is a TensorFlow model, which is not read; get the weights as safetensors or Keras h5"),
+    (r".*\.(part|partial|crdownload|aria2|incomplete|tmp)", "this is a download that has not finished; fetch it again"),
+)  # fmt: skip
+
+OPENVINO = (
+    "this is a model of OpenVINO (.xml and .bin), whose weights have lost their names; get the weights that it was "
+    "exported from, as safetensors"
+)
+FLAX = NAMES[1][1]
+ONNX = NAMES[0][1]
+
+
+def other_file(path: Path, head: bytes) -> str | None:
+    """What a file is that begins with `head` (512 bytes of it, or all) and holds no weights that can be read.
+
+    Returns:
+        Words for a message, or None where it may be weights.
+    """
+    for signature, said in SIGNATURES:
+        if head.startswith(signature):
+            return said
+    if head[257:262] == b"ustar":
+        return (
+            "this is a tar archive; unpack it and give the weights in it (torch files of before 0.2 are such archives)"
+        )
+    if path.suffix == ".distcp":
+        return (
+            "this is part of a checkpoint of torch.distributed; make one file of it with "
+            "'python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE'"
+        )
+    if head[:2] == b"PK":
+        return _zip(path)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if (told := _text(path, text)) is not None:
+        return told
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] < 8:  # a pickle
+        return None
+    for pattern, said in NAMES:
+        if re.fullmatch(pattern, path.name.lower()):
+            return said
+    if path.suffix == ".bin" and path.with_suffix(".xml").is_file():
+        return OPENVINO
+    # a map of msgpack with a text for its first key; ONNX's version, then the name of what wrote it
+    if re.match(rb"[\x81-\x8f][\xa1-\xbf][a-z_]{3}", head):
+        return FLAX
+    if re.match(rb"\x08[\x01-\x20]\x12[\x00-\x40][A-Za-z]{3}", head):
+        return ONNX
+    if len(head) > 64 and not head.strip(b"\0"):
+        return "this file begins with nothing but zeros, as a download that has not finished does; fetch it again"
+    return None
+
+
+def _text(path: Path, text: bytes) -> str | None:
+    lower = text[:256].lower()
+    if lower.startswith((b"<!doctype html", b"<html", b"<head", b"<!-")):
+        return (
+            "this is a web page, not weights: the address was one for people, or asked for a login; download the file "
+            "itself"
+        )
+    if lower.startswith((b"<?xml", b"<net", b"<error")):
+        if b"<net" in text:
+            return OPENVINO
+        return f"this is XML, not weights{_quoted(text)}; download the file itself"
+    if lower[:1] in (b"{", b"["):
+        return _json(path, text)
+    printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
+    if 4 < len(text) < 512 and printable:
+        return f"this is text, not weights{_quoted(text)}; download the file itself"
+    return None
+
+
+def _json(path: Path, text: bytes) -> str | None:
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size < 2**24 else None
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(content, dict):
+        for key in ("error", "message", "detail", "errors"):
+            if key in content and len(content) < 8:
+                return f"this is the answer of a server, not weights{_quoted(str(content[key]).encode())}; download " \
+                    "the file itself, with a login if it asks for one"  # fmt: skip
+        if "_class_name" in content or "_diffusers_version" in content:
+            return "this is a configuration (JSON) that belongs to weights; give the folder it lies in, or the weights"
+    return "this is JSON, not weights; give the weights themselves"
+
+
+def _zip(path: Path) -> str | None:
+    """What a zip archive is that is no torch file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(entry.flag_bits & 1 for entry in archive.infolist()):
+            return "this is a zip archive with a password; unpack it and give the weights in it"
+    last = [name.rpartition("/")[2] for name in names]
+    roots = {name.partition("/")[0] for name in names}
+    if "constants.pkl" in last or any(name.startswith(f"{root}/code/") for root in roots for name in names):
+        return (
+            "this is a TorchScript archive, a program with its weights; take them out where you trust it: "
+            "torch.save(torch.jit.load(FILE).state_dict(), 'vae.pt')"
+        )
+    if "serialized_exported_program.json" in last or any(
+        "models/" in name and name.endswith(".json") for name in names
+    ):
+        return (
+            "this is a program of torch.export (.pt2); take its weights out where you trust it: "
+            "torch.save(torch.export.load(FILE).state_dict, 'vae.pt')"
+        )
+    if "extern_modules" in last:
+        return "this is a package of torch.package; load its module where you trust it and save its state_dict()"
+    if "data.pkl" in last:
+        return None
+    if names and all(name.endswith((".npy", "/")) for name in names):
+        return (
+            "this is an archive of numpy arrays (.npz), as MLX and others save weights; get the weights as "
+            "safetensors, or save the arrays so with safetensors.numpy.save_file"
+        )
+    if any(name.endswith(".weights.h5") for name in names):
+        return "this is a Keras 3 archive (.keras), which is not read; get the weights as safetensors"
+    if "Manifest.json" in last or any(".mlmodel" in name for name in names):
+        return "this is a Core ML model; get the weights that it was converted from"
+    inside = [name for name in names if name.endswith((".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"))]
+    if inside:
+        more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+        return f"this is a zip archive that holds {inside[0]}{more}; unpack it and give the weights in it"
+    first = f", of {len(names)} files ({names[0]}...)" if names else " without files"
+    return f"this is a zip archive of something else than weights{first}"
+
+
+def _quoted(text: bytes) -> str:
+    words = " ".join(re.sub(r"<[^>]*>", " ", text.decode("utf-8", "replace")).split())
+    return f" ({words[:80].rstrip('. ')})" if words else ""
+
+
+def audio_pipeline(folder: Path) -> str | None:
+    """The class of an audio pipeline of diffusers, whose VAE (of spectrograms) looks like one of grey pictures."""
+    try:
+        name = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) and re.search("Audio|Music", name) else None
+
+
+def in_folder(folder: Path) -> str | None:
+    """What a folder without weight files holds instead, if it can be told."""
+    for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path.name)):
+        if len(path.relative_to(folder).parts) > 2:
+            break
+        if path.suffix == ".mlpackage":
+            return NAMES[2][1]
+        if path.is_file() and path.suffix not in (".json", ".txt", ".md"):
+            with path.open("rb") as file:
+                head = file.read(512)
+            if head and (said := other_file(path, head)):
+                return f"{path.relative_to(folder)}: {said}"
+    return None
