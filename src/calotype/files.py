@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from calotype.errors import CalotypeError, StorageError, UsageError
-from calotype.temporaries import temporary_path
+from calotype.temporaries import temporary_folder, temporary_path
 
 StrPath = str | os.PathLike[str]
 
@@ -45,8 +45,8 @@ def text_path(path: Path) -> Iterator[Path]:
     if as_text(str(path)) == str(path):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / "link"
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        link = folder / "link"
         link.symlink_to(path.absolute())
         yield link
 

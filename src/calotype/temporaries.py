@@ -54,7 +54,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     path = folder / f"{_prefix()}{secrets.token_hex(4)}"
     _mine.add(path)
     try:
-        path.mkdir()
+        path.mkdir(mode=0o700)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -77,7 +77,7 @@ COMMANDS = (
     ),
     _command(
         "train", "train in/tiny.toml --data in --out o --device cpu", checkpoint="checkpoints/step-*.pt",
-        same=("weights.safetensors", "step-00000006.pt", "step-00000006.png", "recipe.json"),
+        same=("weights.safetensors", "step-00000006.pt", "recipe.json"),
     ),
     _command(
         "train-drawing", "train in/drawing.toml --data in/captioned --out o --device cpu", checkpoint="checkpoint.pt",

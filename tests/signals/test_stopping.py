@@ -224,3 +224,23 @@ vae.load = load
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "builtin" in out
+
+
+def test_it_is_said_when_a_progress_bar_was_interrupted(tmp_path: Path) -> None:
+    """rich takes standard error over, and an interrupt in the middle of it may leave it so and mute."""
+    body = """
+import os, signal, sys, time
+from calotype import vae
+from rich.console import Console
+from rich.file_proxy import FileProxy
+def load(*_, **__):
+    console = Console(stderr=True)
+    console._enter_buffer()
+    sys.stderr = FileProxy(console, sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+vae.load = load
+"""
+    with started(body, "inspect", folder=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")

@@ -7,9 +7,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -112,6 +113,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def complain(message: str) -> None:
     """One line on standard error."""
     print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
+
+
+def stop(message: str = "Stopped.") -> NoReturn:
+    """Ends a command that was stopped, with a line on standard error, if that still takes one."""
+    while hasattr(sys.stderr, "rich_proxied_file"):  # an interrupt within rich may leave it behind, and mute
+        sys.stderr = sys.stderr.rich_proxied_file
+    with suppress(OSError):  # a terminal that is closed
+        complain(message)
+    raise typer.Exit(stopping.exit_code())
 
 
 def load_vae(

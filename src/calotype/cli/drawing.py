@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from calotype import stopping
-from calotype.cli.common import Dtype, complain, make_folder
+from calotype.cli.common import Dtype, make_folder, stop
 from calotype.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -421,8 +420,7 @@ def keeping(count: int, out: Path) -> Iterator[list[Path]]:
         yield finished
     except KeyboardInterrupt:
         there = f", in {out}" if finished else ""
-        complain(f"Stopped; {len(finished)} of {count} pictures are finished{there}.")
-        raise typer.Exit(stopping.exit_code()) from None
+        stop(f"Stopped; {len(finished)} of {count} pictures are finished{there}.")
 
 
 def require_preview(preview: Path | None, others: list[Path]) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype import stopping
 from calotype.apart import require_apart
-from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, complain, require_folder, show
+from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, require_folder, show, stop
 from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
 
@@ -115,8 +114,7 @@ def command(
                 data, setup, report, every=every, limit=limit, part=shard or "", engine=engine.value, progress=told
             )
     except KeyboardInterrupt:
-        complain("Stopped; the same command goes on where it was.")
-        raise typer.Exit(stopping.exit_code()) from None
+        stop("Stopped; the same command goes on where it was.")
     if json:
         print(json_module.dumps(plain(found), allow_nan=False))
     elif shard:

@@ -35,7 +35,7 @@ from calotype.cli import (
     transfer,
     vary,
 )
-from calotype.cli.common import complain
+from calotype.cli.common import complain, stop
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
 
@@ -49,9 +49,7 @@ def _told_when_stopped() -> Iterator[None]:
         # an interrupt that went through a library's code may come out as another error
         if not isinstance(error, KeyboardInterrupt) and not stopping.interrupted():
             raise
-        with suppress(OSError):  # a terminal that is closed takes no more
-            complain("Stopped.")
-        raise typer.Exit(stopping.exit_code()) from None
+        stop()
 
 
 class Commands(TyperGroup):

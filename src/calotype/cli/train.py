@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from calotype import stopping
-from calotype.cli.common import DeviceOption, complain, require_folder
+from calotype.cli.common import DeviceOption, complain, require_folder, stop
 
 NAME = "train"
 EXAMPLE = "Example: [bold]calotype train builtin --data data/ --out runs/builtin --set batch=4[/]"
@@ -98,7 +98,7 @@ def command(
             print(weights)
     elif not dry_run:
         if first:
-            complain(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
+            stop(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
         raise typer.Exit(stopping.exit_code())
 
 
@@ -123,6 +123,5 @@ def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume
         track=lambda items: track(items, "Encoding pictures", console=console, transient=True),
     )  # fmt: skip
     if weights is None:
-        complain(f"Stopped; the same command with --resume goes on from the checkpoint in {out}.")
-        raise typer.Exit(stopping.exit_code())
+        stop(f"Stopped; the same command with --resume goes on from the checkpoint in {out}.")
     print(weights)

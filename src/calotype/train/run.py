@@ -31,6 +31,7 @@ from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock
 from calotype.pixels import require_rgb
 from calotype.sources import files_of
+from calotype.temporaries import sweep
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
 from calotype.train.estimate import estimate
@@ -105,6 +106,8 @@ def train(
     if options.dry_run or os.environ.get("RANK", "0") != "0":  # the first of several processes holds it for all
         return _train(recipe, data, out, options, report, notice, track)
     with lock(out / checkpoint.LOCK, checkpoint.DOING, "give another --out"):
+        for folder in (out, *filter(Path.is_dir, out.iterdir())):  # nothing may be written into some of them again
+            sweep(folder)
         return _train(recipe, data, out, options, report, notice, track)
 
 
