@@ -66,15 +66,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_help_comes_at_once() -> None:
-    command = [sys.executable, "-c", "from calotype.cli.main import main; main()", "--help"]
-    times = []
+    """In 0.3 s, or where a processor takes long for it, in twice the time of the smallest program of this kind."""
+    smallest = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
+    times: list[list[float]] = [[], []]
     for _ in range(8):  # the best of several: other programs may be busy
-        start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True, timeout=60)
-        times.append(time.perf_counter() - start)
-        if times[-1] <= 0.3:
+        for code, taken in zip(("from calotype.cli.main import main; main()", smallest), times, strict=True):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, check=True, timeout=60)
+            taken.append(time.perf_counter() - start)
+        ours, least = map(min, times)
+        if ours <= max(0.3, 2 * least):
             return
-    raise AssertionError(f"--help took {min(times):.2f} s")
+    raise AssertionError(f"--help took {ours:.2f} s, and that of the smallest program {least:.2f} s")
 
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
