@@ -410,6 +410,17 @@ def test_refused_by_what_it_is(kind: str) -> None:
     assert "cut off" not in str(caught.value)
 
 
+def test_a_preview_is_not_taken_for_the_picture_behind_it() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(np.zeros((10, 12, 3), np.uint8), photometric="rgb", subfiletype=1)
+        writer.write(np.zeros((40, 48, 3), np.uint8), photometric="rgb")
+    with pytest.raises(PictureError, match="starts with a small preview of its picture") as caught:
+        read_picture(file.getvalue())
+    one_sentence(str(caught.value))
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "deflate"])
 def test_signed_numbers_within_16_bits_say_so(compression: str | None, byteorder: str) -> None:

@@ -175,9 +175,10 @@ def _understood(tags: dict[int, Any], frames: int, order: str, big: bool) -> Tif
         return None
     if tags.get(_DNG) or photometric in (32803, 34892):
         raise NotReadableError("holds camera raw data (DNG) that must be developed; export it as TIFF, PNG or JPEG")
-    if first(254, 0) & 1 and tags.get(_SUB_IFDS):  # 254: NewSubfileType
+    if first(254, 0) & 1 and (tags.get(_SUB_IFDS) or frames > 1):  # 254: NewSubfileType
         raise NotReadableError(
-            "starts with a small preview of its picture, as camera raw files do; export it as TIFF, PNG or JPEG"
+            "starts with a small preview of its picture, as camera raw files do; export the picture alone as TIFF, PNG "
+            "or JPEG"
         )
     if photometric in _OTHER:
         raise NotReadableError(f"holds {_OTHER[photometric]}, of which no picture is made; save it as RGB")
