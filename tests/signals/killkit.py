@@ -154,7 +154,9 @@ class Forker:
 
     def _line(self) -> str:
         assert self._process.stdout
-        return self._process.stdout.readline().strip()
+        line = self._process.stdout.readline().strip()
+        assert line, f"the forker ended with {self._process.wait(timeout=60)}"
+        return line
 
     def run(self, words: Sequence[str], folder: Path, kill: tuple[float, int] | None = None) -> Ran:
         """Runs it in a folder, and if so asked sends a signal after so many seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from safetensors import safe_open
 from support import SMALL, one_sentence
 from trainkit import TINY, changed, make, no_track, picture, png, same_state, write_pictures
 
-from calotype import load
+from calotype import load, temporaries
 from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.evaluate.metrics import psnr
 from calotype.latents import KNOWN, PerChannel, ScaleShift
 from calotype.locks import lock
 from calotype.pixels import to_uint8
+from calotype.processes import this
 from calotype.train import checkpoint, estimate as estimates, run as module
 from calotype.train.configs import ConvConfig
 from calotype.train.crops import centre_crop
@@ -79,6 +81,19 @@ def test_two_trainings_in_one_folder(data: Path, tmp_path: Path) -> None:
     assert held
     assert all(held)
     assert not (tmp_path / "out" / checkpoint.LOCK).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_leftovers_go_from_all_folders_of_a_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from those that a run that is gone on with writes nothing into."""
+    out = tmp_path / "out"
+    start(replace(TINY, steps=6), data, out)
+    monkeypatch.setattr(temporaries, "_swept", set())  # as in another process
+    me = this()
+    for name in (".", "checkpoints", "panels"):
+        (out / name / f".calotype-{me.host}-{me.pid}-00000001-0123abcd.png").touch()  # of who had our number before
+    start(replace(TINY, steps=6), data, out, resume=True)
+    assert not list(out.rglob(".calotype-*"))
 
 
 # Data
