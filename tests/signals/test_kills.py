@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def contents(command: Command, here: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made = Bench(tmp_path_factory.mktemp("kills"))
-    yield made
-    made.forker.close()
+    with closing(made.forker):
+        yield made
 
 
 @pytest.mark.skipif(bool(winograd_available()), reason="no CPU kernels here")
@@ -133,11 +134,9 @@ def test_every_command_at_ten_moments(tmp_path: Path) -> None:
                 done[f"{command.name} {number.name}"] += 1
                 stopped[number.name] += ran.code != 0
 
-    with ThreadPoolExecutor(2) as pool:
+    with closing(benches[0].forker), closing(benches[1].forker), ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(work, bench) for bench in benches]:
             future.result()
-    for bench in benches:
-        bench.forker.close()
     print(
         f"{sum(done.values())} kills, {sum(stopped.values())} before the end: {dict(stopped)}; {len(waiting)} not tried"
     )

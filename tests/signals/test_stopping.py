@@ -244,3 +244,23 @@ vae.load = load
     with started(body, "inspect", folder=tmp_path) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")
+
+
+def test_it_is_the_last_thing_said(tmp_path: Path) -> None:
+    """A bar in a generator ends with it, and on a terminal takes the lines that were said meanwhile away."""
+    body = """
+import os, signal, time
+from calotype import vae
+from rich.console import Console
+from rich.progress import track
+def load(*_, **__):
+    items = track([1, 2], console=Console(stderr=True, force_terminal=True), transient=True)
+    for _ in items:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+vae.load = load
+"""
+    with started(body, "inspect", folder=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert err.endswith("calotype: Stopped.\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ def _told_when_stopped() -> Iterator[None]:
         # an interrupt that went through a library's code may come out as another error
         if not isinstance(error, KeyboardInterrupt) and not stopping.interrupted():
             raise
+        traceback.clear_frames(error.__traceback__)  # progress bars in generators end before the last line, not after
         stop()
 
 

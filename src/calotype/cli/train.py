@@ -90,7 +90,9 @@ def command(
         options,
         report=report,
         notice=complain,
-        track=lambda items, doing, total: track(items, doing, total, console=console, transient=True),
+        track=lambda items, doing, total: track(
+            items, doing, total, console=console, transient=True, disable=not console.is_terminal
+        ),
     )
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if weights is not None:
@@ -120,7 +122,9 @@ def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume
             f"  {line['pictures_per_second']:.1f} pictures/s",
             highlight=False,
         ),
-        track=lambda items: track(items, "Encoding pictures", console=console, transient=True),
+        track=lambda items: track(
+            items, "Encoding pictures", console=console, transient=True, disable=not console.is_terminal
+        ),
     )  # fmt: skip
     if weights is None:
         stop(f"Stopped; the same command with --resume goes on from the checkpoint in {out}.")

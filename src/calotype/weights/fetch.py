@@ -219,8 +219,9 @@ def _chunks(url: str, owner: str, advice: str) -> Iterator[bytes]:
     try:
         with _open(url) as response:
             total = _length(response.headers.get("Content-Length"))
-            shown: Any = {"description": name, "console": Console(stderr=True), "transient": True}
-            with wrap_file(response, total or 0, **shown) as data:
+            console = Console(stderr=True)
+            shown: Any = {"console": console, "transient": True, "disable": not console.is_terminal}
+            with wrap_file(response, total or 0, description=name, **shown) as data:
                 while chunk := data.read(2**20):
                     taken += len(chunk)
                     if taken > MOST:
