@@ -44,14 +44,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import calotype
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
 from calotype.engine.blocks import Job, aligned
 from calotype.engine.budget import parse_memory
 from calotype.engine.executor import Executor
 from calotype.engine.memory import Memory, Rows
-from calotype.engine.program import Conv, Direction, Map
 from calotype.errors import MemoryLimitError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
+from calotype.steps import Conv, Direction, Map
 from calotype.weights.save import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]

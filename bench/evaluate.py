@@ -33,12 +33,12 @@ from rich.progress import track
 from rich.table import Table
 
 import calotype
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
 from calotype.engine.memory import PLENTY, keep_freed
 from calotype.evaluate.protocol import preset
 from calotype.evaluate.session import chosen, evaluate
 from calotype.evaluate.setup import Setup
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
 from calotype.sources import open_source
 from calotype.weights.save import save_weights
 

@@ -29,10 +29,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import calotype
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
 from calotype.engine import cuda
-from calotype.weights.keys import ldm_to_diffusers
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import ldm_to_diffusers
+from calotype.families.kl.network import AutoencoderKL
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import calotype
-from calotype.config import AutoencoderConfig, FoldedConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.train.crops import Crops, gather, readable
 from calotype.train.export import validate
 from calotype.train.loop import Trainer

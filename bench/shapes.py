@@ -28,13 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 import calotype
-from calotype.config import AutoencoderConfig
 from calotype.engine import blocks
 from calotype.engine.bilinear import ALGORITHMS, Algorithm
 from calotype.engine.blocks import Job, aligned, cost, fastest
 from calotype.engine.memory import Memory, Rows
-from calotype.engine.program import Conv, program
 from calotype.engine.winograd import Winograd, Workers
+from calotype.families import program
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.steps import Conv
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (64, 128, 256, 512)

@@ -39,9 +39,9 @@ from rich.table import Table
 from torch import Tensor
 
 import calotype
-import calotype.autoencoder
-from calotype.config import AutoencoderConfig
+import calotype.families.kl.network
 from calotype.evaluate.lpips import LPIPS
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.pixels import from_array
 from calotype.train.crops import Batch, Crops, gather, load
 from calotype.train.discriminator import PatchDiscriminator
@@ -67,7 +67,7 @@ def recipe(batch: int, precision: str, steps: int = 1_000) -> Recipe:
 def example(batch: int, device: torch.device, precision: str) -> Callable[[np.ndarray], object]:
     """diffusers' example step on pixels; see above."""
     torch.manual_seed(0)
-    start = calotype.autoencoder.AutoencoderKL(recipe(batch, "float32").network)  # type: ignore[arg-type]
+    start = calotype.families.kl.network.AutoencoderKL(recipe(batch, "float32").network)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         save_weights(start, folder, layout="diffusers")
         vae = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).to(device).train()
@@ -120,7 +120,7 @@ def ours(batch: int, device: torch.device, precision: str) -> Callable[[np.ndarr
     """calotype's step."""
     one = recipe(batch, precision)
     torch.manual_seed(0)
-    start = calotype.autoencoder.AutoencoderKL(one.network)  # type: ignore[arg-type]
+    start = calotype.families.kl.network.AutoencoderKL(one.network)  # type: ignore[arg-type]
     fabric = launch(one, Options(device=str(device)))
     trainer = Trainer(one, fabric, Helpers(start=start, perceptual=LPIPS("vgg").to(device)))
     return lambda crops: trainer.train_step(crops)

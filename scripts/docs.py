@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from calotype.weights.presets import PRESETS
+from calotype.families import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (

@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
-from calotype.networks import Network, make_network
-from calotype.tiny import TinyAutoencoder
-from calotype.weights.keys import ldm_to_diffusers
+from calotype.families import make_network
+from calotype.families.face import NetworkConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import ldm_to_diffusers
+from calotype.families.kl.network import AutoencoderKL
+from calotype.families.network import Network
+from calotype.families.tiny.config import TinyConfig
+from calotype.families.tiny.network import TinyAutoencoder
 
 SMALL = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=4)  # f2
 NARROW = AutoencoderConfig(ch=32)  # kl-f8, at a quarter of its width; its norms have the usual 32 groups

@@ -11,8 +11,8 @@ import torch
 from support import SMALL, assert_close, fill, import_diffusers, kl, pictures
 from torch import Tensor
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
 from calotype.latents import Packed
 from calotype.weights.load import Loaded, load_weights
 

@@ -16,11 +16,12 @@ from PIL import Image
 from support import SMALL, assert_close, fill, import_diffusers, network, one_sentence, same_tensors, write
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
 from calotype.engine.budget import parse_memory
-from calotype.engine.program import Direction
 from calotype.engine.run import Engine, EngineName, half_available
 from calotype.errors import LatentsError, MemoryLimitError, PictureError, UsageError, WeightsError
+from calotype.families.face import NetworkConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, LatentFormat, same_as_model
 from calotype.pixels import (
     Picture,
@@ -37,6 +38,7 @@ from calotype.pixels import (
     write_picture,
 )
 from calotype.rows import write_rows
+from calotype.steps import Direction
 from calotype.vae import VAE
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights

@@ -9,15 +9,12 @@ import sys
 import pytest
 from hypothesis import given, strategies as st
 
-from calotype.config import (
-    NETWORK_KINDS,
-    AutoencoderConfig,
-    FoldedConfig,
-    NetworkConfig,
-    TinyConfig,
-    config_from_dict,
-)
 from calotype.errors import UsageError
+from calotype.families import CONFIGS, config_from_dict
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 
 
 @st.composite
@@ -98,13 +95,13 @@ def test_contradictions_are_refused(values: dict[str, object], message: str) -> 
 
 
 def test_every_kind_of_network_has_a_name() -> None:
-    for kind, cls in NETWORK_KINDS.items():
+    for kind, cls in CONFIGS.items():
         assert cls().to_dict()["kind"] == kind
 
 
 def test_configuration_key_tables_and_detection_do_not_import_torch() -> None:
     code = (
-        "import sys, calotype.config, calotype.weights.keys, calotype.weights.detect, calotype.weights.presets;"
+        "import sys, calotype.families, calotype.families.kl.names, calotype.weights.detect, calotype.weights.presets;"
         "assert not {'torch', 'numpy', 'safetensors'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

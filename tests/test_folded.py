@@ -9,10 +9,10 @@ import pytest
 import torch
 from support import fill, names, pictures, same_tensors
 
-from calotype.config import FoldedConfig
-from calotype.folded import FOLD, FoldedAutoencoder
+from calotype.families import make_network
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.folded.network import FOLD, FoldedAutoencoder
 from calotype.latents import PerChannel
-from calotype.networks import make_network
 from calotype.posterior import DiagonalGaussian
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights

@@ -12,8 +12,8 @@ from support import SMALL, assert_close, kl, one_sentence, tiny
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from calotype.config import TinyConfig
 from calotype.errors import UsageError
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, same_as_model
 from calotype.pixels import Picture
 from calotype.vae import VAE

@@ -10,10 +10,10 @@ import torch
 from support import assert_close, fill, import_diffusers, pictures, same_tensors, tensors_of, tiny, write
 from torch import Tensor
 
-from calotype.config import TinyConfig
+from calotype.families.tiny.config import TinyConfig
+from calotype.families.tiny.network import Block, TinyAutoencoder
 from calotype.latents import same_as_model
 from calotype.posterior import Point
-from calotype.tiny import Block, TinyAutoencoder
 from calotype.weights.load import load_weights
 
 TAESD, TAESD3, TAEF2 = TinyConfig(), TinyConfig(z_channels=16), TinyConfig(z_channels=32, pool=True)

@@ -16,7 +16,6 @@ from support import NARROW, SMALL, assert_close, kl, one_sentence, pictures, ten
 from torch import Tensor, nn
 
 import calotype
-from calotype.config import AutoencoderConfig, NetworkConfig, TinyConfig
 from calotype.engine.run import Engine
 from calotype.errors import (
     CalotypeWarning,
@@ -27,6 +26,9 @@ from calotype.errors import (
     UsageError,
     WeightsError,
 )
+from calotype.families.face import NetworkConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, LatentFormat, flux2, latent_format, same_as_model
 from calotype.pixels import Picture
 from calotype.posterior import DiagonalGaussian, Point

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.files import atomic_path
 from calotype.posterior import Point
 from calotype.train.configs import ConvConfig, DenseConfig

@@ -15,9 +15,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
     from calotype.errors import CalotypeError
     from calotype.evaluate.reconstruct import Reconstruction, reconstruct
+    from calotype.families.folded.config import FoldedConfig
+    from calotype.families.kl.config import AutoencoderConfig
+    from calotype.families.tiny.config import TinyConfig
     from calotype.latents import LatentFormat, Latents, load_latents, save_latents
     from calotype.pixels import Picture, read_picture, write_picture
     from calotype.posterior import DiagonalGaussian
@@ -27,15 +29,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AutoencoderConfig": "calotype.config",
+    "AutoencoderConfig": "calotype.families.kl.config",
     "CalotypeError": "calotype.errors",
     "DiagonalGaussian": "calotype.posterior",
-    "FoldedConfig": "calotype.config",
+    "FoldedConfig": "calotype.families.folded.config",
     "LatentFormat": "calotype.latents",
     "Latents": "calotype.latents",
     "Picture": "calotype.pixels",
     "Reconstruction": "calotype.evaluate.reconstruct",
-    "TinyConfig": "calotype.config",
+    "TinyConfig": "calotype.families.tiny.config",
     "VAE": "calotype.vae",
     "load": "calotype.vae",
     "load_latents": "calotype.latents",

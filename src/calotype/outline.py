@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from calotype.config import NetworkConfig
 from calotype.engine.run import Engine
-from calotype.networks import make_network
+from calotype.families import PRESETS, make_network
+from calotype.families.face import NetworkConfig
 from calotype.vae import VAE, pick_device
-from calotype.weights.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calotype.config import NetworkConfig, TinyConfig
 from calotype.engine.executor import Progress
-from calotype.engine.program import Direction
 from calotype.engine.run import Engine, EngineName, rows_of, share
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.families import PRESETS
+from calotype.families.face import NetworkConfig
+from calotype.families.network import Network
+from calotype.families.tiny.config import TinyConfig
 from calotype.files import as_text
 from calotype.gradients import require_none_lost
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
-from calotype.networks import Network
 from calotype.pixels import (
     AlphaMode,
     Picture,
@@ -41,10 +42,11 @@ from calotype.pixels import (
 )
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.rows import require_rows_writable, write_rows
+from calotype.steps import Direction
 from calotype.weights.fetch import fetch
 from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights, require_format
-from calotype.weights.presets import PRESETS, is_preset
+from calotype.weights.presets import is_preset
 
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "builtin.safetensors"
 

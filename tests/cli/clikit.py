@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 from support import fill
 
-from calotype.config import FoldedConfig
-from calotype.folded import FoldedAutoencoder
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import PerChannel
 from calotype.weights.save import save_weights
 

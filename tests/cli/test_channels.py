@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from support import SMALL, network
 
-from calotype.config import TinyConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, load_latents, same_as_model
 from calotype.pixels import from_array, to_uint8
 from calotype.vae import VAE

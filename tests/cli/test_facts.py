@@ -8,7 +8,7 @@ from clikit import FOLDED, Calotype, draw
 from support import fill
 
 from calotype.cli.facts import rows
-from calotype.folded import FoldedAutoencoder
+from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import KNOWN
 from calotype.weights.save import save_weights
 

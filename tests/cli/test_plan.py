@@ -9,8 +9,9 @@ import pytest
 from clikit import Calotype, draw, files, levels, small_vae
 from support import NARROW, kl, network, tensors_of, write
 
-from calotype.config import NetworkConfig, TinyConfig
-from calotype.weights.presets import PRESETS
+from calotype.families import PRESETS
+from calotype.families.face import NetworkConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.weights.save import save_weights
 
 

@@ -11,8 +11,8 @@ from clikit import Calotype, draw, files
 from safetensors.torch import load_file, save_file
 from support import SMALL, import_diffusers, kl, room, tensors_of
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
 from calotype.latents import KNOWN
 from calotype.vae import load
 from calotype.weights.save import save_weights

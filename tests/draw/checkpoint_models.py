@@ -15,8 +15,8 @@ from PIL import Image
 from support import NARROW, kl, pictures, tensors_of
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig
 from calotype.draw.checkpoints import Checkpoint, Drawn
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.pixels import from_array, to_pil
 

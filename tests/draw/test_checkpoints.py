@@ -22,10 +22,10 @@ from support import assert_close, kl, one_sentence, tiny, write
 from torch import Tensor
 
 import calotype
-from calotype.config import AutoencoderConfig
 from calotype.draw.checkpoints import load_checkpoint
 from calotype.draw.sampler import Step
 from calotype.errors import UsageError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.pixels import from_array, to_pil
 from calotype.weights.save import save_weights

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from support import fill, tiny
 
-from calotype.config import FoldedConfig
-from calotype.folded import FoldedAutoencoder
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import PerChannel, same_as_model
 from calotype.pixels import PictureRows
 from calotype.vae import VAE

@@ -12,10 +12,10 @@ from editkit import levels, picture
 from PIL import Image
 from support import kl, names, one_sentence
 
-from calotype.config import AutoencoderConfig
 from calotype.edit.blend import blend, blended, pasted
 from calotype.edit.feather import feathered
 from calotype.errors import CalotypeWarning, UsageError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.pixels import PictureRows, to_uint8
 from calotype.vae import VAE

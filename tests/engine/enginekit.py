@@ -15,15 +15,19 @@ import torch
 from support import NARROW, SMALL
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.engine import plan as plans
 from calotype.engine.blocks import Job, Kernels
 from calotype.engine.executor import Executor
 from calotype.engine.passes import Pass
 from calotype.engine.plan import Plan
-from calotype.engine.program import Attention, Conv, Direction, Map, Step, program
 from calotype.engine.reference import Reference
-from calotype.networks import Network
+from calotype.families import program
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.network import Network
+from calotype.families.tiny.config import TinyConfig
+from calotype.steps import Attention, Conv, Direction, Map, Step
 
 FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from calotype.autoencoder import AutoencoderKL
 from calotype.engine import cuda
 from calotype.errors import UsageError
+from calotype.families.kl.network import AutoencoderKL
 
 HERE = Path(__file__).resolve().parent
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

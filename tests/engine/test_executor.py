@@ -17,15 +17,15 @@ from support import SMALL, fill, kl, network
 from torch import Tensor
 
 import calotype
-from calotype.config import AutoencoderConfig
 from calotype.engine import memory as memories, plan as plans
 from calotype.engine.executor import Statistics
 from calotype.engine.memory import Memory
 from calotype.engine.plan import Plan
-from calotype.engine.program import Direction, Norm
 from calotype.engine.run import Engine, EngineName, half_available, winograd_available
 from calotype.errors import CalotypeWarning, MemoryLimitError, NonFiniteError, UsageError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
+from calotype.steps import Direction, Norm
 from calotype.vae import VAE
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights

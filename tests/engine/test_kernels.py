@@ -16,8 +16,8 @@ from calotype.engine import bilinear, blocks, vectors
 from calotype.engine.bilinear import Algorithm
 from calotype.engine.blocks import Job, aligned, fastest
 from calotype.engine.memory import Rows
-from calotype.engine.program import Conv, Map
 from calotype.engine.run import winograd_available
+from calotype.steps import Conv, Map
 
 if reason := winograd_available():
     pytest.skip(reason, allow_module_level=True)

@@ -18,9 +18,9 @@ from hypothesis import given, settings, strategies as st
 from support import names, one_sentence
 
 from calotype.engine.memory import Memory, Rows, Spill, free_memory
-from calotype.engine.program import Map
 from calotype.engine.run import half_available, winograd_available
 from calotype.errors import MemoryLimitError
+from calotype.steps import Map
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).resolve().parent
@@ -235,7 +235,7 @@ import os, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 import torch
 from support import kl
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.engine import memory, plan as plans
 from calotype.engine.blocks import Job
 from calotype.engine.run import Engine, rows_of

@@ -13,14 +13,18 @@ from enginekit import CONFIGS, Replay, candidates
 from hypothesis import HealthCheck, given, settings, strategies as st
 from support import SMALL, one_sentence
 
-from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.engine import passes, plan as plans
 from calotype.engine.blocks import ALIGN
 from calotype.engine.budget import in_words, parse_memory
 from calotype.engine.passes import first_source_row, read_by
 from calotype.engine.plan import FIXED, Plan, plan
-from calotype.engine.program import Attention, Conv, Direction, Step, program
 from calotype.errors import MemoryLimitError, UsageError
+from calotype.families import program
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
+from calotype.steps import Attention, Conv, Direction, Step
 
 KL = AutoencoderConfig()  # of Stable Diffusion: planned only, never made
 
@@ -238,8 +242,8 @@ def test_attention_that_costs_more_than_all_else_is_told() -> None:
 def test_planning_imports_no_torch() -> None:
     code = (
         "import sys, calotype.engine.plan\n"
-        "from calotype.config import AutoencoderConfig\n"
-        "calotype.engine.plan.plan(calotype.engine.program.program(AutoencoderConfig(), 'decode'), 512, 512)\n"
+        "from calotype.families import program\nfrom calotype.families.kl.config import AutoencoderConfig\n"
+        "calotype.engine.plan.plan(program(AutoencoderConfig(), 'decode'), 512, 512)\n"
         "print(sorted({'torch', 'numpy', 'numba', 'llvmlite'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)

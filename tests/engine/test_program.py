@@ -10,9 +10,12 @@ import torch
 from enginekit import CONFIGS
 from torch import nn
 
-from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
-from calotype.engine.program import Attention, Conv, Direction, Fold, program
-from calotype.networks import make_network
+from calotype.families import make_network, program
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
+from calotype.steps import Attention, Conv, Direction, Fold
 
 ALL = {
     **CONFIGS,

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from support import fill, pictures as smooth
 from torch import Tensor
 
-from calotype.config import FoldedConfig
 from calotype.errors import LatentFormatError
 from calotype.evaluate.probe import Probe
-from calotype.folded import FoldedAutoencoder
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import LatentFormat, ScaleShift
 from calotype.pixels import to_uint8
 from calotype.posterior import DiagonalGaussian, Point, Posterior

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from support import SMALL, network
 
-from calotype.config import AutoencoderConfig
 from calotype.errors import CalotypeWarning, UsageError
 from calotype.evaluate.measure import Original, Tools
 from calotype.evaluate.metrics import RowMetrics, ms_ssim, psnr, ssim
@@ -23,6 +22,7 @@ from calotype.evaluate.protocol import PRESETS, Protocol
 from calotype.evaluate.reconstruct import reconstruct, reconstruct_files
 from calotype.evaluate.session import evaluate
 from calotype.evaluate.setup import Setup
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.pixels import from_array, luma, read_picture, read_picture_rows, seen, to_channels, to_uint8
 from calotype.vae import VAE

@@ -17,13 +17,16 @@ from PIL import Image
 from support import SMALL, kl, names, network, one_sentence, pictures
 from torch import Tensor, nn
 
-from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.engine.memory import Spill
 from calotype.errors import CalotypeWarning, MemoryLimitError, NonFiniteError, UsageError
 from calotype.evaluate import reconstruct as module
 from calotype.evaluate.metrics import psnr, ssim
 from calotype.evaluate.reconstruct import LABEL_HEIGHT, Figures, Reconstruction, reconstruct, reconstruct_files
-from calotype.networks import Network
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.network import Network
+from calotype.families.tiny.config import TinyConfig
 from calotype.pixels import Picture, read_picture, read_picture_rows, to_pil, to_uint8
 from calotype.vae import VAE
 from calotype.weights.load import Loaded

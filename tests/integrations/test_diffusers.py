@@ -19,8 +19,11 @@ from support import assert_close, import_diffusers, kl, network, one_sentence, p
 from torch import Tensor
 
 import calotype
-from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
 from calotype.errors import LatentFormatError, UsageError
+from calotype.families.face import NetworkConfig
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, LatentFormat, PerChannel, flux2, same_as_model
 from calotype.vae import load_as_stored
 from calotype.weights.save import save_weights

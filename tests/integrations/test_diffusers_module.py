@@ -18,8 +18,8 @@ from support import assert_close, fill, import_diffusers, kl, one_sentence, pict
 from torch import Tensor, nn
 
 import calotype
-from calotype.config import AutoencoderConfig
 from calotype.errors import FetchError, UsageError, WeightsError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.weights.save import save_weights
 

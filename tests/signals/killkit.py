@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import kl, network
 
-from calotype.config import FoldedConfig
+from calotype.families.folded.config import FoldedConfig
 from calotype.latents import PerChannel, ScaleShift
 from calotype.weights.save import save_weights
 

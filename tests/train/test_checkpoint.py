@@ -11,8 +11,8 @@ import torch
 from support import SMALL, names, one_sentence, room
 from trainkit import FOLDED, TINY, changed, make
 
-from calotype.config import FoldedConfig
 from calotype.errors import MemoryLimitError, StorageError, UsageError
+from calotype.families.folded.config import FoldedConfig
 from calotype.train import checkpoint
 from calotype.train.recipe import Adversarial, Recipe
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
 from calotype.posterior import DiagonalGaussian, Point
 from calotype.train.configs import ConvConfig, DenseConfig, Trainable
 from calotype.train.family import ConvAutoencoder, DenseAutoencoder, Pair, make_autoencoder

@@ -27,8 +27,8 @@ from trainkit import (
     trained,
 )  # fmt: skip
 
-from calotype.config import TinyConfig
 from calotype.errors import NonFiniteError
+from calotype.families.tiny.config import TinyConfig
 from calotype.pixels import from_array
 from calotype.train.configs import ConvConfig, DenseConfig
 from calotype.train.loop import Helpers, Trainer, run

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from trainkit import changed, crops, make
 
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.train import norm as module
 from calotype.train.norm import hasten
 

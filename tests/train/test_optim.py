@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from trainkit import FOLDED, changed
 
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.train.configs import ConvConfig, Trainable
 from calotype.train.ema import EMA
 from calotype.train.family import make_autoencoder

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from support import one_sentence
 
-from calotype.config import AutoencoderConfig, FoldedConfig, config_from_dict
 from calotype.errors import UsageError
+from calotype.families import config_from_dict
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.train.recipe import Adversarial, Phase, Source, Start, load_recipe, named_recipes
 
 RECIPES = named_recipes()

@@ -19,9 +19,10 @@ from support import SMALL, one_sentence
 from trainkit import TINY, changed, make, no_track, picture, png, same_state, write_pictures
 
 from calotype import load, temporaries
-from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.evaluate.metrics import psnr
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, PerChannel, ScaleShift
 from calotype.locks import lock
 from calotype.pixels import to_uint8

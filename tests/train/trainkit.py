@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from calotype.config import FoldedConfig
+from calotype.families.folded.config import FoldedConfig
 from calotype.sources import Array
 from calotype.train import checkpoint
 from calotype.train.crops import Batch, Crops, load

@@ -14,9 +14,9 @@ import torch
 from support import NARROW, SMALL, diffusers_tensors, kl, names, one_sentence, tensors_of, tiny, write
 from torch import Tensor
 
-from calotype.config import FoldedConfig
 from calotype.errors import WeightsError
-from calotype.networks import make_network
+from calotype.families import make_network
+from calotype.families.folded.config import FoldedConfig
 from calotype.weights.load import load_weights
 
 LDM = tensors_of(kl(NARROW))

@@ -23,8 +23,9 @@ from support import (
 from torch import Tensor, nn
 
 import calotype
-from calotype.config import AutoencoderConfig, FoldedConfig
 from calotype.errors import CalotypeWarning, UsageError, WeightsError
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.weights.groups import groups_in, plain, summary
 from calotype.weights.load import Loaded, load_weights
 

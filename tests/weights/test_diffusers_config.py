@@ -25,9 +25,11 @@ from support import (
 )
 
 import calotype
-from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.errors import WeightsError
-from calotype.networks import make_network
+from calotype.families import make_network
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.weights.diffusers_config import FLUX2, KL, TINY
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights

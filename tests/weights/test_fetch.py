@@ -20,13 +20,14 @@ import pytest
 from support import diffusers_tensors, kl, names, one_sentence, room, tensors_of, tiny, write
 
 import calotype
-from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import FetchError, UsageError
+from calotype.families import PRESETS
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN
 from calotype.vae import locate
 from calotype.weights import fetch as fetch_module
 from calotype.weights.fetch import fetch
-from calotype.weights.presets import PRESETS
 
 constants: Any = importlib.import_module("huggingface_hub.constants")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

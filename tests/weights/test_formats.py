@@ -11,8 +11,9 @@ import torch
 from support import kl, one_sentence, tensors_of, tiny, write
 
 import calotype
-from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import LatentFormatError, UsageError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, PerChannel, ScaleShift, same_as_model
 from calotype.weights import formats
 from calotype.weights.formats import file_sha256

@@ -13,11 +13,11 @@ import torch
 from support import NARROW, assert_close, fill, kl, names, one_sentence, pictures, same_tensors, tiny
 from torch import Tensor
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError, WeightsError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import keras_decoder, keras_encoder
+from calotype.families.kl.network import AutoencoderKL
 from calotype.latents import KNOWN
-from calotype.weights.keys import keras_decoder, keras_encoder
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
 

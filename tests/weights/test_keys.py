@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from support import SMALL, all_keys
 
-from calotype.config import AutoencoderConfig
-from calotype.networks import make_network
+from calotype.families import make_network
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import diffusers_to_ldm, keras_decoder, keras_encoder, ldm_to_diffusers
 from calotype.weights.detect import detect
-from calotype.weights.keys import diffusers_to_ldm, keras_decoder, keras_encoder, ldm_to_diffusers
 
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 

@@ -27,11 +27,13 @@ from support import (
 )
 from torch import Tensor
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.errors import StorageError, UsageError, WeightsError
+from calotype.families import make_network
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.network import AutoencoderKL
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, LatentFormat, Packed, PerChannel, flux2
-from calotype.networks import make_network
 from calotype.weights import formats, load as load_module
 from calotype.weights.container import Container, open_container
 from calotype.weights.load import load_weights, tensors_sha256

@@ -13,9 +13,11 @@ import pytest
 import torch
 from support import SMALL, kl, one_sentence, tensors_of, write
 
-from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.errors import WeightsError
-from calotype.networks import make_network
+from calotype.families import make_network
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.weights.detect import detect
 from calotype.weights.load import load_weights
 from calotype.weights.others import other_autoencoder, quantised

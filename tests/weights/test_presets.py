@@ -9,16 +9,17 @@ import pytest
 import torch
 from support import import_diffusers
 
-from calotype.autoencoder import AutoencoderKL
-from calotype.config import AutoencoderConfig
+from calotype.families import PRESETS, make_network
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import ldm_to_diffusers
+from calotype.families.kl.network import AutoencoderKL
+from calotype.families.network import Network
+from calotype.families.tiny.network import TinyAutoencoder
 from calotype.latents import latent_format
-from calotype.networks import Network, make_network
 from calotype.outline import outline_of_preset
-from calotype.tiny import TinyAutoencoder
 from calotype.vae import load
 from calotype.weights.detect import detect
-from calotype.weights.keys import ldm_to_diffusers
-from calotype.weights.presets import PRESETS, is_preset
+from calotype.weights.presets import is_preset
 
 # parameters of the published files: of the encoder with its 1x1 convolution, and of the decoder with its own
 PUBLISHED = {

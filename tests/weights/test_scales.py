@@ -17,8 +17,8 @@ from support import import_diffusers, kl, one_sentence, tensors_of, write
 from torch import Tensor
 
 import calotype
-from calotype.config import AutoencoderConfig
 from calotype.errors import LatentFormatError, UsageError, WeightsError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN, LatentFormat, PerChannel, ScaleShift, latent_format_from_dict, load_latents
 from calotype.weights.diffusers_config import MEANS, PIPELINES, SCALE, SCALE_SHIFT, SCALED_MEANS
 from calotype.weights.load import load_weights, require_format

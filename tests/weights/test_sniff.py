@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from support import diffusers_tensors, import_diffusers, kl, one_sentence, same_tensors, tensors_of, write
 from torch import nn
 
-from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError, WeightsError
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.weights.container import SAFE_DTYPES, SafetensorsFile, open_container
 from calotype.weights.load import load_weights
 

@@ -119,8 +119,8 @@ def apply(
     from calotype.edit.transfer import require_strength
     from calotype.engine.budget import parse_memory
     from calotype.engine.run import share
+    from calotype.families import PRESETS
     from calotype.pixels import require_writable
-    from calotype.weights.presets import PRESETS
 
     require_strength(strength)
     stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem

@@ -10,8 +10,8 @@ from calotype.cli import facts
 from calotype.cli.common import FormatOption, JsonOption, PrefixOption, WeightsOption, finish, show, size_of, table
 
 if TYPE_CHECKING:
-    from calotype.engine.program import Direction
     from calotype.outline import Outline
+    from calotype.steps import Direction
 
 NAME = "inspect"
 EXAMPLE = "Example: [bold]calotype inspect v1-5-pruned-emaonly.safetensors[/]"
@@ -35,10 +35,11 @@ def command(
     every step of the network with what it makes: shapes, operations of direct products, and bytes in float32; of
     presets this needs no weights.
     """
+    from calotype.families import PRESETS
     from calotype.outline import outline_of, outline_of_preset
     from calotype.pixels.channels import NAMES
     from calotype.vae import load
-    from calotype.weights.presets import PRESETS, is_preset
+    from calotype.weights.presets import is_preset
 
     width, height = size_of(size)
     if program and weights is not None and is_preset(weights):

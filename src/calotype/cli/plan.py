@@ -23,7 +23,7 @@ from calotype.cli.common import (
 from calotype.errors import WeightsError
 
 if TYPE_CHECKING:
-    from calotype.engine.program import Direction
+    from calotype.steps import Direction
 
 NAME = "plan"
 EXAMPLE = "Example: [bold]calotype plan sd-vae-ft-mse 4096x4096 --memory 1GB[/]"

@@ -16,10 +16,10 @@ import torch
 
 from calotype.draw.kinds import Found, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
+from calotype.families.face import listing
 from calotype.latents import LatentFormat, ScaleShift
 from calotype.pixels import require_rgb
 from calotype.vae import VAE, load
-from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import Scales
 from calotype.weights.formats import as_format
 from calotype.weights.load import SUFFIXES

@@ -33,11 +33,11 @@ from calotype.draw.schedule import SAMPLERS
 from calotype.edit.feather import FEATHER, shown
 from calotype.edit.masks import MaskSource, read_mask
 from calotype.errors import CalotypeWarning, FetchError, UsageError, WeightsError
+from calotype.families.face import listing
 from calotype.latents import LatentFormat, Latents
 from calotype.pixels import Padding, crop, pad, read_picture, to_pil
 from calotype.vae import VAE, enough_memory, pick_device
 from calotype.weights.container import open_container
-from calotype.weights.detect import listing
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import WeightsError
+from calotype.families.face import Shapes
 from calotype.latents import KNOWN, LatentFormat
-from calotype.weights.others import OTHERS, Shapes
+from calotype.weights.others import OTHERS
 
 EXPECTED = "a checkpoint of Stable Diffusion 1, 2, XL or 3 is expected, as one file or as a diffusers folder"
 UNET = "model.diffusion_model.input_blocks.0.0.weight"

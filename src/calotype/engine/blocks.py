@@ -9,7 +9,7 @@ from typing import Literal
 
 from calotype.engine.bilinear import ALGORITHMS, Algorithm, pointwise
 from calotype.engine.passes import end_source_row, first_source_row
-from calotype.engine.program import Attention, Conv, Fold, Map, Step
+from calotype.steps import Attention, Conv, Fold, Map, Step
 
 Kernels = Literal["winograd", "reference"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from calotype.engine.blocks import LANES, Job, aligned
 from calotype.engine.memory import Rows
-from calotype.engine.program import Conv, Map
 from calotype.engine.run import winograd_available, workers
+from calotype.steps import Conv, Map
 
 NARROWEST = 16  # channels on either side below which the kernels, which work on panels of channels, are slower
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.autoencoder import AttnBlock, AutoencoderKL, Level, Mid, ResnetBlock
 from calotype.errors import UsageError
+from calotype.families.kl.network import AttnBlock, AutoencoderKL, Level, Mid, ResnetBlock
 
 CHUNK = 1 << 22  # elements of a picture that PyTorch's norm holds in float32 at a time
 WARM_UP = 3  # runs before a graph is captured, in which kernels are compiled and chosen

@@ -16,8 +16,8 @@ from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
 from calotype.engine.passes import Pass, Run, read_by
 from calotype.engine.plan import Plan
-from calotype.engine.program import Attention, Conv, Fold, Map, Norm, Step
 from calotype.engine.reference import Moments, Reference, fold
+from calotype.steps import Attention, Conv, Fold, Map, Norm, Step
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from calotype.engine.blocks import aligned
-from calotype.engine.program import Map
 from calotype.errors import MemoryLimitError
+from calotype.steps import Map
 from calotype.temporaries import temporary_file
 
 PLENTY = 2**33

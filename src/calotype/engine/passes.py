@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from calotype.engine.program import Attention, Conv, Fold, Map, Step
+from calotype.steps import Attention, Conv, Fold, Map, Step
 
 Place = Literal["kept", "spilled", "rows"]
 

@@ -22,8 +22,8 @@ from typing import Literal
 from calotype.engine.blocks import Job, Kernels, aligned
 from calotype.engine.budget import in_words
 from calotype.engine.passes import Pass, Place, normalised, read_by
-from calotype.engine.program import Attention, Conv, Map, Program, Step
 from calotype.errors import MemoryLimitError
+from calotype.steps import Attention, Conv, Map, Program, Step
 
 SMALLEST_SPILL = 2**20  # bytes of a map that is worth not keeping
 SPILL_COST = 100.0  # operations in the time that a byte takes to the temporary file or from it

@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.engine.blocks import Job
 from calotype.engine.memory import Rows, room, trim
 from calotype.engine.passes import end_source_row, first_source_row
-from calotype.engine.program import Conv, Fold
+from calotype.steps import Conv, Fold
 
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 

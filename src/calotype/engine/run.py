@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from calotype.autoencoder import AutoencoderKL
 from calotype.engine import cuda
 from calotype.engine.blocks import Kernels
 from calotype.engine.budget import parse_memory
 from calotype.engine.executor import Executor, Progress, Source
 from calotype.engine.memory import free_memory
 from calotype.engine.plan import Plan, plan
-from calotype.engine.program import Direction, Program, program
 from calotype.engine.reference import Reference
 from calotype.errors import NonFiniteError, UsageError
-from calotype.networks import Network
+from calotype.families.kl.network import AutoencoderKL
+from calotype.families.network import Network
+from calotype.steps import Direction, Program
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd, Workers
@@ -116,7 +116,7 @@ class Engine:
 
     def program(self, direction: Direction) -> Program:
         """What is computed."""
-        return program(self.module.config, direction)
+        return self.module.program(direction)
 
     def plan(self, direction: Direction, height: int, width: int, memory: int | str | None = None) -> Plan:
         """How a picture of height x width pixels (multiples of the factor) is run; see `plan.plan`.

@@ -22,9 +22,9 @@ from calotype.engine import kernels
 from calotype.engine.attention import Folded
 from calotype.engine.blocks import ATTENTION_BLOCK, KEYS, QUERIES, Job, aligned
 from calotype.engine.memory import Rows
-from calotype.engine.program import Conv, Map
 from calotype.engine.reference import Moments
 from calotype.engine.vectors import PANEL
+from calotype.steps import Conv, Map
 
 Floats = npt.NDArray[np.float32]
 _CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "clamp": kernels.NONE}

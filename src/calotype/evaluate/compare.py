@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.engine.memory import give_back
-from calotype.engine.program import Direction
 from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.bootstrap import mean_interval
 from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
@@ -25,6 +24,7 @@ from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
 from calotype.pixels.channels import NAMES
+from calotype.steps import Direction
 from calotype.vae import VAE
 
 Array = NDArray[np.uint8]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from calotype.engine.executor import Progress
 from calotype.engine.memory import Spill
-from calotype.engine.program import Map
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
 from calotype.evaluate.metrics import RowMetrics
@@ -32,6 +31,7 @@ from calotype.pixels import (
 )
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.rows import require_rows_writable, write_rows
+from calotype.steps import Map
 from calotype.vae import VAE, picture_generator
 
 LABEL_HEIGHT = 24

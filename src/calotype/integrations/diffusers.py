@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import diffusers_to_ldm
 from calotype.gradients import differentiated
 from calotype.integrations.pretrained import load_pretrained
 from calotype.latents import Packed
 from calotype.vae import VAE
-from calotype.weights.keys import diffusers_to_ldm
 from calotype.weights.load import build
 from calotype.weights.save import as_diffusers, diffusers_config
 

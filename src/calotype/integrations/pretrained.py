@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from calotype.errors import FetchError, UsageError
+from calotype.families import PRESETS
 from calotype.vae import VAE, load
 from calotype.weights.diffusers_config import KEPT
-from calotype.weights.presets import PRESETS
 
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 # How diffusers reads files, or where from; the weights are the same.

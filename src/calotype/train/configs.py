@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.errors import UsageError
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from calotype import __version__
-from calotype.config import AutoencoderConfig, FoldedConfig, TinyConfig
 from calotype.evaluate.metrics import psnr, ssim
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.network import Network
+from calotype.families.tiny.config import TinyConfig
 from calotype.files import write_text
 from calotype.latents import LatentFormat, PerChannel, ScaleShift
-from calotype.networks import Network
 from calotype.pixels import to_uint8
 from calotype.tensor_files import write_safetensors
 from calotype.train.crops import centre_crop

@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.networks import Network, make_network
+from calotype.families import make_network
+from calotype.families.network import Network
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.train.configs import ConvConfig, DenseConfig, Trainable
 

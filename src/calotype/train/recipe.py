@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from calotype.config import AutoencoderConfig, TinyConfig
 from calotype.errors import UsageError
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calotype.apart import require_apart, weights_files
-from calotype.config import TinyConfig
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
+from calotype.families.tiny.config import TinyConfig
 from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from calotype.config import ActivationName, AutoencoderConfig, NetworkConfig, TinyConfig
 from calotype.errors import WeightsError
+from calotype.families.face import NetworkConfig
+from calotype.families.kl.config import ActivationName, AutoencoderConfig
+from calotype.families.tiny.config import TinyConfig
 
 KL, FLUX2, TINY = "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny"
 

@@ -18,8 +18,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from calotype.errors import FetchError, StorageError
+from calotype.families import PRESETS
+from calotype.families.face import Preset
 from calotype.files import FULL, make_folder, refusal, writing
-from calotype.weights.presets import PRESETS, Preset
 
 GITHUB = "https://github.com"
 

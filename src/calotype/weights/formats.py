@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from calotype.config import NetworkConfig, TinyConfig
 from calotype.errors import UsageError, WeightsError
+from calotype.families import KNOWN_FILES
+from calotype.families.face import Layout, NetworkConfig
+from calotype.families.tiny.config import TinyConfig
 from calotype.latents import (
     KNOWN,
     LatentFormat,
@@ -26,7 +28,7 @@ from calotype.latents import (
     latent_format_from_dict,
     same_as_model,
 )
-from calotype.weights.detect import EDM, Layout
+from calotype.weights.detect import EDM
 from calotype.weights.diffusers_config import (
     FLUX2,
     LATENTS,
@@ -39,7 +41,6 @@ from calotype.weights.diffusers_config import (
     scales_of,
 )
 from calotype.weights.groups import Choice
-from calotype.weights.presets import KNOWN_FILES
 
 KEPT_FIELDS = "calotype_diffusers_config"  # the key of what a config.json said beside network and latent format
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from calotype.errors import UsageError, WeightsError
-from calotype.weights.others import Shapes, other_autoencoder
+from calotype.families import FAMILIES
+from calotype.families.face import Family, Group, Shapes, Sign
+from calotype.weights.others import other_autoencoder
 
 Weights = Literal["raw", "ema"]  # as trained, or averaged over the training
 
@@ -39,37 +41,6 @@ IN_ORDER = (
     ("weight", "bias"),
 )
 
-KL = re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.weight")
-FOLDED = re.compile(r"((?:.*?\.)?)encoder\.quarter\.0\.conv1\.weight")
-TINY = re.compile(r"((?:.*?\.)?)(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?[01]\.weight")
-BARE = re.compile(r"((?:.*?\.)?)(?<!coder\.)(?<!layers\.)([01])\.weight")  # half a TAESD, without a name
-
-# What belongs to a network of each kind, by names after its prefix
-OWN = {
-    "kl": re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\..+|bn\.(running_(mean|var)|num_batches_tracked)"),
-    "folded": re.compile(r"(encoder|decoder)\..+"),
-    "tiny": re.compile(r"(taesd_)?(encoder|decoder)\.(layers\.)?.+"),
-    "bare": re.compile(r"[0-9]+\..+"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The tensors of one network.
-
-    Attributes:
-        keys: name within the network -> key in the file, in the file's order.
-        prefix: what stands before the names.
-        other: what the network is, where it is none that is read.
-        averaged: whether its name says that it is an average over a training.
-    """
-
-    kind: str
-    prefix: str
-    keys: Mapping[str, str]
-    other: str | None = None
-    averaged: bool = False
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -93,25 +64,22 @@ def plain(keys: Sequence[str]) -> dict[str, str]:
 def groups_in(shapes: Shapes) -> list[Group]:
     """All networks among these tensors that may be VAEs, those that are not read included."""
     names = {name: key for name, key in plain(list(shapes)).items() if not OPTIMISER.search(name)}
-    kinds: dict[str, str] = {}
-    for kind, pattern in (("kl", KL), ("folded", FOLDED)):
-        for name in names:
-            if match := pattern.fullmatch(name):
-                kinds[match[1]] = kind
-    for name in names:
-        if (match := TINY.fullmatch(name)) and len(shapes[names[name]]) == 4:
-            kinds.setdefault(match[1], "tiny")
-    for name in names:
-        if (match := BARE.fullmatch(name)) and len(shapes[names[name]]) == 4 and _bare(names, match[1]):
-            kinds.setdefault(match[1], "bare")
+    named = {name: shapes[key] for name, key in names.items()}
+    kinds: dict[str, tuple[Family, Sign]] = {}
+    for family in FAMILIES:
+        for sign in family.signs:
+            found = dict.fromkeys(match[1] for name in names if (match := sign.first.fullmatch(name)))
+            for prefix in found:
+                if prefix not in kinds and sign.holds(named, prefix):
+                    kinds[prefix] = family, sign
     groups = []
-    for prefix, kind in kinds.items():
+    for prefix, (family, sign) in kinds.items():
         inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
-        keys = {name: key for name, key in inside.items() if OWN[kind].fullmatch(name)}
-        other = None if kind == "folded" else other_autoencoder({name: shapes[key] for name, key in inside.items()})
+        keys = {name: key for name, key in inside.items() if sign.own.fullmatch(name)}
+        other = None if sign.sure else other_autoencoder({name: shapes[key] for name, key in inside.items()})
         averaged = _says_averaged(prefix) and "online" not in prefix
         averaged = averaged or (prefix.endswith("module.") and "n_averaged" in names)  # torch's AveragedModel
-        groups.append(Group(kind=kind, prefix=prefix, keys=keys, other=other, averaged=averaged))
+        groups.append(Group(family=family, sign=sign, prefix=prefix, keys=keys, other=other, averaged=averaged))
     if any(group.prefix.startswith("current_model_state.") for group in groups):  # Lightning's WeightAveraging
         groups = [g if g.prefix else _as_average(g) for g in groups]
     for raw in [group for group in groups if not group.averaged and group.other is None]:
@@ -123,15 +91,8 @@ def _says_averaged(prefix: str) -> bool:
     return bool(AVERAGED.search(NOT_AVERAGED.sub("", prefix)))
 
 
-def _bare(names: Mapping[str, str], prefix: str) -> bool:
-    """Whether it is half a TAESD: a convolution, then blocks; at the top of a file any row of layers may be one."""
-    first, second = f"{prefix}0.weight" in names, f"{prefix}1.weight" in names
-    blocks = f"{prefix}1.conv.0.weight" in names or f"{prefix}3.conv.0.weight" in names
-    return first != second and (blocks or (not prefix and all(name[:1].isdigit() for name in names)))
-
-
 def _as_average(group: Group) -> Group:
-    return Group(kind=group.kind, prefix=group.prefix, keys=group.keys, other=group.other, averaged=True)
+    return replace(group, averaged=True)
 
 
 def _without_dots(names: Mapping[str, str], raw: Group) -> list[Group]:
@@ -149,7 +110,7 @@ def _without_dots(names: Mapping[str, str], raw: Group) -> list[Group]:
                 if (short := full.replace(".", "")) in keys:
                     own[name] = keys[short]
         if own and len(set(own.values())) == len(own):
-            found.append(Group(kind=raw.kind, prefix=prefix, keys=own, averaged=True))
+            found.append(replace(raw, prefix=prefix, keys=own, averaged=True))
     return found
 
 
@@ -167,9 +128,7 @@ def _lists(names: Mapping[str, str], shapes: Shapes, raw: Group) -> list[Group]:
         keys = [members[i] for i in sorted(members)]
         if [shapes[key] for key in keys] == [shapes[raw.keys[name]] for name in own]:
             buffers = {name: key for name, key in raw.keys.items() if name.startswith("bn.")}
-            found.append(
-                Group(kind=raw.kind, prefix=prefix, keys=dict(zip(own, keys, strict=True)) | buffers, averaged=True)
-            )
+            found.append(replace(raw, prefix=prefix, keys=dict(zip(own, keys, strict=True)) | buffers, averaged=True))
     return found
 
 
@@ -295,7 +254,7 @@ def _whole(shapes: Shapes, average: Group, raw: Group) -> bool:
 
 def _twins(shapes: Shapes, a: Group, b: Group, groups: Sequence[Group]) -> bool:
     """Whether one is the average of the other: the same names and shapes, as far as it goes, and prefixes that fit."""
-    if a.averaged == b.averaged or a.kind != b.kind:
+    if a.averaged == b.averaged or a.sign is not b.sign:
         return False
     average, raw = (a, b) if a.averaged else (b, a)
 
@@ -304,7 +263,7 @@ def _twins(shapes: Shapes, a: Group, b: Group, groups: Sequence[Group]) -> bool:
             shapes[key] == shapes[group.keys[name]] for name, key in average.keys.items()
         )
 
-    fitting = [group for group in groups if not group.averaged and group.kind == raw.kind and fits(group)]
+    fitting = [group for group in groups if not group.averaged and group.sign is raw.sign and fits(group)]
     stem = _stem(average.prefix)
     named = [group for group in fitting if _stem(group.prefix) == stem]
     return raw in (named or fitting) and (len(fitting) == 1 or bool(named))

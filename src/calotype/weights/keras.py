@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, config_from_dict
 from calotype.errors import UsageError, WeightsError
+from calotype.families import config_from_dict
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import keras_decoder, keras_encoder
 from calotype.files import make_folder, writing_all
-from calotype.weights.keys import keras_decoder, keras_encoder
 
 
 def _h5py() -> Any:

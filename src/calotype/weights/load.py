@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, NetworkConfig
 from calotype.errors import LatentFormatError, UsageError, WeightsError
+from calotype.families import make_network
+from calotype.families.face import Layout, NetworkConfig, listing, require_one_picture
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.network import Network
 from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
-from calotype.networks import Network, make_network
 from calotype.weights.container import H5_SIGNATURE, Container, open_container
-from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
+from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
     SCALED_MEANS,

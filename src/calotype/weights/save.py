@@ -11,17 +11,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig
 from calotype.errors import UsageError, WeightsError
+from calotype.families.face import listing
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.names import ldm_to_diffusers
+from calotype.families.network import Network
 from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
-from calotype.networks import Network
 from calotype.tensor_files import safetensors_parts, write_safetensors
-from calotype.weights.detect import listing
 from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
 from calotype.weights.formats import KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
-from calotype.weights.keys import ldm_to_diffusers
 from calotype.weights.load import SUFFIXES
 
 WriteLayout = Literal["ldm", "diffusers", "keras"]

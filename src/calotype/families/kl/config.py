@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from calotype.errors import UsageError
 
@@ -20,6 +19,9 @@ class AutoencoderConfig:
     Raises:
         UsageError: if the numbers contradict each other.
     """
+
+    kind: ClassVar[str] = "autoencoder_kl"
+    has_posterior: ClassVar[bool] = True
 
     ch: int = 128  # channels at full resolution
     ch_mult: tuple[float, ...] = (1, 2, 4, 4)  # channels of each level, as multiples of ch
@@ -81,74 +83,5 @@ class AutoencoderConfig:
         return self.in_channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written into metadata; `config_from_dict` gives the config back."""
-        return {"kind": "autoencoder_kl", **asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyConfig:
-    """Architecture of a TAESD-style autoencoder (madebyollin/taesd): 64 channels, f8, no norms but the pooled ones."""
-
-    z_channels: int = 4  # channels of the latents
-    pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
-    in_channels: int = 3  # channels of the picture, in and out
-
-    @property
-    def factor(self) -> int:
-        """Spatial compression f."""
-        return 8
-
-    @property
-    def picture_channels(self) -> int:
-        """As `AutoencoderConfig.picture_channels`."""
-        return self.in_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written into metadata."""
-        return {"kind": "taesd", **asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldedConfig:
-    """Architecture of the built-in autoencoder: norm-free, f8, on folded pixels."""
-
-    z_channels: int = 16  # channels of the latents
-    ch: tuple[int, int] = (96, 160)  # channels at a quarter and at an eighth of the resolution
-    encoder_blocks: tuple[int, int] = (2, 3)  # residual blocks at these two, in the encoder
-    decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
-
-    def __post_init__(self) -> None:
-        for name in ("z_channels", "ch", "encoder_blocks", "decoder_blocks"):
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(n, int) and n >= 1 for n in numbers):
-                raise UsageError(f"FoldedConfig.{name} must be positive whole numbers, not {value!r}.")
-
-    @property
-    def factor(self) -> int:
-        """Spatial compression f."""
-        return 8
-
-    @property
-    def picture_channels(self) -> int:
-        """As `AutoencoderConfig.picture_channels`."""
-        return 3
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written into metadata."""
-        return {"kind": "folded", **asdict(self)}
-
-
-NetworkConfig = AutoencoderConfig | FoldedConfig | TinyConfig
-
-NETWORK_KINDS: dict[str, type[NetworkConfig]] = {
-    "autoencoder_kl": AutoencoderConfig,
-    "folded": FoldedConfig,
-    "taesd": TinyConfig,
-}
-
-
-def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
-    """The inverse of `to_dict`, also after a trip through JSON (lists become tuples)."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return NETWORK_KINDS[fields.pop("kind")](**fields)
+        """Plain values, as written into metadata; `families.config_from_dict` gives the config back."""
+        return {"kind": self.kind, **asdict(self)}

@@ -11,8 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from calotype.config import TinyConfig
+from calotype.families.network import Network
+from calotype.families.tiny import steps
+from calotype.families.tiny.config import TinyConfig
 from calotype.posterior import Point
+from calotype.steps import Direction, Program
 
 CHANNELS = 64
 
@@ -72,8 +75,10 @@ def decoder(config: TinyConfig) -> nn.Sequential:
     )
 
 
-class TinyAutoencoder(nn.Module):
+class TinyAutoencoder(Network):
     """Encoder and decoder of one TAESD."""
+
+    config: TinyConfig
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -88,3 +93,7 @@ class TinyAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, z_channels, h, w] -> pixels [N, P, 8h, 8w], about [-1, 1], not clamped."""
         return self.decoder(latents) * 2 - 1
+
+    def program(self, direction: Direction) -> Program:
+        """What it computes, as steps."""
+        return steps.program(self.config, direction)

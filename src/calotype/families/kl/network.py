@@ -13,8 +13,11 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.config import ActivationName, AutoencoderConfig
+from calotype.families.kl import steps
+from calotype.families.kl.config import ActivationName, AutoencoderConfig
+from calotype.families.network import Network
 from calotype.posterior import DiagonalGaussian
+from calotype.steps import Direction, Program
 
 ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -208,8 +211,13 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Network):
     """Encoder, decoder and the optional 1x1 convolutions between them and the latents."""
+
+    config: AutoencoderConfig
+    encoder: Encoder
+    decoder: Decoder
+    sides = {"quant_conv": "encoder", "post_quant_conv": "decoder"}  # noqa: RUF012
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -229,3 +237,7 @@ class AutoencoderKL(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.config.decoder_quant_conv else latents)
+
+    def program(self, direction: Direction) -> Program:
+        """What it computes, as steps."""
+        return steps.program(self.config, direction)

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.config import FoldedConfig
+from calotype.families.folded import steps
+from calotype.families.folded.config import FoldedConfig
+from calotype.families.network import Network
 from calotype.posterior import DiagonalGaussian
+from calotype.steps import Direction, Program
 
 FOLD = 4  # pixels folded into channels, along each side
 
@@ -72,8 +75,10 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(self.quarter(h)), FOLD)
 
 
-class FoldedAutoencoder(nn.Module):
+class FoldedAutoencoder(Network):
     """Encoder and decoder of the built-in VAE."""
+
+    config: FoldedConfig
 
     def __init__(self, config: FoldedConfig) -> None:
         super().__init__()
@@ -88,3 +93,7 @@ class FoldedAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [N, z_channels, h, w] -> pixels [N, 3, 8h, 8w], about [-1, 1], not clamped."""
         return self.decoder(latents)
+
+    def program(self, direction: Direction) -> Program:
+        """What it computes, as steps."""
+        return steps.program(self.config, direction)

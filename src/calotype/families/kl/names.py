@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from calotype.config import AutoencoderConfig
+from calotype.families.kl.config import AutoencoderConfig
 
 # (LDM, diffusers). {s} is a side, {i} a level, {r} the same level counted from the other end, {j} a block.
 MODULES = (

@@ -1,0 +1,57 @@
+"""Families of autoencoders, a folder each: all that is particular to a network is in its folder.
+
+    config.py   its numbers
+    steps.py    what it computes, for the engine
+    telling.py  how it is told by the names and shapes of its tensors
+    names.py    what its tensors are called in each layout (where there are several)
+    presets.py  published weights, and formats of their latents
+    network.py  the network; the only part that needs torch
+
+Each shows one face, a `Family`; outside nothing knows a family by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from calotype.families import folded, kl, tiny
+from calotype.families.face import Family, NetworkConfig, Preset
+from calotype.steps import Direction, Program
+
+if TYPE_CHECKING:
+    from calotype.families.network import Network
+
+FAMILIES: tuple[Family, ...] = (folded.FAMILY, kl.FAMILY, tiny.FAMILY)
+"""In the order in which they are told."""
+
+CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config for family in FAMILIES}
+
+PRESETS: Mapping[str, Preset] = {name: preset for family in FAMILIES for name, preset in family.presets.items()}
+
+KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
+
+
+def family_of(config: NetworkConfig) -> Family:
+    """The family of a configuration."""
+    return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
+    """The inverse of `NetworkConfig.to_dict`, also after a trip through JSON (lists become tuples)."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return CONFIGS[fields.pop("kind")](**fields)
+
+
+def program(config: NetworkConfig, direction: Direction) -> Program:
+    """The steps of one direction of a network."""
+    return family_of(config).program(config, direction)
+
+
+def make_network(config: NetworkConfig) -> Network:
+    """A network of this configuration, freshly initialised."""
+    family = family_of(config)
+    home = importlib.import_module(f"{family.config.__module__.rpartition('.')[0]}.network")  # it needs torch
+    made: Network = getattr(home, family.network)(config)
+    return made

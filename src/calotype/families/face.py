@@ -1,0 +1,180 @@
+"""What all families of autoencoders show, and nothing else of them is known outside. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from calotype.errors import WeightsError
+from calotype.steps import Direction, Program
+
+Shapes = Mapping[str, tuple[int, ...]]
+Layout = Literal["ldm", "diffusers", "keras", "taesd", "calotype"]
+Parts = frozenset[str]  # "encoder", "decoder" or both
+
+
+class NetworkConfig(Protocol):
+    """The numbers from which a whole network follows; a frozen dataclass, whose fields have defaults."""
+
+    kind: ClassVar[str]  # of the family, in metadata and recipes
+    has_posterior: ClassVar[bool]  # whether the encoder gives moments, and not latents
+
+    @property
+    def z_channels(self) -> int:
+        """Channels of raw latents."""
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f: a latent stands for f x f pixels."""
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that go in and come out: 1 is grey, 3 RGB, 4 RGBA."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, `kind` among them, as written into metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """How networks of a family are seen among the names of tensors.
+
+    Attributes:
+        first: a name that every such network has; its group is what stands before the network's own names.
+        own: names, after that, of what belongs to it.
+        layout: tells kinds of one family apart.
+        sure: no other network has such a name.
+        holds: asked about all names and shapes, and what stands before the own ones, where `first` is not enough.
+    """
+
+    first: re.Pattern[str]
+    own: re.Pattern[str]
+    layout: str = ""
+    sure: bool = False
+    holds: Callable[[Shapes, str], bool] = lambda shapes, prefix: True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The tensors of one network in a file.
+
+    Attributes:
+        keys: name within the network -> key in the file, in the file's order.
+        prefix: what stands before the names.
+        other: what the network is, where it is none that is read.
+        averaged: whether its name says that it is an average over a training.
+    """
+
+    family: Family
+    sign: Sign
+    prefix: str
+    keys: Mapping[str, str]
+    other: str | None = None
+    averaged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What names and shapes tell of a network.
+
+    Attributes:
+        keys: our key -> key in the file.
+        statistics: file keys of the running mean and variance of latents.
+    """
+
+    layout: Layout
+    config: NetworkConfig
+    parts: Parts
+    keys: Mapping[str, str]
+    statistics: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One published VAE."""
+
+    repo: str  # repository on the Hugging Face hub, or on GitHub where `sha256` is given
+    files: tuple[str, ...]  # what is fetched from it
+    latent_format: str
+    config: NetworkConfig  # its architecture, which is known without its weights
+    licence: str
+    about: str
+    gated: bool = False  # the hub asks for a login and consent
+    sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of autoencoders.
+
+    Attributes:
+        config: its numbers.
+        network: name of the class that makes a network of them, in the family's network.py.
+        program: its steps.
+        signs: how it is seen in files.
+        tell: what a group's shapes tell; the last is the number of groups of the norms, if that is known.
+        presets: published weights, by name.
+        files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
+        formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
+    """
+
+    config: type[NetworkConfig]
+    network: str
+    program: Callable[[Any, Direction], Program]
+    signs: tuple[Sign, ...]
+    tell: Callable[[Shapes, Group, int | None], Told]
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    formats: Sequence[Mapping[str, Any]] = ()
+
+
+def on_the_hub(folder: str = "") -> tuple[str, ...]:
+    """The files of a VAE in diffusers' layout."""
+    return tuple(f"{folder}{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors"))
+
+
+# --- what tellers say ---
+
+
+def shape_of(shapes: Shapes, key: str) -> tuple[int, ...]:
+    """A convolution's shape.
+
+    Raises:
+        WeightsError: it is missing, or no convolution.
+    """
+    if len(shapes.get(key, ())) != 4:
+        raise WeightsError(f"{key} is missing or is no convolution: this is not a whole VAE")
+    return shapes[key]
+
+
+def picture_channels(shapes: Shapes, parts: Parts, first: str, last: str) -> int:
+    """Channels of the pictures, by the encoder's first and the decoder's last convolution.
+
+    Raises:
+        WeightsError: the two differ.
+    """
+    found = [shape_of(shapes, first)[1]] if "encoder" in parts else []
+    found += [shape_of(shapes, last)[0]] if "decoder" in parts else []
+    require_one_picture(*found)
+    return found[0]
+
+
+def require_one_picture(taken: int, made: int | None = None) -> None:
+    """Checks that a decoder makes as many channels as its encoder takes.
+
+    Raises:
+        WeightsError: if it does not.
+    """
+    if made is not None and made != taken:
+        raise WeightsError(
+            f"its encoder takes pictures of {taken} channel{'s' * (taken > 1)} and its decoder makes {made}; VAEs are "
+            f"supported whose pictures have as many channels on both sides (1 for grey, 3 for RGB, 4 for RGBA)"
+        )
+
+
+def listing(what: str, keys: Sequence[str], most: int = 8) -> str:
+    """'unexpected tensors a, b, c and 5 more', for messages."""
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(keys[:most])}{more}"

@@ -1,0 +1,20 @@
+"""The autoencoder of latent-diffusion and Stable Diffusion."""
+
+from __future__ import annotations
+
+from calotype.families.face import Family
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.kl.presets import FORMATS, KNOWN_FILES, PRESETS
+from calotype.families.kl.steps import program
+from calotype.families.kl.telling import SIGN, tell
+
+FAMILY = Family(
+    config=AutoencoderConfig,
+    network="AutoencoderKL",
+    program=program,
+    signs=(SIGN,),
+    tell=tell,
+    presets=PRESETS,
+    files=KNOWN_FILES,
+    formats=FORMATS,
+)

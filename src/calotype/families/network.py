@@ -1,0 +1,37 @@
+"""What all networks have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from calotype.families.face import NetworkConfig
+from calotype.posterior import Posterior
+from calotype.steps import Direction, Program
+
+
+class Network(nn.Module, ABC):
+    """An autoencoder of pictures; its submodules are called encoder and decoder.
+
+    Attributes:
+        config: the numbers that it follows from.
+        sides: submodules that belong to encoder and decoder beside these two -> which.
+    """
+
+    config: NetworkConfig
+    encoder: nn.Module
+    decoder: nn.Module
+    sides: dict[str, str] = {}  # noqa: RUF012
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels [N, P, H, W] in [-1, 1], H and W multiples of f -> the posterior over raw latents."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
+
+    @abstractmethod
+    def program(self, direction: Direction) -> Program:
+        """What it computes, as steps."""

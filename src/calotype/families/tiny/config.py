@@ -1,0 +1,32 @@
+"""What a TAESD looks like. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Architecture of a TAESD-style autoencoder (madebyollin/taesd): 64 channels, f8, no norms but the pooled ones."""
+
+    kind: ClassVar[str] = "taesd"
+    has_posterior: ClassVar[bool] = False
+
+    z_channels: int = 4  # channels of the latents
+    pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
+    in_channels: int = 3  # channels of the picture, in and out
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f."""
+        return 8
+
+    @property
+    def picture_channels(self) -> int:
+        """As `AutoencoderConfig.picture_channels`."""
+        return self.in_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into metadata."""
+        return {"kind": self.kind, **asdict(self)}
