@@ -22,7 +22,6 @@ from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, Non
 from calotype.families import PRESETS
 from calotype.families.face import NetworkConfig
 from calotype.families.network import Network
-from calotype.families.tiny.config import TinyConfig
 from calotype.files import as_text
 from calotype.gradients import require_none_lost
 from calotype.latents import KNOWN, LatentFormat, Latents, Space
@@ -145,7 +144,7 @@ def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Gen
 
 def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
     """The posterior that a network's encoder means by its moments."""
-    return Point(moments) if isinstance(config, TinyConfig) else DiagonalGaussian(moments)
+    return DiagonalGaussian(moments) if config.has_posterior else Point(moments)
 
 
 @contextmanager

@@ -30,9 +30,10 @@ from calotype.families import make_network
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.weights.diffusers_config import FLUX2, KL, TINY
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
+
+KL, FLUX2, TINY = "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny"
 
 STABLE = "diffusion_pytorch_model.safetensors"
 TWO = {

@@ -168,7 +168,7 @@ def test_tiny_ones_have_model_latents(tmp_path: Path) -> None:
     path = write(tmp_path / "y.safetensors", tensors_of(tiny(TinyConfig(z_channels=32, pool=True))))
     loaded = load_weights(path)
     assert loaded.format == same_as_model("flux2", 32)
-    assert loaded.format_source == "the architecture (TAEF2)"
+    assert loaded.format_source == "the architecture (its latents are model latents)"
 
 
 def test_the_known_files_are_whole_hashes_of_known_formats() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.families import folded, kl, tiny
-from calotype.families.face import Family, NetworkConfig, Preset
+from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset
 from calotype.steps import Direction, Program
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config 
 PRESETS: Mapping[str, Preset] = {name: preset for family in FAMILIES for name, preset in family.presets.items()}
 
 KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
+
+
+CLASSES: Mapping[str, DiffusersClass] = {
+    name: told for family in FAMILIES if family.diffusers for name, told in family.diffusers.classes.items()
+}
 
 
 def family_of(config: NetworkConfig) -> Family:

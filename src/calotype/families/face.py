@@ -20,6 +20,11 @@ class NetworkConfig(Protocol):
 
     kind: ClassVar[str]  # of the family, in metadata and recipes
     has_posterior: ClassVar[bool]  # whether the encoder gives moments, and not latents
+    in_model_space: ClassVar[bool]  # whether raw latents are the model latents of another VAE, which it imitates
+
+    @property
+    def imitated(self) -> str | None:
+        """The latent format of that VAE, if its architecture tells."""
 
     @property
     def z_channels(self) -> int:
@@ -89,6 +94,7 @@ class Told:
     parts: Parts
     keys: Mapping[str, str]
     statistics: tuple[str, str] | None = None
+    groups_assumed: bool = False  # nobody said how many groups the norms have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,44 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusersClass:
+    """A class of diffusers that holds networks of a family.
+
+    Attributes:
+        defaults: of fields of its config.json that may be absent.
+        packs: pipelines pack its latents, and normalise them by running statistics among the weights.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    packs: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusers:
+    """What diffusers has of a family.
+
+    Attributes:
+        classes: by name; the usual one first.
+        completed: (config, fields of a config.json, configuration in the weights' own metadata) -> the configuration
+            with what tensors can't tell.
+        expected: (config, fields, parts) -> what the fields must say beside these tensors.
+        untold: which of them no tensor tells.
+        written: config -> fields for a config.json; None where the family is not written in this layout.
+        theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
+        linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
+    """
+
+    classes: Mapping[str, DiffusersClass]
+    completed: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], NetworkConfig] = lambda config, said, own: config
+    expected: Callable[[Any, Mapping[str, Any], Parts], dict[str, Any]]
+    untold: tuple[str, ...] = ()
+    written: Callable[[Any], dict[str, Any]] | None = None
+    theirs: Callable[[str, Any], str | None] = lambda key, config: key
+    ours: Callable[[str, Any], str | None] = lambda key, config: key
+    linear: Callable[[str], bool] = lambda key: False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of autoencoders.
 
@@ -118,6 +162,10 @@ class Family:
         presets: published weights, by name.
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
+        diffusers: what diffusers has of it.
+        keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
+        join: configurations of an encoder and a decoder in files of their own -> that of both; None where they must be
+            the same.
     """
 
     config: type[NetworkConfig]
@@ -128,6 +176,9 @@ class Family:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
+    diffusers: Diffusers | None = None
+    keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None
+    join: Callable[[Any, Any], NetworkConfig] | None = None
 
 
 def on_the_hub(folder: str = "") -> tuple[str, ...]:
@@ -178,3 +229,17 @@ def listing(what: str, keys: Sequence[str], most: int = 8) -> str:
     """'unexpected tensors a, b, c and 5 more', for messages."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(keys[:most])}{more}"
+
+
+def contradiction(key: str, said: object, found: object) -> str:
+    """Why a config.json is not obeyed: it is about other tensors."""
+    return (
+        f"its config.json says {key} {said!r:.80}, and its tensors are of {found!r}: it is not about these weights; "
+        f"put the right one in its place, or the weights into a folder of their own"
+    )
+
+
+def unsupported(key: str, value: object, supported: str) -> str:
+    """Why it is not obeyed: what it asks for is not there."""
+    several = "," in supported or " and " in supported
+    return f"its config.json says {key} {value!r:.80}, and supported {'are' if several else 'is'} {supported}"

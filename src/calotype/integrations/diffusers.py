@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.families.kl.config import AutoencoderConfig
-from calotype.families.kl.names import diffusers_to_ldm
+from calotype.families import family_of
 from calotype.gradients import differentiated
 from calotype.integrations.pretrained import load_pretrained
 from calotype.latents import Packed
@@ -62,7 +61,7 @@ class AutoencoderKL(Diffusers):
         if not isinstance(vae, VAE):
             raise UsageError(f"AutoencoderKL takes what calotype.load returns, not {type(vae).__name__}.")
         config, loaded = vae.config, vae.loaded
-        if not isinstance(config, AutoencoderConfig) or isinstance(loaded.format, Packed) or config.decoder_ch:
+        if not _is_known(vae):
             raise UsageError(
                 f"{vae!r} is not what pipelines know as an AutoencoderKL; those of SD1, SD2, SDXL, SD3 and FLUX.1 are."
             )
@@ -130,9 +129,8 @@ class AutoencoderKL(Diffusers):
 
     def _tensors(self, vae: VAE) -> dict[str, Tensor]:
         """A VAE's weights under diffusers' keys and in its shapes, not copied."""
-        config = self._own.module.config
-        assert isinstance(config, AutoencoderConfig)
-        return as_diffusers({key: value.detach() for key, value in vae.module.state_dict().items()}, config)
+        tensors = {key: value.detach() for key, value in vae.module.state_dict().items()}
+        return as_diffusers(tensors, self._own.module.config)
 
     def _modules_now(self) -> list[tuple[object, ...]] | None:
         """What there is of modules; None where one of them is hooked or computes in its own way."""
@@ -198,14 +196,14 @@ class AutoencoderKL(Diffusers):
                 parameter.data = own[key]
         else:
             config = self._own.module.config
-            assert isinstance(config, AutoencoderConfig)
+            known = family_of(config).diffusers
+            assert known is not None
             tensors = {}
             for key, parameter in mine.items():
-                name = diffusers_to_ldm(key, len(config.channels))
+                name = known.ours(key, config)
                 assert name is not None, key
                 value = parameter.detach()
-                square = name.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight"))
-                tensors[name] = value[:, :, None, None] if square else value
+                tensors[name] = value[:, :, None, None] if known.linear(name) else value
             module = build(config, self._own.parts, tensors, where="AutoencoderKL")
             self._own = replace(self._own, module=module, sha256="")
             vae = self._make(device, dtype, vae.name)
@@ -313,3 +311,16 @@ class AutoencoderKL(Diffusers):
                 f"This VAE has only the {part}, and diffusers' folder holds both; load the other half too."
             )
         super().save_pretrained(save_directory, *arguments, **options)
+
+
+def _is_known(vae: VAE) -> bool:
+    """Whether diffusers' AutoencoderKL can hold it: FLUX.2's have a class of their own, for packed latents too."""
+    known = family_of(vae.config).diffusers
+    if (
+        known is None
+        or Diffusers.__name__ not in known.classes
+        or known.written is None
+        or isinstance(vae.loaded.format, Packed)
+    ):
+        return False
+    return "decoder_block_out_channels" not in known.written(vae.config)

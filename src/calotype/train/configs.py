@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from calotype.errors import UsageError
-from calotype.families.folded.config import FoldedConfig
-from calotype.families.kl.config import AutoencoderConfig
-from calotype.families.tiny.config import TinyConfig
+from calotype.families import CONFIGS
+from calotype.families.face import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig:
     """A fully connected autoencoder of square pictures of one size. Without hidden layers it is linear."""
+
+    kind: ClassVar[str] = "dense"
+    in_model_space: ClassVar[bool] = False
 
     side: int = 32  # of the pictures, in pixels
     hidden: tuple[int, ...] = (512,)  # widths between picture and latents; mirrored in the decoder
@@ -24,18 +26,26 @@ class DenseConfig:
         _positive(self, side=self.side, z_channels=self.z_channels, hidden=self.hidden)
 
     @property
+    def picture_channels(self) -> int:
+        """RGB."""
+        return 3
+
+    @property
     def factor(self) -> int:
         """A latent stands for the whole picture."""
         return self.side
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""
-        return {"kind": "dense", **asdict(self)}
+        return {"kind": self.kind, **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvConfig:
     """A plain convolutional autoencoder: 3x3 convolutions and SiLU, a stride of 2 between levels, no norm."""
+
+    kind: ClassVar[str] = "conv"
+    in_model_space: ClassVar[bool] = False
 
     ch: int = 32  # channels at full resolution
     ch_mult: tuple[int, ...] = (1, 2, 4)  # channels of each level, as multiples of ch
@@ -55,25 +65,24 @@ class ConvConfig:
         return tuple(self.ch * m for m in self.ch_mult)
 
     @property
+    def picture_channels(self) -> int:
+        """RGB."""
+        return 3
+
+    @property
     def factor(self) -> int:
         """Spatial compression f."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into metadata."""
-        return {"kind": "conv", **asdict(self)}
+        return {"kind": self.kind, **asdict(self)}
 
 
-Trainable = AutoencoderConfig | FoldedConfig | TinyConfig | DenseConfig | ConvConfig
+Trainable = NetworkConfig | DenseConfig | ConvConfig
 
 # by the `kind` that recipes name
-TRAINABLE: dict[str, type[Trainable]] = {
-    "autoencoder_kl": AutoencoderConfig,
-    "folded": FoldedConfig,
-    "taesd": TinyConfig,
-    "dense": DenseConfig,
-    "conv": ConvConfig,
-}
+TRAINABLE: dict[str, type[Any]] = {**CONFIGS, **{config.kind: config for config in (DenseConfig, ConvConfig)}}
 
 
 def _positive(config: DenseConfig | ConvConfig, **values: int | tuple[int, ...]) -> None:

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from calotype import __version__
 from calotype.evaluate.metrics import psnr, ssim
-from calotype.families.folded.config import FoldedConfig
-from calotype.families.kl.config import AutoencoderConfig
+from calotype.families import CONFIGS, family_of
 from calotype.families.network import Network
-from calotype.families.tiny.config import TinyConfig
 from calotype.files import write_text
 from calotype.latents import LatentFormat, PerChannel, ScaleShift
 from calotype.pixels import to_uint8
@@ -148,12 +146,11 @@ def export(
     header = {f"{TRAINING}{key}": json.dumps(value) for key, value in facts.items()}
     config, dtype = network.config, getattr(torch, recipe.export_dtype)
     channels = len(statistics.mean)
-    if isinstance(config, AutoencoderConfig | FoldedConfig | TinyConfig):
-        assert isinstance(network, Network)
+    if isinstance(network, Network):
         measured = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
         format_ = trainer.helpers.format or measured
         save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
-        if isinstance(config, AutoencoderConfig):
+        if (diffusers := family_of(network.config).diffusers) and diffusers.written:
             one = with_one_scale(format_)
             save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
     else:
@@ -194,7 +191,7 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
     config = recipe.network.to_dict()
     kind = config.pop("kind")
     numbers = sum(p.numel() for p in trainer.network.parameters())
-    loads = isinstance(recipe.network, AutoencoderConfig | FoldedConfig | TinyConfig)
+    loads = recipe.network.kind in CONFIGS
     lines = [
         f"# {recipe.name}",
         "",

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import UsageError
-from calotype.families.kl.config import AutoencoderConfig
-from calotype.families.tiny.config import TinyConfig
 from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -256,10 +254,10 @@ def _set(values: Any, setting: str) -> None:
 def _check(recipe: Recipe, where: str) -> None:
     """What neither types nor `LEAST` say."""
     factor = recipe.network.factor
-    if isinstance(recipe.network, AutoencoderConfig | TinyConfig) and recipe.network.in_channels != 3:
+    if recipe.network.picture_channels != 3:
         raise UsageError(
-            f"{where}: network.in_channels must be 3, not {recipe.network.in_channels}: training takes pictures of 3 "
-            f"channels (RGB), for which its losses are made."
+            f"{where}: network.in_channels must be 3, not {recipe.network.picture_channels}: training takes pictures "
+            f"of 3 channels (RGB), for which its losses are made."
         )
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")

@@ -25,7 +25,6 @@ from calotype.apart import require_apart, weights_files
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
-from calotype.families.tiny.config import TinyConfig
 from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock
@@ -309,8 +308,8 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
                 f"recipe's network has {recipe.network.z_channels} at f{recipe.network.factor}: they must be the same."
             )
-        if isinstance(recipe.network, TinyConfig) and not isinstance(teacher.config, TinyConfig):
-            scale = vae.latent_format  # a TAESD's latents are model latents
+        if recipe.network.in_model_space and not teacher.config.in_model_space:
+            scale = vae.latent_format
             if isinstance(scale, Packed):
                 raise UsageError("A TAESD can't learn packed latents, which FLUX.2's are; take another teacher.")
             teacher, format_ = Scaled(teacher, scale), same_as_model(scale.name, recipe.network.z_channels)

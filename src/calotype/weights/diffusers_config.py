@@ -1,7 +1,7 @@
 """What diffusers' config.json says of a VAE: obeyed, or refused by name. No torch.
 
-The fields are those of AutoencoderKL, AutoencoderKLFlux2 and AutoencoderTiny in diffusers 0.42.1, among them all that
-these classes had in earlier versions.
+What fields are about a network, its family says; here are those about latents and files, and who may say what. All are
+those of diffusers 0.42.1, among them all that its classes had in earlier versions.
 """
 
 from __future__ import annotations
@@ -15,26 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from calotype.errors import WeightsError
-from calotype.families.face import NetworkConfig
-from calotype.families.kl.config import ActivationName, AutoencoderConfig
-from calotype.families.tiny.config import TinyConfig
-
-KL, FLUX2, TINY = "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny"
-
-# diffusers' names of activations -> ours
-ACTIVATIONS: Mapping[str, ActivationName] = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "mish": "mish",
-}
+from calotype.families import CLASSES, family_of
+from calotype.families.face import DiffusersClass, NetworkConfig, contradiction, unsupported
 
 # Fields that are no part of the network: about latents, and about how pipelines treat a VAE.
 LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 KEPT = ("force_upcast", "sample_size", *LATENTS)
-
-DEFAULT_FACTOR = 0.18215  # what diffusers takes where a config.json has no scaling_factor
 
 # Fields that no class has, as forks write them: the value with which the network is the usual one.
 USUAL: Mapping[str, Any] = {
@@ -44,8 +30,6 @@ USUAL: Mapping[str, Any] = {
     "norm_type": "group",
     "resnet_eps": 1e-6,
 }
-# Fields of AutoencoderTiny that no tensor tells.
-UNTOLD = ("act_fn", "upsample_fn", "upsampling_scaling_factor")
 # Fields about the file and not about the network.
 ASIDE = ("architectures", "dtype", "latent_format", "license", "torch_dtype")
 
@@ -88,6 +72,11 @@ class Said:
         return str(self.values.get("_class_name", ""))
 
     @property
+    def of(self) -> DiffusersClass:
+        """What is known of that class."""
+        return CLASSES.get(self.network, DiffusersClass())
+
+    @property
     def kept(self) -> dict[str, Any]:
         """What the network and its latent format do not hold, and a conversion keeps."""
         return {key: self.values[key] for key in KEPT if key in self.values}
@@ -124,13 +113,14 @@ def read_said(file: Path | None, beside: Path) -> Said:
     values = parse_config(file.read_bytes().decode("utf-8-sig", errors="replace"))
     name = values.get("_class_name", "")
     said = Said(file=file, values=values, pipeline=pipeline, notes=tuple(notes))
-    if name in (KL, FLUX2, TINY):
+    if name in CLASSES:
         return said
     if name:
         if re.search(r"auto_?encoder|vae|vq", str(name), re.IGNORECASE):
+            *others, last = CLASSES
             raise WeightsError(
                 f"the config.json beside it says that this is a network of the class {name}, "
-                f"and only {KL}, {FLUX2} and {TINY} can be read"
+                f"and only {', '.join(others)} and {last} can be read"
             )
         return said.without(f"{file} is about a {name} and was not read.")
     if any(key in values for key in OF_OTHERS) or not any(key in values for key in (*OF_A_VAE, "act_fn")):
@@ -176,7 +166,7 @@ def norm_groups_of(said: Said) -> int | None:
     """Groups of the norms, as the config.json says."""
     groups = said.values.get("norm_num_groups")
     if groups is None:
-        return 32 if said.network in (KL, FLUX2) else None
+        return said.of.defaults.get("norm_num_groups")
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise WeightsError(f"norm_num_groups must be the number of a norm's groups, not {groups!r}, in its config.json")
     return groups
@@ -193,40 +183,29 @@ def described(config: NetworkConfig, said: Said, parts: frozenset[str], own: Map
     Raises:
         WeightsError: if it contradicts the tensors, or asks for what is not supported; the message names the field.
     """
-    if isinstance(config, AutoencoderConfig):
-        config = replace(config, activation=own.get("activation", config.activation))
-        both = said.values.get("use_quant_conv", True) == said.values.get("use_post_quant_conv", True)
-        if config.quant_conv != config.decoder_quant_conv and both and own.get("post_quant_conv") is None:
-            # one of the two is missing: nobody says that it never was there
-            config = replace(config, quant_conv=True, post_quant_conv=None)
+    diffusers = family_of(config).diffusers
+    if diffusers is not None:
+        config = diffusers.completed(config, said.values, own)
     if not said.values:
         return config
-    if isinstance(config, AutoencoderConfig):
-        if said.network == TINY:
-            raise WeightsError(_contradiction("_class_name", TINY, KL))
-        if (act_fn := _activation(said.values.get("act_fn"))) != own.get("activation", act_fn):
-            raise WeightsError(_contradiction("act_fn", act_fn, own["activation"]))
-        config = replace(config, activation=act_fn)
-        expected = _kl_fields(config, said, parts)
-    elif isinstance(config, TinyConfig):
-        if said.network in (KL, FLUX2):
-            raise WeightsError(_contradiction("_class_name", said.network, TINY))
-        expected = _tiny_fields(config)
-    else:
-        raise WeightsError(_contradiction("_class_name", said.network or KL, "another network"))
+    if diffusers is None or said.network not in ("", *diffusers.classes):
+        found = next(iter(diffusers.classes)) if diffusers else "another network"
+        raise WeightsError(contradiction("_class_name", said.network or next(iter(CLASSES)), found))
+    expected = diffusers.expected(config, said.values, parts)
+    class_ = said.network or next(iter(diffusers.classes))
     for key, value in said.values.items():
         if key in expected:
             if value is not None and not _same(value, expected[key]):
-                if key in UNTOLD:
-                    raise WeightsError(_unsupported(key, value, repr(expected[key])))
-                raise WeightsError(_contradiction(key, value, expected[key]))
+                if key in diffusers.untold:
+                    raise WeightsError(unsupported(key, value, repr(expected[key])))
+                raise WeightsError(contradiction(key, value, expected[key]))
         elif key in USUAL:
             if value is not None and not _same(value, USUAL[key]):
-                raise WeightsError(_unsupported(key, value, repr(USUAL[key])))
+                raise WeightsError(unsupported(key, value, repr(USUAL[key])))
         elif key not in (*KEPT, *_FREE, *ASIDE) and not key.startswith("_") and value is not None:
             raise WeightsError(
-                f"its config.json has a field {key!r} that no {said.network or KL} of diffusers has, and what it "
-                f"changes is not known; take it out if it changes nothing"
+                f"its config.json has a field {key!r} that no {class_} of diffusers has, and what it changes "
+                f"is not known; take it out if it changes nothing"
             )
     _check_kept(said.values)
     return config
@@ -236,101 +215,23 @@ def described(config: NetworkConfig, said: Said, parts: frozenset[str], own: Map
 _FREE = ("act_fn", "batch_norm_eps", "batch_norm_momentum", "latent_magnitude", "latent_shift", "norm_num_groups")
 
 
-def _activation(name: object) -> ActivationName:
-    if name is None:
-        return "silu"
-    known = ACTIVATIONS.get(name.lower()) if isinstance(name, str) else None
-    if known is None:
-        raise WeightsError(_unsupported("act_fn", name, ", ".join(ACTIVATIONS)))
-    return known
-
-
-def _kl_fields(config: AutoencoderConfig, said: Said, parts: frozenset[str]) -> dict[str, Any]:
-    """What fields must say beside these tensors."""
-    for key, blocks in (
-        ("down_block_types", ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
-        ("up_block_types", ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")),
-    ):
-        named = said.values.get(key)
-        for block in named if isinstance(named, list) else [] if named is None else [named]:
-            if block not in blocks:
-                raise WeightsError(_unsupported(key, block, " and ".join(blocks)))
-    if (groups := said.values.get("norm_num_groups", config.norm_groups)) != config.norm_groups:
-        raise WeightsError(_contradiction("norm_num_groups", groups, config.norm_groups))
-    fields = fields_of(config)
-    fields["patch_size"] = [2, 2]
-    if "decoder" not in parts:
-        for key in ("use_post_quant_conv", "decoder_block_out_channels", "up_block_types", "out_channels"):
-            fields[key] = said.values.get(key)
-    if "encoder" not in parts:
-        for key in ("use_quant_conv", "block_out_channels", "in_channels"):
-            fields[key] = said.values.get(key)
-    return fields
-
-
-def fields_of(config: AutoencoderConfig) -> dict[str, Any]:
-    """The fields of a config.json that tensors show."""
-    levels = range(len(config.channels))
-    return {
-        "block_out_channels": list(config.channels),
-        "decoder_block_out_channels": list(config.decoder_channels),
-        "down_block_types": [f"{'Attn' if i in config.attn_levels else ''}DownEncoderBlock2D" for i in levels],
-        "up_block_types": [f"{'Attn' if i in config.attn_levels else ''}UpDecoderBlock2D" for i in reversed(levels)],
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels,
-        "latent_channels": config.z_channels,
-        "layers_per_block": config.num_res_blocks,
-        "mid_block_add_attention": config.mid_attention,
-        "use_quant_conv": config.quant_conv,
-        "use_post_quant_conv": config.decoder_quant_conv,
-    }
-
-
-def _tiny_fields(config: TinyConfig) -> dict[str, Any]:
-    return {
-        "act_fn": "relu",
-        "block_out_channels": [64] * 4,
-        "decoder_block_out_channels": [64] * 4,
-        "encoder_block_out_channels": [64] * 4,
-        "in_channels": config.in_channels,
-        "latent_channels": config.z_channels,
-        "num_decoder_blocks": [3, 3, 3, 1],
-        "num_encoder_blocks": [1, 3, 3, 3],
-        "out_channels": config.in_channels,
-        "upsample_fn": "nearest",
-        "upsampling_scaling_factor": 2,
-    }
-
-
 def _check_kept(values: Mapping[str, Any]) -> None:
     if not isinstance(upcast := values.get("force_upcast", True), bool | None):
-        raise WeightsError(_unsupported("force_upcast", upcast, "true and false"))
+        raise WeightsError(unsupported("force_upcast", upcast, "true and false"))
     size = values.get("sample_size", 512)
     sides = size if isinstance(size, list) else [size]
     if size is not None and not (
         1 <= len(sides) <= 2 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
     ):
-        raise WeightsError(_unsupported("sample_size", size, "pixels of a side"))
+        raise WeightsError(unsupported("sample_size", size, "pixels of a side"))
     eps = values.get("batch_norm_eps")
     if eps is not None and (not _is_number(eps) or eps < 0):
-        raise WeightsError(_unsupported("batch_norm_eps", eps, "numbers that are not negative"))
+        raise WeightsError(unsupported("batch_norm_eps", eps, "numbers that are not negative"))
 
 
 def _same(a: object, b: object) -> bool:
     """Equal, as JSON has it: 1.0 and true are not 1, as they are for Python."""
     return json.dumps(a) == json.dumps(b)
-
-
-def _contradiction(key: str, said: object, found: object) -> str:
-    return (
-        f"its config.json says {key} {said!r:.80}, and its tensors are of {found!r}: it is not about these weights; "
-        f"put the right one in its place, or the weights into a folder of their own"
-    )
-
-
-def _unsupported(key: str, value: object, supported: str) -> str:
-    several = "," in supported or " and " in supported
-    return f"its config.json says {key} {value!r:.80}, and supported {'are' if several else 'is'} {supported}"
 
 
 # --- latents ---
@@ -353,8 +254,8 @@ def scales_of(said: Said, channels: int, meaning: str | None = None) -> tuple[Sc
     factor = _number(values, "scaling_factor")
     if factor == 0:
         raise WeightsError("scaling_factor must not be 0")
-    if factor is None and said.network == KL and "scaling_factor" not in values:
-        factor = DEFAULT_FACTOR
+    if factor is None and "scaling_factor" not in values:
+        factor = said.of.defaults.get("scaling_factor")
     mean, std = (_numbers(values, key, channels) for key in ("latents_mean", "latents_std"))
     way = next((way for pattern, way in PIPELINES if re.search(pattern, pipeline)), None)
     if mean is None or std is None:
@@ -426,7 +327,7 @@ def readings(kept: Mapping[str, Any]) -> Iterator[Scales]:
 
 def _one_scale(said: Said, channels: int, factor: float | None, shift: float) -> tuple[Scales | None, str, str]:
     if factor is None:
-        absent = "scaling_factor" not in said.values or said.network != KL
+        absent = "scaling_factor" not in said.values or "scaling_factor" not in said.of.defaults
         return None, "", "" if absent else "its config.json says scaling_factor null"
     if "scaling_factor" not in said.values and channels != 4:
         return None, "", ""  # SD1's is no scale for others: the field was forgotten

@@ -16,7 +16,6 @@ from torch import Tensor
 from calotype.errors import UsageError, WeightsError
 from calotype.families import KNOWN_FILES
 from calotype.families.face import Layout, NetworkConfig
-from calotype.families.tiny.config import TinyConfig
 from calotype.latents import (
     KNOWN,
     LatentFormat,
@@ -30,7 +29,6 @@ from calotype.latents import (
 )
 from calotype.weights.detect import EDM
 from calotype.weights.diffusers_config import (
-    FLUX2,
     LATENTS,
     MEANS,
     SCALED_MEANS,
@@ -102,8 +100,8 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
                 f"{files[0]}: its {len(mean)} batch-norm statistics do not fit {channels} latent channels."
             )
         return packed, "batch-norm statistics in the weights", ""
-    if isinstance(piece.config, TinyConfig) and piece.config.pool:
-        return same_as_model("flux2", channels), "the architecture (TAEF2)", ""
+    if imitated := piece.config.imitated:
+        return same_as_model(imitated, channels), "the architecture (its latents are model latents)", ""
     if piece.layout == "keras" and channels == 4 and "calotype_config" not in metadata:
         return KNOWN["sd1"], "the layout (only Stable Diffusion 1 and 2 exist as h5)", ""
     if piece.edm:
@@ -118,12 +116,12 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
     format_, source, question = _scaled(piece, files[0], None)
     if format_ or question:
         return format_, source, question
-    if isinstance(piece.config, TinyConfig):
-        return same_as_model("taesd", channels), "the architecture (a TAESD's latents are model latents)", ""
+    if piece.config.in_model_space:
+        return same_as_model(piece.config.kind, channels), "the architecture (its latents are model latents)", ""
     if piece.family:
         return _named(piece.family, channels, piece), "the other tensors of the checkpoint", ""
-    if said.network == FLUX2:
-        return None, "", f"its config.json says {FLUX2}, and FLUX.2's batch-norm statistics are not among its tensors"
+    if said.of.packs:
+        return None, "", f"its config.json says {said.network}, and the batch-norm statistics are not among its tensors"
     return None, "", ""
 
 
@@ -178,7 +176,7 @@ def _readable(file: Path, make: Callable[[], F]) -> F:
 
 
 def _named(name: str, channels: int, piece: Piece) -> LatentFormat:
-    if isinstance(piece.config, TinyConfig):
+    if piece.config.in_model_space:
         return same_as_model(name, channels)
     return latent_format(name, channels)
 

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
-from calotype.families import config_from_dict
-from calotype.families.kl.config import AutoencoderConfig
-from calotype.families.kl.names import keras_decoder, keras_encoder
+from calotype.families import FAMILIES, config_from_dict, family_of
+from calotype.families.face import NetworkConfig
 from calotype.files import make_folder, writing_all
 
 
@@ -32,7 +31,7 @@ def _h5py() -> Any:
     return h5py
 
 
-def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], dict[str, str]]:
+def read_keras(path: Path) -> tuple[NetworkConfig, str, dict[str, Tensor], dict[str, str]]:
     """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), tensors under our keys, and metadata.
 
     Raises:
@@ -53,17 +52,20 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise WeightsError(f"this is no whole h5 file of Keras weights ({str(error).strip(chr(39))})") from None
     stored = metadata.get("calotype_config")
+    default = next(family.config for family in FAMILIES if family.keras)
     try:
-        config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(stored))
+        config: NetworkConfig | None
+        config = default() if stored is None else config_from_dict(json.loads(stored))
     except (AttributeError, KeyError, TypeError, ValueError):
         config = None
-    if not isinstance(config, AutoencoderConfig):
+    if config is None or (order := family_of(config).keras) is None:
         raise WeightsError("its metadata describe no network that this version knows; update calotype")
-    for side, layers in (("encoder", keras_encoder(config)), ("decoder", keras_decoder(config))):
+    for side in ("encoder", "decoder"):
+        layers = order(config, side)
         keys = [f"{module}.{leaf}" for _, modules in layers for module in modules for leaf in ("weight", "bias")]
         first = arrays[0].shape if arrays else ()
         if len(keys) == len(arrays) and first[2:3] == (
-            (config.in_channels if side == "encoder" else config.z_channels),
+            (config.picture_channels if side == "encoder" else config.z_channels),
         ):
             return config, side, {k: _to_torch(a) for k, a in zip(keys, arrays, strict=True)}, metadata
     raise WeightsError(
@@ -72,7 +74,7 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
 
 
 def write_keras(
-    folder: Path, config: AutoencoderConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    folder: Path, config: NetworkConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> list[Path]:
     """Writes encoder.h5 and decoder.h5, one group a layer, as keras-cv's `load_weights` reads them.
 
@@ -83,12 +85,13 @@ def write_keras(
     _h5py()
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
         raise UsageError("h5 files have no bfloat16; give --dtype float32.")
-    both = {"encoder": keras_encoder(config), "decoder": keras_decoder(config)}
-    sides = [side for side in both if f"{side}.conv_in.weight" in tensors]  # or half a VAE
+    order = family_of(config).keras
+    assert order is not None
+    sides = [side for side in ("encoder", "decoder") if f"{side}.conv_in.weight" in tensors]  # or half a VAE
     paths = [make_folder(folder) / f"{side}.h5" for side in sides]
     with writing_all(paths) as files:
         for side, file in zip(sides, files, strict=True):
-            file.write(_h5(both[side], tensors, metadata).getbuffer())
+            file.write(_h5(order(config, side), tensors, metadata).getbuffer())
     return paths
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from calotype.errors import LatentFormatError, UsageError, WeightsError
-from calotype.families import make_network
-from calotype.families.face import Layout, NetworkConfig, listing, require_one_picture
-from calotype.families.kl.config import AutoencoderConfig
+from calotype.families import family_of, make_network
+from calotype.families.face import Layout, NetworkConfig, listing
 from calotype.families.network import Network
 from calotype.latents import (
     KNOWN,
@@ -148,8 +147,7 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     """
     with torch.device("meta"):
         module = make_network(config)
-    sides = {"encoder": "encoder", "quant_conv": "encoder", "decoder": "decoder", "post_quant_conv": "decoder"}
-    for name, side in sides.items():
+    for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
         if side not in parts and hasattr(module, name):
             delattr(module, name)
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -250,14 +248,14 @@ def _read(
         layout=found.layout,
         config=config,
         parts=found.parts,
-        tensors={ours: _conv_shape(ours, tensor) for ours, tensor in tensors.items()},
+        tensors={ours: _conv_shape(config, ours, tensor) for ours, tensor in tensors.items()},
         prefix=found.prefix,
         statistics=tuple(container.read(key) for key in found.statistics) if found.statistics else None,  # type: ignore[arg-type]
         family=found.family,
         metadata=container.metadata,
         said=said,
         edm=_edm(container),
-        groups_assumed=groups is None and isinstance(config, AutoencoderConfig),
+        groups_assumed=found.groups_assumed,
         dtypes=_names(stored_tensors.values()),
         choice=found.choice,
         notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
@@ -317,9 +315,10 @@ def _said(choice: Choice | None, weights: Weights | None) -> list[str]:
     return said
 
 
-def _conv_shape(key: str, tensor: Tensor) -> Tensor:
-    """Attention projections are linear layers in newer diffusers files, and 1x1 convolutions everywhere else."""
-    if tensor.ndim == 2 and key.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")):
+def _conv_shape(config: NetworkConfig, key: str, tensor: Tensor) -> Tensor:
+    """What is a linear layer in newer diffusers files is a 1x1 convolution everywhere else."""
+    diffusers = family_of(config).diffusers
+    if tensor.ndim == 2 and diffusers is not None and diffusers.linear(key):
         return tensor[:, :, None, None]
     return tensor
 
@@ -329,18 +328,13 @@ def _join(path: Path, a: Piece, b: Piece) -> Piece:
         raise WeightsError(
             f"{path}: its two weight files are not the encoder and the decoder of one VAE; name the file itself."
         )
-    if isinstance(a.config, AutoencoderConfig) and isinstance(b.config, AutoencoderConfig):
+    join = family_of(a.config).join
+    if join is not None and type(a.config) is type(b.config):
         first, second = (a.config, b.config) if "encoder" in a.parts else (b.config, a.config)
         try:
-            require_one_picture(first.in_channels, second.in_channels)
+            config = join(first, second)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}.") from None
-        decoder_ch, post = second.decoder_channels[0], second.decoder_quant_conv
-        config: NetworkConfig = replace(
-            first,
-            decoder_ch=decoder_ch if decoder_ch != first.ch else None,
-            post_quant_conv=post if post != first.quant_conv else None,
-        )
     elif a.config != b.config:
         raise WeightsError(f"{path}: encoder and decoder differ: {a.config} and {b.config}.")
     else:

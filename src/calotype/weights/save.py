@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
-from calotype.families.face import listing
-from calotype.families.kl.config import AutoencoderConfig
-from calotype.families.kl.names import ldm_to_diffusers
+from calotype.families import family_of
+from calotype.families.face import NetworkConfig, listing
 from calotype.families.network import Network
 from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.tensor_files import safetensors_parts, write_safetensors
-from calotype.weights.diffusers_config import KEPT, LATENTS, fields_of
+from calotype.weights.diffusers_config import KEPT, LATENTS
 from calotype.weights.formats import KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.load import SUFFIXES
@@ -56,9 +55,11 @@ def save_weights(
     config = module.config
     if layout not in get_args(WriteLayout):
         raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
-    if layout != "ldm" and not isinstance(config, AutoencoderConfig):
+    family = family_of(config)
+    written = family.diffusers.written if family.diffusers else None
+    if (layout == "diffusers" and not written) or (layout == "keras" and not family.keras):
         raise UsageError(
-            f"Only an AutoencoderKL has a {layout} layout, and this is another network; "
+            f"A network of the kind {config.kind} has no {layout} layout; "
             f"--layout ldm writes it to a single file under its own keys."
         )
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
@@ -69,7 +70,7 @@ def save_weights(
                 f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
                 f"choose bfloat16 or float32."
             )
-    if layout == "diffusers" and isinstance(config, AutoencoderConfig):
+    if layout == "diffusers":
         described = diffusers_config(config, format_, kept)
         kept = {key: described[key] for key in KEPT if key in described} if kept else None
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
@@ -79,16 +80,14 @@ def save_weights(
         header["calotype_latent_format"] = json.dumps(format_.to_dict())
 
     if layout == "keras":
-        assert isinstance(config, AutoencoderConfig)
         return write_keras(_folder(path, layout), config, tensors, header)
-    if isinstance(format_, Packed) and isinstance(config, AutoencoderConfig):
+    if isinstance(format_, Packed) and not config.in_model_space:
         tensors |= _statistics(format_)
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
         return [write_safetensors(path, tensors, header)]
 
-    assert isinstance(config, AutoencoderConfig)
     folder = _folder(path, layout)
     weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
@@ -111,7 +110,7 @@ def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
 
 
 def diffusers_config(
-    config: AutoencoderConfig, format_: LatentFormat | None = None, kept: Mapping[str, Any] | None = None
+    config: NetworkConfig, format_: LatentFormat | None = None, kept: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What diffusers' ``config.json`` says of such a network and its latents.
 
@@ -119,17 +118,16 @@ def diffusers_config(
         kept: what one said before; its fields about latents come back as they were where they can mean `format_`.
     """
     kept = kept or {}
+    diffusers = family_of(config).diffusers
+    assert diffusers is not None and diffusers.written is not None
+    packed = isinstance(format_, Packed)
     values: dict[str, Any] = {
-        "_class_name": "AutoencoderKLFlux2" if isinstance(format_, Packed) else "AutoencoderKL",
+        "_class_name": next(name for name, told in diffusers.classes.items() if told.packs == packed),
         "_diffusers_version": "0.30.0",
-        **fields_of(config),
-        "act_fn": config.activation,
+        **diffusers.written(config),
         "force_upcast": kept.get("force_upcast", True),
-        "norm_num_groups": config.norm_groups,
         "sample_size": kept.get("sample_size", 512),
     }
-    if config.decoder_ch is None:
-        del values["decoder_block_out_channels"]
     if isinstance(format_, ScaleShift):
         values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
     elif isinstance(format_, PerChannel):
@@ -142,16 +140,18 @@ def diffusers_config(
     return values
 
 
-def as_diffusers(tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """Tensors under diffusers' keys and in its shapes, where they can be without a copy."""
+    diffusers = family_of(config).diffusers
+    assert diffusers is not None
     renamed = {}
     for key, tensor in tensors.items():
         if key.startswith("bn."):
             renamed[key] = tensor
             continue
-        name = ldm_to_diffusers(key, len(config.channels))
+        name = diffusers.theirs(key, config)
         assert name is not None, key
-        if key.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")):
+        if diffusers.linear(key):
             tensor = tensor[:, :, 0, 0].contiguous()
         renamed[name] = tensor
     return renamed

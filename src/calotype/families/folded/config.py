@@ -14,6 +14,7 @@ class FoldedConfig:
 
     kind: ClassVar[str] = "folded"
     has_posterior: ClassVar[bool] = True
+    in_model_space: ClassVar[bool] = False
 
     z_channels: int = 16  # channels of the latents
     ch: tuple[int, int] = (96, 160)  # channels at a quarter and at an eighth of the resolution
@@ -31,6 +32,11 @@ class FoldedConfig:
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def imitated(self) -> None:
+        """Its raw latents are its own."""
+        return None
 
     @property
     def picture_channels(self) -> int:

@@ -22,6 +22,7 @@ class AutoencoderConfig:
 
     kind: ClassVar[str] = "autoencoder_kl"
     has_posterior: ClassVar[bool] = True
+    in_model_space: ClassVar[bool] = False
 
     ch: int = 128  # channels at full resolution
     ch_mult: tuple[float, ...] = (1, 2, 4, 4)  # channels of each level, as multiples of ch
@@ -76,6 +77,11 @@ class AutoencoderConfig:
     def factor(self) -> int:
         """Spatial compression f: a latent stands for f x f pixels."""
         return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def imitated(self) -> None:
+        """Its raw latents are its own."""
+        return None
 
     @property
     def picture_channels(self) -> int:

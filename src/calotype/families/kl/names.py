@@ -94,6 +94,11 @@ def _patterns(source: int) -> list[tuple[re.Pattern[str], str]]:
     return patterns
 
 
+def keras_layers(config: AutoencoderConfig, side: str) -> list[tuple[str, list[str]]]:
+    """Layers and keys of encoder or decoder in Keras's order."""
+    return keras_encoder(config) if side == "encoder" else keras_decoder(config)
+
+
 def keras_encoder(config: AutoencoderConfig) -> list[tuple[str, list[str]]]:
     """The encoder's layers and keys in Keras's order: (layer name, LDM modules), quant_conv last."""
     layers = [("conv_in", ["encoder.conv_in"])]

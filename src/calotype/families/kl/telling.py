@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from calotype.errors import WeightsError
-from calotype.families.face import Group, Shapes, Sign, Told, listing, picture_channels, shape_of
+from calotype.families.face import Group, Shapes, Sign, Told, listing, picture_channels, require_one_picture, shape_of
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.names import diffusers_to_ldm
 
@@ -49,6 +50,7 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
         parts=parts,
         keys=keys,
         statistics=bn,
+        groups_assumed=norm_groups is None,
     )
 
 
@@ -102,4 +104,15 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
         decoder_ch=decoder_ch if decoder_ch != ch else None,
         norm_groups=norm_groups,
         in_channels=picture_channels(shapes, parts, "encoder.conv_in.weight", "decoder.conv_out.weight"),
+    )
+
+
+def joined(encoder: AutoencoderConfig, decoder: AutoencoderConfig) -> AutoencoderConfig:
+    """The configuration of both, from what each half's file tells."""
+    require_one_picture(encoder.in_channels, decoder.in_channels)
+    decoder_ch, post = decoder.decoder_channels[0], decoder.decoder_quant_conv
+    return replace(
+        encoder,
+        decoder_ch=decoder_ch if decoder_ch != encoder.ch else None,
+        post_quant_conv=post if post != encoder.quant_conv else None,
     )

@@ -12,6 +12,7 @@ class TinyConfig:
 
     kind: ClassVar[str] = "taesd"
     has_posterior: ClassVar[bool] = False
+    in_model_space: ClassVar[bool] = True
 
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
@@ -21,6 +22,11 @@ class TinyConfig:
     def factor(self) -> int:
         """Spatial compression f."""
         return 8
+
+    @property
+    def imitated(self) -> str | None:
+        """The latent format of the VAE whose model latents are its raw ones, if its architecture tells."""
+        return "flux2" if self.pool else None
 
     @property
     def picture_channels(self) -> int:

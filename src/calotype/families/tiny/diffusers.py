@@ -1,0 +1,32 @@
+"""What diffusers' AutoencoderTiny (0.42.1) has of the same network. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calotype.families.face import Diffusers, DiffusersClass, Parts
+from calotype.families.tiny.config import TinyConfig
+
+
+def _expected(config: TinyConfig, said: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    return {
+        "act_fn": "relu",
+        "block_out_channels": [64] * 4,
+        "decoder_block_out_channels": [64] * 4,
+        "encoder_block_out_channels": [64] * 4,
+        "in_channels": config.in_channels,
+        "latent_channels": config.z_channels,
+        "num_decoder_blocks": [3, 3, 3, 1],
+        "num_encoder_blocks": [1, 3, 3, 3],
+        "out_channels": config.in_channels,
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    }
+
+
+DIFFUSERS = Diffusers(
+    classes={"AutoencoderTiny": DiffusersClass()},
+    expected=_expected,
+    untold=("act_fn", "upsample_fn", "upsampling_scaling_factor"),
+)
