@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from support import NARROW, SMALL, AutoencoderConfig, assert_close, kl, one_sentence, pictures, same_tensors
+from support import NARROW, SMALL, AutoencoderConfig, assert_close, kl, network, one_sentence, pictures, same_tensors
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calotype.engine import cuda
 from calotype.errors import UsageError
+from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.network import AutoencoderKL
+from calotype.families.tiny.config import TinyConfig
+from calotype.steps import Builder, Direction, Map, Norm, Program
 
 HERE = Path(__file__).resolve().parent
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -36,7 +39,14 @@ CONFIGS = {
     "odd": AutoencoderConfig(ch=12, ch_mult=(1, 3), num_res_blocks=1, norm_groups=4, z_channels=5),
     "one-level": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, z_channels=1),
 }
+OTHERS: dict[str, Any] = {
+    "tiny": TinyConfig(),
+    "tiny-pool": TinyConfig(z_channels=32, pool=True),
+    "folded": FoldedConfig(ch=(32, 48), encoder_blocks=(1, 2), decoder_blocks=(2, 1)),
+    **{name: replace(SMALL, activation=name) for name in ("gelu", "mish", "relu")},  # type: ignore[arg-type]
+}
 HALVES = (torch.bfloat16, torch.float16)
+QKV = ("q", "k", "v", "proj_out")
 
 
 def inputs(config: AutoencoderConfig, n: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -68,6 +78,17 @@ def test_results_are_the_modules(name: str, size: tuple[int, int, int]) -> None:
         assert_close(result, right, 1e-5)
         assert result.dtype == torch.float32
         assert result.stride() == right.stride()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-pool", "folded", "gelu", "mish", "relu"])
+def test_every_network_is_computed(name: str) -> None:
+    module = network(OTHERS[name])
+    x, z = inputs(OTHERS[name], 2, 3, 5)
+    with torch.no_grad():
+        given = module.encode(x)
+        expected = getattr(given, "moments", given.mode()), module.decode(z)
+    for result, right in zip((cuda.encode_moments(module, x), cuda.decode(module, z)), expected, strict=True):
+        assert_close(result, right, 1e-5)
 
 
 def test_sizes_that_are_no_multiple_of_the_factor() -> None:
@@ -199,13 +220,13 @@ def test_a_module_that_was_made_in_inference_mode() -> None:
 
 def test_cudnn_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    norm = cuda.group_norm_silu
+    norm = cuda._normalised
 
     def watch(*arguments: Any, **options: Any) -> Tensor:
         seen.append(torch.backends.cudnn.benchmark)
         return norm(*arguments, **options)
 
-    monkeypatch.setattr(cuda, "group_norm_silu", watch)
+    monkeypatch.setattr(cuda, "_normalised", watch)
     module, z = kl(SMALL), torch.randn(1, 4, 2, 2)
     cuda.decode(module, z)
     assert set(seen) == {True}
@@ -263,14 +284,24 @@ def test_less_memory_is_held_than_by_the_module(monkeypatch: pytest.MonkeyPatch)
 
 def test_blocks_add_and_normalise_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "CHUNK", 256)
-    mid = kl(SMALL).decoder.mid
-    x = torch.randn(1, 16, 16, 16).contiguous(memory_format=torch.channels_last)
-    # a map after the first norm, and one after each convolution
-    watched = watch(cuda._Pass(x.clone()).resnet, mid.block_1)
-    assert sum(size >= x.nbytes for size in watched.made) == 3
-    # q, k, v and what is made of them; then only that and its projection
-    watched = watch(cuda._Pass(x.clone()).attention, mid.attn_1)
-    assert watched.bytes <= 4.2 * x.nbytes
+    build, x = Builder("decode"), torch.randn(1, 16, 16, 16).contiguous(memory_format=torch.channels_last)
+    start = Map("latents", 16, 1)
+    norms = [Norm(weights=f"norm{i}", groups=4, eps=1e-6) for i in range(3)]
+    first = build.conv(start, 16, "conv0")
+    h = build.conv(first, 16, "conv1", norm=norms[0], activation="silu")
+    y = build.conv(h, 16, "conv2", norm=norms[1], activation="silu", residual=first)
+    build.attention(y, "attn", norms[2])
+    kernels = {f"conv{i}": (16, 16, 3, 3) for i in range(3)} | {f"attn.{name}": (16, 16, 1, 1) for name in QKV}
+    weights = {f"{name}.weight": nn.Parameter(torch.randn(shape)) for name, shape in kernels.items()}
+    weights |= {f"norm{i}.weight": nn.Parameter(torch.ones(16)) for i in range(3)}
+    weights |= {f"{key.removesuffix('.weight')}.bias": nn.Parameter(torch.zeros(16)) for key in list(weights)}
+    program = build.program()
+    watched = watch(cuda._Run(Program("decode", program.steps[:3]), weights), x)
+    # a map after each convolution, and one after the first norm, which what is added still needs
+    assert sum(size >= x.nbytes for size in watched.made) == 4
+    # q, k, v and what is made of them beside the map; then only that and its projection
+    watched = watch(cuda._Run(program, weights), x)
+    assert watched.bytes <= 5.2 * x.nbytes
 
 
 def test_what_is_available_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +342,7 @@ class Recorded(cuda.CudaGraphs):
         super().__init__(module, limit)
         self.captured: list[tuple[str, int]] = []
 
-    def _capture(self, part: cuda.Part, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def _capture(self, part: Direction, x: Tensor) -> Callable[[Tensor], Tensor]:
         self.captured.append((part, x.shape[-1]))
         return cuda.decode.__get__(self.module) if part == "decode" else cuda.encode_moments.__get__(self.module)
 

@@ -1,4 +1,4 @@
-"""Inference of AutoencoderKL on CUDA devices: the module's results, in less time and less memory.
+"""Inference on CUDA devices: a network's results, in less time and less memory.
 
 What differs from the plain module: maps are channels-last, GroupNorm and SiLU are one operation (in Triton where it
 works), residuals are added in place, and a map is freed as soon as nothing needs it. The arithmetic is the module's up
@@ -11,32 +11,32 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calotype.engine.passes import read_by
 from calotype.errors import UsageError
-from calotype.families.kl.network import AttnBlock, AutoencoderKL, Level, Mid, ResnetBlock
+from calotype.families.network import Network
+from calotype.steps import Activation, Attention, Conv, Direction, Fold, Norm, Program, Step
 
 CHUNK = 1 << 22  # elements of a picture that PyTorch's norm holds in float32 at a time
 WARM_UP = 3  # runs before a graph is captured, in which kernels are compiled and chosen
 
-Part = Literal["encode", "decode"]
 
-
-def encode_moments(module: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """`module.encode(pixels).moments`, without gradients.
+def encode_moments(module: Network, pixels: Tensor) -> Tensor:
+    """What a network's encoder gives, moments or (where it has no posterior) latents, without gradients.
 
     Args:
         module: its weights are laid out channels-last from now on, which changes no value.
-        pixels: [N, 3, H, W] in [-1, 1], of the module's dtype and device.
+        pixels: [N, P, H, W] in [-1, 1], of the module's dtype and device.
     """
     return _ordinary(_run("encode", module, pixels))
 
 
-def decode(module: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(module: Network, latents: Tensor) -> Tensor:
     """`module.decode(latents)`, without gradients.
 
     Args:
@@ -65,12 +65,18 @@ def group_norm_silu(x: Tensor, norm: nn.GroupNorm, silu: bool = True, out: Tenso
         x: [N, C, H, W], in any layout.
         out: where to write the result, channels-last; may be x.
     """
+    return _normalised(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu, out)
+
+
+def _normalised(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool, out: Tensor | None
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     if out is None:
         out = torch.empty_like(x)
     kernels, _ = _triton() if x.is_cuda else (None, "")
     group_norm = kernels.group_norm if kernels else _group_norm
-    group_norm(_rows(x), norm.num_groups, norm.weight, norm.bias, norm.eps, silu, _rows(out))
+    group_norm(_rows(x), groups, weight, bias, eps, silu, _rows(out))
     return out
 
 
@@ -86,7 +92,7 @@ class CudaGraphs:
         limit: how many graphs are kept; the one not used for longest goes first.
     """
 
-    def __init__(self, module: AutoencoderKL, limit: int = 4) -> None:
+    def __init__(self, module: Network, limit: int = 4) -> None:
         if limit < 1:
             raise UsageError(f"CudaGraphs keeps one graph or more, not {limit}.")
         self.module = module
@@ -113,7 +119,7 @@ class CudaGraphs:
         """
         return self._replay("decode", latents)
 
-    def _replay(self, part: Part, x: Tensor) -> Tensor:
+    def _replay(self, part: Direction, x: Tensor) -> Tensor:
         # a graph reads its weights where they lay when it was captured
         _channels_last(self.module)
         weights = tuple(parameter.data_ptr() for parameter in self.module.parameters())
@@ -128,7 +134,7 @@ class CudaGraphs:
         self._graphs.move_to_end(key)
         return self._graphs[key](x)
 
-    def _capture(self, part: Part, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def _capture(self, part: Direction, x: Tensor) -> Callable[[Tensor], Tensor]:
         if not x.is_cuda:
             raise UsageError(f"CUDA graphs need tensors on a CUDA device, and these are on {x.device}.")
         with torch.cuda.device(x.device), torch.inference_mode():
@@ -155,10 +161,10 @@ class CudaGraphs:
         return replay
 
 
-def _run(part: Part, module: AutoencoderKL, x: Tensor) -> Tensor:
+def _run(part: Direction, module: Network, x: Tensor) -> Tensor:
     _channels_last(module)
     with torch.inference_mode(), _benchmark():
-        return _encode(module, x) if part == "encode" else _decode(module, x)
+        return _Run(module.program(part), dict(module.named_parameters()))(x)
 
 
 def _ordinary(result: Tensor) -> Tensor:
@@ -166,11 +172,11 @@ def _ordinary(result: Tensor) -> Tensor:
     return result.clone(memory_format=torch.contiguous_format)
 
 
-def _channels_last(module: AutoencoderKL) -> None:
-    weight = module.decoder.conv_out.weight
-    if not weight.is_contiguous(memory_format=torch.channels_last):
+def _channels_last(module: Network) -> None:
+    kernels = (parameter for parameter in module.parameters() if parameter.ndim == 4 and parameter.shape[2] > 1)
+    if not all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels):
         # in inference mode only if the module was made in it: weights laid out there can't be trained any more
-        with torch.inference_mode(weight.is_inference()):
+        with torch.inference_mode(next(module.parameters()).is_inference()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -185,102 +191,113 @@ def _benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _encode(module: AutoencoderKL, pixels: Tensor) -> Tensor:
-    encoder = module.encoder
-    run = _Pass(pixels)
-    run.conv(encoder.conv_in)
-    level: Any
-    for level in encoder.down:
-        run.level(level)
-        if hasattr(level, "downsample"):
-            run.x = F.pad(run.x, (0, 1, 0, 1))
-            run.conv(level.downsample.conv)
-    run.mid(encoder.mid)
-    run.norm_silu(encoder.norm_out)
-    run.conv(encoder.conv_out)
-    if module.config.quant_conv:
-        run.conv(module.quant_conv)
-    return run.x
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "mish": F.mish,
+    "clamp": lambda x: torch.tanh(x / 3) * 3,
+}
 
 
-def _decode(module: AutoencoderKL, latents: Tensor) -> Tensor:
-    decoder = module.decoder
-    run = _Pass(latents)
-    if module.config.decoder_quant_conv:
-        run.conv(module.post_quant_conv)
-    run.conv(decoder.conv_in)
-    run.mid(decoder.mid)
-    level: Any
-    for level in reversed(decoder.up):
-        run.level(level)
-        if hasattr(level, "upsample"):
-            run.x = F.interpolate(run.x, scale_factor=2.0, mode="nearest")
-            run.conv(level.upsample.conv)
-    run.norm_silu(decoder.norm_out)
-    run.conv(decoder.conv_out)
-    return run.x
+class _Run:
+    """One pass through a program, whole maps at a time.
 
-
-class _Pass:
-    """One pass through a network.
-
-    `x` is the only reference to the current map, which is so freed when it's replaced. After the first convolution it
-    is the pass's own, and may be written to.
+    What a map is for is known beforehand, so it is freed, or written over, by the last step that reads it.
     """
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+    def __init__(self, program: Program, weights: dict[str, nn.Parameter]) -> None:
+        self.program, self.weights = program, weights
+        self.steps = _ordered(program.steps)
+        self.last = {one.name: i for i, step in enumerate(self.steps) for one in read_by(step)}
+        self.maps: dict[str, Tensor] = {}
 
-    def conv(self, conv: nn.Conv2d) -> None:
-        self.x = _conv(conv, self.x)
+    def __call__(self, x: Tensor) -> Tensor:
+        self.maps[self.program.source.name] = x
+        del x
+        for i, step in enumerate(self.steps):
+            name = step.source.name
+            # the first map is the caller's, and a sum's own term is read once more
+            own = self.last[name] == i and name != self.program.source.name
+            own = own and not (isinstance(step, Conv) and step.residual == step.source)
+            given = [self.maps.pop(name) if own else self.maps[name]]  # the only reference, which the step takes out
+            if isinstance(step, Conv):
+                self.maps[step.target.name] = self._conv(step, given, own)
+            elif isinstance(step, Attention):
+                self.maps[step.target.name] = self._attention(step, given, own)
+            else:
+                self.maps[step.target.name] = _fold(step, given)
+            for one in read_by(step):
+                if self.last[one.name] == i:
+                    self.maps.pop(one.name, None)
+        return self.maps.pop(self.program.target.name)
 
-    def norm_silu(self, norm: nn.GroupNorm) -> None:
-        group_norm_silu(self.x, norm, out=self.x)
+    def _norm(self, norm: Norm, x: Tensor, silu: bool, own: bool) -> Tensor:
+        weight, bias = self.weights[f"{norm.weights}.weight"], self.weights[f"{norm.weights}.bias"]
+        return _normalised(x, norm.groups, weight, bias, norm.eps, silu, x if own else None)
 
-    def level(self, level: Level) -> None:
-        block: Any
-        for i, block in enumerate(level.block):
-            self.resnet(block)
-            if len(level.attn) > 0:
-                attn: Any = level.attn[i]
-                self.attention(attn)
+    def _conv(self, step: Conv, given: list[Tensor], own: bool) -> Tensor:
+        x = given.pop()
+        if step.affine:
+            x = x * step.affine[0] + step.affine[1]
+        activation = step.activation
+        if step.norm:
+            x = self._norm(step.norm, x, activation == "silu", own)
+            activation = "none" if activation == "silu" else activation
+        if activation != "none":
+            x = _ACTIVATIONS[activation](x)
+        if step.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        elif step.resample == "down" and not step.pad:
+            x = F.pad(x, (0, 1, 0, 1))
+        weight: Tensor = self.weights[f"{step.weights}.weight"]
+        if weight.shape[2] != step.kernel:  # of blocks of pixels, which are channels here
+            weight = weight.flatten(1)[:, :, None, None]
+        bias = self.weights[f"{step.weights}.bias"] if step.bias else None
+        y = F.conv2d(x, weight, bias, stride=2 if step.resample == "down" else 1, padding=step.pad)
+        del x
+        y = y.contiguous(memory_format=torch.channels_last)  # it is, where the convolution has a choice
+        if step.gain:
+            y = y.mul_(step.gain[0]).add_(step.gain[1])
+        if step.residual:
+            y += self.maps[step.residual.name]
+        return y.relu_() if step.relu else y
 
-    def mid(self, mid: Mid) -> None:
-        self.resnet(mid.block_1)
-        if hasattr(mid, "attn_1"):
-            self.attention(mid.attn_1)
-        self.resnet(mid.block_2)
-
-    def resnet(self, block: ResnetBlock) -> None:
-        if hasattr(block, "nin_shortcut"):
-            residual = _conv(block.nin_shortcut, self.x)
-            self.norm_silu(block.norm1)
-        else:
-            residual = self.x
-            self.x = group_norm_silu(self.x, block.norm1)
-        self.conv(block.conv1)
-        self.norm_silu(block.norm2)
-        self.conv(block.conv2)
-        self.x += residual
-
-    def attention(self, block: AttnBlock) -> None:
-        n, c, height, width = self.x.shape
-        h = _rows(group_norm_silu(self.x, block.norm, silu=False)).unsqueeze(1)  # [N, one head, positions, C]
-        q, k, v = _project(block.q, h), _project(block.k, h), _project(block.v, h)
+    def _attention(self, step: Attention, given: list[Tensor], own: bool) -> Tensor:
+        x = given.pop()
+        n, c, height, width = x.shape
+        h = _rows(self._norm(step.norm, x, silu=False, own=False)).unsqueeze(1)  # [N, one head, positions, C]
+        q, k, v = (self._project(f"{step.weights}.{name}", h) for name in ("q", "k", "v"))
         del h
         h = F.scaled_dot_product_attention(q, k, v)
         del q, k, v
-        self.x += _project(block.proj_out, h).view(n, height, width, c).permute(0, 3, 1, 2)
+        y = self._project(f"{step.weights}.proj_out", h).view(n, height, width, c).permute(0, 3, 1, 2)
+        return x.add_(y) if own else x + y
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        """A 1x1 convolution of x [..., C]."""
+        return F.linear(x, self.weights[f"{name}.weight"].flatten(1), self.weights[f"{name}.bias"])
 
 
-def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    # channels-last already, where the convolution's implementation has a choice
-    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding).contiguous(memory_format=torch.channels_last)
+def _ordered(steps: tuple[Step, ...]) -> list[Step]:
+    """The same steps, but what reads a map as it is goes before what can write over it."""
+    order = list(steps)
+    for step in steps:
+        if not (isinstance(step, Conv) and step.norm and step.residual != step.source):
+            continue
+        others = [
+            one for one in order[order.index(step) + 1 :]
+            if isinstance(one, Conv) and one.source == step.source and not one.changes_source and one.residual is None
+        ]  # fmt: skip
+        for one in others:
+            order.remove(one)
+            order.insert(order.index(step), one)
+    return order
 
 
-def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of x [..., C]."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+def _fold(step: Fold, given: list[Tensor]) -> Tensor:
+    shuffle = F.pixel_unshuffle if step.target.factor > step.source.factor else F.pixel_shuffle
+    return shuffle(given.pop(), step.block).contiguous(memory_format=torch.channels_last)
 
 
 def _rows(x: Tensor) -> Tensor:

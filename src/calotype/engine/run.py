@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from calotype.engine.memory import free_memory
 from calotype.engine.plan import Plan, plan
 from calotype.engine.reference import Reference
 from calotype.errors import NonFiniteError, UsageError
-from calotype.families.kl.network import AutoencoderKL
 from calotype.families.network import Network
-from calotype.steps import Direction, Program
+from calotype.steps import Conv, Direction, Program
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd, Workers
@@ -70,13 +69,19 @@ def half_available() -> bool:
     return bool(dict(binding.get_host_cpu_features()).get("avx512bf16"))
 
 
+def unknown_activation(module: Network) -> str:
+    """An activation of a network that the CPU kernels do not have; empty if they have all."""
+    steps = [step for direction in get_args(Direction) for step in module.program(direction).steps]
+    found = {step.activation for step in steps if isinstance(step, Conv)} - {"none", "silu", "relu", "clamp"}
+    return min(found, default="")
+
+
 def choose(module: Network, device: torch.device, dtype: torch.dtype) -> EngineName:
     """The fastest engine there is for a network on a device."""
-    activation = getattr(module.config, "activation", "silu")
-    if device.type == "cpu" and not winograd_available() and activation in ("silu", "relu"):
+    if device.type == "cpu" and not winograd_available() and not unknown_activation(module):
         if dtype == torch.float32 or (dtype == torch.bfloat16 and half_available()):
             return "winograd"
-    elif device.type == "cuda" and isinstance(module, AutoencoderKL) and activation == "silu":
+    elif device.type == "cuda":
         return "fused"
     return "reference"
 
@@ -99,7 +104,7 @@ class Engine:
         self.name = choose(module, device, dtype) if name == "auto" else name
         if self.name == "winograd":
             reason = winograd_available() or (device.type != "cpu" and f"it runs on the CPU, not on {device.type}")
-            if not reason and (activation := getattr(module.config, "activation", "silu")) not in ("silu", "relu"):
+            if not reason and (activation := unknown_activation(module)):
                 reason = f"it computes no {activation}"
             if not reason and dtype == torch.float16:
                 reason = "it computes in float32 or bfloat16"
@@ -107,10 +112,6 @@ class Engine:
                 reason = "the processor does not multiply bfloat16"
             if reason:
                 raise UsageError(f"The engine 'winograd' can't be used: {reason}; leave it out, or give 'reference'.")
-        elif self.name == "fused" and not (isinstance(module, AutoencoderKL) and module.config.activation == "silu"):
-            raise UsageError(
-                "The engine 'fused' runs AutoencoderKL only, with silu; leave it out, or give 'reference'."
-            )
         elif self.name not in ("fused", "reference"):
             raise UsageError(f"There is no engine {self.name!r}; there are auto, winograd, fused and reference.")
 
@@ -214,7 +215,6 @@ class Engine:
         return result
 
     def _fused(self, direction: Direction, x: Tensor) -> Tensor:
-        assert isinstance(self.module, AutoencoderKL)
         run = cuda.encode_moments if direction == "encode" else cuda.decode
         return run(self.module, x.to(self.device, self.dtype))
 
