@@ -91,7 +91,7 @@ def test_convert_into_a_presets_cache(weights: None, calotype: Calotype, monkeyp
     for number, name in enumerate(("config.json", "diffusion_pytorch_model.safetensors")):
         shutil.copy(Path("diffusers", name), blobs / str(number))
         Path("cache/snapshot", name).symlink_to(f"../blobs/{number}")
-    monkeypatch.setattr("calotype.vae.fetch", lambda name: Path("cache/snapshot"))
+    monkeypatch.setattr("calotype.vae.loading.fetch", lambda name: Path("cache/snapshot"))
     refused(calotype, "convert sdxl-vae cache/snapshot --layout diffusers", "would be overwritten; give another OUT.")
 
 

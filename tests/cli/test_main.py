@@ -151,7 +151,7 @@ def test_doctor_tells_what_there_is(calotype: Calotype) -> None:
 def test_doctor_fails_when_the_built_in_weights_are_gone(
     calotype: Calotype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("calotype.vae.BUILTIN", tmp_path / "gone.safetensors")
+    monkeypatch.setattr("calotype.vae.loading.BUILTIN", tmp_path / "gone.safetensors")
     ran = calotype("doctor", "--json")
     assert ran.code == 1
     assert "gone.safetensors: there is no such file" in ran.json["builtin"]

@@ -105,7 +105,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fetch(name: str) -> Path:
         raise AssertionError(f"{name} was fetched")
 
-    monkeypatch.setattr("calotype.vae.fetch", fetch)
+    monkeypatch.setattr("calotype.vae.loading.fetch", fetch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "empty"))

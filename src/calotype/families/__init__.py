@@ -56,7 +56,11 @@ def program(config: NetworkConfig, direction: Direction) -> Program:
 
 def make_network(config: NetworkConfig) -> Network:
     """A network of this configuration, freshly initialised."""
-    family = family_of(config)
-    home = importlib.import_module(f"{family.config.__module__.rpartition('.')[0]}.network")  # it needs torch
-    made: Network = getattr(home, family.network)(config)
-    return made
+    return network_class(family_of(config))(config)
+
+
+def network_class(family: Family) -> type[Network]:
+    """The class of its networks; only here torch is needed."""
+    home = importlib.import_module(f"{family.config.__module__.rpartition('.')[0]}.network")
+    found: type[Network] = getattr(home, family.network)
+    return found

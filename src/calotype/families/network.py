@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,13 +17,19 @@ class Network(nn.Module, ABC):
 
     Attributes:
         config: the numbers that it follows from.
+        blocks: kinds of submodules that most of it is made of; training may compute each once more, to save memory.
         sides: submodules that belong to encoder and decoder beside these two -> which.
     """
 
     config: NetworkConfig
     encoder: nn.Module
     decoder: nn.Module
+    blocks: tuple[type[nn.Module], ...] = ()
     sides: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Posterior:

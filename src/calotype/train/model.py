@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from calotype import autoencoder, folded, tiny
+from calotype.families import FAMILIES, network_class
 from calotype.latents import LatentFormat
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.train import family
@@ -21,7 +21,7 @@ from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Alignment, Transform, shift_loss
 
 # what is computed again where gradient_checkpointing is set, and whose activations a range is for
-BLOCKS = (autoencoder.ResnetBlock, autoencoder.AttnBlock, folded.Block, tiny.Block, family.Pair)
+BLOCKS = (*(block for one in FAMILIES for block in network_class(one).blocks), family.Pair)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -69,7 +69,7 @@ class Model(nn.Module):
         if recipe.gradient_checkpointing:
             for module in network.modules():
                 if isinstance(module, BLOCKS):
-                    module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+                    module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
     def forward(
         self,

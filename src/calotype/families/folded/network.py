@@ -79,10 +79,10 @@ class FoldedAutoencoder(Network):
     """Encoder and decoder of the built-in VAE."""
 
     config: FoldedConfig
+    blocks = (Block,)
 
     def __init__(self, config: FoldedConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 

@@ -217,11 +217,11 @@ class AutoencoderKL(Network):
     config: AutoencoderConfig
     encoder: Encoder
     decoder: Decoder
+    blocks = (ResnetBlock, AttnBlock)
     sides = {"quant_conv": "encoder", "post_quant_conv": "decoder"}  # noqa: RUF012
 
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.quant_conv:

@@ -79,10 +79,10 @@ class TinyAutoencoder(Network):
     """Encoder and decoder of one TAESD."""
 
     config: TinyConfig
+    blocks = (Block,)
 
     def __init__(self, config: TinyConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = encoder(config)
         self.decoder = decoder(config)
 

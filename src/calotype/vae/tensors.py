@@ -1,0 +1,349 @@
+"""Tensors in, tensors out: what a VAE computes, checked and in bounded memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calotype.engine.executor import Progress
+from calotype.engine.run import Engine, EngineName, rows_of
+from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.families.face import NetworkConfig
+from calotype.families.network import Network
+from calotype.gradients import require_none_lost
+from calotype.latents import LatentFormat
+from calotype.pixels import (
+    pad,
+)
+from calotype.posterior import DiagonalGaussian, Point, Posterior
+from calotype.steps import Direction
+from calotype.weights.load import Loaded, require_format
+
+
+def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Generator:
+    """The generator that draws one picture's latents: the same whenever the seed and the padded pixels are the same.
+
+    Args:
+        pixels: [C, H, W], or its parts: channel after channel, each from the top down.
+    """
+    digest = hashlib.sha256(str(seed).encode())
+    for part in [pixels] if isinstance(pixels, Tensor) else pixels:
+        digest.update(part.detach().cpu().contiguous().numpy().data)
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little") >> 1)
+
+
+def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
+    """The posterior that a network's encoder means by its moments."""
+    return DiagonalGaussian(moments) if config.has_posterior else Point(moments)
+
+
+@contextmanager
+def enough_memory(shape: Sequence[int]) -> Iterator[None]:
+    """Turns what torch raises when memory runs out into one sentence.
+
+    Raises:
+        MemoryLimitError: if it did.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise MemoryLimitError(
+                f"There is not enough memory for {' x '.join(map(str, shape))}; give --memory (memory=), a smaller "
+                f"picture, a narrower --dtype, or --device cpu."
+            ) from None
+        raise
+
+
+class Coder:
+    """What a VAE does with tensors; see `VAE`, which people get.
+
+    Attributes:
+        module, name, sha256: as there.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        name: str = "",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        engine: EngineName = "auto",
+    ) -> None:
+        self.loaded = loaded
+        self.name = name
+        self.sha256 = loaded.sha256
+        self.device = torch.device(device)
+        self.dtype = dtype
+        # a narrower copy computes, and the weights as stored stay for what overflows in it
+        own = loaded.module if dtype == torch.float32 else copy.deepcopy(loaded.module)
+        self.module: Network = own.to(device=self.device, dtype=dtype)
+        self.engine = Engine(self.module, self.device, dtype, engine)
+        self._wide: Engine | None = None
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's architecture."""
+        return self.module.config
+
+    @property
+    def factor(self) -> int:
+        """Spatial compression f: a latent stands for f x f pixels."""
+        return self.config.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of raw latents."""
+        return self.config.z_channels
+
+    @property
+    def picture_channels(self) -> int:
+        """P, channels of the pictures: 1 is grey, 3 RGB, 4 RGBA (whose alpha is in [-1, 1] too)."""
+        return self.config.picture_channels
+
+    @property
+    def latent_format(self) -> LatentFormat:
+        """How raw and model latents differ.
+
+        Raises:
+            LatentFormatError: if the weights do not say; give `latent_format` to `load`.
+        """
+        return require_format(self.loaded)
+
+    def encode(self, pixels: Tensor, *, memory: int | str | None = None, progress: Progress | None = None) -> Posterior:
+        """Pixels -> the posterior over raw latents, whose `mode()` and `sample()` are float32.
+
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles. It has no gradients;
+        `module.encode` does.
+
+        Args:
+            pixels: [N, P, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
+                (reflected where large enough, else replicated).
+            memory: at most so much beside the weights and what goes in and out: bytes, or words like "1GB". None: what
+                is fast, and free.
+            progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
+
+        Raises:
+            UsageError: for another shape, type or range, and where a gradient would be lost.
+            WeightsError: if only a decoder was loaded.
+            MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
+            NonFiniteError: if the result is not finite in float32 either.
+        """
+        self._require("encoder")
+        channels = self.picture_channels
+        if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape or not pixels.is_floating_point():
+            raise UsageError(
+                f"encode takes float pixels [N, {channels}, H, W] in [-1, 1], not {pixels.dtype} "
+                f"{list(pixels.shape)}; calotype.pixels.from_array makes them from uint8."
+            )
+        require_none_lost("encode", pixels, self.module)
+        if not torch.isfinite(pixels).all():
+            raise NonFiniteError("The pixels to encode hold NaN or infinity.")
+        if pixels.abs().max() > 1.5:
+            raise UsageError(
+                f"Pixels must be in [-1, 1], and these reach {pixels.abs().max().item():.4g}; "
+                f"calotype.pixels.from_array maps 0..255 to it."
+            )
+        with enough_memory(pixels.shape), torch.no_grad():
+            padded, _ = pad(pixels, self.factor)
+            return posterior_of(self.config, self._run("encode", padded, memory, progress))
+
+    def decode(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        clamp: bool = True,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Raw latents -> pixels [N, P, H, W], float32.
+
+        The result is that of the whole picture, in whatever memory: nothing is cut into tiles. It has no gradients;
+        `module.decode` does.
+
+        Args:
+            latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
+            size: (height, width) of the picture, to crop what `encode` padded; the whole h*f x w*f where not given.
+            clamp: pixels to [-1, 1].
+            memory, progress: as for `encode`.
+
+        Raises:
+            UsageError: for another shape or number of channels, and where a gradient would be lost.
+            WeightsError: if only an encoder was loaded.
+            MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
+            LatentsError: if the latents are not finite.
+            NonFiniteError: if the result is not finite in float32 either.
+        """
+        self._check_latents(latents)
+        if size is not None and not all(0 < n <= m * self.factor for n, m in zip(size, latents.shape[2:], strict=True)):
+            raise UsageError(
+                f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
+                f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
+            )
+        with enough_memory(latents.shape), torch.no_grad():
+            pixels = self._run("decode", latents, memory, progress)
+            if clamp:
+                pixels = pixels.clamp_(-1, 1)
+        return pixels if size is None else pixels[:, :, : size[0], : size[1]]
+
+    def decode_rows(
+        self, latents: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
+    ) -> Iterator[Tensor]:
+        """Raw latents [C, h, w] of one picture -> its pixels from the top down, [P, n, w * f] at a time, in [-1, 1].
+
+        The whole picture is never in memory. Rows belong to the caller.
+
+        Raises (when the first rows are asked for, not before):
+            NonFiniteError: if rows are not finite; unlike in `decode` nothing is computed again, for rows are gone.
+            UsageError, WeightsError, LatentsError, MemoryLimitError: as `decode`.
+        """
+        self._check_latents(latents[None])
+        engine = self._wide or self.engine
+        with enough_memory(latents.shape):
+            height, width = (n * self.factor for n in latents.shape[1:])
+            source = rows_of(latents.to(self.device))
+            try:
+                for _, _, rows in engine.rows("decode", source, height, width, memory=memory, progress=progress):
+                    yield rows.float().clamp(-1, 1).cpu()
+            except NonFiniteError:
+                raise self._not_finite(engine.dtype) from None
+
+    def encode_rows(
+        self,
+        pixels: Callable[[int, int], Tensor],
+        height: int,
+        width: int,
+        *,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Posterior:
+        """One picture -> the posterior over its raw latents [1, C, h, w], without the whole picture in memory.
+
+        Args:
+            pixels: (top, bottom) -> its rows, [P, bottom - top, width], float in [-1, 1]; called from the top down, and
+                for the rows near a stripe's end more than once.
+            height, width: of the picture; multiples of f (`pixels.pad_rows` pads others).
+
+        Raises:
+            UsageError, WeightsError, MemoryLimitError, NonFiniteError: as `encode`.
+        """
+        self._require("encoder")
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise UsageError(f"encode_rows takes sides that are multiples of {self.factor}, not {height}x{width}.")
+
+        recording = torch.is_grad_enabled()
+        require_none_lost("encode", None, self.module)
+
+        def source(start: int, end: int) -> Tensor:
+            with torch.set_grad_enabled(recording):  # as where this was called, to see what rows require
+                rows = pixels(start, end)
+                if rows.ndim != 3 or len(rows) != self.picture_channels:
+                    raise UsageError(
+                        f"encode_rows takes rows [{self.picture_channels}, n, {width}], not {list(rows.shape)}."
+                    )
+                require_none_lost("encode", rows, self.module)
+            return rows.detach().permute(1, 2, 0).to(self.device)
+
+        def moments(engine: Engine) -> Tensor:
+            target = engine.program("encode").target
+            made = torch.empty(1, target.channels, *target.size(height, width), device=self.device)
+            for start, end, rows in engine.rows("encode", source, height, width, memory=memory, progress=progress):
+                made[0, :, start:end] = rows
+            return made
+
+        with enough_memory((self.picture_channels, height, width)), torch.no_grad():
+            if self._wide is None:
+                with suppress(NonFiniteError):
+                    return posterior_of(self.config, moments(self.engine))
+                if self.dtype == torch.float32:
+                    raise self._not_finite(torch.float32)
+                self.widen(stacklevel=3)
+            assert self._wide is not None
+            try:
+                return posterior_of(self.config, moments(self._wide))
+            except NonFiniteError:
+                raise self._not_finite(torch.float32) from None
+
+    def _check_latents(self, latents: Tensor) -> None:
+        self._require("decoder")
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise UsageError(
+                f"decode takes raw latents [N, {self.latent_channels}, h, w], not {list(latents.shape)}: "
+                f"this VAE has {self.latent_channels} latent channels."
+            )
+        require_none_lost("decode", latents, self.module)
+        if not torch.isfinite(latents).all():
+            raise LatentsError("The latents hold NaN or infinity; nothing was decoded.")
+
+    def _run(self, direction: Direction, x: Tensor, memory: int | str | None, progress: Progress | None) -> Tensor:
+        """Moments or pixels, float32; computed again in float32 where the narrower type overflowed."""
+        if self._wide is None:
+            with suppress(NonFiniteError):
+                return self.engine(direction, x.to(self.device), memory=memory, progress=progress)
+            if self.dtype == torch.float32:
+                raise self._not_finite(torch.float32)
+            self.widen(stacklevel=4)
+        assert self._wide is not None
+        try:
+            return self._wide(direction, x.to(self.device, torch.float32), memory=memory, progress=progress)
+        except NonFiniteError:
+            raise self._not_finite(torch.float32) from None
+
+    @property
+    def may_widen(self) -> bool:
+        """Whether what is not finite may be so in float32, in which nothing was computed yet."""
+        return self.dtype != torch.float32 and self._wide is None
+
+    def widen(self, stacklevel: int = 2) -> None:
+        """Computes in float32 from now on, and warns that it does; once."""
+        if self._wide is not None:
+            return
+        warnings.warn(
+            f"{self.name or 'This VAE'} gave NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
+            f"computing in float32 from now on.",
+            CalotypeWarning,
+            stacklevel=stacklevel,
+        )
+        wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
+        self._wide = Engine(wide, self.device, torch.float32, self.engine.asked)
+
+    def _not_finite(self, dtype: torch.dtype) -> NonFiniteError:
+        name = self.name or "This VAE"
+        if dtype == torch.float32:
+            return NonFiniteError(f"{name} gives NaN or infinity in float32 too: its weights or this input are broken.")
+        return NonFiniteError(f"{name} gives NaN or infinity in {str(dtype).removeprefix('torch.')}; use float32.")
+
+    @torch.no_grad()
+    def check_dtypes(self) -> dict[str, bool]:
+        """Whether a small noise picture goes through (encoded, decoded, or both) without NaN or infinity, by dtype."""
+        checks = {}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(1, self.picture_channels, 8 * self.factor, 8 * self.factor, generator=generator) * 2 - 1
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            module = copy.deepcopy(self.module).to(dtype)
+            z = torch.randn(1, self.latent_channels, 8, 8, generator=generator)
+            finite = True
+            if "encoder" in self.loaded.parts:
+                z = module.encode(x.to(self.device, dtype)).mode()
+                finite = bool(torch.isfinite(z).all())
+            if "decoder" in self.loaded.parts:
+                finite = finite and bool(torch.isfinite(module.decode(z.to(self.device, dtype))).all())
+            checks[str(dtype).removeprefix("torch.")] = finite
+        return checks
+
+    def _require(self, part: Literal["encoder", "decoder"]) -> None:
+        if part not in self.loaded.parts:
+            other = "decoder" if part == "encoder" else "encoder"
+            raise WeightsError(
+                f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
+                f"their own, and give the folder."
+            )
