@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
+from calotype.families import FAMILIES
 from calotype.files import text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
@@ -174,23 +175,19 @@ def same_as_model(name: str, channels: int) -> LatentFormat:
     return ScaleShift(name=name, channels=channels, scaling_factor=1.0)
 
 
+def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
+    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
+    return kinds[fields.pop("kind")](**fields)
+
+
 KNOWN: Mapping[str, ScaleShift | PerChannel] = {
-    f.name: f
-    for f in (
-        ScaleShift(name="sd1", channels=4, scaling_factor=0.18215),  # also SD2: the same VAE
-        ScaleShift(name="sdxl", channels=4, scaling_factor=0.13025),
-        ScaleShift(name="sd3", channels=16, scaling_factor=1.5305, shift_factor=0.0609),
-        ScaleShift(name="flux", channels=16, scaling_factor=0.3611, shift_factor=0.1159),
-        # Playground v2.5: vae/config.json of playgroundai/playground-v2.5-1024px-aesthetic
-        PerChannel(
-            name="playground",
-            channels=4,
-            mean=(-1.6574, 1.886, -1.383, 2.5155),
-            std=(8.4927, 5.9022, 6.5498, 5.2299),
-            scaling_factor=0.5,
-        ),
-    )
+    values["name"]: latent_format_from_dict(values)  # type: ignore[misc]
+    for family in FAMILIES
+    for values in family.formats
 }
+"""Formats of published weights, by name."""
 
 
 def latent_format(name: str, channels: int) -> LatentFormat:
@@ -209,13 +206,6 @@ def latent_format(name: str, channels: int) -> LatentFormat:
             f"choose another --latent-format."
         )
     return KNOWN[name]
-
-
-def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
-    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
-    return kinds[fields.pop("kind")](**fields)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
