@@ -119,8 +119,9 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         return fetch(text), text, latent_format or (known if known in KNOWN else None)
     path = Path(text)
     if not path.exists() and os.sep not in text and not path.suffix:
-        near = get_close_matches(text, PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}."
+        near = get_close_matches(text, PRESETS, n=1, cutoff=0.8)
+        near = near or [name for name in PRESETS if text in name][:3] or get_close_matches(text, PRESETS, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"presets are {', '.join(PRESETS)}."
         raise UsageError(f"{text!r} is neither a file, nor a folder, nor a preset; {hint}")
     # a file that is called like a preset must not be taken for it when its latents are decoded
     name = as_text(path.name or path.resolve().name)

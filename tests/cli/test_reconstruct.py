@@ -222,6 +222,14 @@ def test_too_little_memory_leaves_nothing(calotype: Calotype, vae: Path) -> None
     ("words", "message"),
     [
         (["--device", "toaster"], "There is no device 'toaster' here; `calotype doctor` lists those there are."),
+        (
+            ["--out", "o.safetensors"],
+            "--out o.safetensors: a folder is wanted here, and this is a file's name; give o, say.",
+        ),
+        (
+            ["--vae", "sdxl"],
+            "'sdxl' is neither a file, nor a folder, nor a preset; did you mean sdxl-vae or sdxl-vae-fp16-fix",
+        ),
         (["--vae", "sdxl-va"], "'sdxl-va' is neither a file, nor a folder, nor a preset; did you mean sdxl-vae?"),
         (["--background", "mud"], "--background mud: give a colour's name or #rrggbb."),
         (["--amplify", "nan"], "--amplify nan: give a number from 0 up."),

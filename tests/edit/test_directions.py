@@ -17,7 +17,7 @@ from support import names, one_sentence
 
 from calotype.edit.directions import Direction, d_prime, learn, load_direction, save_direction
 from calotype.edit.sources import latents_of
-from calotype.errors import LatentsError, UsageError
+from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.latents import Latents
 from calotype.pixels import Padding, PictureRows
 from calotype.vae import VAE
@@ -189,6 +189,19 @@ def test_equal_pictures_have_a_direction(vae: VAE, tmp_path: Path) -> None:
     found = learn(vae, *sets(tmp_path, (4, 4)))
     assert torch.isfinite(found.tensor).all()
     assert found.accuracy == 1.0
+
+
+def test_a_damaged_picture_is_left_out(vae: VAE, tmp_path: Path) -> None:
+    a, b = folder(tmp_path / "a", 6), folder(tmp_path / "b", 6, first=10)
+    whole = (a / "01.png").read_bytes()
+    (a / "01.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(CalotypeWarning, match=r"01\.png.*It was left out\.$"):
+        found = learn(vae, a, b)
+    assert (found.counts, found.held_out) == ((3, 4), (2, 2))
+    for name in ("00.png", "03.png", "04.png"):
+        (a / name).write_bytes(b"no picture")
+    with pytest.warns(CalotypeWarning), pytest.raises(UsageError, match="too few of its pictures can be read"):
+        learn(vae, a, b)
 
 
 def test_what_is_no_set_is_refused(vae: VAE, tmp_path: Path) -> None:

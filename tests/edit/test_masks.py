@@ -113,6 +113,27 @@ SAME: dict[str, tuple[Any, str, str]] = {
     "black strokes": (lambda: rgba((0, 0, 0), BW), "png", OPAQUE),
     "black strokes over white": (lambda: rgba((0, 0, 0), BW, (255, 255, 255)), "png", OPAQUE),
     "red strokes": (lambda: rgba((255, 0, 0), BW), "png", OPAQUE),
+    "strokes of alpha 1": (
+        lambda: Image.merge("LA", [Image.new("L", (W, H), 255), Image.fromarray(BW // 255)]),
+        "png",
+        OPAQUE,
+    ),
+    "0 and 1 in lossless WebP": (
+        lambda: (Image.fromarray(BW // 255), {"lossless": True}),
+        "webp",
+        "0 and 1, were taken for",
+    ),
+    "0 and 128 in lossless WebP": (
+        lambda: (Image.fromarray(BW // 255 * 128), {"lossless": True}),
+        "webp",
+        "0 and 128, were taken for",
+    ),
+    "0 and 1 in JPEG 2000": (lambda: Image.fromarray(BW // 255), "jp2", "0 and 1, were taken for"),
+    "100 and 150 in a lossless AVIF": (
+        lambda: (Image.fromarray(100 + BW // 255 * 50).convert("RGB"), {"quality": 100, "subsampling": "4:4:4"}),
+        "avif",
+        "were taken for",
+    ),
     "half strokes": (lambda: rgba((255, 255, 255), BW // 2), "png", "0 and 127, were taken for"),
     "strokes of two colours": (
         lambda: rgba(np.where(np.arange(W)[None, :, None] < 50, (255, 0, 0), (0, 200, 0)), BW),

@@ -194,12 +194,18 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = No
     return list(paths)
 
 
+# what ends the names of files that commands write
+_FILES = (".avif", ".html", ".jpeg", ".jpg", ".json", ".png", ".safetensors", ".tif", ".tiff", ".webp")
+
+
 def require_folder(out: Path, option: str = "--out") -> None:
     """Checks that `out`, which an option gave, is a folder or can become one.
 
     Raises:
-        UsageError: if it is a file or would lie in one, or can't be written to.
+        UsageError: if it is a file, would lie in one or is called like one, or can't be written to.
     """
+    if out.suffix.lower() in _FILES and not out.exists():
+        raise UsageError(f"{option} {out}: a folder is wanted here, and this is a file's name; give {out.stem}, say.")
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir():
         raise UsageError(f"{option} {out}: {nearest} is a file; give a folder.")

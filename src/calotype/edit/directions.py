@@ -19,7 +19,7 @@ from torch.nn import functional
 from calotype.edit.sources import fit
 from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
-from calotype.errors import CalotypeWarning, LatentsError, UsageError
+from calotype.errors import CalotypeWarning, LatentsError, PictureError, UsageError
 from calotype.files import text_path
 from calotype.latents import Latents
 from calotype.pixels import PictureRows, require_channels
@@ -112,11 +112,11 @@ def learn(
         progress: called with the part of the pictures that is done.
 
     Warns:
-        CalotypeWarning: files of a source are left out, which may be pictures.
+        CalotypeWarning: files of a source are left out, which may be pictures; a picture can't be read.
 
     Raises:
-        UsageError: a source that is none, sets of fewer than four pictures, or aligned pictures of several sizes.
-        PictureError: if a picture can't be read.
+        UsageError: a source that is none, sets of fewer than four pictures or of too few that can be read, or aligned
+            pictures of several sizes.
     """
     require_channels(vae.picture_channels)
     sets = [open_source(path.name, path.parent) for path in (start, end)]
@@ -138,7 +138,11 @@ def learn(
         for i in range(len(pictures)):
             if (i % stride == stride - 1) != held:
                 continue
-            levels = pictures.read(i)
+            try:
+                levels = pictures.read(i)
+            except PictureError as error:
+                warnings.warn(f"{error} It was left out.", CalotypeWarning, stacklevel=2)
+                continue
             opacity = levels[..., 3] if levels.shape[2] == 4 else None
             picture = PictureRows(levels[..., :3], opacity, opacity is not None, (255, 255, 255), ())
             if size is not None:
@@ -156,7 +160,14 @@ def learn(
             if progress is not None:
                 progress(done / total)
 
-    moments = [_moments(encoded(pictures, held=False)) for pictures in sets]
+    def enough(pictures: Stored, count: int) -> None:
+        if count < LEAST // 2:
+            raise UsageError(f"{pictures.title}: too few of its pictures can be read to learn from; mend or add some.")
+
+    moments = []
+    for pictures in sets:
+        moments.append(_moments(encoded(pictures, held=False)))
+        enough(pictures, moments[-1][0])
     (n, mean_a, squares_a), (m, mean_b, squares_b) = moments
     way = mean_b - mean_a
     # of every channel, over positions: one position alone has too few pictures
@@ -167,6 +178,8 @@ def learn(
         torch.tensor([float((x * way / variance).sum()) - middle for x in encoded(pictures, held=True)])
         for pictures in sets
     ]
+    for pictures, held_out in zip(sets, scores, strict=True):
+        enough(pictures, len(held_out))
     return Direction(
         tensor=way.float(),
         vae=vae.sha256,
@@ -181,13 +194,12 @@ def learn(
 
 def _moments(features: Iterator[Tensor]) -> tuple[int, Tensor, Tensor]:
     """Count, mean and sum of squared distances from it (Welford 1962)."""
-    first = next(features)
-    count, mean, squares = 1, first.clone(), torch.zeros_like(first)
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for x in features:
         count += 1
         apart = x - mean
-        mean += apart / count
-        squares += apart * (x - mean)
+        mean = mean + apart / count
+        squares = squares + apart * (x - mean)
     return count, mean, squares
 
 

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +101,7 @@ def read_mask(
         (h, w), (height, width) = stored.values.shape[:2], size
         raise UsageError(f"{name} is {w}x{h} and {of} {width}x{height}; draw the mask in that size.")
     notices = list(stored.notices)
-    opacity = None if stored.opacity is None else _clean(stored.opacity.astype(np.float64), stored.lossy)
+    opacity = None if stored.opacity is None else _opacity(stored)
     if opacity is not None and opacity.max() == 0:
         raise UsageError(f"{name} is transparent all over, so it selects nothing; paint what is to be selected.")
     if opacity is not None and opacity.min() < opacity.max():
@@ -148,15 +148,15 @@ def _read(source: MaskSource) -> _Stored:
 def _as_data(source: MaskSource) -> _Stored | None:
     """The numbers as stored, not as seen; None where Pillow can't tell them."""
     if isinstance(source, Image.Image):
-        return _of_image(source.copy(), source.format)
+        lossy = _lossy(source)  # before it is loaded, which may close its file
+        return _of_image(source.copy(), lossy)
     Image.init()
     formats = [known for known in _FORMATS if known in Image.OPEN]
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-        return _of_image(image, image.format)
+        return _of_image(image, _lossy(image))
 
 
-def _of_image(image: Image.Image, format_: str | None) -> _Stored | None:
-    lossy = format_ in _LOSSY or image.info.get("compression") == "jpeg"
+def _of_image(image: Image.Image, lossy: bool) -> _Stored | None:
     raw_mode = _raw_mode(image)
     if image.mode != "F" and not image.mode.startswith("I"):
         if ";16" in raw_mode:
@@ -174,6 +174,23 @@ def _of_image(image: Image.Image, format_: str | None) -> _Stored | None:
     if inverted:
         values = (white or (1 if image.mode == "F" else 65535)) - values
     return _Stored(values, white, opacity, lossy, tuple(notices))
+
+
+def _lossy(image: Image.Image) -> bool:
+    """Whether levels may be others than they were; some formats can be either, and say which."""
+    if image.format not in _LOSSY:
+        return bool(image.info.get("compression") == "jpeg")
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format not in ("WEBP", "JPEG2000") or file is None:
+        return True
+    at = file.tell()
+    file.seek(0)
+    head = file.read(2**16)
+    file.seek(at)
+    if image.format == "WEBP":  # chunks of a RIFF file (RFC 9649)
+        return b"VP8L" not in head or b"VP8 " in head
+    begin = head.find(b"\xff\x52")  # COD, whose tenth parameter is the wavelet: 1 is the reversible one (T.800, A.6.1)
+    return begin < 0 or bytes(head[begin + 13 : begin + 14]) != b"\1"
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -203,6 +220,14 @@ def _seen(source: MaskSource, lossy: bool) -> _Stored:
 
 
 # --- alpha ---
+
+
+def _opacity(stored: _Stored) -> _Levels:
+    """In [0, 255]; of 0 and 1 alone, 1 is opaque."""
+    assert stored.opacity is not None
+    if not stored.lossy and set(np.unique(stored.opacity)) == {0, 1}:
+        return stored.opacity.astype(np.float64) * 255.0
+    return _clean(stored.opacity.astype(np.float64), stored.lossy)
 
 
 def _by_alpha(stored: _Stored, opacity: _Levels, selected: Selected, notices: list[str]) -> _Levels:
@@ -307,7 +332,7 @@ def _by_levels(values: _Array, white: float | None, lossy: bool, name: str, noti
     top = white or _top(high, values)
     if len(found) == 2:
         full = top or high
-        if not lossy or (low <= full / 4 and high >= full * 3 / 4):
+        if not lossy or high - low >= full / 8:  # nearer ones may be what compression made of one
             return _stretched(values.astype(np.float64), full, notices)
     if top is None or low < -1e-3:
         raise UsageError(f"{name} holds numbers from {low:g} to {high:g}, which is no mask; give it black and white.")
