@@ -184,7 +184,7 @@ def test_a_convolution_that_nobody_says_is_absent_is_missing(tmp_path: Path) -> 
         ({"patch_size": [1, 1]}, r"patch_size \[1, 1\]"),
         ({"force_upcast": "yes"}, "force_upcast 'yes', and supported are true and false"),
         ({"sample_size": "large"}, "sample_size 'large'"),
-        ({"resnet_eps": 1e-5}, "resnet_eps 1e-05, and supported are 1e-06"),
+        ({"resnet_eps": 1e-5}, "resnet_eps 1e-05, and supported is 1e-06"),
         ({"dropout": 0.5}, r"dropout 0\.5"),
         ({"double_z": False}, "double_z False"),
         ({"upsample_mode": "bilinear"}, "a field 'upsample_mode' that no AutoencoderKL of diffusers has"),
@@ -323,10 +323,29 @@ def test_a_tiny_one_of_four_picture_channels_is_described_too(tmp_path: Path) ->
     refused(change(tmp_path, in_channels=3), "in_channels 3, and its tensors are of 4")
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["folder", "file"])
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"act_fn": "gelu"}, "act_fn 'gelu', and its tensors are of 'relu'"),
+        (
+            {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4},
+            "TAESD's with 32 channels",
+        ),
+        ({"num_encoder_blocks": (1, 2, 2, 2), "num_decoder_blocks": (2, 2, 2, 1)}, "TAESD's with fewer blocks"),
+        ({"num_encoder_blocks": (1, 4, 4, 4)}, "encoder is a TAESD's with more blocks"),
+    ],
+)
+def test_tiny_ones_of_other_sizes(fields: dict[str, Any], pattern: str, alone: bool, tmp_path: Path) -> None:
+    fill(import_diffusers().AutoencoderTiny(**fields), 0, 0.7).save_pretrained(tmp_path)
+    if alone:
+        (tmp_path / "config.json").unlink()
+    refused(tmp_path, pattern)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"act_fn": "gelu"}, "act_fn 'gelu', and supported is 'relu'"),
         ({"upsample_fn": "bilinear"}, "upsample_fn 'bilinear'"),
         ({"upsampling_scaling_factor": 4}, "upsampling_scaling_factor 4"),
         ({"num_decoder_blocks": [3, 3, 3, 2]}, "num_decoder_blocks"),

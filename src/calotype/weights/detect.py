@@ -99,6 +99,7 @@ def _detect_tiny(shapes: Shapes, group: Group) -> Detected:
         raise WeightsError(f"{listing('unexpected', unknown)} in a TAESD")
     parts = frozenset(side for side in ("encoder", "decoder") if any(key.startswith(side) for key in keys))
     ours_shapes = {ours: shapes[key] for ours, key in keys.items()}
+    _require_taesd(ours_shapes, parts)
     first_or_last, axis = ("decoder.1.weight", 1) if "decoder" in parts else ("encoder.14.weight", 0)
     config = TinyConfig(
         z_channels=_shape(ours_shapes, first_or_last)[axis],
@@ -106,6 +107,20 @@ def _detect_tiny(shapes: Shapes, group: Group) -> Detected:
         in_channels=_picture_channels(ours_shapes, parts, "encoder.0.weight", "decoder.19.weight"),
     )
     return Detected(layout="taesd", config=config, parts=parts, keys=keys)
+
+
+def _require_taesd(shapes: Shapes, parts: frozenset[str]) -> None:
+    """Checks that it has the published one's width and depth; diffusers' AutoencoderTiny can have others."""
+    for side, first, last in (("encoder", "encoder.0", 14), ("decoder", "decoder.1", 19)):
+        if side not in parts or not any(".conv.0." in key for key in shapes):  # some other sequence of layers
+            continue
+        width = shapes.get(f"{first}.weight", (64,))[0]
+        end = max(int(key.split(".")[1]) for key in shapes if key.startswith(f"{side}."))
+        if width != 64 or end != last:
+            found = f"{width} channels" if width != 64 else f"{'more' if end > last else 'fewer'} blocks"
+            raise WeightsError(
+                f"its {side} is a TAESD's with {found}, and only those of 64 channels and 3 blocks a level are read"
+            )
 
 
 def _detect_folded(shapes: Shapes, group: Group) -> Detected:

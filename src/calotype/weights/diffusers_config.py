@@ -42,6 +42,8 @@ USUAL: Mapping[str, Any] = {
     "norm_type": "group",
     "resnet_eps": 1e-6,
 }
+# Fields of AutoencoderTiny that no tensor tells.
+UNTOLD = ("act_fn", "upsample_fn", "upsampling_scaling_factor")
 # Fields about the file and not about the network.
 ASIDE = ("architectures", "dtype", "latent_format", "license", "torch_dtype")
 
@@ -213,6 +215,8 @@ def described(config: NetworkConfig, said: Said, parts: frozenset[str], own: Map
     for key, value in said.values.items():
         if key in expected:
             if value is not None and not _same(value, expected[key]):
+                if key in UNTOLD:
+                    raise WeightsError(_unsupported(key, value, repr(expected[key])))
                 raise WeightsError(_contradiction(key, value, expected[key]))
         elif key in USUAL:
             if value is not None and not _same(value, USUAL[key]):
@@ -323,7 +327,8 @@ def _contradiction(key: str, said: object, found: object) -> str:
 
 
 def _unsupported(key: str, value: object, supported: str) -> str:
-    return f"its config.json says {key} {value!r:.80}, and supported are {supported}"
+    several = "," in supported or " and " in supported
+    return f"its config.json says {key} {value!r:.80}, and supported {'are' if several else 'is'} {supported}"
 
 
 # --- latents ---
