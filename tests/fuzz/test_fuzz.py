@@ -1,0 +1,28 @@
+"""Mutants of every kind of file that is read: each is refused in one sentence, or read; nothing else happens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fuzzkit import run
+
+FAMILIES = sorted(path.stem.removeprefix("seeds_") for path in Path(__file__).parent.glob("seeds_*.py"))
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are watched as POSIX has it")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_few_mutants(family: str, tmp_path: Path) -> None:
+    report = run(family, tmp_path, total=200, seconds=20)
+    assert not report.failures, "\n".join(report.failures)
+    assert report.counts["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_mutants(family: str, tmp_path: Path) -> None:
+    report = run(family, tmp_path, total=10_000, seconds=120)
+    print(family, report)
+    assert not report.failures, "\n".join(report.failures)
+    assert report.counts["refused"]
