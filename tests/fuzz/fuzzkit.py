@@ -224,7 +224,6 @@ def _watched(family: str, folder: Path, first: int, total: int, end: float, repo
     number, doing = first, "before the first"
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout
-        patience = START
         for line in _lines(process.stdout.fileno()):
             if line is None or time.monotonic() > end:
                 process.kill()
