@@ -36,7 +36,7 @@ def test_deep_nests_are_refused(read: object, depth: int, closed: bool) -> None:
         (("[", "1", "]"), ('{"a":', "1", "}")) if not head else (("[", "1", "]"), ("{a=", "1", "}"))
     ):
         message = refused(read, head + begin * depth + (inner + end * depth if closed else ""))
-        assert "nested too deep" in message or (not closed and depth == 65 and "it is no" in message)
+        assert "nested too deep" in message or (not closed and depth == 65)
 
 
 @pytest.mark.parametrize("key", ["a" + ".a" * 50_000, "a" + " . a" * 20_000, "[a" + ".a" * 50_000 + "]"])
@@ -49,7 +49,7 @@ def test_long_dotted_keys_are_refused_at_once(key: str) -> None:
 def test_long_whole_numbers_are_refused_with_their_place(digits: int) -> None:
     for sign in ("", "-"):
         message = refused(json_of, f'{{"a": [0, {{"b c": {sign}{"9" * digits}}}]}}')
-        assert message == f"a[1].'b c' is a whole number of {digits} digits; the largest here has 20"
+        assert message == f"a[1].b c is a whole number of {digits} digits; the largest here has 20"
         message = refused(toml_of, f"a = [0, {sign}{'9' * digits}]")
         assert "has thousands" in message or message.startswith(f"a[1] is a whole number of {digits} digits")
     assert "digits" in refused(toml_of, f"a = 0x{'f' * digits}")
@@ -70,7 +70,7 @@ def test_halves_of_surrogate_pairs_are_refused() -> None:
 
 
 def test_a_key_that_stands_twice_is_refused_unless_it_says_the_same() -> None:
-    assert "'a' stands in it twice" in refused(json_of, '{"a": 1, "b": 2, "a": true}')
+    assert "'a' stands in it twice, with 1 and with True" in refused(json_of, '{"a": 1, "b": 2, "a": true}')
     assert json_of('{"a": 1, "a": 1}') == {"a": 1}
 
 
@@ -79,15 +79,15 @@ def test_other_encodings_are_refused(encoding: str) -> None:
     for read in (json_of, toml_of, text_of):
         text = 'é = "é"' if read is toml_of else '["é"]'
         message = refused(read, text.encode(encoding))
-        assert "UTF-8" in message or "no JSON" in message or "no TOML" in message
+        assert "UTF-8" in message or "line 1" in message
 
 
 def test_other_kinds_are_refused() -> None:
     assert refused(json_table, "[1]").startswith("it is a list")
     assert refused(toml_of, "a = 2024-01-01").startswith("a is a date")
     for read in (json_table, toml_of):
-        assert refused(read, "\x00{").startswith("it is no ")
-        assert refused(read, "a = b = c").startswith("it is no ")
+        assert "line 1" in refused(read, "\x00{")
+        assert "line 1" in refused(read, "a = b = c")
 
 
 @pytest.mark.parametrize("value", [True, 1.0, 0, -1, "1", None, 10**30, 10**5000, [1], float("nan")], ids=shown)

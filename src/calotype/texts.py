@@ -12,13 +12,18 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeGuard, TypeVar
 
 DEEPEST = 64  # levels of lists and tables
 WHOLE = 2**64  # magnitudes of whole numbers are below it: seeds go so far
 COUNT = 2**31 - 1  # the most of anything that is counted
 DIGITS = 300  # of a whole number that is made at all: longer ones are no floats either
+
+T = TypeVar("T")
+
+_HALVES, _HALVES_BUT_NAMES = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 _OTHERS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -54,11 +59,12 @@ def text_of(content: bytes) -> str:
         raise TextError(f"it is no UTF-8 text: byte {error.start} is {content[error.start]:#04x}") from None
 
 
-def json_of(text: str | bytes, *, finite: bool = True) -> Any:
+def json_of(text: str | bytes, *, finite: bool = True, names: bool = False) -> Any:
     """The values of a JSON document.
 
     Args:
         finite: NaN and infinity, which Python writes and JSON lacks, are refused.
+        names: there are names of files in it, in which bytes that are no text stand as U+DC80 to U+DCFF.
 
     Raises:
         TextError: it is no JSON; it is nested more than `DEEPEST` levels; a key stands twice with different values; a
@@ -72,18 +78,18 @@ def json_of(text: str | bytes, *, finite: bool = True) -> Any:
     except RecursionError:
         raise TextError(_TOO_DEEP) from None
     except ValueError as error:
-        raise TextError(f"it is no JSON: {_inside(error)}") from None
-    _require_plain(value, finite)
+        raise TextError(_inside(error)) from None
+    _require_plain(value, finite, names)
     return value
 
 
-def json_table(text: str | bytes, *, finite: bool = True) -> dict[str, Any]:
+def json_table(text: str | bytes, *, finite: bool = True, names: bool = False) -> dict[str, Any]:
     """The keys and values of a JSON document that is an object.
 
     Raises:
         TextError: as `json_of`, or it is something else.
     """
-    value = json_of(text, finite=finite)
+    value = json_of(text, finite=finite, names=names)
     if not isinstance(value, dict):
         raise TextError(f'it is {kind(value)}, and a JSON object is expected, such as {{"a": 1}}')
     return value
@@ -104,10 +110,10 @@ def toml_of(text: str | bytes) -> dict[str, Any]:
     except RecursionError:
         raise TextError(_TOO_DEEP) from None
     except tomllib.TOMLDecodeError as error:
-        raise TextError(f"it is no TOML: {_inside(error)}") from None
+        raise TextError(_inside(error)) from None
     except ValueError:  # of int(), which takes 4300 digits
         raise TextError(f"a whole number in it has thousands of digits; {_LARGEST}") from None
-    _require_plain(value, True)
+    _require_plain(value, True, False)
     return value
 
 
@@ -130,14 +136,15 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         for key, value in pairs:
             if type(value) is not type(table[key]) or value != table[key]:
-                raise TextError(f"the key {shown(key)} stands in it twice, with different values")
+                twice = f"with {shown(value)} and with {shown(table[key])}"
+                raise TextError(f"the key {shown(key)} stands in it twice, {twice}")
     return table
 
 
 _Way = tuple[Any, str | int] | None  # what a value lies in, and where in it
 
 
-def _require_plain(document: Any, finite: bool) -> None:
+def _require_plain(document: Any, finite: bool, names: bool) -> None:
     nest: list[tuple[Any, _Way, int]] = [(document, None, 1)]
     while nest:
         value, way, depth = nest.pop()
@@ -145,11 +152,11 @@ def _require_plain(document: Any, finite: bool) -> None:
             if depth > DEEPEST:
                 raise TextError(_TOO_DEEP)
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(key, str) and not _writable(key):
+                if isinstance(key, str) and not _writable(key, names):
                     raise TextError(f"the key {shown(key)} holds half a surrogate pair, which is no letter")
                 nest.append((inner, (way, key), depth + 1))
         elif isinstance(value, str):
-            if not _writable(value):
+            if not _writable(value, names):
                 raise TextError(f"{_named(way)} holds half a surrogate pair, which is no letter")
         elif isinstance(value, _Long) or (isinstance(value, int) and abs(value) >= WHOLE):
             digits = value.count if isinstance(value, _Long) else len(str(abs(value))) if abs(value) < 10**400 else 0
@@ -162,14 +169,14 @@ def _require_plain(document: Any, finite: bool) -> None:
             raise TextError(f"{_named(way)} is {kind(value)}; write it as a text")
 
 
-def _writable(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _writable(text: str, names: bool) -> bool:
+    return text.isascii() or not (_HALVES_BUT_NAMES if names else _HALVES).search(text)
 
 
 def _named(way: _Way) -> str:
     """Where a value stands, as `denoiser.channels[2]`."""
     keys = list(_keys(way))[::-1]
-    parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isidentifier() else shown(key)}" for key in keys]
+    parts = [f"[{key}]" if isinstance(key, int) else f".{plain(key)}" for key in keys]
     return "".join(parts).removeprefix(".")[:100] or "it"
 
 
@@ -187,6 +194,11 @@ def shown(value: object, most: int = 60) -> str:
         text = kind(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def plain(name: str) -> str:
+    """A name as it stands in a message: itself, or in quotation marks and cut where it is none, or long."""
+    return name if name and name.isprintable() and len(name) <= 100 else shown(name)
 
 
 def kind(value: object) -> str:
@@ -230,3 +242,32 @@ def number(value: object, name: str, least: float = -math.inf, most: float = mat
         between = limits.get((math.isfinite(least), math.isfinite(most)), f" from {least:g} to {most:g}")
         raise TextError(f"{name} must be a finite number{between}, not {shown(value)}")
     return float(value)
+
+
+def flag(value: object, name: str) -> bool:
+    """True or false.
+
+    Raises:
+        TextError: it is something else; the reason begins with the name.
+    """
+    if not isinstance(value, bool):
+        raise TextError(f"{name} must be true or false, not {shown(value)}")
+    return value
+
+
+def made(cls: type[T], values: Mapping[str, Any], name: str) -> T:
+    """A dataclass of a table that gives its fields; lists become tuples.
+
+    Raises:
+        TextError: it is no table, has a key that is no field, or lacks one that must be given; the reason begins with
+            the name. What the class itself says of values comes as it is.
+    """
+    if not isinstance(values, Mapping):
+        raise TextError(f"{name} must be a table, not {shown(values)}")
+    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    if unknown := [key for key in values if key not in known]:
+        raise TextError(f"{name} has no {shown(unknown[0])}; it has {', '.join(known)}")
+    needed = [key for key, field in known.items() if field.default is field.default_factory is MISSING]
+    if missing := [key for key in needed if key not in values]:
+        raise TextError(f"{name} lacks {missing[0]}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
