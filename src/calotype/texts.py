@@ -70,6 +70,8 @@ def json_of(text: str | bytes, *, finite: bool = True, names: bool = False) -> A
         TextError: it is no JSON; it is nested more than `DEEPEST` levels; a key stands twice with different values; a
             whole number is not below `WHOLE`, or a text holds half a surrogate pair. The reason says where.
     """
+    if not isinstance(text, str | bytes):  # as a database may hold it
+        raise TextError(f"it is {kind(text)}, and a text is expected")
     text = text_of(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
         value = json.loads(text, parse_int=_whole, object_pairs_hook=_table)
@@ -199,6 +201,13 @@ def shown(value: object, most: int = 60) -> str:
 def plain(name: str) -> str:
     """A name as it stands in a message: itself, or in quotation marks and cut where it is none, or long."""
     return name if name and name.isprintable() and len(name) <= 100 else shown(name)
+
+
+def is_file_name(text: object) -> TypeGuard[str]:
+    """Whether a file can be called so, or be found so from a folder: a text without NUL, no part of it too long."""
+    if not isinstance(text, str) or not text or "\0" in text or len(text) > 1000:
+        return False
+    return all(len(part.encode("utf-8", "surrogateescape")) <= 255 for part in text.split("/"))
 
 
 def kind(value: object) -> str:

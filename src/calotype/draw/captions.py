@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.pixels import from_array, read_picture, to_pil
-from calotype.texts import TextError, json_table, made, shown
+from calotype.texts import TextError, is_file_name, json_table, made, shown
 from calotype.vae import VAE
 
 ARTICLES = ("a ", "the ")
@@ -77,7 +77,7 @@ def _caption(values: dict[str, Any]) -> Caption:
     for key in ("file", "name", "base"):
         if not isinstance(text := getattr(caption, key), str):
             raise TextError(f"{key} must be a text, not {shown(text)}")
-    if not caption.file or "\0" in caption.file:
+    if not is_file_name(caption.file):
         raise TextError(f"file must be the name of a picture, not {shown(caption.file)}")
     return caption
 

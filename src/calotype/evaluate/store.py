@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.errors import StorageError, UsageError
+from calotype.errors import CalotypeError, StorageError, UsageError
 from calotype.evaluate.measure import Taken
 from calotype.texts import TextError, is_number, json_table, number, plain, shown, whole
 
@@ -54,12 +54,13 @@ class Store:
         self.folder = folder
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # of each VAE that was asked for
         text = json.dumps(settings, sort_keys=True)
+        self._files: dict[Path, sqlite3.Connection] = {}
         self.path = folder / (f"measured-{part}.sqlite" if part else "measured.sqlite")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._files = {
-                path: _open(path) for path in dict.fromkeys([self.path, *sorted(folder.glob("measured*.sqlite"))])
-            }
+            for path in dict.fromkeys([self.path, *sorted(folder.glob("measured*.sqlite"))]):
+                file = self._files[path] = sqlite3.connect(path, timeout=60)
+                file.executescript(_TABLES)
             for path, file in self._files.items():
                 known = file.execute("SELECT value FROM settings").fetchone()
                 if known is None:
@@ -71,10 +72,14 @@ class Store:
                     raise UsageError(
                         f"{path}: this evaluation was made with {other}; give the same, or another --report."
                     )
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
+            self.close()
             raise StorageError(
                 f"{folder}: what was measured can't be kept there ({error}); give another --report."
             ) from None
+        except CalotypeError:
+            self.close()
+            raise
 
     def put(self, vae: str, picture: str, taken: Taken) -> None:
         """Keeps what one picture gave.

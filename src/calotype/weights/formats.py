@@ -65,6 +65,9 @@ class Piece:
     edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
 
+    def __post_init__(self) -> None:
+        _fields(self.metadata)  # damaged ones are refused where it is known whose they are
+
     @property
     def kept(self) -> dict[str, Any]:
         """What a config.json said beside network and latent format: this one, or that of before a conversion."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
-from calotype.texts import TextError, json_table, shown
+from calotype.texts import TextError, is_file_name, json_table, shown
 from calotype.weights.container import Container
 from calotype.weights.groups import Weights
 
@@ -65,7 +65,7 @@ def _index(path: Path) -> list[str]:
         if not isinstance(table, dict) or not table:
             raise TextError("it has no table weight_map")
         for name in table.values():
-            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            if not is_file_name(name) or Path(name).name != name:
                 raise TextError(f"weight_map must give names of files beside it, not {shown(name)}")
     except TextError as error:
         raise WeightsError(f"{path}: this is no index of shards, or a damaged one ({error}); fetch it again.") from None
