@@ -10,6 +10,8 @@ from torch import Tensor
 from calotype.errors import LatentsError, UsageError
 from calotype.latents import Latents
 
+LARGEST = 1e30  # strength
+
 
 def adain(content: Tensor, style: Tensor) -> Tensor:
     """Content with the mean and standard deviation that each channel has in the style, over positions.
@@ -65,7 +67,7 @@ def require_strength(strength: float) -> None:
     """Checks a strength.
 
     Raises:
-        UsageError: if it is no finite number.
+        UsageError: if it is no finite number, or one that float32 has no room to multiply with.
     """
-    if not abs(strength) < float("inf"):
-        raise UsageError(f"A strength must be a finite number, not {strength:g}.")
+    if not abs(strength) <= LARGEST:
+        raise UsageError(f"A strength must be a finite number, not {strength:g}; the largest is {LARGEST:g}.")
