@@ -140,7 +140,7 @@ def test_metadata_of_latents(key: str, text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"height": 10**30}, {"height": 0}, {"bottom": True}, {"right": 1.0}, {"mode": "wrap"}, {"mode": ["reflect"]}],
+    [{"height": 10**30}, {"height": 0}, {"bottom": True}, {"right": 1.0}, {"mode": 3}, {"mode": ["reflect"]}],
 )
 def test_paddings_of_latents(changes: dict[str, Any], tmp_path: Path) -> None:
     path = save_latents(tmp_path / "x.safetensors", latents())

@@ -121,7 +121,7 @@ def of_store(folder: Path, table: str) -> Callable[[Path], Accepted]:
         file.close()
         store = Store(folder, SETTINGS)
         try:
-            good = [row for row in store.rows("x").values() if "error" not in row]
+            good = [row for row in store.measured("x").values() if "error" not in row]
             told = _means(good, list(METRICS)), _latents(good), _speed(good, None), store.rows(REFERENCE)
         finally:
             store.close()

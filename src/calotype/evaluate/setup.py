@@ -171,7 +171,7 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
     except OSError as error:
         raise UsageError(f"{path}: boxes can't be read there ({error.strerror}); give a file with JSON.") from None
     except TextError as error:
-        raise UsageError(f"{path}: {wanted}, and this is none ({error}).") from None
+        raise UsageError(f"{path}: {wanted}, and this is no JSON of that kind ({error}).") from None
     for value in (loaded, *(loaded.values() if isinstance(loaded, dict) else ())):
         if not isinstance(value, dict) or not value:
             raise UsageError(f"{path}: {wanted}, not {shown(value)} where names belong.")

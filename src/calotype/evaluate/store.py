@@ -20,6 +20,7 @@ from calotype.texts import TextError, is_number, json_table, number, plain, show
 REFERENCE = ""  # in the place of a VAE: the pictures themselves
 LARGEST = 1e30  # of figures that are computed with
 _OTHERS = ("height", "width", "latents", "subsets", "where")  # keys of a row that are no figures
+_OF_EACH = ("height", "width", "latents", "encode_seconds", "decode_seconds")  # what every measured one has
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
@@ -75,7 +76,7 @@ class Store:
         except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
             self.close()
             raise StorageError(
-                f"{folder}: what was measured can't be kept there ({error}); give another --report."
+                f"{folder}: what was measured can't be kept there ({plain(str(error))}); give another --report."
             ) from None
         except CalotypeError:
             self.close()
@@ -103,7 +104,11 @@ class Store:
             self._rows[vae][picture] = taken.row
 
     def rows(self, vae: str) -> Mapping[str, dict[str, Any]]:
-        """What there is of a VAE, by picture; an error only where no file has figures. Files are read once."""
+        """What there is of a VAE, by picture; an error only where no file has figures. Files are read once.
+
+        Raises:
+            StorageError: a file is damaged.
+        """
         if vae not in self._rows:
             found = self._rows[vae] = {}
             for path, file in self._files.items():
@@ -112,11 +117,23 @@ class Store:
                         if "error" in found.get(picture, {"error": ""}):
                             found[picture] = _row(row)
                     counted = {len(one["latents"]["mean"]) for one in found.values() if "latents" in one}
-                    if vae != REFERENCE and any(not one.keys() & {"error", "latents"} for one in found.values()):
-                        raise TextError("a row lacks latents")
                     if len(counted) > 1:
                         raise TextError("rows of one VAE have latents of several channels")
         return self._rows[vae]
+
+    def measured(self, vae: str) -> Mapping[str, dict[str, Any]]:
+        """As `rows`, of a VAE whose figures are to be told.
+
+        Raises:
+            StorageError: a row lacks what every one has.
+        """
+        for row in self.rows(vae).values():
+            if "error" not in row and (lacking := [key for key in _OF_EACH if key not in row]):
+                raise StorageError(
+                    f"{self.folder}: what was measured is damaged there (a row lacks {lacking[0]}); delete its "
+                    f"measured*.sqlite, and the same command measures anew."
+                )
+        return self.rows(vae)
 
     def finish(self, work: str) -> None:
         """Notes that some work came to its end, whatever failed in it.
@@ -194,8 +211,8 @@ def _row(text: str) -> dict[str, Any]:
     row = json_table(text, finite=False)
     if "error" in row:
         return {"error": _text(row, "error")}
-    for key in ("height", "width"):
-        whole(row.get(key), key)
+    for key in {"height", "width"} & row.keys():
+        whole(row[key], key)
     if "latents" in row:
         latents = _table(row, "latents")
         whole(latents.get("count"), "latents.count")
@@ -205,8 +222,8 @@ def _row(text: str) -> dict[str, Any]:
         for key, least, column in zip(("mean", "m2"), (-LARGEST, 0), columns, strict=True):
             for value in column:
                 number(value, f"latents.{key}", least, LARGEST)
-        for key in ("encode_seconds", "decode_seconds"):
-            number(row.get(key), key, 0, LARGEST)
+    for key in {"encode_seconds", "decode_seconds"} & row.keys():
+        number(row[key], key, 0, LARGEST)
     if "where" in row:  # older ones don't tell it
         _text(row, "where")
     for key, value in row.items():

@@ -144,7 +144,7 @@ def parse_config(text: str | bytes) -> dict[str, Any]:
         WeightsError: if it is no JSON object.
     """
     try:
-        return json_table(text)
+        return json_table(text, finite=False)  # whoever reads a number says what to do about one that is none
     except TextError as error:
         raise WeightsError(
             f"its config.json, or its own metadata, is not valid JSON of its kind ({error}); fetch it again"
