@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from calotype.errors import UsageError
+from calotype.texts import TextError, flag, is_number, is_whole, made, shown, whole
+
+MOST_CHANNELS = 2**16  # of anything: no network has more, by far
+MOST_LEVELS = 16
+MOST_BLOCKS = 1024
 
 ActivationName = Literal["silu", "relu", "gelu", "mish"]
 
@@ -35,21 +40,36 @@ class AutoencoderConfig:
     activation: ActivationName = "silu"  # between the convolutions of every block; the ends have silu always
 
     def __post_init__(self) -> None:
-        for name in ("ch", "num_res_blocks", "z_channels", "norm_groups", "in_channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"AutoencoderConfig.{name} must be a positive whole number, not {value!r}.")
+        _require_counts(self, "ch", "z_channels", "norm_groups", "in_channels")
+        _require_counts(self, "num_res_blocks", most=MOST_BLOCKS)
+        if self.decoder_ch is not None:
+            _require_counts(self, "decoder_ch")
+        _require_flags(self, "mid_attention", "quant_conv")
+        if self.post_quant_conv is not None:
+            _require_flags(self, "post_quant_conv")
         if self.activation not in get_args(ActivationName):
             raise UsageError(
                 f"AutoencoderConfig.activation must be one of {', '.join(get_args(ActivationName))}, "
-                f"not {self.activation!r}."
+                f"not {shown(self.activation)}."
             )
-        if not self.ch_mult:
-            raise UsageError("AutoencoderConfig.ch_mult must name at least one level.")
-        if bad := [level for level in self.attn_levels if not 0 <= level < len(self.ch_mult)]:
-            raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(self.ch_mult)} levels.")
+        levels = self.ch_mult
+        if not isinstance(levels, tuple) or not all(is_number(m) and 0 < m <= MOST_CHANNELS for m in levels):
+            raise UsageError(f"AutoencoderConfig.ch_mult must be numbers above 0, not {shown(levels)}.")
+        if not 1 <= len(levels) <= MOST_LEVELS:
+            raise UsageError(
+                f"AutoencoderConfig.ch_mult must name at least one level, and at most {MOST_LEVELS}, not {len(levels)}."
+            )
+        if not isinstance(self.attn_levels, tuple) or not all(map(is_whole, self.attn_levels)):
+            raise UsageError(f"AutoencoderConfig.attn_levels must be levels, from 0 on, not {shown(self.attn_levels)}.")
+        if bad := [level for level in self.attn_levels if not 0 <= level < len(levels)]:
+            raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(levels)} levels.")
         for channels in (*self.channels, *self.decoder_channels):
-            if channels < 1 or channels % self.norm_groups:
+            if not 1 <= channels <= MOST_CHANNELS:
+                raise UsageError(
+                    f"AutoencoderConfig: ch and ch_mult make {channels} channels, and a level has from 1 to "
+                    f"{MOST_CHANNELS}."
+                )
+            if channels % self.norm_groups:
                 raise UsageError(
                     f"AutoencoderConfig: {channels} channels can't be split into {self.norm_groups} groups; "
                     f"choose ch, ch_mult or norm_groups so that they can."
@@ -93,6 +113,10 @@ class TinyConfig:
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
     in_channels: int = 3  # channels of the picture, in and out
 
+    def __post_init__(self) -> None:
+        _require_counts(self, "z_channels", "in_channels")
+        _require_flags(self, "pool")
+
     @property
     def factor(self) -> int:
         """Spatial compression f."""
@@ -118,11 +142,13 @@ class FoldedConfig:
     decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
 
     def __post_init__(self) -> None:
-        for name in ("z_channels", "ch", "encoder_blocks", "decoder_blocks"):
+        _require_counts(self, "z_channels")
+        for name, most in (("ch", MOST_CHANNELS), ("encoder_blocks", MOST_BLOCKS), ("decoder_blocks", MOST_BLOCKS)):
             value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(n, int) and n >= 1 for n in numbers):
-                raise UsageError(f"FoldedConfig.{name} must be positive whole numbers, not {value!r}.")
+            if not isinstance(value, tuple) or len(value) != 2:
+                raise UsageError(f"FoldedConfig.{name} must be two whole numbers, not {shown(value)}.")
+            for number in value:
+                _require(whole, number, f"FoldedConfig.{name}", 1, most)
 
     @property
     def factor(self) -> int:
@@ -149,6 +175,32 @@ NETWORK_KINDS: dict[str, type[NetworkConfig]] = {
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
-    """The inverse of `to_dict`, also after a trip through JSON (lists become tuples)."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return NETWORK_KINDS[fields.pop("kind")](**fields)
+    """The inverse of `to_dict`, also after a trip through JSON (lists become tuples).
+
+    Raises:
+        UsageError: it is no table of these, or what is in it can't be.
+    """
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str) or kind not in NETWORK_KINDS:
+        raise UsageError(f"A network's configuration has a kind of {', '.join(NETWORK_KINDS)}, not {shown(kind)}.")
+    try:
+        return made(NETWORK_KINDS[kind], {key: value for key, value in values.items() if key != "kind"}, kind)
+    except TextError as error:
+        raise UsageError(f"{error}.") from None
+
+
+def _require_counts(config: object, *names: str, most: int = MOST_CHANNELS) -> None:
+    for name in names:
+        _require(whole, getattr(config, name), f"{type(config).__name__}.{name}", 1, most)
+
+
+def _require_flags(config: object, *names: str) -> None:
+    for name in names:
+        _require(flag, getattr(config, name), f"{type(config).__name__}.{name}")
+
+
+def _require(check: Callable[..., object], *of: object) -> None:
+    try:
+        check(*of)
+    except TextError as error:
+        raise UsageError(f"{error}.") from None

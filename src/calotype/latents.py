@@ -7,7 +7,6 @@ scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border betwee
 from __future__ import annotations
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,11 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from calotype.config import MOST_CHANNELS
 from calotype.errors import LatentsError, UsageError
 from calotype.files import text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
 from calotype.tensor_files import write_safetensors
+from calotype.texts import COUNT, TextError, is_number, json_of, made, shown, whole
 
 Space = Literal["raw", "model"]
 
@@ -34,6 +35,14 @@ class LatentFormat(ABC):
 
     name: str  # how it is called on the command line and in files
     channels: int  # C, of the raw latents
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UsageError(f"A latent format's name must be a text, not {shown(self.name)}.")
+        try:
+            whole(self.channels, "channels", 1, MOST_CHANNELS)
+        except TextError as error:
+            raise UsageError(f"Latent format {self.name!r}: {error}.") from None
 
     kind: ClassVar[str]
     patch: ClassVar[int] = 1  # raw latents folded into one model latent, along each side
@@ -65,6 +74,7 @@ class ScaleShift(LatentFormat):
     kind: ClassVar[str] = "scale_shift"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_numbers(self, 2, (self.scaling_factor, self.shift_factor))
         _require_factor(self, self.scaling_factor)
 
@@ -90,6 +100,7 @@ class PerChannel(LatentFormat):
     kind: ClassVar[str] = "per_channel"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_numbers(self, self.channels, self.mean, self.std)
         if min(self.std) <= 0:
             raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
@@ -124,7 +135,9 @@ class Packed(LatentFormat):
     patch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_numbers(self, 4 * self.channels, self.running_mean, self.running_var)
+        _require_numbers(self, 1, (self.eps,))
         if min(self.running_var) + self.eps <= 0:
             raise UsageError(f"Latent format {self.name!r} needs variances above zero.")
 
@@ -141,18 +154,14 @@ class Packed(LatentFormat):
 
 def _require_numbers(format_: LatentFormat, count: int, *columns: tuple[float, ...]) -> None:
     for values in columns:
-        if len(values) != count or not all(_is_number(v) for v in values):
-            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {values!r:.60}.")
+        if not isinstance(values, tuple) or len(values) != count or not all(map(is_number, values)):
+            raise UsageError(f"Latent format {shown(format_.name)} needs {count} finite numbers, not {shown(values)}.")
 
 
 def _require_factor(format_: LatentFormat, factor: float) -> None:
     _require_numbers(format_, 1, (factor,))
     if factor == 0:
         raise UsageError(f"Latent format {format_.name!r} can't have a scaling factor of zero.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -212,10 +221,19 @@ def latent_format(name: str, channels: int) -> LatentFormat:
 
 
 def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
-    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON.
+
+    Raises:
+        UsageError: it is no table of these, or what is in it can't be.
+    """
     kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
-    return kinds[fields.pop("kind")](**fields)
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UsageError(f"A latent format has a kind of {', '.join(kinds)}, not {shown(kind)}.")
+    try:
+        return made(kinds[kind], {key: value for key, value in values.items() if key != "kind"}, kind)
+    except TextError as error:
+        raise UsageError(f"{error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -308,16 +326,19 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
         return Latents(
             tensor=tensor,
             space=metadata["space"],
-            format=latent_format_from_dict(json.loads(metadata["latent_format"])),
+            format=latent_format_from_dict(json_of(metadata["latent_format"])),
             vae=metadata["vae_sha256"],
-            padding=_padding(json.loads(metadata["padding"])),
+            padding=_padding(json_of(metadata["padding"])),
             vae_name=metadata.get("vae_name", ""),
             alpha=alpha,
         )
     except LatentsError as error:
         raise LatentsError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+    except KeyError as error:
+        raise LatentsError(f"{path}: its metadata is damaged (it lacks {error}); make the latents again.") from None
+    except (TextError, UsageError) as error:
+        reason = str(error).rstrip(".")
+        raise LatentsError(f"{path}: its metadata is damaged ({reason}); make the latents again.") from None
 
 
 def _no_latents(path: Path, what: str | None) -> LatentsError:
@@ -333,8 +354,9 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _padding(values: Mapping[str, Any]) -> Padding:
-    padding = Padding(**values)
-    sizes = (padding.height, padding.width, padding.bottom, padding.right)
-    if not all(isinstance(n, int) for n in sizes) or min(padding.height, padding.width) < 1 or min(sizes) < 0:
-        raise ValueError(f"a picture can't have the size {sizes}")
+    padding = made(Padding, values, "padding")
+    for name, least in (("height", 1), ("width", 1), ("bottom", 0), ("right", 0)):
+        whole(getattr(padding, name), f"padding.{name}", least, COUNT)
+    if not isinstance(padding.mode, str):  # older files name others
+        raise TextError(f"padding.mode must be a text, not {shown(padding.mode)}")
     return padding

@@ -6,12 +6,13 @@ diffusion-pipe, as their code writes them.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from calotype.texts import TextError, json_of
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -60,8 +61,8 @@ def _zip(path: Path) -> str | None:
 
 def _safetensors(text: bytes) -> str | None:
     try:
-        header: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        header: Any = json_of(text)
+    except TextError:
         return None
     if not isinstance(header, dict):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import urllib.error
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from calotype.errors import FetchError, StorageError
 from calotype.files import FULL, make_folder, refusal, writing
+from calotype.texts import TextError, json_of
 from calotype.weights.presets import PRESETS, Preset
 
 GITHUB = "https://github.com"
@@ -136,14 +136,14 @@ def _what_is_wrong(path: Path) -> str | None:
     """Why a fetched file is not what its name says; None where it is."""
     try:
         if path.suffix == ".json":
-            if not isinstance(json.loads(path.read_bytes()), dict):
+            if not isinstance(json_of(path.read_bytes()), dict):
                 return "it holds no JSON object"
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:  # it holds the lengths in the header against the file's
                 if not file.keys():
                     return "it holds no tensors"
-    except (ValueError, RecursionError):
-        return "it is no JSON"
+    except TextError as error:
+        return f"it is no JSON ({error})"
     except SafetensorError as error:
         return f"it is no whole safetensors file ({error})"
     except OSError as error:

@@ -8,7 +8,6 @@ list arrays in the same order; the order and the HWIO kernels are those of divam
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from calotype.config import AutoencoderConfig, config_from_dict
 from calotype.errors import UsageError, WeightsError
 from calotype.files import make_folder, writing_all
+from calotype.texts import TextError, json_of
 from calotype.weights.keys import keras_decoder, keras_encoder
 
 
@@ -53,8 +53,8 @@ def read_keras(path: Path) -> tuple[AutoencoderConfig, str, dict[str, Tensor], d
         raise WeightsError(f"this is no whole h5 file of Keras weights ({str(error).strip(chr(39))})") from None
     stored = metadata.get("calotype_config")
     try:
-        config = AutoencoderConfig() if stored is None else config_from_dict(json.loads(stored))
-    except (AttributeError, KeyError, TypeError, ValueError):
+        config = AutoencoderConfig() if stored is None else config_from_dict(json_of(stored))
+    except (TextError, UsageError):
         config = None
     if not isinstance(config, AutoencoderConfig):
         raise WeightsError("its metadata describe no network that this version knows; update calotype")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.config import AutoencoderConfig, NetworkConfig
+from calotype.config import MOST_CHANNELS, AutoencoderConfig, NetworkConfig
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
 from calotype.networks import Network, make_network
+from calotype.texts import TextError, json_of, whole
 from calotype.weights.container import H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
 from calotype.weights.diffusers_config import (
@@ -74,8 +74,8 @@ class Loaded:
         facts: dict[str, Any] = {}
         for key, value in sorted((self.metadata or {}).items()):
             if key.startswith(TRAINING):
-                with suppress(ValueError):
-                    facts[key.removeprefix(TRAINING)] = json.loads(value)
+                with suppress(TextError):
+                    facts[key.removeprefix(TRAINING)] = json_of(value, finite=False, names=True)
         return facts
 
 
@@ -231,12 +231,17 @@ def _read(
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
+    try:
+        groups = (
+            whole(own["norm_groups"], "norm_groups", 1, MOST_CHANNELS) if "norm_groups" in own else norm_groups_of(said)
+        )
+    except TextError as error:
+        raise WeightsError(f"its own metadata are damaged ({error}); fetch or convert it again") from None
 
     def same(a: str, b: str) -> bool:
         first, second = container.read(a), container.read(b)
         return first.dtype == second.dtype and torch.equal(first, second)
 
-    groups = own.get("norm_groups", norm_groups_of(said))
     found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
     try:
         config, said = _described(found, own, said)
