@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
+from calotype.damage import quoted
 from calotype.errors import UsageError, WeightsError
 from calotype.weights.groups import Choice, Group, Weights, choose
 from calotype.weights.keys import diffusers_to_ldm
@@ -256,4 +257,4 @@ def _what_else(shapes: Shapes) -> str:
 def listing(what: str, keys: list[str], most: int = 8) -> str:
     """'unexpected tensors a, b, c and 5 more', for messages."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(keys[:most])}{more}"
+    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key) for key in keys[:most])}{more}"
