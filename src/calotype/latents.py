@@ -7,18 +7,18 @@ scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border betwee
 from __future__ import annotations
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from calotype.damage import LONGEST_HEADER, damage, quoted
 from calotype.errors import LatentsError, UsageError
 from calotype.files import text_path
 from calotype.other_latents import describe
@@ -26,6 +26,9 @@ from calotype.pixels import Padding
 from calotype.tensor_files import write_safetensors
 
 Space = Literal["raw", "model"]
+
+_LARGEST = torch.finfo(torch.float32).max
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class ScaleShift(LatentFormat):
     kind: ClassVar[str] = "scale_shift"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, 2, (self.scaling_factor, self.shift_factor))
+        _require_numbers(self, 1, "scaling_factor", "shift_factor")
         _require_factor(self, self.scaling_factor)
 
     def to_model(self, raw: Tensor) -> Tensor:
@@ -90,7 +93,8 @@ class PerChannel(LatentFormat):
     kind: ClassVar[str] = "per_channel"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, self.channels, self.mean, self.std)
+        _require_numbers(self, self.channels, "mean", "std")
+        _require_numbers(self, 1, "scaling_factor")
         if min(self.std) <= 0:
             raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
         _require_factor(self, self.scaling_factor)
@@ -124,7 +128,8 @@ class Packed(LatentFormat):
     patch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        _require_numbers(self, 4 * self.channels, self.running_mean, self.running_var)
+        _require_numbers(self, 4 * self.channels, "running_mean", "running_var")
+        _require_numbers(self, 1, "eps")
         if min(self.running_var) + self.eps <= 0:
             raise UsageError(f"Latent format {self.name!r} needs variances above zero.")
 
@@ -139,20 +144,27 @@ class Packed(LatentFormat):
         return torch.sqrt(column(self.running_var, like) + self.eps)
 
 
-def _require_numbers(format_: LatentFormat, count: int, *columns: tuple[float, ...]) -> None:
-    for values in columns:
+def _require_numbers(format_: LatentFormat, count: int, *names: str) -> None:
+    """Checks that attributes hold so many numbers (a number, where it is one), and makes them float."""
+    if not isinstance(format_.name, str) or type(format_.channels) is not int or not 1 <= format_.channels < 2**31:
+        raise UsageError(f"A latent format has a name, and channels, not {quoted(format_.channels, 60)}.")
+    for name in names:
+        found = getattr(format_, name)
+        values = found if isinstance(found, tuple) else (found,)
         if len(values) != count or not all(_is_number(v) for v in values):
-            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {values!r:.60}.")
+            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {quoted(found, 60)}.")
+        floats = tuple(map(float, values))
+        object.__setattr__(format_, name, floats if isinstance(found, tuple) else floats[0])
 
 
 def _require_factor(format_: LatentFormat, factor: float) -> None:
-    _require_numbers(format_, 1, (factor,))
     if factor == 0:
         raise UsageError(f"Latent format {format_.name!r} can't have a scaling factor of zero.")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that float32 has; JSON's whole numbers have no end."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -231,15 +243,20 @@ class Latents:
     alpha: Tensor | None = None  # [height, width] in [0, 1], where it was kept aside
 
     def __post_init__(self) -> None:
-        channels = self.format.channels * (self.format.patch**2 if self.space == "model" else 1)
         if self.space not in get_args(Space):
-            raise LatentsError(f"Latents are raw or model, not {self.space!r}.")
-        if self.tensor.ndim != 3 or self.tensor.shape[0] != channels:
+            raise LatentsError(f"Latents are raw or model, not {quoted(self.space, 20)!r}.")
+        folded = self.format.patch if self.space == "model" else 1
+        channels, sides = self.format.channels * folded**2, self.tensor.shape[1:]
+        if self.tensor.ndim != 3 or self.tensor.shape[0] != channels or 0 in sides:
             raise LatentsError(
                 f"{self.space.capitalize()} latents of format {self.format.name!r} must be [{channels}, h, w], "
                 f"not {list(self.tensor.shape)}."
             )
-        if not self.tensor.is_floating_point():
+        if any(side * folded % self.format.patch for side in sides):
+            raise LatentsError(
+                f"Raw latents of format {self.format.name!r} have even sides, and these are {list(self.tensor.shape)}."
+            )
+        if self.tensor.dtype not in _FLOATS:
             raise LatentsError(f"Latents must be floats, not {self.tensor.dtype}.")
         if self.alpha is not None and tuple(self.alpha.shape) != (self.padding.height, self.padding.width):
             raise LatentsError(
@@ -293,48 +310,63 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     try:
-        with text_path(path) as named, safe_open(named, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            if metadata.get("calotype") != "latents/1" or "latents" not in names:
-                raise _no_latents(path, describe(path))
-            tensor = file.get_tensor("latents")
-            alpha = file.get_tensor("alpha").float() / 255 if "alpha" in names else None
-    except (SafetensorError, OSError) as error:
-        if not _is_safetensors(path) and (other := describe(path)):
-            raise _no_latents(path, other) from None
-        raise LatentsError(f"{path}: this is not a whole safetensors file ({error}); make the latents again.") from None
-    try:
-        return Latents(
-            tensor=tensor,
-            space=metadata["space"],
-            format=latent_format_from_dict(json.loads(metadata["latent_format"])),
-            vae=metadata["vae_sha256"],
-            padding=_padding(json.loads(metadata["padding"])),
-            vae_name=metadata.get("vae_name", ""),
-            alpha=alpha,
-        )
+        with damage(LatentsError, "this is not a whole safetensors file ({why}); make the latents again."):
+            tensor, alpha, metadata = _tensors(path)
+        with damage(LatentsError, "its metadata is damaged ({why}); make the latents again."):
+            return _latents(tensor, alpha, metadata)
     except LatentsError as error:
         raise LatentsError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+    except PermissionError:
+        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
 
 
-def _no_latents(path: Path, what: str | None) -> LatentsError:
-    return LatentsError(
-        f"{path}: these are not latents with calotype's metadata{f', but {what}' if what else ''}; make them with "
-        f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
+def _tensors(path: Path) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+    """Latents, alpha and metadata in a file."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] != b"{" and (other := describe(path)):
+        raise _no_latents(other)
+    if head[8:] == b"{" and length > LONGEST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    with text_path(path) as named, safe_open(named, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        names = set(opened.keys())
+        if metadata.get("calotype") != "latents/1" or "latents" not in names:
+            raise _no_latents(describe(path))
+        alpha = opened.get_tensor("alpha") if "alpha" in names else None
+        return opened.get_tensor("latents"), alpha, metadata
+
+
+def _latents(tensor: Tensor, alpha: Tensor | None, metadata: Mapping[str, str]) -> Latents:
+    """What the metadata make of tensors."""
+    if alpha is not None and alpha.dtype != torch.uint8:
+        raise ValueError(f"alpha of {str(alpha.dtype).removeprefix('torch.')}")
+    try:
+        format_ = latent_format_from_dict(json.loads(metadata["latent_format"]))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Latents(
+        tensor=tensor,
+        space=cast(Space, metadata["space"]),
+        format=format_,
+        vae=metadata["vae_sha256"],
+        padding=_padding(json.loads(metadata["padding"])),
+        vae_name=metadata.get("vae_name", ""),
+        alpha=None if alpha is None else alpha.float() / 255,
     )
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+def _no_latents(what: str | None) -> LatentsError:
+    return LatentsError(
+        f"these are not latents with calotype's metadata{f', but {quoted(what, 200)}' if what else ''}; make them with "
+        f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
+    )
 
 
 def _padding(values: Mapping[str, Any]) -> Padding:
     padding = Padding(**values)
     sizes = (padding.height, padding.width, padding.bottom, padding.right)
-    if not all(isinstance(n, int) for n in sizes) or min(padding.height, padding.width) < 1 or min(sizes) < 0:
-        raise ValueError(f"a picture can't have the size {sizes}")
+    if not all(type(n) is int and n < 2**31 for n in sizes) or min(padding.height, padding.width) < 1 or min(sizes) < 0:
+        raise ValueError(f"a picture can't have the size {quoted(sizes, 60)}")
     return padding

@@ -172,7 +172,7 @@ def can_mean(kept: Mapping[str, Any], format_: LatentFormat) -> bool:
 def _readable(file: Path, make: Callable[[], F]) -> F:
     try:
         return make()
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise WeightsError(f"{file}: what it says about its latents is damaged; fetch or convert it again.") from None
 
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from calotype.config import AutoencoderConfig, NetworkConfig
+from calotype.damage import damage, quoted
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
 from calotype.networks import Network, make_network
-from calotype.weights.container import H5_SIGNATURE, Container, open_container
+from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -74,7 +75,7 @@ class Loaded:
         facts: dict[str, Any] = {}
         for key, value in sorted((self.metadata or {}).items()):
             if key.startswith(TRAINING):
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     facts[key.removeprefix(TRAINING)] = json.loads(value)
         return facts
 
@@ -108,7 +109,8 @@ def load_weights(
     pieces = []
     for file, *more in places:
         try:
-            pieces.append(_read(file, more, config_file, prefix, weights))
+            with damage(WeightsError, DAMAGED):
+                pieces.append(_read(file, more, config_file, prefix, weights))
         except (WeightsError, UsageError) as error:
             raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
         except PermissionError:
@@ -144,8 +146,11 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     Raises:
         WeightsError: if any tensor is missing, unexpected, of another shape, or not finite; all are listed.
     """
-    with torch.device("meta"):
-        module = make_network(config)
+    try:
+        with torch.device("meta"):
+            module = make_network(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # torch's, of sizes
+        raise WeightsError(f"{where}: these are the weights of no network that can be ({quoted(error)}).") from None
     sides = {"encoder": "encoder", "quant_conv": "encoder", "decoder": "decoder", "post_quant_conv": "decoder"}
     for name, side in sides.items():
         if side not in parts and hasattr(module, name):
