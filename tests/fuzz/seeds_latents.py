@@ -21,9 +21,27 @@ def read(path: Path) -> Accepted:
     latents = load_latents(path)
     tensors = {"latents": latents.tensor} | ({} if latents.alpha is None else {"alpha": latents.alpha})
     told = f"{latents.space} {latents.format} {latents.vae} {latents.padding} {latents.vae_name}"
-    for both in (latents.to_raw(), latents.to_model()):
-        assert torch.isfinite(both.tensor).any() or True
+    try:
+        latents.to_raw(), latents.to_model()
+    except LatentsError:  # of factors with which numbers are none any more
+        pass
     return Accepted(f"{told} {tensors_sha256(tensors)}", 4 * sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def headed(path: Path) -> Accepted:
+    """A header alone, whose numbers are whole."""
+    text = path.read_bytes()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(range(48)) * 4)
+    return read(path)
+
+
+def described(path: Path) -> Accepted:
+    """A latent format and a size alone, that stand in a file's metadata."""
+    text = path.read_bytes().decode("latin-1")
+    metadata = {"calotype": "latents/1", "space": "raw", "latent_format": text.partition("\n")[0], "vae_sha256": "0",
+                "padding": text.partition("\n")[2]}  # fmt: skip
+    path.write_bytes(save({"latents": torch.ones(4, 3, 4)}, metadata))
+    return read(path)
 
 
 def told(path: Path) -> Accepted:
@@ -70,8 +88,17 @@ def cases(folder: Path) -> list[Case]:
     ]  # fmt: skip
     torch_file = io.BytesIO()
     torch.save(z, torch_file)
+    header = made[0].content[8:-192]
+    size = json.dumps({"height": 20, "width": 30, "bottom": 4, "right": 2, "mode": "reflect"})
     return [
         *made,
+        Case("header.safetensors", header, headed, text=True),
+        Case("header-bytes.safetensors", header, headed),
+        *(
+            Case(f"described-{name}.safetensors", f"{json.dumps(KNOWN[name].to_dict())}\n{size}".encode(), described,
+                 text=True)
+            for name in ("sd1", "playground")
+        ),
         Case("comfy.latent", save({"latent_tensor": z[None], "latent_format_version_0": torch.tensor([])}), told),
         Case("comfy-text.latent", save({"latent_tensor": z[None]}, {"prompt": json.dumps({"1": {}})}), told, text=True),
         Case("musubi.safetensors", save({"latents_1x3x4_float32": z}, {"architecture": "wan"}), told, text=True),

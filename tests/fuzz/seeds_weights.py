@@ -15,9 +15,10 @@ from fuzzkit import Accepted, Case
 from support import SMALL, diffusers_tensors, kl, tensors_of
 
 from calotype.config import AutoencoderConfig
+from calotype.latents import ScaleShift
+from calotype.tensor_files import safetensors_parts
 from calotype.weights.load import load_weights
 from calotype.weights.save import diffusers_config, save_weights
-from calotype.tensor_files import safetensors_parts
 
 TINIEST = AutoencoderConfig(ch=4, ch_mult=(1,), num_res_blocks=1, z_channels=1, norm_groups=2, mid_attention=False)
 
@@ -35,6 +36,27 @@ def packed(content: bytes) -> bytes:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     return made.getvalue()
+
+
+def pickle_in(content: bytes) -> bytes:
+    """The pickle of a torch file."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+
+
+def repacked(content: bytes, other: bytes) -> bytes:
+    """A torch file with another pickle."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, other if name.endswith("data.pkl") else old.read(name))
+    return made.getvalue()
+
+
+def parted(content: bytes) -> tuple[bytes, bytes]:
+    """Header and numbers of a safetensors file."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return content[8:end], content[end:]
 
 
 def torch_file(content: Any, **more: Any) -> bytes:
@@ -59,6 +81,7 @@ def cases(folder: Path) -> list[Case]:
     module, kept = kl(TINIEST), kl(SMALL)
     ldm, diffusers = tensors_of(module), diffusers_tensors(module)
     told = {"calotype_config": json.dumps(TINIEST.to_dict())}
+    format_ = ScaleShift(name="mine", channels=1, scaling_factor=0.5)
     nest = {"epoch": 3, "state_dict": {f"first_stage_model.{k}": v for k, v in ldm.items()}, "loss": [0.5, None]}
     arrays = {key: value.numpy() for key, value in ldm.items()}
     (own,) = save_weights(module, folder / "own.safetensors", layout="ldm")
@@ -100,7 +123,34 @@ def cases(folder: Path) -> list[Case]:
         shutil.copyfile(path, inside / first)
         return read(inside)
 
+    plain = torch_file(ldm)
+    header, numbers = parted(safetensors(ldm, told))
+
+    def headed(path: Path) -> Accepted:
+        """A header alone, whose numbers are whole."""
+        text = path.read_bytes()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+        return read(path)
+
+    def described(path: Path) -> Accepted:
+        """A configuration and a latent format alone, that stand in a file's metadata."""
+        own, _, format_ = path.read_bytes().decode("latin-1").partition("\n")
+        metadata = {"calotype_config": own, "calotype_latent_format": format_, "calotype_training_steps": format_}
+        path.write_bytes(safetensors(ldm, metadata))
+        loaded = load_weights(path)
+        loaded.training()
+        return Accepted(f"{loaded.module.config} {loaded.format}")
+
+    def pickled(path: Path) -> Accepted:
+        """A pickle alone, in an archive whose sums fit."""
+        path.write_bytes(repacked(plain, path.read_bytes()))
+        return beside(path)
+
     made = [
+        Case("header.safetensors", header, headed, text=True),
+        Case("header-bytes.safetensors", header, headed),
+        Case("config.safetensors", f"{told['calotype_config']}\n{json.dumps(format_.to_dict())}".encode(), described, text=True),
+        Case("pickle.pt", pickle_in(plain), pickled),
         Case("own.safetensors", own.read_bytes(), read),
         Case("told.safetensors", safetensors(ldm, told), read, text=True),
         Case("diffusers.safetensors", safetensors(diffusers), beside),
@@ -112,7 +162,6 @@ def cases(folder: Path) -> list[Case]:
         Case("legacy.pt", torch_file(nest, _use_new_zipfile_serialization=False), beside),
         Case("arrays-2.pkl", pickle.dumps(arrays, protocol=2), beside),
         Case("arrays-4.pkl", pickle.dumps(arrays, protocol=4), beside),
-        Case("arrays-0.pkl", pickle.dumps(arrays, protocol=0), beside),
         Case("index.json", json.dumps(index, indent=1).encode(), sharded, text=True),
         Case("shard.safetensors", shards[next(iter(shards))], first_shard),
     ]

@@ -115,7 +115,7 @@ class _Child:
         """How it ended."""
         if not self._late:
             code = self._process.wait()
-            if code < 0 and -code != getattr(signal, "SIGXCPU", 0):
+            if code < 0 and -code != getattr(signal, "SIGPROF", 0):
                 return f"crashed ({signal.Signals(-code).name})"
             if code >= 0:
                 return f"ended with {code:#x}"
