@@ -68,7 +68,7 @@ class ScaleShift(LatentFormat):
     kind: ClassVar[str] = "scale_shift"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, 1, "scaling_factor", "shift_factor")
+        _require_numbers(self, None, "scaling_factor", "shift_factor")
         _require_factor(self, self.scaling_factor)
 
     def to_model(self, raw: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class PerChannel(LatentFormat):
 
     def __post_init__(self) -> None:
         _require_numbers(self, self.channels, "mean", "std")
-        _require_numbers(self, 1, "scaling_factor")
+        _require_numbers(self, None, "scaling_factor")
         if min(self.std) <= 0:
             raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
         _require_factor(self, self.scaling_factor)
@@ -129,7 +129,7 @@ class Packed(LatentFormat):
 
     def __post_init__(self) -> None:
         _require_numbers(self, 4 * self.channels, "running_mean", "running_var")
-        _require_numbers(self, 1, "eps")
+        _require_numbers(self, None, "eps")
         if min(self.running_var) + self.eps <= 0:
             raise UsageError(f"Latent format {self.name!r} needs variances above zero.")
 
@@ -144,17 +144,19 @@ class Packed(LatentFormat):
         return torch.sqrt(column(self.running_var, like) + self.eps)
 
 
-def _require_numbers(format_: LatentFormat, count: int, *names: str) -> None:
-    """Checks that attributes hold so many numbers (a number, where it is one), and makes them float."""
+def _require_numbers(format_: LatentFormat, count: int | None, *names: str) -> None:
+    """Checks that attributes hold so many numbers (None: a number, and no column), and makes them float."""
     if not isinstance(format_.name, str) or type(format_.channels) is not int or not 1 <= format_.channels < 2**31:
         raise UsageError(f"A latent format has a name, and channels, not {quoted(format_.channels, 60)}.")
     for name in names:
         found = getattr(format_, name)
-        values = found if isinstance(found, tuple) else (found,)
-        if len(values) != count or not all(_is_number(v) for v in values):
-            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {quoted(found, 60)}.")
+        values = (found,) if count is None else found
+        if not isinstance(values, tuple) or len(values) != (count or 1) or not all(_is_number(v) for v in values):
+            raise UsageError(
+                f"Latent format {quoted(format_.name)!r} needs {count or 1} finite numbers, not {quoted(found, 60)}."
+            )
         floats = tuple(map(float, values))
-        object.__setattr__(format_, name, floats if isinstance(found, tuple) else floats[0])
+        object.__setattr__(format_, name, floats[0] if count is None else floats)
 
 
 def _require_factor(format_: LatentFormat, factor: float) -> None:

@@ -52,7 +52,8 @@ def _zip(path: Path) -> str | None:
     if any(re.fullmatch(r"latents(_\d+x\d+)?", name) for name in arrays):
         return "latents that sd-scripts cached"
     if arrays:
-        return f"an archive of numpy arrays ({', '.join(quoted(name, 40) for name in arrays[:3])}{', ...' if len(arrays) > 3 else ''})"
+        first = ", ".join(quoted(name, 40) for name in arrays[:3])
+        return f"an archive of numpy arrays ({first}{', ...' if len(arrays) > 3 else ''})"
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return _TORCH
     return "a zip archive"

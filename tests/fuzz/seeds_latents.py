@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fuzzkit import Accepted, Case
 from safetensors.torch import save
 
 from calotype.errors import LatentsError
-from calotype.latents import KNOWN, Latents, LatentFormat, flux2, load_latents, save_latents
+from calotype.latents import KNOWN, LatentFormat, Latents, flux2, load_latents, save_latents
 from calotype.pixels import Padding
 from calotype.weights.load import tensors_sha256
 
@@ -21,10 +22,9 @@ def read(path: Path) -> Accepted:
     latents = load_latents(path)
     tensors = {"latents": latents.tensor} | ({} if latents.alpha is None else {"alpha": latents.alpha})
     told = f"{latents.space} {latents.format} {latents.vae} {latents.padding} {latents.vae_name}"
-    try:
-        latents.to_raw(), latents.to_model()
-    except LatentsError:  # of factors with which numbers are none any more
-        pass
+    with suppress(LatentsError):  # of factors with which numbers are none any more
+        latents.to_raw()
+        latents.to_model()
     return Accepted(f"{told} {tensors_sha256(tensors)}", 4 * sum(tensor.nbytes for tensor in tensors.values()))
 
 
@@ -95,8 +95,12 @@ def cases(folder: Path) -> list[Case]:
         Case("header.safetensors", header, headed, text=True),
         Case("header-bytes.safetensors", header, headed),
         *(
-            Case(f"described-{name}.safetensors", f"{json.dumps(KNOWN[name].to_dict())}\n{size}".encode(), described,
-                 text=True)
+            Case(
+                f"described-{name}.safetensors",
+                f"{json.dumps(KNOWN[name].to_dict())}\n{size}".encode(),
+                described,
+                text=True,
+            )
             for name in ("sd1", "playground")
         ),
         Case("comfy.latent", save({"latent_tensor": z[None], "latent_format_version_0": torch.tensor([])}), told),

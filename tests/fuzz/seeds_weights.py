@@ -149,7 +149,12 @@ def cases(folder: Path) -> list[Case]:
     made = [
         Case("header.safetensors", header, headed, text=True),
         Case("header-bytes.safetensors", header, headed),
-        Case("config.safetensors", f"{told['calotype_config']}\n{json.dumps(format_.to_dict())}".encode(), described, text=True),
+        Case(
+            "config.safetensors",
+            f"{told['calotype_config']}\n{json.dumps(format_.to_dict())}".encode(),
+            described,
+            text=True,
+        ),
         Case("pickle.pt", pickle_in(plain), pickled),
         Case("own.safetensors", own.read_bytes(), read),
         Case("told.safetensors", safetensors(ldm, told), read, text=True),

@@ -1,8 +1,8 @@
 """Zip archives of torch files: where their members lie, and what they hold, held against the sums in the archive.
 
 A member's CRC-32 stands in the table of contents and once more at the member. Zero in both places is none:
-torch.serialization.set_crc32_options(False) writes such files, and skip_data() such members. (zip: PKWARE's APPNOTE.TXT,
-4.3 and 4.4; torch 2.13: caffe2/serialize/inline_container.cc.)
+torch.serialization.set_crc32_options(False) writes such files, and skip_data() such members (seen in torch 2.13; zip:
+PKWARE's APPNOTE.TXT, 4.3 and 4.4).
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def members(path: Path) -> dict[str, Member]:
                 )
             member = _member(entry, file, end)
             if member is None or member.name in found:
-                raise WeightsError(f"the file is truncated or damaged (at {quoted(entry.filename, 60)}); fetch it again")
+                raise WeightsError(
+                    f"the file is truncated or damaged (at {quoted(entry.filename, 60)}); fetch it again"
+                )
             found[member.name] = member
     return found
 

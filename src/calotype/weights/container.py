@@ -162,8 +162,8 @@ class TorchFile:
         self.shapes = {key: value.shape for key, value in self._tensors.items()}
         if modules and not any(len(shape) > 1 for shape in self.shapes.values()):
             raise WeightsError(
-                f"the file holds a whole module ({quoted(modules[0])}), which only its own code can build; load it there and "
-                f"save its tensors alone: torch.save(module.state_dict(), ...)"
+                f"the file holds a whole module ({quoted(modules[0])}), which only its own code can build; load it "
+                f"there and save its tensors alone: torch.save(module.state_dict(), ...)"
             )
         if isinstance(content, Stand) and not self.shapes:
             raise WeightsError(f"the file holds a {quoted(content.named)}, not named tensors")

@@ -181,7 +181,9 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     decoder_channels = widths("decoder.up") if "decoder" in parts else channels
     blocks = count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra
     if len(channels) * blocks > len(shapes):
-        raise WeightsError(f"{len(channels)} levels of {blocks} blocks are more than its tensors: it is not a whole VAE")
+        raise WeightsError(
+            f"{len(channels)} levels of {blocks} blocks are more than its tensors: it is not a whole VAE"
+        )
     if not channels or not decoder_channels:
         raise WeightsError(f"the file holds no {'decoder.up' if channels else stem}.0: it is not a whole VAE")
     ch = _shape(shapes, "encoder.conv_in.weight")[0] if "encoder" in parts else channels[0]

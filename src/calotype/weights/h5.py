@@ -36,7 +36,9 @@ def read_h5(path: Path) -> tuple[dict[str, str], list[np.ndarray]]:
     seconds = SECONDS + size / RATE
     with _Child(path, seconds) as child:
         if child.line(START) is None:
-            raise WeightsError(f"h5py could not be started to read it ({child.ending()}); check that it can be imported")
+            raise WeightsError(
+                f"h5py could not be started to read it ({child.ending()}); check that it can be imported"
+            )
         end = time.monotonic() + seconds
         said = child.line(end - time.monotonic())
         if said is None:
@@ -45,7 +47,7 @@ def read_h5(path: Path) -> tuple[dict[str, str], list[np.ndarray]]:
         if "error" in told:
             raise WeightsError(f"this is no whole h5 file of Keras weights ({told['error']})")
         arrays = []
-        for shape, code in told["arrays"]:
+        for code, shape in told["arrays"]:
             array = np.empty(shape, dtype=f"<{code}")
             if not child.fill(array.reshape(-1).view(np.uint8).data, end):
                 raise WeightsError(
@@ -60,8 +62,8 @@ class _Child:
 
     def __init__(self, path: Path, seconds: float) -> None:
         # it finds what this process finds, and nothing in the folder that happens to be the current one
-        places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
-        words = [os.fsdecode(get_executable()), "-P", "-m", CHILD, os.path.abspath(path)]
+        places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+        words = [os.fsdecode(get_executable()), "-P", "-m", CHILD, str(path.absolute())]
         self._process = subprocess.Popen(
             # its own limit is for the case that this process is killed
             [*words, str(seconds + START), str(os.getpid())],

@@ -24,7 +24,7 @@ from calotype.damage import quoted, require_held
 
 READY = b"ready\n"
 TYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
-_MOST = 10_000  # arrays in a file
+_MOST = 2_000  # arrays in a file; a decoder has 140
 _SECONDS, _RATE = 0.5, 20_000_000  # of the processor's time; and one more for so many bytes
 _MEMORY = 2**30  # bytes beside the file's, which are there up to four times
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl.h
@@ -41,7 +41,8 @@ def main(path: str, seconds: str, parent: str) -> None:
         with h5py.File(path, "r") as file:
             _write(file, size, out)
     except Exception as error:
-        _tell(out, {"error": quoted(str(error).strip("'\"")) or type(error).__name__})
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error  # Python quotes such keys
+        _tell(out, {"error": quoted(said) or type(error).__name__})
 
 
 def _bound(size: int, seconds: float, parent: int) -> None:
@@ -66,11 +67,11 @@ def _bound(size: int, seconds: float, parent: int) -> None:
 
 def _write(file: Any, size: int, out: IO[bytes]) -> None:
     found = list(_datasets(file))
+    arrays = [(_code(dataset), list(dataset.shape)) for dataset in found]
     require_held(sum(int(dataset.size) * int(dataset.dtype.itemsize) for dataset in found), size)
     metadata = {key: _text(file.attrs[key]) for key in file.attrs if key.startswith("calotype")}
-    arrays = [(list(dataset.shape), _code(dataset)) for dataset in found]
     _tell(out, {"metadata": metadata, "arrays": arrays})
-    for dataset, (_, code) in zip(found, arrays, strict=True):
+    for dataset, (code, _) in zip(found, arrays, strict=True):
         # whatever is wrong now can't be told any more: the bytes are missing at the end
         out.write(np.ascontiguousarray(dataset[()], dtype=f"<{code}").data.cast("B") if dataset.size else b"")
     out.flush()
@@ -78,7 +79,7 @@ def _write(file: Any, size: int, out: IO[bytes]) -> None:
 
 def _datasets(file: Any) -> Iterator[Any]:
     """All arrays in Keras's order."""
-    root = file["model_weights"] if "model_weights" in file else file
+    root = file.get("model_weights", file)
     if "layer_names" not in root.attrs:
         raise KeyError("no layer_names; those of Keras 3 and keras-hub are not read")
     count = 0
@@ -91,7 +92,7 @@ def _datasets(file: Any) -> Iterator[Any]:
             yield _here(file, group[name], h5py.Dataset)
 
 
-def _here(file: Any, one: Any, kind: type) -> Any:
+def _here(file: Any, one: Any, kind: Any) -> Any:
     """What is named, where it is what it should be, and lies in this file and in no other."""
     if not isinstance(one, kind):
         raise TypeError(f"{one.name} is no {kind.__name__.lower()}")

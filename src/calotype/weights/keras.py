@@ -107,4 +107,3 @@ def _to_torch(array: np.ndarray) -> Tensor:
 def _to_keras(tensor: Tensor) -> np.ndarray:
     array: np.ndarray = tensor.numpy()
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-

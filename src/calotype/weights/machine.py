@@ -130,6 +130,9 @@ class Machine:
     def _tuple(self, count: int) -> None:
         self._push(tuple([self._pop() for _ in range(count)][::-1]))
 
+    def _drop(self) -> None:
+        self._marked()
+
     def _discard(self) -> None:
         if self._stack:
             self._stack.pop()
@@ -309,7 +312,7 @@ _ACTIONS: dict[bytes, _Action] = {
     # the stack and the memo
     b"(": Machine._mark,
     b"0": Machine._discard,
-    b"1": lambda m: m._marked() and None,
+    b"1": Machine._drop,
     b"2": lambda m: m._push(m._top),
     b"p": lambda m: m._put(int(m._line())),
     b"q": lambda m: m._put(m._number("<B")),

@@ -325,7 +325,7 @@ class _Unpickler(Machine):
     def new(self, cls: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if not isinstance(cls, type) or not issubclass(cls, Stand | _Ordered):
             raise pickle.UnpicklingError("it makes an object of what is no class")
-        return cls.__new__(cls, *args, **named)
+        return cls.__new__(cls, *args, **named)  # type: ignore[arg-type, type-var]
 
     def build(self, made: Any, state: Any) -> None:
         if isinstance(made, Stand):
@@ -425,7 +425,9 @@ def _row_of_pickles(data: bytes | mmap.mmap, path: Path | None) -> Any:
         return first
     version, system = load(), load()
     if version != 1001:
-        raise WeightsError(f"it is in version {quoted(version, 20)} of torch's format, which is not known; save it anew")
+        raise WeightsError(
+            f"it is in version {quoted(version, 20)} of torch's format, which is not known; save it anew"
+        )
     _little(not isinstance(system, dict) or bool(system.get("little_endian", True)))
     content = load(within)
     keys = load()
