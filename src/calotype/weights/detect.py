@@ -262,4 +262,4 @@ def _what_else(shapes: Shapes) -> str:
 def listing(what: str, keys: list[str], most: int = 8) -> str:
     """'unexpected tensors a, b, c and 5 more', for messages."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key) for key in keys[:most])}{more}"
+    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key, 200) for key in keys[:most])}{more}"

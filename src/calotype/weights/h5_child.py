@@ -25,7 +25,7 @@ from calotype.damage import quoted, require_held
 READY = b"ready\n"
 TYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
 _MOST = 2_000  # arrays in a file; a decoder has 140
-_SECONDS, _RATE = 0.5, 20_000_000  # of the processor's time; and one more for so many bytes
+_SECONDS, _RATE = 1.0, 20_000_000  # of the processor's time; and one more for so many bytes
 _MEMORY = 2**30  # bytes beside the file's, which are there up to four times
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl.h
 
@@ -96,7 +96,9 @@ def _here(file: Any, one: Any, kind: Any) -> Any:
     """What is named, where it is what it should be, and lies in this file and in no other."""
     if not isinstance(one, kind):
         raise TypeError(f"{one.name} is no {kind.__name__.lower()}")
-    if one.file.id != file.id or (kind is h5py.Dataset and (one.external or one.is_virtual)):
+    made = one.id.get_create_plist()
+    outside = kind is h5py.Dataset and (made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL)
+    if outside or h5py.h5o.get_info(one.id).fileno != h5py.h5o.get_info(file.id).fileno:
         raise ValueError(f"{one.name} lies in another file")
     return one
 

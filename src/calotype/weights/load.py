@@ -112,7 +112,7 @@ def load_weights(
             with damage(WeightsError, DAMAGED):
                 pieces.append(_read(file, more, config_file, prefix, weights))
         except (WeightsError, UsageError) as error:
-            raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
+            raise type(error)(f"{file}: {quoted(error, 2000)}.") from None
         except PermissionError:
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
     files = tuple(file for place in places for file in place)
