@@ -236,6 +236,8 @@ def _read(
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
+    if not isinstance(said_so := own.get("post_quant_conv"), bool | None):
+        raise WeightsError(f"its metadata say post_quant_conv {quoted(said_so, 40)}, which is true, false or null")
 
     def same(a: str, b: str) -> bool:
         first, second = container.read(a), container.read(b)
