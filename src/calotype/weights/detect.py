@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from calotype.config import AutoencoderConfig, FoldedConfig, NetworkConfig, TinyConfig
+from calotype.damage import quoted
 from calotype.errors import UsageError, WeightsError
 from calotype.weights.groups import Choice, Group, Weights, choose
 from calotype.weights.keys import diffusers_to_ldm
@@ -193,6 +194,11 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     stem, extra = ("encoder.down", 0) if "encoder" in parts else ("decoder.up", 1)
     channels = widths(stem)
     decoder_channels = widths("decoder.up") if "decoder" in parts else channels
+    blocks = count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra
+    if len(channels) * blocks > len(shapes):
+        raise WeightsError(
+            f"{len(channels)} levels of {blocks} blocks are more than its tensors: it is not a whole VAE"
+        )
     if not channels or not decoder_channels:
         raise WeightsError(f"the file holds no {'decoder.up' if channels else stem}.0: it is not a whole VAE")
     ch = _shape(shapes, "encoder.conv_in.weight")[0] if "encoder" in parts else channels[0]
@@ -221,7 +227,7 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     return AutoencoderConfig(
         ch=ch,
         ch_mult=tuple(c // ch if c % ch == 0 else c / ch for c in channels),
-        num_res_blocks=count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra,
+        num_res_blocks=blocks,
         z_channels=z_channels,
         attn_levels=tuple(i for i in range(len(channels)) if f"{stem}.{i}.attn.0.q.weight" in shapes),
         mid_attention=f"{side}.mid.attn_1.q.weight" in shapes,
@@ -271,4 +277,4 @@ def _what_else(shapes: Shapes) -> str:
 def listing(what: str, keys: list[str], most: int = 8) -> str:
     """'unexpected tensors a, b, c and 5 more', for messages."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(keys[:most])}{more}"
+    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key, 200) for key in keys[:most])}{more}"

@@ -44,12 +44,14 @@ FOLDED = re.compile(r"((?:.*?\.)?)encoder\.quarter\.0\.conv1\.weight")
 TINY = re.compile(r"((?:.*?\.)?)(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?[01]\.weight")
 BARE = re.compile(r"((?:.*?\.)?)(?<!coder\.)(?<!layers\.)([01])\.weight")  # half a TAESD, without a name
 
-# What belongs to a network of each kind, by names after its prefix
+# What belongs to a network of each kind, by names after its prefix; names may hold anything
 OWN = {
-    "kl": re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\..+|bn\.(running_(mean|var)|num_batches_tracked)"),
-    "folded": re.compile(r"(encoder|decoder)\..+"),
-    "tiny": re.compile(r"(taesd_)?(encoder|decoder)\.(layers\.)?.+"),
-    "bare": re.compile(r"[0-9]+\..+"),
+    "kl": re.compile(
+        r"(?s)(encoder|decoder|quant_conv|post_quant_conv)\..+|bn\.(running_(mean|var)|num_batches_tracked)"
+    ),
+    "folded": re.compile(r"(?s)(encoder|decoder)\..+"),
+    "tiny": re.compile(r"(?s)(taesd_)?(encoder|decoder)\.(layers\.)?.+"),
+    "bare": re.compile(r"(?s)[0-9]+\..+"),
 }  # fmt: skip
 
 

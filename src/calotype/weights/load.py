@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from calotype.config import MOST_CHANNELS, AutoencoderConfig, NetworkConfig
+from calotype.damage import damage, quoted
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.latents import (
     KNOWN,
@@ -21,7 +22,7 @@ from calotype.latents import (
 )
 from calotype.networks import Network, make_network
 from calotype.texts import TextError, json_of, whole
-from calotype.weights.container import H5_SIGNATURE, Container, open_container
+from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, Layout, detect, listing, require_one_picture
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -108,9 +109,10 @@ def load_weights(
     pieces = []
     for file, *more in places:
         try:
-            pieces.append(_read(file, more, config_file, prefix, weights))
+            with damage(WeightsError, DAMAGED):
+                pieces.append(_read(file, more, config_file, prefix, weights))
         except (WeightsError, UsageError) as error:
-            raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
+            raise type(error)(f"{file}: {quoted(error, 2000)}.") from None
         except PermissionError:
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
     files = tuple(file for place in places for file in place)
@@ -144,8 +146,11 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     Raises:
         WeightsError: if any tensor is missing, unexpected, of another shape, or not finite; all are listed.
     """
-    with torch.device("meta"):
-        module = make_network(config)
+    try:
+        with torch.device("meta"):
+            module = make_network(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # torch's, of sizes
+        raise WeightsError(f"{where}: these are the weights of no network that can be ({quoted(error)}).") from None
     sides = {"encoder": "encoder", "quant_conv": "encoder", "decoder": "decoder", "post_quant_conv": "decoder"}
     for name, side in sides.items():
         if side not in parts and hasattr(module, name):
@@ -237,6 +242,8 @@ def _read(
         )
     except TextError as error:
         raise WeightsError(f"its own metadata are damaged ({error}); fetch or convert it again") from None
+    if not isinstance(said_so := own.get("post_quant_conv"), bool | None):
+        raise WeightsError(f"its metadata say post_quant_conv {quoted(said_so, 40)}, which is true, false or null")
 
     def same(a: str, b: str) -> bool:
         first, second = container.read(a), container.read(b)
