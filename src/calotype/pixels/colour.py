@@ -132,8 +132,9 @@ def _profile(
         )
         description = ImageCms.getProfileDescription(source).strip()
         return coded, None if _changes_nothing(transform, coded) else transform, description
-    except (ImageCms.PyCMSError, OSError) as error:
-        notices.append(f"The ICC profile was ignored, because it can't be used: {str(error).rstrip('.')}.")
+    except Exception as error:  # almost any over a damaged one; the pixels are whole all the same
+        reason = str(error).rstrip(".") if isinstance(error, ImageCms.PyCMSError | OSError) else "it is damaged"
+        notices.append(f"The ICC profile was ignored, because it can't be used: {reason}.")
         return None
 
 

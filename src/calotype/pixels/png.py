@@ -1,4 +1,6 @@
-"""What a PNG's chunks say besides its pixels, and the file without those that Pillow refuses to read.
+"""What a PNG's chunks say besides its pixels, whether they are whole, and the file as Pillow shall read it.
+
+Pillow looks at the CRC of no IDAT, and at the checksum of what is packed in them only where both are read together.
 
 As in W3C "Portable Network Graphics (PNG) Specification (Third Edition)".
 """
@@ -10,7 +12,7 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -22,6 +24,15 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _MAX_PROFILE = 2**24  # bytes; JPEG can hold no larger ones
 _COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
+_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+# of which none changes a pixel
+_SPARE = {*_TEXT, *(b"bKGD", b"cLLI", b"hIST", b"mDCV", b"oFFs", b"pCAL", b"pHYs", b"sBIT", b"sCAL", b"sPLT", b"tIME")}
+_STEP = 2**20  # bytes that are read at a time
+_LONGEST = 2**31 - 1  # of a chunk
+
+
+class DamagedError(ValueError):
+    """The file is not whole; the message says how."""
 
 
 @dataclass
@@ -33,6 +44,7 @@ class Png:
         colour_type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
         left_out: (start, end) of the chunks that Pillow shall not read.
         needed: (start, end) of those that the pixels are made of, the header too.
+        data: (start, end) of those of them that hold the pixels.
         profile: the ICC profile, if it is what counts.
         light: what counts where there is no profile that can be used.
         has_cicp: it comes from cICP, which counts before a profile.
@@ -44,6 +56,7 @@ class Png:
     colour_type: int
     left_out: list[tuple[int, int]] = field(default_factory=list)
     needed: list[tuple[int, int]] = field(default_factory=list)
+    data: list[tuple[int, int]] = field(default_factory=list)
     profile: bytes | None = None
     light: Light | None = None
     has_cicp: bool = False
@@ -51,20 +64,45 @@ class Png:
     notices: list[str] = field(default_factory=list)
 
 
-def examine(file: IO[bytes]) -> Png | None:
-    """Look through the chunks of a PNG; None if its header is damaged, of which Pillow tells."""
-    file.seek(0)
+def examine(file: IO[bytes], begin: int = 0) -> Png | None:
+    """Look through the chunks of a PNG; None if its header is damaged, of which Pillow tells.
+
+    The checksums of its data take longer, and are left to `require_data`.
+
+    Args:
+        begin: where in the file it begins.
+
+    Raises:
+        DamagedError: a chunk that the pixels need is not as it was written, or the end of the file is missing.
+    """
+    file.seek(begin)
     head = file.read(33)
     if len(head) < 33 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
         return None
-    png = Png(depth=head[24], colour_type=head[25], needed=[(0, 33)])
+    png = Png(depth=head[24], colour_type=head[25], needed=[(begin, begin + 33)])
     room = PngImagePlugin.MAX_TEXT_MEMORY
     skipped = 0
+    spoilt: list[str] = []
     said: dict[bytes, bytes] = {}
     begun = False  # what says how to take the pixels stands before them
-    for kind, start, length in _chunks(file):
+    _require_sum(file, b"IHDR", begin + 8, begin + 33)
+    for kind, start, length in _chunks(file, begin + 33):
         end = start + 12 + length
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+        if kind == b"fdAT":  # of later frames, which are not read
+            continue
+        if kind == b"IDAT":
+            begun = True
+            png.needed.append((start, end))
+            png.data.append((start, end))
+            continue
+        if kind not in _SPARE:
+            _require_sum(file, kind, start, end)
+        elif not _is_whole(file, start, end):
+            png.left_out.append((start, end))
+            spoilt.append(kind.decode())
+            continue
+        file.seek(start + 8)
+        if kind in _TEXT:
             size = _text_size(file, kind, length) if length <= room else None
             if size is None or size > room:
                 png.left_out.append((start, end))
@@ -78,30 +116,71 @@ def examine(file: IO[bytes]) -> Png | None:
                 said[kind] = file.read(length)
         elif kind == b"eXIf":
             png.exif = file.read(length)
-        elif kind in (b"tRNS", b"IDAT", b"IEND"):
-            begun = begun or kind == b"IDAT"
+        elif kind in (b"tRNS", b"IEND"):
             png.needed.append((start, end))
     if skipped:
         one = skipped == 1
         some, they = ("A text chunk of the file was", "it is") if one else (f"{skipped} text chunks were", "they are")
         png.notices.append(f"{some} skipped, because {they} too large or can't be inflated.")
+    if spoilt:
+        names, one = ", ".join(sorted(set(spoilt))), len(spoilt) == 1
+        some, they = (
+            (f"A chunk ({names}) was", "it is") if one else (f"{len(spoilt)} chunks ({names}) were", "they are")
+        )
+        png.notices.append(f"{some} skipped, because {they} damaged; the pixels don't need {'it' if one else 'them'}.")
     _say(png, said)
     return png
 
 
-def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start, and length of the data of each chunk, up to where they end or break off; the file is at the data."""
-    at = 33
+def require_data(file: IO[bytes], png: Png) -> None:
+    """Checks the data by their CRCs.
+
+    Raises:
+        DamagedError: some are not as they were written.
+    """
+    for start, end in png.data:
+        _require_sum(file, b"IDAT", start, end)
+
+
+def _chunks(file: IO[bytes], at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start, and length of the data of each chunk, up to the last; the file is at the data.
+
+    Raises:
+        DamagedError: it is not there, or something else is.
+    """
+    size = file.seek(0, io.SEEK_END)
     while True:
         file.seek(at)
         head = file.read(8)
         if len(head) < 8:
-            return
+            raise DamagedError("its end is missing")
         length, kind = struct.unpack(">I4s", head)
+        if not kind.isalpha():
+            raise DamagedError(f"there is no chunk at byte {at}")
+        if at + 12 + length > size:
+            raise DamagedError(f"it ends within a chunk {kind.decode()} of {length:,} bytes")
         yield kind, at, length
         if kind == b"IEND":
             return
         at += 12 + length
+
+
+def _require_sum(file: IO[bytes], kind: bytes, start: int, end: int) -> None:
+    if not _is_whole(file, start, end):
+        raise DamagedError(f"the checksum of its chunk {kind.decode()} is wrong")
+
+
+def _is_whole(file: IO[bytes], start: int, end: int) -> bool:
+    """Whether a chunk has the CRC that it says."""
+    file.seek(start + 4)
+    left, found = end - start - 8, 0
+    while left:
+        data = file.read(min(left, _STEP))
+        if not data:
+            return False
+        found = zlib.crc32(data, found)
+        left -= len(data)
+    return file.read(4) == found.to_bytes(4)
 
 
 def _text_size(file: IO[bytes], kind: bytes, length: int) -> int | None:
@@ -175,14 +254,29 @@ def _say(png: Png, said: dict[bytes, bytes]) -> None:
     )
 
 
-def without(file: IO[bytes], left_out: list[tuple[int, int]]) -> IO[bytes]:
-    """The file without these parts, read as it is wanted; the file itself if there are none."""
-    if not left_out:
-        return file
+def for_pillow(file: IO[bytes], png: Png) -> tuple[IO[bytes], int]:
+    """The file without the parts that are left out, and with all its data in one chunk, read as it is wanted.
+
+    Returns:
+        The file, and the bytes that Pillow must read at a time to come upon the checksum at the end of the data.
+    """
     size = file.seek(0, io.SEEK_END)
-    starts, ends = [0, *(end for _, end in left_out)], [*(start for start, _ in left_out), size]
-    spans = [(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
-    return io.BufferedReader(_Spliced(file, spans))
+    cuts: list[tuple[int, int, bytes]] = [(start, end, b"") for start, end in png.left_out]
+    length = sum(end - start - 12 for start, end in png.data)
+    following = all(one[1] == other[0] for one, other in itertools.pairwise(png.data))
+    if len(png.data) > 1 and following and length <= _LONGEST:
+        first = png.data[0][0]
+        cuts.append((first, first + 8, struct.pack(">I4s", length, b"IDAT")))
+        cuts += [(one[1] - 4, one[1] + 8, b"") for one in png.data[:-1]]
+    if not cuts:
+        return file, length
+    parts: list[tuple[int, int] | bytes] = []
+    at = 0
+    for start, end, instead in sorted(cuts):
+        parts += [(at, start), instead]
+        at = end
+    parts.append((at, size))
+    return io.BufferedReader(_Spliced(file, parts)), length
 
 
 def bare(file: IO[bytes], needed: list[tuple[int, int]]) -> bytes:
@@ -195,11 +289,13 @@ def bare(file: IO[bytes], needed: list[tuple[int, int]]) -> bytes:
 
 
 class _Spliced(io.RawIOBase):
-    """Parts of a file, one after the other."""
+    """Parts of a file, and bytes between them, one after the other."""
 
-    def __init__(self, file: IO[bytes], spans: list[tuple[int, int]]) -> None:
-        self._file, self._spans, self._at = file, spans, 0
-        self._before = [0, *itertools.accumulate(end - start for start, end in spans)]  # in the parts, before each
+    def __init__(self, file: IO[bytes], parts: Sequence[tuple[int, int] | bytes]) -> None:
+        self._file, self._at = file, 0
+        sizes = [len(part) if isinstance(part, bytes) else part[1] - part[0] for part in parts]
+        self._parts = [part for part, size in zip(parts, sizes, strict=True) if size]
+        self._before = [0, *itertools.accumulate(size for size in sizes if size)]  # in the parts, before each
 
     def readable(self) -> bool:
         return True
@@ -215,14 +311,17 @@ class _Spliced(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        part = bisect.bisect_right(self._before, self._at) - 1
-        if part == len(self._spans):
+        number = bisect.bisect_right(self._before, self._at) - 1
+        if number == len(self._parts):
             return 0
-        start, end = self._spans[part]
-        place = start + self._at - self._before[part]
         view = memoryview(buffer).cast("B")
-        self._file.seek(place)
-        data = self._file.read(min(len(view), end - place))
+        part, place = self._parts[number], self._at - self._before[number]
+        count = min(len(view), self._before[number + 1] - self._at)
+        if isinstance(part, bytes):
+            data = part[place : place + count]
+        else:
+            self._file.seek(part[0] + place)
+            data = self._file.read(count)
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
