@@ -7,18 +7,18 @@ As in W3C "Portable Network Graphics (PNG) Specification (Third Edition)".
 
 from __future__ import annotations
 
-import bisect
 import io
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO
 
 from PIL import PngImagePlugin
 
 from calotype.pixels.light import STATED_SRGB, Light, of_code_points, of_gamma
+from calotype.pixels.spliced import Spliced
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -276,7 +276,7 @@ def for_pillow(file: IO[bytes], png: Png) -> tuple[IO[bytes], int]:
         parts += [(at, start), instead]
         at = end
     parts.append((at, size))
-    return io.BufferedReader(_Spliced(file, parts)), length
+    return io.BufferedReader(Spliced(file, parts)), length
 
 
 def bare(file: IO[bytes], needed: list[tuple[int, int]]) -> bytes:
@@ -286,42 +286,3 @@ def bare(file: IO[bytes], needed: list[tuple[int, int]]) -> bytes:
         file.seek(start)
         parts.append(file.read(end - start))
     return b"".join(parts)
-
-
-class _Spliced(io.RawIOBase):
-    """Parts of a file, and bytes between them, one after the other."""
-
-    def __init__(self, file: IO[bytes], parts: Sequence[tuple[int, int] | bytes]) -> None:
-        self._file, self._at = file, 0
-        sizes = [len(part) if isinstance(part, bytes) else part[1] - part[0] for part in parts]
-        self._parts = [part for part, size in zip(parts, sizes, strict=True) if size]
-        self._before = [0, *itertools.accumulate(size for size in sizes if size)]  # in the parts, before each
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._before[-1]}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        number = bisect.bisect_right(self._before, self._at) - 1
-        if number == len(self._parts):
-            return 0
-        view = memoryview(buffer).cast("B")
-        part, place = self._parts[number], self._at - self._before[number]
-        count = min(len(view), self._before[number + 1] - self._at)
-        if isinstance(part, bytes):
-            data = part[place : place + count]
-        else:
-            self._file.seek(part[0] + place)
-            data = self._file.read(count)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)

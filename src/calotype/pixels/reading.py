@@ -22,7 +22,7 @@ from calotype.pixels.values import Values, assemble
 
 
 def read_picture(
-    source: str | os.PathLike[str] | bytes | Image.Image,
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Image.Image,
     *,
     alpha: Literal["over", "keep"] = "over",
     background: tuple[int, int, int] = (255, 255, 255),
@@ -38,7 +38,8 @@ def read_picture(
     otherwise. Of several frames the first is used, of a PIL image the current one.
 
     Args:
-        source: a path, a file's bytes, or a PIL image (which is left as it is).
+        source: a path, a file's bytes, a file that is open for reading them and can be sought in, or a PIL image (which
+            is left as it is).
         alpha: "over" composites over the background, in sRGB-encoded values; "keep" returns colours and alpha
             separately, where fully transparent pixels get the background's colour.
         background: R, G, B in 0..255.
@@ -55,7 +56,7 @@ def read_picture(
 
 
 def read_picture_rows(
-    source: str | os.PathLike[str] | bytes | Image.Image,
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Image.Image,
     *,
     alpha: Literal["over", "keep"] = "over",
     background: tuple[int, int, int] = (255, 255, 255),
@@ -76,12 +77,16 @@ def read_picture_rows(
     if len(background) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in background):
         raise UsageError(f"background must be three whole numbers from 0 to 255, not {background!r}.")
     keep = alpha == "keep"
-    name = "The picture" if isinstance(source, bytes | Image.Image) else os.fspath(source)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "The picture"
     with opening.refusing(name), opening.strict_pillow():
         if isinstance(source, Image.Image):
             return _decoded(of_image(source, name), name, keep, background)
-        with io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file:
-            return _decoded(of_file(file, name), name, keep, background)
+        if isinstance(source, str | os.PathLike):
+            with opening.open_file(name) as file:
+                return _decoded(of_file(file, name), name, keep, background)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        file.seek(0)
+        return _decoded(of_file(file, name), name, keep, background)
 
 
 def picture_size(file: IO[bytes]) -> tuple[int, int]:
