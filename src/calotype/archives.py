@@ -48,7 +48,9 @@ def of_zip(path: Path, takes: Takes) -> tuple[list[str], Callable[[int], IO[byte
     members = [
         info
         for info in archive.infolist()
-        if not info.is_dir() and takes(PurePosixPath(info.filename), partial(archive.open, info))
+        if info.filename
+        and not info.filename.endswith("/")
+        and takes(PurePosixPath(info.filename), partial(archive.open, info))
     ]
     members.sort(key=lambda info: info.filename)
     lock = threading.Lock()

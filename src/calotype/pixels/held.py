@@ -6,9 +6,10 @@ JPEG 2000, JPEG XL, AVIF, HEIF and lossless WebP have none: a picture of one col
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -52,16 +53,50 @@ def require_pixels(image: Image.Image, size: int) -> None:
     width, height = image.size
     if image.format in _DECODED:
         return
+    if image.format == "GIF":  # whose frames may be smaller than all of it
+        require(width, height, width * height / LZW, size)
     for codec, extents, offset, args in getattr(image, "tile", []):
         across, down = (extents[2] - extents[0], extents[3] - extents[1]) if extents else (width, height)
         require(width, height, _least(codec, across, down, args, image.mode), size - offset)
 
 
-def require_webp(head: bytes, size: int) -> None:
-    """The same of a lossy WebP, by its first bytes."""
-    if head[12:16] == b"VP8 " and len(head) >= 30:
+def require_webp(file: IO[bytes], size: int) -> None:
+    """The same of a WebP, by RFC 9649: of a lossy one, and of the canvas of an animation."""
+    file.seek(0)
+    head = file.read(30)
+    if head[12:16] == b"VP8 " and len(head) == 30:
         width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
         require(width, height, width * height / _VP8_PIXELS, size)
+    elif head[12:16] == b"VP8X" and len(head) == 30 and head[20] & 2:  # animated
+        width, height = _webp_side(head, 24), _webp_side(head, 27)
+        require(width, height, (width * height - _first_frame(file)) / _VP8_PIXELS, size)
+
+
+def require_jpeg_2000(width: int, height: int, levels: int, size: int) -> None:
+    """The same of a JPEG 2000: a bit for each block of 64 x 64 of its smallest size.
+
+    Blocks of the middle grey alone could do with less, all together; no encoder is known to make such a picture so
+    large with so few levels that it matters.
+    """
+    require(width, height, width * height / 4**levels / (8 * 64 * 64), size)
+
+
+def _webp_side(data: bytes, at: int) -> int:
+    return 1 + int.from_bytes(data[at : at + 3], "little")
+
+
+def _first_frame(file: IO[bytes]) -> int:
+    """Pixels of an animation's first frame; 0 without one."""
+    at = 12
+    while True:
+        file.seek(at)
+        head = file.read(20)
+        if len(head) < 20:
+            return 0
+        if head[:4] == b"ANMF":
+            return _webp_side(head, 14) * _webp_side(head + file.read(3), 17)
+        length = int.from_bytes(head[4:8], "little")
+        at += 8 + length + length % 2
 
 
 def _least(codec: str, width: int, height: int, args: Any, mode: str) -> float:
@@ -136,15 +171,15 @@ _YCBCR = 6
 _OLD_JPEG = 6
 # bytes that one can become; LZMA's and Zstandard's longest repeats take a third of a bit, and 4 bytes
 _RATIOS = {1: 1, 5: LZW, 8: DEFLATE, 32946: DEFLATE, 32773: 64, 34925: 2**14, 50000: 2**15}
+_JPEG_HEAD = 2**16  # bytes in which its size is
 _FAX = (2, 3, 4, 32771)
 
 
-def require_parts(tags: Mapping[int, Any], size: int) -> int:
+def require_parts(file: IO[bytes], tags: Mapping[int, Any]) -> int:
     """Checks that the strips or tiles of a TIFF are in the file, and large enough for what its tags claim.
 
     Args:
         tags: tuples of numbers.
-        size: of the file, in bytes.
 
     Returns:
         How many are said not to be there, at 0 with 0 bytes, as sparse files of GDAL have it.
@@ -157,6 +192,7 @@ def require_parts(tags: Mapping[int, Any], size: int) -> int:
         values: Sequence[int] = tags.get(tag) or (default,)
         return int(values[0])
 
+    size = file.seek(0, io.SEEK_END)
     width, height, compression = first(_WIDTH, 0), first(_HEIGHT, 0), first(_COMPRESSION, 1)
     if compression == _OLD_JPEG:  # whose data may lie elsewhere
         return 0
@@ -203,7 +239,30 @@ def require_parts(tags: Mapping[int, Any], size: int) -> int:
             f"its header claims {width} x {height} pixels, of which one of the {kind} takes at least "
             f"{int(np.ceil(least[i])):,} bytes, but there are {int(rest[i]):,}"
         )
+    if compression == 7:
+        columns, per_plane = -(-width // across), number // planes
+        for i in np.flatnonzero(sizes > 0).tolist():
+            down_at, across_at = divmod(i % per_plane, columns)
+            inside = min(across, width - across_at * across), min(down, height - down_at * down)
+            _require_jpeg(file, int(offsets[i]), int(sizes[i]), *inside)
     return missing
+
+
+def _require_jpeg(file: IO[bytes], offset: int, size: int, width: int, height: int) -> None:
+    """Checks the size that a part of its own says it has: libtiff leaves black what that is short of."""
+    file.seek(offset)
+    data = file.read(min(size, _JPEG_HEAD))
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            found = int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
+            if found[0] < width or found[1] < height:
+                raise NotHeldError(
+                    f"its header claims a part of {width} x {height} pixels, but there are {found[0]} x {found[1]}"
+                )
+            return
+        at += 2 + length
 
 
 def _least_of_part(compression: int, row: int, across: int, rows: Any) -> Any:

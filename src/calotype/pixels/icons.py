@@ -1,4 +1,4 @@
-"""The PNGs inside icons (ICO, ICNS): whether they are whole.
+"""The PNGs inside icons (ICO, CUR, ICNS): whether they are whole.
 
 As in Microsoft's description of ICO and Apple's of ICNS ("icns" and blocks of a kind and a length).
 """
@@ -12,12 +12,11 @@ from typing import IO
 
 from calotype.pixels import png
 
-FORMATS = frozenset({"ICNS", "ICO"})
-"""By Pillow's names."""
+SIGNATURES = (b"\0\0\1\0", b"\0\0\2\0", b"icns")
 
 
 def require_pngs(file: IO[bytes]) -> None:
-    """Checks all of them by their CRCs; which one is read, Pillow chooses.
+    """Checks all of them; which one is read, Pillow chooses, and reads it as soon as it opens it.
 
     Raises:
         png.DamagedError: one is not as it was written.
@@ -28,6 +27,7 @@ def require_pngs(file: IO[bytes]) -> None:
             said = png.examine(file, begin)
             if said is not None:
                 png.require_data(file, said)
+                png.require_stream(file, said)
 
 
 def _places(file: IO[bytes]) -> Iterator[int]:

@@ -13,9 +13,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from calotype.pixels.light import STATED_SRGB, Light, of_code_points, of_gamma
 from calotype.pixels.spliced import Spliced
@@ -27,6 +27,20 @@ _COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 # of which none changes a pixel
 _SPARE = {*_TEXT, *(b"bKGD", b"cLLI", b"hIST", b"mDCV", b"oFFs", b"pCAL", b"pHYs", b"sBIT", b"sCAL", b"sPLT", b"tIME")}
+_PASSES = (  # x, y, and steps between pixels, across and down
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+# of no meaning, by Pillow's modes
+_MARKS: dict[str, Any] = {
+    "1": 255,
+    "L": 171,
+    "P": 171,
+    "I;16": 43777,
+    "LA": (171, 84),
+    "RGB": (171, 84, 9),
+    "RGBA": (171, 84, 9, 77),
+}
 _STEP = 2**20  # bytes that are read at a time
 _LONGEST = 2**31 - 1  # of a chunk
 
@@ -40,8 +54,10 @@ class Png:
     """What the chunks say.
 
     Attributes:
+        width, height: of all.
         depth: bits of a value.
         colour_type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
+        interlaced: in seven passes.
         left_out: (start, end) of the chunks that Pillow shall not read.
         needed: (start, end) of those that the pixels are made of, the header too.
         data: (start, end) of those of them that hold the pixels.
@@ -52,8 +68,11 @@ class Png:
         notices: what was skipped or ignored.
     """
 
+    width: int
+    height: int
     depth: int
     colour_type: int
+    interlaced: bool
     left_out: list[tuple[int, int]] = field(default_factory=list)
     needed: list[tuple[int, int]] = field(default_factory=list)
     data: list[tuple[int, int]] = field(default_factory=list)
@@ -79,7 +98,8 @@ def examine(file: IO[bytes], begin: int = 0) -> Png | None:
     head = file.read(33)
     if len(head) < 33 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
         return None
-    png = Png(depth=head[24], colour_type=head[25], needed=[(begin, begin + 33)])
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack_from(">IIBBBBB", head, 16)
+    png = Png(width, height, depth, colour_type, bool(interlaced), needed=[(begin, begin + 33)])
     room = PngImagePlugin.MAX_TEXT_MEMORY
     skipped = 0
     spoilt: list[str] = []
@@ -140,6 +160,60 @@ def require_data(file: IO[bytes], png: Png) -> None:
     """
     for start, end in png.data:
         _require_sum(file, b"IDAT", start, end)
+
+
+def require_stream(file: IO[bytes], png: Png) -> None:
+    """Checks what is packed in the data, by its length and its own checksum, which takes as long as unpacking it.
+
+    Raises:
+        DamagedError: it is not as it was written, or less than the pixels.
+    """
+    stream, found = zlib.decompressobj(), 0
+    for start, end in png.data:
+        file.seek(start + 8)
+        left = end - start - 12
+        while left > 0 and (data := file.read(min(left, _STEP))):
+            left -= len(data)
+            while data and not stream.eof:
+                try:
+                    found += len(stream.decompress(data, _STEP))
+                except zlib.error:
+                    raise DamagedError("its data can't be unpacked") from None
+                data = stream.unconsumed_tail
+    needed = _length(png)
+    if found < needed or not stream.eof:
+        raise DamagedError(f"its pixels take {needed:,} bytes, but there are {found:,}")
+
+
+def _length(png: Png) -> int:
+    """Bytes of the rows, unpacked, each with its filter."""
+    bits = png.depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(png.colour_type, 1)
+    passes = _PASSES if png.interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for x, y, across, down in passes:
+        width, height = -(-max(png.width - x, 0) // across), -(-max(png.height - y, 0) // down)
+        total += height * (1 + (width * bits + 7) // 8) if width else 0
+    return total
+
+
+def load(image: Image.Image, file: IO[bytes], png: Png) -> None:
+    """Loads what Pillow has opened; where the data end early, it says nothing, and leaves the last rows as they were.
+
+    Raises:
+        DamagedError: they do.
+        Exception: whatever Pillow raises.
+    """
+    if png.interlaced or image.mode not in _MARKS:
+        require_stream(file, png)
+        image.load()
+        return
+    # a mark in the last row tells whether it was read, but for a picture that ends like the mark
+    mark, blank = Image.new(image.mode, (png.width, 1), _MARKS[image.mode]), Image.new(image.mode, image.size)
+    blank.paste(mark, (0, png.height - 1))
+    image.im = blank.im
+    image.load()
+    if image.crop((0, png.height - 1, png.width, png.height)).tobytes() == mark.tobytes():
+        require_stream(file, png)
 
 
 def _chunks(file: IO[bytes], at: int) -> Iterator[tuple[bytes, int, int]]:
@@ -279,10 +353,22 @@ def for_pillow(file: IO[bytes], png: Png) -> tuple[IO[bytes], int]:
     return io.BufferedReader(Spliced(file, parts)), length
 
 
-def bare(file: IO[bytes], needed: list[tuple[int, int]]) -> bytes:
-    """A PNG of these chunks alone."""
-    parts = []
-    for start, end in needed:
-        file.seek(start)
-        parts.append(file.read(end - start))
+def bare(file: IO[bytes], png: Png) -> bytes:
+    """A PNG of the chunks alone that the pixels are made of, with all its data in one."""
+    parts, begun = [], False
+    for start, end in png.needed:
+        if (start, end) not in png.data or len(png.data) == 1:
+            file.seek(start)
+            parts.append(file.read(end - start))
+        elif not begun:
+            begun = True
+            pieces = []
+            for first, last in png.data:
+                file.seek(first + 8)
+                pieces.append(file.read(last - first - 12))
+            parts.append(_chunk(b"IDAT", b"".join(pieces)))
     return b"".join(parts)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))

@@ -111,7 +111,10 @@ def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, 
     if source.image is not None and source.decode is None:
         image = source.image
         source.frames, source.frame = getattr(image, "n_frames", 1), image.tell() + 1
-        image.load()
+        if source.load is not None:
+            source.load()
+        else:
+            image.load()
         values = _grey_values(image, source, stored) if image.mode.startswith("I") or image.mode == "F" else None
     else:
         assert source.decode is not None

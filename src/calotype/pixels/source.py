@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, Jpeg2KImagePlugin
 
 from calotype.errors import PictureError
 from calotype.pixels import boxes, deep, held, icons, jxl, kinds, opening, png, tiff
 from calotype.pixels.light import STATED_SRGB, Light, of_gamma
 from calotype.pixels.values import Values
+
+_LEVELS = 3  # halvings after which a picture is small
+_MANY = 2**25  # pixels
+_THIN = 64  # pixels of a byte: what is packed so closely may as well be a header that claims too much
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Source:
     Attributes:
         width, height: as stored.
         image: Pillow's, not loaded yet; None for what Pillow does not open.
-        check: holds checksums that take long against the data, and raises almost anything over those that are wrong.
+        check: looks at what takes long, before anything is decoded, and raises almost anything over damage.
+        load: loads the image, where Pillow's own way does not find all damage.
         decode: gives the values where Pillow shall not.
         profile: ICC.
         light: what the values stand for where there is no profile that can be used.
@@ -42,6 +47,7 @@ class Source:
     height: int
     image: Image.Image | None = None
     check: Callable[[], None] | None = None
+    load: Callable[[], None] | None = None
     decode: Callable[[], Values] | None = None
     profile: bytes | None = None
     light: Light | None = None
@@ -70,23 +76,39 @@ def of_file(file: IO[bytes], name: str) -> Source:
     what = kinds.begins(head)
     if what == "JXL":
         return _of_jxl(file, name)
+    if head.startswith(icons.SIGNATURES):
+        icons.require_pngs(file)
     size = _size(file)
     if what == "WebP":
-        held.require_webp(head, size)
+        held.require_webp(file, size)
     said = boxes.examine(file)
     image = _identified(file, name)
     held.require_pixels(image, size)
     source = _of_pillow(image)
-    if image.format in icons.FORMATS:
-        source.check = lambda: icons.require_pngs(file)
     if said is not None:
         source.profile = source.profile or said.profile
         source.light = source.light or said.light
         source.depth = said.depth
         _decode_boxes(source, said, file, name)
-    elif source.image is not None and source.image.format == "PPM":
+        if image.format == "JPEG2000":
+            held.require_jpeg_2000(*image.size, said.levels, size)
+            if source.width * source.height > max(_MANY, _THIN * size) and said.levels >= _LEVELS:
+                source.check = lambda: _try_small(file, name, said.levels)
+    elif image.format == "PPM":
         _decode_ppm(source, file)
     return source
+
+
+def _try_small(file: IO[bytes], name: str, levels: int) -> None:
+    """Decodes a JPEG 2000 in its smallest size, since a damaged one else takes the memory of the whole first.
+
+    Raises:
+        Exception: it is damaged.
+    """
+    image = _identified(file, name)
+    if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        image.reduce = levels
+        image.load()
 
 
 def _size(file: IO[bytes]) -> int:
@@ -121,6 +143,7 @@ def of_image(image: Image.Image, name: str) -> Source:
         png_said = png.examine(file)
         if png_said is not None and getattr(image, "tile", None):  # else it was loaded before
             png.require_data(file, png_said)
+            png.require_stream(file, png_said)
         file.seek(at)
         source.light = png_said.light if png_said else None
         if png_said is not None and png_said.has_cicp:
@@ -144,10 +167,11 @@ def _of_png(file: IO[bytes], name: str) -> Source:
         image.decodermaxblock = max(image.decodermaxblock, step)
     source = _of_pillow(image)
     source.check = lambda: png.require_data(file, said)
+    source.load = lambda: png.load(image, file, said)
     source.profile, source.light, source.notices = said.profile, said.light, said.notices
     # grey is kept by Pillow
     if said.depth == 16 and said.colour_type != 0 and (library := deep.imagecodecs()) is not None:
-        source.decode = lambda: deep.of_png(library, png.bare(file, said.needed))
+        source.decode = lambda: deep.of_png(library, png.bare(file, said))
         if said.exif is not None:
             image.info["exif"] = b"Exif\0\0" + said.exif
     return source
@@ -157,11 +181,11 @@ def _of_tiff(file: IO[bytes], name: str) -> Source:
     said = tiff.examine(file)
     if said is None:
         known = _identified(file, name)
-        held.require_parts(tiff.listed(dict(getattr(known, "tag_v2", {}))), _size(file))
+        held.require_parts(file, tiff.listed(dict(getattr(known, "tag_v2", {}))))
         return _of_pillow(known)
     if said.width * said.height > opening.MAX_PIXELS:
         raise opening.too_large(name, f"{said.width} x {said.height} pixels")
-    if held.require_parts(said.tags, _size(file)):  # Pillow takes what stands in their place
+    if held.require_parts(file, said.tags):  # Pillow takes what stands in their place
         said = dataclasses.replace(said, reader="tifffile")
     image = None
     if said.reader != "tifffile":
