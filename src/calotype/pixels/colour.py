@@ -121,7 +121,8 @@ def _profile(
         space = source.profile.xcolor_space.strip()
         coded = "RGB" if space == "RGB" and mode == "L" else mode
         if space != {"L": "GRAY"}.get(coded, coded):
-            raise ImageCms.PyCMSError(f"it is for {space}, the picture is {coded}")
+            named = space if space.isprintable() else "nothing that is known"
+            raise ImageCms.PyCMSError(f"it is for {named}, the picture is {coded}")
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),

@@ -89,6 +89,25 @@ def read_picture_rows(
         return _decoded(of_file(file, name), name, keep, background)
 
 
+def require_whole(source: str | os.PathLike[str] | bytes) -> None:
+    """Checks what reading a picture checks before it is decoded, for who decodes it by other means.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header and checksums tell.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "The picture"
+    with (
+        opening.refusing(name),
+        opening.strict_pillow(),
+        io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file,
+    ):
+        found = of_file(file, name)
+        if found.check is not None:
+            found.check()
+        if found.load is not None:
+            found.load()
+
+
 def picture_size(file: IO[bytes]) -> tuple[int, int]:
     """(height, width) of a picture file, from its header; before it is turned upright.
 
