@@ -17,6 +17,8 @@ from PIL import Image
 DEFLATE = 1032  # bytes that one can become
 LZW = 2731  # 4096 bytes of 12 bits
 _JPEG_PIXELS = 1024  # a bit for each block of 8 x 8, of which every other component has a quarter
+# what is coded so may take next to nothing, and goes on for ever where the data end
+_ARITHMETIC, _ARITHMETIC_PIXELS = 0xC9, 2**16
 _VP8_PIXELS = 1024  # more than two bits for the modes of each 16 x 16
 _DECODED = frozenset({"AVIF", "HEIF", "JXL", "WEBP"})  # which Pillow has as raw once they are decoded
 
@@ -58,6 +60,31 @@ def require_pixels(image: Image.Image, size: int) -> None:
     for codec, extents, offset, args in getattr(image, "tile", []):
         across, down = (extents[2] - extents[0], extents[3] - extents[1]) if extents else (width, height)
         require(width, height, _least(codec, across, down, args, image.mode), size - offset)
+
+
+def require_jpeg(file: IO[bytes], size: int) -> None:
+    """The same of a JPEG."""
+    frame = _jpeg_frame(file, 0, size)
+    if frame is not None:
+        most = _JPEG_PIXELS if frame[0] < _ARITHMETIC else _ARITHMETIC_PIXELS
+        require(frame[1], frame[2], frame[1] * frame[2] / most, size)
+
+
+def _jpeg_frame(file: IO[bytes], at: int, end: int) -> tuple[int, int, int] | None:
+    """The marker, width and height of a frame header (ITU-T T.81, B.2.2); None where none is found."""
+    at += 2
+    while at + 9 <= end:
+        file.seek(at)
+        head = file.read(9)
+        if len(head) < 9 or head[0] != 0xFF:
+            break
+        if head[1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):
+            return head[1], int.from_bytes(head[7:9]), int.from_bytes(head[5:7])
+        at += 2 + int.from_bytes(head[2:4])
+    return None
 
 
 def require_webp(file: IO[bytes], size: int) -> None:
@@ -115,8 +142,6 @@ def _least(codec: str, width: int, height: int, args: Any, mode: str) -> float:
             return raw / DEFLATE
         case "gif":
             return pixels / LZW
-        case "jpeg":
-            return pixels / _JPEG_PIXELS
         case "packbits":
             return raw / 64  # 128 bytes of 2
         case "pcx":
@@ -171,7 +196,6 @@ _YCBCR = 6
 _OLD_JPEG = 6
 # bytes that one can become; LZMA's and Zstandard's longest repeats take a third of a bit, and 4 bytes
 _RATIOS = {1: 1, 5: LZW, 8: DEFLATE, 32946: DEFLATE, 32773: 64, 34925: 2**14, 50000: 2**15}
-_JPEG_HEAD = 2**16  # bytes in which its size is
 _FAX = (2, 3, 4, 32771)
 
 
@@ -250,19 +274,11 @@ def require_parts(file: IO[bytes], tags: Mapping[int, Any]) -> int:
 
 def _require_jpeg(file: IO[bytes], offset: int, size: int, width: int, height: int) -> None:
     """Checks the size that a part of its own says it has: libtiff leaves black what that is short of."""
-    file.seek(offset)
-    data = file.read(min(size, _JPEG_HEAD))
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            found = int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
-            if found[0] < width or found[1] < height:
-                raise NotHeldError(
-                    f"its header claims a part of {width} x {height} pixels, but there are {found[0]} x {found[1]}"
-                )
-            return
-        at += 2 + length
+    frame = _jpeg_frame(file, offset, offset + size)
+    if frame is not None and (frame[1] < width or frame[2] < height):
+        raise NotHeldError(
+            f"its header claims a part of {width} x {height} pixels, but there are {frame[1]} x {frame[2]}"
+        )
 
 
 def _least_of_part(compression: int, row: int, across: int, rows: Any) -> Any:

@@ -26,6 +26,8 @@ MAX_PIXELS = 2**30
 
 _LONGEST = 300  # characters of another's reason; some repeat what they read
 
+_READERS = r"(PIL|imagecodecs|pillow_heif|pillow_jxl|tifffile)(\.|$)"  # modules
+
 _strict_lock = threading.Lock()
 _strict_readers = 0
 _strict_settings = ExitStack()
@@ -44,7 +46,6 @@ def strict_pillow() -> Iterator[None]:
             _strict_settings.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             _strict_settings.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
             _strict_settings.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\.")
             # without logging set up, they would write to standard error what the exception says too
             for logger in map(logging.getLogger, ("tifffile", "PIL.TiffImagePlugin")):
                 _strict_settings.callback(setattr, logger, "disabled", logger.disabled)
@@ -55,6 +56,8 @@ def strict_pillow() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
             ImageFile.LOAD_TRUNCATED_IMAGES = False
         _strict_readers += 1
+        # again, as another thread that puts its own filters back takes it away
+        warnings.filterwarnings("ignore", module=_READERS)
     try:
         yield
     finally:

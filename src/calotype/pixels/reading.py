@@ -38,8 +38,8 @@ def read_picture(
     otherwise. Of several frames the first is used, of a PIL image the current one.
 
     Args:
-        source: a path, a file's bytes, a file that is open for reading them and can be sought in, or a PIL image (which
-            is left as it is).
+        source: a path, a file's bytes, a file that is open for reading them (from its beginning, back and forth), or a
+            PIL image (which is left as it is).
         alpha: "over" composites over the background, in sRGB-encoded values; "keep" returns colours and alpha
             separately, where fully transparent pixels get the background's colour.
         background: R, G, B in 0..255.
@@ -77,7 +77,11 @@ def read_picture_rows(
     if len(background) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in background):
         raise UsageError(f"background must be three whole numbers from 0 to 255, not {background!r}.")
     keep = alpha == "keep"
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "The picture"
+    name = "The picture"
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+    elif not isinstance(source, bytes | Image.Image) and not hasattr(source, "read"):
+        raise TypeError(f"a picture is read from a path, bytes, an open file or a PIL image, not from {source!r}")
     with opening.refusing(name), opening.strict_pillow():
         if isinstance(source, Image.Image):
             return _decoded(of_image(source, name), name, keep, background)

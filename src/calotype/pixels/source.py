@@ -81,6 +81,8 @@ def of_file(file: IO[bytes], name: str) -> Source:
     size = _size(file)
     if what == "WebP":
         held.require_webp(file, size)
+    elif what == "JPEG":
+        held.require_jpeg(file, size)
     said = boxes.examine(file)
     image = _identified(file, name)
     held.require_pixels(image, size)
