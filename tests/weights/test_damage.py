@@ -298,9 +298,8 @@ def test_a_latent_format_in_the_metadata(tmp_path: Path, key: str, value: str) -
 
 def test_a_factor_that_is_a_large_whole_number(tmp_path: Path) -> None:
     told = f'{{"kind": "scale_shift", "name": "x", "channels": 4, "scaling_factor": {10**30}}}'
-    format_ = load_weights(write(tmp_path / "x.safetensors", LDM, {"calotype_latent_format": told})).format
-    assert format_ is not None
-    assert format_.to_model(torch.full((1, 4, 1, 1), 2e-30)).flatten().tolist() == pytest.approx([2.0] * 4)
+    path = write(tmp_path / "x.safetensors", LDM, {"calotype_latent_format": told})
+    refuse(path, "damaged \\(scaling_factor is a whole number of 31 digits")
 
 
 def test_names_of_tensors_are_one_line_in_messages(tmp_path: Path) -> None:
@@ -504,7 +503,7 @@ def test_a_checksum_in_an_h5_file(tmp_path: Path) -> None:
 
 
 def test_metadata_that_describe_more_than_there_is(tmp_path: Path) -> None:
-    config = json.dumps({**NARROW.to_dict(), "num_res_blocks": 10**9})
+    config = json.dumps({**NARROW.to_dict(), "num_res_blocks": 100})
     path = changed(an_h5(tmp_path), lambda file: file.attrs.__setitem__("calotype_config", config))
     refuse(path, "its metadata describe a larger network than 1 arrays are of")
 

@@ -236,10 +236,9 @@ def _read(
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
+    told = own.get("norm_groups")
     try:
-        groups = (
-            whole(own["norm_groups"], "norm_groups", 1, MOST_CHANNELS) if "norm_groups" in own else norm_groups_of(said)
-        )
+        groups = norm_groups_of(said) if told is None else whole(told, "norm_groups", 1, MOST_CHANNELS)
     except TextError as error:
         raise WeightsError(f"its own metadata are damaged ({error}); fetch or convert it again") from None
     if not isinstance(said_so := own.get("post_quant_conv"), bool | None):
