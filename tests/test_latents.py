@@ -482,10 +482,10 @@ def test_what_is_no_number(tmp_path: Path, key: str, value: str) -> None:
 
 
 def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
-    format_ = {"kind": "scale_shift", "name": "x", "channels": 4, "scaling_factor": 10**30, "shift_factor": 0}
+    format_ = {"kind": "scale_shift", "name": "x", "channels": 4, "scaling_factor": 10**15, "shift_factor": 0}
     path = rewritten(save_latents(tmp_path / "x.safetensors", latents()), latent_format=json.dumps(format_))
     read = load_latents(path)
-    assert torch.equal(read.to_model().tensor, read.tensor * 1e30)
+    assert torch.equal(read.to_model().tensor, read.tensor * 1e15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8, torch.bool])
