@@ -464,3 +464,58 @@ def test_nothing_is_written_where_there_is_no_folder(tmp_path: Path) -> None:
 def test_a_name_for_people_may_be_missing(tmp_path: Path) -> None:
     path = rewritten(save_latents(tmp_path / "x.safetensors", latents()), vae_name=None)
     assert load_latents(path).vae_name == ""
+
+
+NUMBERS = ["true", "1e400", "9" * 400, "9" * 5000, "null", '"4"', "[4]", "{}", "NaN", "[" * 5000 + "]" * 5000]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("key", ["channels", "scaling_factor", "shift_factor", "height", "bottom"])
+def test_what_is_no_number(tmp_path: Path, key: str, value: str) -> None:
+    metadata = {
+        "latent_format": {"kind": "scale_shift", "name": "x", "channels": 4, "scaling_factor": 1.0},
+        "padding": {"height": 30, "width": 47, "bottom": 2, "right": 1, "mode": "reflect"},
+    }
+    about = "padding" if key in ("height", "bottom") else "latent_format"
+    told = f'{json.dumps(metadata[about])[:-1]}, "{key}": {value}}}'
+    refuse(rewritten(save_latents(tmp_path / "x.safetensors", latents()), **{about: told}), "its metadata is damaged")
+
+
+def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
+    format_ = {"kind": "scale_shift", "name": "x", "channels": 4, "scaling_factor": 10**15, "shift_factor": 0}
+    path = rewritten(save_latents(tmp_path / "x.safetensors", latents()), latent_format=json.dumps(format_))
+    read = load_latents(path)
+    assert torch.equal(read.to_model().tensor, read.tensor * 1e15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8, torch.bool])
+def test_latents_of_other_types(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = save_latents(tmp_path / "x.safetensors", latents())
+    refuse(rewritten(path, torch.ones(4, 4, 6).to(dtype)), "Latents must be floats")
+
+
+def test_raw_latents_that_can_not_be_folded() -> None:
+    with pytest.raises(LatentsError, match=r"even sides, and these are \[32, 4, 5\]"):
+        latents(some_flux2(), tensor=torch.zeros(32, 4, 5))
+
+
+def test_latents_without_extent() -> None:
+    with pytest.raises(LatentsError, match=r"must be \[4, h, w\], not \[4, 0, 6\]"):
+        latents(tensor=torch.zeros(4, 0, 6))
+
+
+def test_a_header_longer_than_any(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write((30_000_000).to_bytes(8, "little") + b"{")
+        file.truncate(30_000_008)
+    refuse(path, "a header of 30,000,000 bytes")
+
+
+def test_a_damaged_archive_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    write_zip(path, "latents.npy", "ä.npy")
+    content = path.read_bytes()
+    at = content.rindex("ä".encode())
+    path.write_bytes(content[:at] + b"\xff\xff" + content[at + 2 :])
+    refuse(path, "not a whole safetensors file")

@@ -238,6 +238,17 @@ def test_paths_strings_bytes_and_images_are_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(picture.pixels, from_array(colours())) for picture in pictures)
 
 
+def test_open_files_are_read_from_their_beginning(tmp_path: Path) -> None:
+    data = encoded(colours(6, 7), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    with (tmp_path / "a.png").open("rb") as file:
+        file.seek(9)
+        assert torch.equal(read_picture(file).pixels, read_picture(data).pixels)
+        assert not file.closed
+    with pytest.raises(TypeError):
+        read_picture(7)  # type: ignore[arg-type]
+
+
 def test_an_image_is_left_as_it_is() -> None:
     image = Image.open(io.BytesIO(png(4, 1, 0, 2, b"\0\x1b", tRNS=struct.pack(">H", 1))))
     exif = Image.Exif()

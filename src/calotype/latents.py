@@ -7,26 +7,31 @@ scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border betwee
 from __future__ import annotations
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from calotype.damage import LONGEST_HEADER, damage, quoted
 from calotype.errors import LatentsError, UsageError
 from calotype.families import FAMILIES
+from calotype.families.numbers import MOST_CHANNELS
 from calotype.files import text_path
 from calotype.other_latents import describe
 from calotype.pixels import Padding
 from calotype.tensor_files import write_safetensors
+from calotype.texts import COUNT, TextError, is_number, json_of, made, shown, whole
 
 Space = Literal["raw", "model"]
+
+_LARGEST = torch.finfo(torch.float32).max
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,14 @@ class LatentFormat(ABC):
 
     name: str  # how it is called on the command line and in files
     channels: int  # C, of the raw latents
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UsageError(f"A latent format's name must be a text, not {shown(self.name)}.")
+        try:
+            whole(self.channels, "channels", 1, MOST_CHANNELS)
+        except TextError as error:
+            raise UsageError(f"Latent format {self.name!r}: {error}.") from None
 
     kind: ClassVar[str]
     patch: ClassVar[int] = 1  # raw latents folded into one model latent, along each side
@@ -66,7 +79,8 @@ class ScaleShift(LatentFormat):
     kind: ClassVar[str] = "scale_shift"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, 2, (self.scaling_factor, self.shift_factor))
+        super().__post_init__()
+        _require_numbers(self, None, "scaling_factor", "shift_factor")
         _require_factor(self, self.scaling_factor)
 
     def to_model(self, raw: Tensor) -> Tensor:
@@ -91,7 +105,9 @@ class PerChannel(LatentFormat):
     kind: ClassVar[str] = "per_channel"
 
     def __post_init__(self) -> None:
-        _require_numbers(self, self.channels, self.mean, self.std)
+        super().__post_init__()
+        _require_numbers(self, self.channels, "mean", "std")
+        _require_numbers(self, None, "scaling_factor")
         if min(self.std) <= 0:
             raise UsageError(f"Latent format {self.name!r} needs standard deviations above zero.")
         _require_factor(self, self.scaling_factor)
@@ -125,7 +141,9 @@ class Packed(LatentFormat):
     patch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        _require_numbers(self, 4 * self.channels, self.running_mean, self.running_var)
+        super().__post_init__()
+        _require_numbers(self, 4 * self.channels, "running_mean", "running_var")
+        _require_numbers(self, None, "eps")
         if min(self.running_var) + self.eps <= 0:
             raise UsageError(f"Latent format {self.name!r} needs variances above zero.")
 
@@ -140,20 +158,27 @@ class Packed(LatentFormat):
         return torch.sqrt(column(self.running_var, like) + self.eps)
 
 
-def _require_numbers(format_: LatentFormat, count: int, *columns: tuple[float, ...]) -> None:
-    for values in columns:
-        if len(values) != count or not all(_is_number(v) for v in values):
-            raise UsageError(f"Latent format {format_.name!r} needs {count} finite numbers, not {values!r:.60}.")
+def _require_numbers(format_: LatentFormat, count: int | None, *names: str) -> None:
+    """Checks that attributes hold so many numbers (None: a number, and no column), and makes them float."""
+    for name in names:
+        found = getattr(format_, name)
+        values = (found,) if count is None else found
+        if not isinstance(values, tuple) or len(values) != (count or 1) or not all(map(_is_number, values)):
+            raise UsageError(
+                f"Latent format {shown(format_.name)} needs {count or 1} finite numbers, not {shown(found)}."
+            )
+        floats = tuple(map(float, values))
+        object.__setattr__(format_, name, floats[0] if count is None else floats)
 
 
 def _require_factor(format_: LatentFormat, factor: float) -> None:
-    _require_numbers(format_, 1, (factor,))
     if factor == 0:
         raise UsageError(f"Latent format {format_.name!r} can't have a scaling factor of zero.")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that float32 has."""
+    return is_number(value) and -_LARGEST <= value <= _LARGEST
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -176,10 +201,19 @@ def same_as_model(name: str, channels: int) -> LatentFormat:
 
 
 def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
-    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    """The inverse of `LatentFormat.to_dict`, also after a trip through JSON.
+
+    Raises:
+        UsageError: it is no table of these, or what is in it can't be.
+    """
     kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
-    return kinds[fields.pop("kind")](**fields)
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UsageError(f"A latent format has a kind of {', '.join(kinds)}, not {shown(kind)}.")
+    try:
+        return made(kinds[kind], {key: value for key, value in values.items() if key != "kind"}, kind)
+    except TextError as error:
+        raise UsageError(f"{error}.") from None
 
 
 KNOWN: Mapping[str, ScaleShift | PerChannel] = {
@@ -221,15 +255,20 @@ class Latents:
     alpha: Tensor | None = None  # [height, width] in [0, 1], where it was kept aside
 
     def __post_init__(self) -> None:
-        channels = self.format.channels * (self.format.patch**2 if self.space == "model" else 1)
         if self.space not in get_args(Space):
-            raise LatentsError(f"Latents are raw or model, not {self.space!r}.")
-        if self.tensor.ndim != 3 or self.tensor.shape[0] != channels:
+            raise LatentsError(f"Latents are raw or model, not {quoted(self.space, 20)!r}.")
+        folded = self.format.patch if self.space == "model" else 1
+        channels, sides = self.format.channels * folded**2, self.tensor.shape[1:]
+        if self.tensor.ndim != 3 or self.tensor.shape[0] != channels or 0 in sides:
             raise LatentsError(
                 f"{self.space.capitalize()} latents of format {self.format.name!r} must be [{channels}, h, w], "
                 f"not {list(self.tensor.shape)}."
             )
-        if not self.tensor.is_floating_point():
+        if any(side * folded % self.format.patch for side in sides):
+            raise LatentsError(
+                f"Raw latents of format {self.format.name!r} have even sides, and these are {list(self.tensor.shape)}."
+            )
+        if self.tensor.dtype not in _FLOATS:
             raise LatentsError(f"Latents must be floats, not {self.tensor.dtype}.")
         if self.alpha is not None and tuple(self.alpha.shape) != (self.padding.height, self.padding.width):
             raise LatentsError(
@@ -283,48 +322,64 @@ def load_latents(path: str | os.PathLike[str]) -> Latents:
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     try:
-        with text_path(path) as named, safe_open(named, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            if metadata.get("calotype") != "latents/1" or "latents" not in names:
-                raise _no_latents(path, describe(path))
-            tensor = file.get_tensor("latents")
-            alpha = file.get_tensor("alpha").float() / 255 if "alpha" in names else None
-    except (SafetensorError, OSError) as error:
-        if not _is_safetensors(path) and (other := describe(path)):
-            raise _no_latents(path, other) from None
-        raise LatentsError(f"{path}: this is not a whole safetensors file ({error}); make the latents again.") from None
-    try:
-        return Latents(
-            tensor=tensor,
-            space=metadata["space"],
-            format=latent_format_from_dict(json.loads(metadata["latent_format"])),
-            vae=metadata["vae_sha256"],
-            padding=_padding(json.loads(metadata["padding"])),
-            vae_name=metadata.get("vae_name", ""),
-            alpha=alpha,
-        )
+        with damage(LatentsError, "this is not a whole safetensors file ({why}); make the latents again."):
+            tensor, alpha, metadata = _tensors(path)
+        with damage(LatentsError, "its metadata is damaged ({why}); make the latents again."):
+            return _latents(tensor, alpha, metadata)
     except LatentsError as error:
         raise LatentsError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LatentsError(f"{path}: its metadata is damaged ({error}); make the latents again.") from None
+    except PermissionError:
+        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
 
 
-def _no_latents(path: Path, what: str | None) -> LatentsError:
+def _tensors(path: Path) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+    """Latents, alpha and metadata in a file."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] != b"{" and (other := describe(path)):
+        raise _no_latents(other)
+    if head[8:] == b"{" and length > LONGEST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    with text_path(path) as named, safe_open(named, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        names = set(opened.keys())
+        if metadata.get("calotype") != "latents/1" or "latents" not in names:
+            raise _no_latents(describe(path))
+        alpha = opened.get_tensor("alpha") if "alpha" in names else None
+        return opened.get_tensor("latents"), alpha, metadata
+
+
+def _latents(tensor: Tensor, alpha: Tensor | None, metadata: Mapping[str, str]) -> Latents:
+    """What the metadata make of tensors."""
+    if alpha is not None and alpha.dtype != torch.uint8:
+        raise ValueError(f"alpha of {str(alpha.dtype).removeprefix('torch.')}")
+    try:
+        format_ = latent_format_from_dict(json_of(metadata["latent_format"]))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Latents(
+        tensor=tensor,
+        space=cast(Space, metadata["space"]),
+        format=format_,
+        vae=metadata["vae_sha256"],
+        padding=_padding(json_of(metadata["padding"])),
+        vae_name=metadata.get("vae_name", ""),
+        alpha=None if alpha is None else alpha.float() / 255,
+    )
+
+
+def _no_latents(what: str | None) -> LatentsError:
     return LatentsError(
-        f"{path}: these are not latents with calotype's metadata{f', but {what}' if what else ''}; make them with "
+        f"these are not latents with calotype's metadata{f', but {quoted(what, 200)}' if what else ''}; make them with "
         f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
     )
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
 def _padding(values: Mapping[str, Any]) -> Padding:
-    padding = Padding(**values)
-    sizes = (padding.height, padding.width, padding.bottom, padding.right)
-    if not all(isinstance(n, int) for n in sizes) or min(padding.height, padding.width) < 1 or min(sizes) < 0:
-        raise ValueError(f"a picture can't have the size {sizes}")
+    padding = made(Padding, values, "padding")
+    for name, least in (("height", 1), ("width", 1), ("bottom", 0), ("right", 0)):
+        whole(getattr(padding, name), f"padding.{name}", least, COUNT)
+    if not isinstance(padding.mode, str):  # older files name others
+        raise TextError(f"padding.mode must be a text, not {shown(padding.mode)}")
     return padding

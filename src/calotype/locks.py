@@ -22,6 +22,7 @@ from typing import Any
 
 from calotype.errors import StorageError, UsageError
 from calotype.processes import Process, is_dead, this
+from calotype.texts import json_table, whole
 
 if sys.platform == "win32":
     import msvcrt
@@ -139,12 +140,9 @@ def _sign(descriptor: int) -> None:
 def _holder(path: Path) -> dict[str, Any]:
     """What the file tells of who holds it; nothing where that has not signed yet."""
     with suppress(OSError, ValueError):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            isinstance(told, dict)
-            and {"name", "since", "host", "pid", "start"} <= told.keys()
-            and isinstance(told["pid"], int)
-        ):
+        told = json_table(path.read_bytes(), names=True)
+        if all(isinstance(told.get(key), str) for key in ("name", "since", "host", "start")):
+            whole(told.get("pid"), "pid")
             return told
     return {}
 

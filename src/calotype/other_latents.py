@@ -6,14 +6,14 @@ diffusion-pipe, as their code writes them.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+from calotype.damage import LONGEST_HEADER, quoted
+from calotype.texts import TextError, json_of
 
 _TORCH = "a torch file, as SimpleTuner and OneTrainer cache latents"
 
@@ -35,7 +35,7 @@ def describe(path: Path) -> str | None:
         head = file.read(9)
         # safetensors begin with the length of a JSON header, in eight bytes; the first may be that of another kind
         if head[4:] == b"\0\0\0\0{":
-            length = min(struct.unpack("<Q", head[:8])[0], _LARGEST_HEADER)
+            length = min(struct.unpack("<Q", head[:8])[0], LONGEST_HEADER)
             return _safetensors(head[8:] + file.read(length - 1))
     if head.startswith(b"PK"):
         return _zip(path)
@@ -46,13 +46,14 @@ def _zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+    except Exception:  # whatever zipfile raises over a damaged one
         return None
     arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
     if any(re.fullmatch(r"latents(_\d+x\d+)?", name) for name in arrays):
         return "latents that sd-scripts cached"
     if arrays:
-        return f"an archive of numpy arrays ({', '.join(arrays[:3])}{', ...' if len(arrays) > 3 else ''})"
+        first = ", ".join(quoted(name, 40) for name in arrays[:3])
+        return f"an archive of numpy arrays ({first}{', ...' if len(arrays) > 3 else ''})"
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return _TORCH
     return "a zip archive"
@@ -60,8 +61,8 @@ def _zip(path: Path) -> str | None:
 
 def _safetensors(text: bytes) -> str | None:
     try:
-        header: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        header: Any = json_of(text)
+    except TextError:
         return None
     if not isinstance(header, dict):
         return None
@@ -79,4 +80,4 @@ def _safetensors(text: bytes) -> str | None:
         return "a latent that ai-toolkit cached" if isinstance(metadata, dict) else "a bare tensor named latent"
     if names == ["latents"]:
         return "a bare tensor named latents"
-    return f"a safetensors file of {len(names)} tensors{f', {names[0]} the first' if names else ''}"
+    return f"a safetensors file of {len(names)} tensors{f', {quoted(names[0], 60)} the first' if names else ''}"

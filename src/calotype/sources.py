@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import importlib
 import io
-import itertools
-import lzma
 import os
 import re
-import tarfile
-import threading
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype import archives
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import PictureRows, picture_size, read_picture_rows, to_uint8
 from calotype.pixels.kinds import HEAD, Listing
@@ -33,11 +29,6 @@ from calotype.pixels.kinds import HEAD, Listing
 Array = NDArray[np.uint8]
 
 HUB = "hf:"
-
-# What files, a zip's damaged members and those with a password give.
-_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 _SERIAL = 2**15  # elements; torch splits what is larger among threads of its own
 
@@ -129,28 +120,33 @@ class Stored:
 
     def read(self, i: int) -> Array:
         """See `Pictures`."""
-        try:
-            with self._open(i) as file:
-                content = file.read()
-        except _UNREADABLE as error:
-            raise self._bad(i, error) from error
-        try:
+        with self._opened(i) as file:
             if self._alpha:
-                return _rgba(read_picture_rows(content, alpha="keep"))
-            return _rgb(read_picture_rows(content))
-        except PictureError as error:
-            raise self._bad(i, error) from error
+                return _rgba(read_picture_rows(file, alpha="keep"))
+            return _rgb(read_picture_rows(file))
 
     def side(self, i: int) -> int:
         """See `Pictures`."""
+        with self._opened(i) as file:
+            return min(picture_size(file))
+
+    @contextmanager
+    def _opened(self, i: int) -> Iterator[IO[bytes]]:
+        """The encoded file of a picture; what is wrong with either is told by its name."""
         try:
             with self._open(i) as file:
-                return min(picture_size(file))
-        except (PictureError, *_UNREADABLE) as error:
-            raise self._bad(i, error) from error
+                yield file
+        except Exception as error:  # a damaged member of an archive may raise almost any
+            reason = str(error) if isinstance(error, PictureError) else f"{_reason(error)}."
+            raise PictureError(f"{self.title}: {_printable(self.names[i])}: {reason}") from error
 
-    def _bad(self, i: int, error: Exception) -> PictureError:
-        return PictureError(f"{self.title}: {self.names[i]}: {error}")
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def _reason(error: Exception) -> str:
+    return _printable(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 
 
 def open_source(spec: str | Path, root: Path = Path()) -> Stored:
@@ -186,8 +182,8 @@ def open_source(spec: str | Path, root: Path = Path()) -> Stored:
         pictures = _tars(str(path), [path])
     elif zipfile.is_zipfile(path):
         pictures = _zip(path)
-    elif not path.exists() and _RANGE.search(str(path)):
-        pictures = _tars(str(path), _shards(str(path)))
+    elif not path.exists() and archives.RANGE.search(str(path)):
+        pictures = _tars(str(path), archives.shards(str(path)))
     elif path.is_file():
         raise UsageError(f"{path}: this is a file, and no zip or tar; give the folder that the pictures are in.")
     else:
@@ -214,9 +210,9 @@ def files_of(spec: str | Path, root: Path = Path()) -> Iterator[Path]:
                 yield path / file
     elif path.is_file():
         yield path
-    elif _RANGE.search(str(path)):
+    elif archives.RANGE.search(str(path)):
         with suppress(UsageError):  # which `open_source` raises
-            yield from _shards(str(path))
+            yield from archives.shards(str(path))
 
 
 def _rgb(picture: PictureRows) -> Array:
@@ -255,7 +251,7 @@ class _Sorting:
             try:
                 with open_() as file:
                     look = self._listing.of_head(path, file.read(HEAD))
-            except _UNREADABLE:
+            except Exception:  # as above
                 return False
         if look.why:
             self._counts[path.suffix.lower(), look.why] += 1
@@ -318,109 +314,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _zip(path: Path) -> Stored:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _damaged(path, "zip", error) from error
     sorting = _Sorting()
-    members = [
-        info
-        for info in archive.infolist()
-        if not info.is_dir() and sorting.takes(PurePosixPath(info.filename), partial(archive.open, info))
-    ]
-    members.sort(key=lambda info: info.filename)
-    lock = threading.Lock()
-
-    def open_(i: int) -> IO[bytes]:
-        # an archive counts its open members without a lock; reading from them has one
-        with lock:
-            member = archive.open(members[i])
-        try:
-            return io.BytesIO(member.read())
-        finally:
-            with lock:
-                member.close()
-
-    return Stored(str(path), [info.filename for info in members], open_, sorting.left_out)
-
-
-def _damaged(path: Path, kind: str, error: Exception) -> UsageError:
-    if isinstance(error, OSError):
-        return UsageError(f"{path}: this {kind} can't be read ({error.strerror}); check its permissions and its disk.")
-    return UsageError(f"{path}: this {kind} is damaged ({error}); make or download it again.")
-
-
-# Tars
-
-
-def _shards(pattern: str) -> list[Path]:
-    """``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar, with as many digits as the first number has."""
-    texts = iter(_RANGE.split(pattern))  # text, first, last, text, ...
-    choices = [[next(texts)]]
-    for first, last, text in zip(texts, texts, texts, strict=True):
-        if int(first) > int(last):
-            raise UsageError(f"{pattern}: there is nothing between {first} and {last}; give the lower end first.")
-        choices += [[f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)], [text]]
-    shards = [Path("".join(parts)) for parts in itertools.product(*choices)]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        raise UsageError(
-            f"{pattern}: {len(missing)} of these {len(shards)} files are missing, the first of them {missing[0].name}; "
-            "get them, or give a smaller range."
-        )
-    return shards
+    names, open_ = archives.of_zip(path, sorting.takes)
+    return Stored(str(path), names, open_, sorting.left_out)
 
 
 def _tars(title: str, shards: Sequence[Path], sorting: _Sorting | None = None) -> Stored:
-    names: list[str] = []
     sorting = sorting or _Sorting()
-    found: list[tuple[int, int, int]] = []
-    for number, shard in enumerate(shards):
-        for name, offset, size in _members(shard, sorting):
-            names.append(name if len(shards) == 1 else f"{shard.name}/{name}")
-            found.append((number, offset, size))
-    places = np.array(found, dtype=np.int64)  # the same in a tenth of the memory
-
-    def open_(i: int) -> IO[bytes]:
-        number, offset, size = (int(n) for n in places[i])
-        with shards[number].open("rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size))
-
+    names, open_ = archives.of_tars(shards, sorting.takes)
     return Stored(title, names, open_, sorting.left_out)
-
-
-def _members(shard: Path, sorting: _Sorting) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size in bytes of every picture of a tar, from the headers."""
-    try:
-        with shard.open("rb") as beside, tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                look = partial(_part, beside, member.offset_data, member.size)
-                if member.isreg() and sorting.takes(PurePosixPath(member.name), look):
-                    yield member.name, member.offset_data, member.size
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            end = archive.offset
-        with shard.open("rb") as file:
-            file.seek(end)
-            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"there is no header at byte {end}")
-    except (tarfile.TarError, OSError) as error:
-        if isinstance(error, tarfile.TarError) and _is_compressed(shard):
-            raise UsageError(
-                f"{shard}: this tar is compressed, and no picture in it can be found without reading all before it; "
-                "decompress it."
-            ) from None
-        raise _damaged(shard, "tar", error) from error
-
-
-def _part(file: IO[bytes], offset: int, size: int) -> IO[bytes]:
-    """The beginning of a member."""
-    file.seek(offset)
-    return io.BytesIO(file.read(min(size, HEAD)))
-
-
-def _is_compressed(shard: Path) -> bool:
-    with shard.open("rb") as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"))
 
 
 # Datasets of Hugging Face

@@ -92,11 +92,11 @@ def test_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"batch = ", b"batch = 1\nbatch = 2", b'name = "\xff\xfe"'])
 def test_no_toml(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.toml").write_bytes(content)
-    assert "no TOML" in refused(str(tmp_path / "recipe.toml"))
+    assert "not valid TOML" in refused(str(tmp_path / "recipe.toml"))
 
 
 def test_no_setting() -> None:
-    assert "no TOML" in refused("emoji", "batch")
+    assert "not valid TOML" in refused("emoji", "batch")
 
 
 @pytest.mark.parametrize(

@@ -401,6 +401,27 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(PictureError, match=r"cut\.png is damaged or cut off"):
         read_mask(tmp_path / "cut.png")
+
+
+def test_a_damaged_mask_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By its checksums, in 8 bits and in 16, and by what its header claims; nothing is printed besides."""
+    for name, values in (("8.png", BW), ("16.png", BW.astype(np.uint16) * 257)):
+        whole = bytearray(saved(Image.fromarray(values), tmp_path / name).read_bytes())
+        whole[whole.index(b"IDAT") + 30] ^= 1
+        (tmp_path / name).write_bytes(whole)
+        with pytest.raises(
+            PictureError, match=rf"{name} is damaged or cut off \(the checksum of its chunk IDAT is wrong"
+        ):
+            read_mask(tmp_path / name)
+        with pytest.raises(PictureError, match="the checksum of its chunk IDAT is wrong"):
+            read_mask(bytes(whole))
+    file = io.BytesIO()
+    Image.fromarray(noisy(200).astype(np.uint8)).save(file, "TIFF", compression="tiff_lzw")
+    damaged = bytearray(file.getvalue())
+    damaged[300:900] = bytes(600)
+    with pytest.raises(PictureError, match="is damaged or cut off"):
+        read_mask(bytes(damaged))
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(UsageError, match="a mask is a picture"):
         read_mask(tmp_path / "a.latents.safetensors")
 

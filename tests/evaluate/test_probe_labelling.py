@@ -127,7 +127,7 @@ def test_a_name_alone_stands_for_one_picture_only(tmp_path: Path) -> None:
         ("l.json", '{"cat": ["a.png", "b.png"]}', "labels must be JSON"),
         ("l.json", '{"a.png": {"label": "cat"}}', "labels must be JSON"),
         ("l.json", '{"a.png": null}', "labels must be JSON"),
-        ("l.json", '{"a.png": "cat", "a.png": "dog"}', "a.png has two labels, cat and dog"),
+        ("l.json", '{"a.png": "cat", "a.png": "dog"}', "the key 'a.png' stands in it twice, with 'cat' and with 'dog'"),
         ("l.json", LINES, "labels must be JSON"),
         ("l.jsonl", '{"file": "a.png"}', 'or a .jsonl with a line {"file": "a.png", "label": "cat"} each'),
         ("l.jsonl", "[1]", "labels must be JSON"),

@@ -277,7 +277,9 @@ def test_rows_are_parsed_once(
 ) -> None:
     evaluate(data, setup(vaes), tmp_path / "r")
     loads, parsed = json.loads, []
-    monkeypatch.setattr("calotype.evaluate.store.json.loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr(
+        "calotype.evaluate.store.json.loads", lambda text, **more: parsed.append(text) or loads(text, **more)
+    )
     evaluate(data, setup(vaes), tmp_path / "r")
     assert len([text for text in parsed if "psnr" in str(text)]) == 2 * 6
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 5.0  # for one mutant
@@ -184,7 +184,66 @@ def _line(content: bytearray, rng: random.Random) -> None:
     content[:] = b"\n".join(lines)
 
 
-_TEXT = (_other_value, _other_value, _other_value, _other_word, _nested, _line, _flip, _cut, _drop, _insert, _noise)
+_HOLE = "@hole@"  # where a value goes that JSON may not have
+
+
+def _places(value: Any, found: list[tuple[Any, Any]]) -> None:
+    """All places in a nest: what they are in, and their keys."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            found.append((value, key))
+            _places(inner, found)
+
+
+def _node(content: bytearray, rng: random.Random) -> None:
+    """Of JSON, or of a line of JSON: a value becomes another one, or goes, or takes another one's place or name."""
+    lines = bytes(content).split(b"\n")
+    which = rng.randrange(len(lines))
+    text = b"\n".join(lines)
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        text = lines[which]
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+    nest = [whole]
+    places: list[tuple[Any, Any]] = []
+    _places(nest, places)
+    inside, key = rng.choice(places)
+    what = rng.randrange(6)
+    value: bytes = b""
+    if what <= 2:
+        inside[key] = _HOLE
+        value = rng.choice(_VALUES)
+    elif what == 3:
+        del inside[key]
+    elif what == 4:
+        other, name = rng.choice(places)
+        inside[key] = json.loads(json.dumps(other[name]))
+    elif isinstance(inside, dict):
+        names = [name for other, name in places if isinstance(other, dict)]
+        inside[rng.choice((f"{key}_", "", key.upper(), "kind", *names))] = inside.pop(key)
+    made = json.dumps(nest[0] if nest else None, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    made = made.replace(json.dumps(_HOLE).encode(), value)
+    content[:] = made if text == b"\n".join(lines) else b"\n".join([*lines[:which], made, *lines[which + 1 :]])
+
+
+def _assignment(content: bytearray, rng: random.Random) -> None:
+    """Of TOML: all of what a key is given."""
+    lines = bytes(content).split(b"\n")
+    given = [i for i, line in enumerate(lines) if b"=" in line]
+    if given:
+        i = rng.choice(given)
+        lines[i] = lines[i].partition(b"=")[0] + b"= " + rng.choice(_VALUES)
+        content[:] = b"\n".join(lines)
+
+
+_TEXT = (
+    *(_node, _node, _node, _node, _assignment, _assignment),
+    *(_other_value, _other_value, _other_word, _nested, _line, _flip, _cut, _drop, _insert, _noise),
+)
 
 
 @dataclass

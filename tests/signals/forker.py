@@ -1,7 +1,8 @@
 """Runs commands in forked processes, which begin with all that takes seconds to import.
 
-Reads a line of JSON for each on standard input: {"words", "folder", "environment", "kill"}, the last with a time in
-seconds and a signal, or null. Answers with the time that it took, and with what `waitpid` tells of it.
+Reads a line of JSON for each on standard input: {"words", "folder", "environment", "kill", "together"}; "kill" is a
+time in seconds and a signal, or null, and "together" how many processes run it at once. Answers with the time that it
+took, and with what `waitpid` tells of each.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def warm_up() -> None:
     vae.decode(latents.mode())
 
 
-def child(ready: int, words: list[str], folder: str, environment: dict[str, str]) -> None:
+def child(ready: int, words: list[str], folder: str, environment: dict[str, str], said: str) -> None:
     """As if a terminal had started it; tells by a pipe that signals are handled."""
     from calotype import stopping
     from calotype.__main__ import main
@@ -45,7 +46,7 @@ def child(ready: int, words: list[str], folder: str, environment: dict[str, str]
         signal.signal(number, signal.SIG_DFL)
     os.chdir(folder)
     os.environ.update(environment)
-    for number, name in enumerate(("/dev/null", "../said.out", "../said.err")):
+    for number, name in enumerate(("/dev/null", f"../{said}.out", f"../{said}.err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["calotype", *words]
     code = 1
@@ -68,20 +69,23 @@ def serve() -> None:
     gc.freeze()  # or every process would copy what a look at it changes
     for line in sys.stdin:
         task = json.loads(line)
-        kill = task.pop("kill")
+        kill, together = task.pop("kill"), task.pop("together")
         told, ready = os.pipe()
-        pid = os.fork()
-        if not pid:
-            child(ready, **task)
+        pids = []
+        for i in range(together):
+            pids.append(os.fork())
+            if not pids[-1]:
+                child(ready, **task, said=f"said{i}" if i else "said")
         os.close(ready)
         os.read(told, 1)
-        os.close(told)
         begin = time.monotonic()
         if kill is not None:
             time.sleep(kill[0])
-            os.kill(pid, kill[1])  # it is not waited for yet, so the number is its own, or of what is left of it
-        status = os.waitpid(pid, 0)[1]
-        print(time.monotonic() - begin, status, flush=True)
+            for pid in pids:
+                os.kill(pid, kill[1])  # it is not waited for yet, so the number is its own, or of what is left of it
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        os.close(told)
+        print(time.monotonic() - begin, *statuses, flush=True)
 
 
 for name in HEAVY:

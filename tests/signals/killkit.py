@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from calotype.latents import PerChannel, ScaleShift
 from calotype.weights.save import save_weights
 
 HERE = Path(__file__).resolve().parent
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, **({signal.SIGHUP: 129} if sys.platform != "win32" else {})}
 SPILLED = "--memory 21MB"  # where a decode of 128x128 pixels by `kl()` has tens of MB in files
 FOLDED = FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
 
@@ -160,15 +163,24 @@ class Forker:
 
     def run(self, words: Sequence[str], folder: Path, kill: tuple[float, int] | None = None) -> Ran:
         """Runs it in a folder, and if so asked sends a signal after so many seconds."""
+        return self._run(words, folder, kill, 1)[0]
+
+    def run_together(self, words: Sequence[str], folder: Path, count: int) -> list[Ran]:
+        """Runs it in so many processes at once, all in one folder."""
+        return self._run(words, folder, None, count)
+
+    def _run(self, words: Sequence[str], folder: Path, kill: tuple[float, int] | None, together: int) -> list[Ran]:
         spill = folder.parent / "tmp"
         spill.mkdir(exist_ok=True)
-        task = {"words": words, "folder": str(folder), "environment": {"TMPDIR": str(spill)}, "kill": kill}
+        environment = {"TMPDIR": str(spill)}
+        task = {"words": words, "folder": str(folder), "environment": environment, "kill": kill, "together": together}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        seconds, status = self._line().split()
-        said = (folder.parent / "said.err").read_text()
-        return Ran(os.waitstatus_to_exitcode(int(status)), said, float(seconds))
+        seconds, *statuses = self._line().split()
+        said = [(folder.parent / f"said{i or ''}.err").read_text() for i in range(together)]
+        codes = [os.waitstatus_to_exitcode(int(status)) for status in statuses]
+        return [Ran(code, text, float(seconds)) for code, text in zip(codes, said, strict=True)]
 
     def close(self) -> None:
         assert self._process.stdin
@@ -303,3 +315,61 @@ def flat(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: flat(one) for key, one in value.items()}
     return [flat(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@dataclass
+class Whole:
+    """A run that nothing disturbed."""
+
+    seconds: float
+    files: dict[str, Any]
+
+
+class Bench:
+    """Runs commands in folders of their own, and knows what each leaves when nothing disturbs it."""
+
+    def __init__(self, folder: Path, whole: dict[str, Whole] | None = None) -> None:
+        self.folder = folder
+        self.whole = {} if whole is None else whole
+        self.forker = Forker()
+        (folder / "material").mkdir(parents=True)
+        self.inputs = material(folder / "material", self.forker)
+
+    def undisturbed(self, command: Command) -> Whole:
+        if command.name not in self.whole:
+            here = place(self.folder / command.name / "whole", self.inputs)
+            ran = self.forker.run(command.words, here)
+            assert ran.code == 0, ran.said
+            assert left(here) == []
+            for path in written(here).values():
+                require_whole(path)
+            self.whole[command.name] = Whole(ran.seconds, contents(command, here))
+        return self.whole[command.name]
+
+    def kill(self, command: Command, number: signal.Signals, part: float) -> Ran:
+        """Kills it when this part of its time has passed, looks at what there is, and runs it to its end."""
+        whole = self.undisturbed(command)
+        name = f"{number.name}-{part:.4f}-{time.monotonic_ns()}"
+        here = place(self.folder / command.name / name, self.inputs)
+        ran = self.forker.run(command.words, here, (part * whole.seconds, number))
+        assert "Traceback" not in ran.said, ran.said
+        for path in written(here).values():
+            require_whole(path, cut=number == signal.SIGKILL)
+        if number in STOPS:
+            assert ran.code in (0, STOPS[number]), ran.said
+            assert left(here) == []
+            if ran.code:
+                assert ran.said.splitlines()[-1].startswith("calotype: Stopped")
+        going_on = command.checkpoint and any((here / "o").glob(command.checkpoint))
+        if not (going_on and ran.code == 0):
+            again = self.forker.run((*command.words, *(["--resume"] if going_on else [])), here)
+            assert again.code == 0, again.said
+        assert left(here) == []
+        assert contents(command, here) == whole.files
+        return ran
+
+
+def contents(command: Command, here: Path) -> dict[str, Any]:
+    """Of all files that must be the same; what varies is there at least."""
+    names = {name: path for name, path in written(here).items() if not command.same or path.name in command.same}
+    return {name: None if path.name in command.varies else content(path) for name, path in names.items()}

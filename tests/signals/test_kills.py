@@ -7,90 +7,21 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from killkit import COMMANDS, SPILLED, Command, Forker, Ran, content, left, material, place, require_whole, written
+from killkit import COMMANDS, SPILLED, STOPS, Bench, Whole
 from support import kl
 
 from calotype.engine.run import Engine, winograd_available
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes are forked and killed")
 
-STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MOMENTS = 10
 MINUTES = 2.5  # after which no more is tried than every command once in every way
-
-
-@dataclass
-class Whole:
-    """A run that nothing disturbed."""
-
-    seconds: float
-    files: dict[str, Any]
-
-
-class Bench:
-    """Runs commands in folders of their own, and knows what each leaves when nothing disturbs it."""
-
-    def __init__(self, folder: Path, whole: dict[str, Whole] | None = None) -> None:
-        self.folder = folder
-        self.whole = {} if whole is None else whole
-        self.forker = Forker()
-        (folder / "material").mkdir(parents=True)
-        self.inputs = material(folder / "material", self.forker)
-
-    def undisturbed(self, command: Command) -> Whole:
-        if command.name not in self.whole:
-            here = place(self.folder / command.name / "whole", self.inputs)
-            ran = self.forker.run(command.words, here)
-            assert ran.code == 0, ran.said
-            assert left(here) == []
-            for path in written(here).values():
-                require_whole(path)
-            self.whole[command.name] = Whole(ran.seconds, contents(command, here))
-        return self.whole[command.name]
-
-    def kill(self, command: Command, number: signal.Signals, part: float) -> Ran:
-        """Kills it when this part of its time has passed, looks at what there is, and runs it to its end."""
-        whole = self.undisturbed(command)
-        name = f"{number.name}-{part:.4f}-{time.monotonic_ns()}"
-        here = place(self.folder / command.name / name, self.inputs)
-        ran = self.forker.run(command.words, here, (part * whole.seconds, number))
-        assert "Traceback" not in ran.said, ran.said
-        for path in written(here).values():
-            require_whole(path, cut=number == signal.SIGKILL)
-        if number in STOPS:
-            assert ran.code in (0, STOPS[number]), ran.said
-            assert left(here) == []
-            if ran.code:
-                assert ran.said.splitlines()[-1].startswith("calotype: Stopped")
-        going_on = command.checkpoint and any((here / "o").glob(command.checkpoint))
-        if not (going_on and ran.code == 0):
-            again = self.forker.run((*command.words, *(["--resume"] if going_on else [])), here)
-            assert again.code == 0, again.said
-        assert left(here) == []
-        assert contents(command, here) == whole.files
-        return ran
-
-
-def contents(command: Command, here: Path) -> dict[str, Any]:
-    """Of all files that must be the same; what varies is there at least."""
-    names = {name: path for name, path in written(here).items() if not command.same or path.name in command.same}
-    return {name: None if path.name in command.varies else content(path) for name, path in names.items()}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    made = Bench(tmp_path_factory.mktemp("kills"))
-    with closing(made.forker):
-        yield made
 
 
 @pytest.mark.skipif(bool(winograd_available()), reason="no CPU kernels here")

@@ -336,7 +336,7 @@ def test_a_storage_that_is_missing(tmp_path: Path) -> None:
         for name in old.namelist():
             if not name.endswith("data/0"):
                 new.writestr(name, old.read(name))
-    with pytest.raises(WeightsError, match=r"a: the numbers of its x/data/0 are missing"):
+    with pytest.raises(WeightsError, match=r"a: the numbers of its storage 0 are missing"):
         open_container(tmp_path / "y.pt").read("a")
 
 

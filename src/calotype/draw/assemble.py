@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
-from calotype.draw.kinds import Found, read_json
+from calotype.draw.kinds import Found, class_name, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
 from calotype.families.face import listing
+from calotype.families.numbers import MOST_LEVELS
 from calotype.latents import LatentFormat, ScaleShift
 from calotype.pixels import require_rgb
+from calotype.texts import shown
 from calotype.vae import VAE, load
 from calotype.weights.diffusers_config import Scales
 from calotype.weights.formats import as_format
@@ -73,16 +75,23 @@ def _with_format(vae: VAE, format_: LatentFormat, name: str) -> VAE:
 def _own_format(path: Path, found: Found) -> tuple[LatentFormat, int]:
     """How the denoiser wants latents to be scaled, and the pixels along a side that one stands for."""
     config = read_json(path / "vae" / "config.json") if path.is_dir() and found.has_vae else {}
-    factor = 2 ** (len(config.get("block_out_channels", range(4))) - 1)
+    levels = config.get("block_out_channels", [0] * 4)
+    if not isinstance(levels, list) or not 1 <= len(levels) <= MOST_LEVELS:
+        raise WeightsError(f"its vae/config.json can't be: block_out_channels is {shown(levels)}; fetch it again")
+    factor = 2 ** (len(levels) - 1)
     scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean and std:
-        means = Scales(factor=scale or 1.0, mean=tuple(mean), std=tuple(std))
-        return as_format(means, found.channels), factor
-    if scale is None:
-        assert isinstance(found.kind.format, ScaleShift)
-        return replace(found.kind.format, channels=found.channels), factor
-    return as_format(Scales(factor=scale, shift=shift), found.channels), factor
+    try:
+        if mean and std:
+            columns = [tuple(one) if isinstance(one, list) else one for one in (mean, std)]
+            means = Scales(factor=scale or 1.0, mean=columns[0], std=columns[1])
+            return as_format(means, found.channels), factor
+        if scale is None:
+            assert isinstance(found.kind.format, ScaleShift)
+            return replace(found.kind.format, channels=found.channels), factor
+        return as_format(Scales(factor=scale, shift=shift), found.channels), factor
+    except UsageError as error:  # of numbers that can't be
+        raise WeightsError(f"its vae/config.json can't be: {str(error).rstrip('.')}; fetch it again") from None
 
 
 def pipeline_class(found: Found, task: str = "") -> tuple[Any, dict[str, Any]]:
@@ -108,6 +117,10 @@ def pipeline_from_folder(path: Path, found: Found, vae: Any, dtype: torch.dtype)
         for name, value in read_json(path / "model_index.json").items():
             if name in extra or not isinstance(value, list):
                 continue
+            if len(value) != 2 or not all(
+                one is None or (isinstance(one, str) and one.isidentifier()) for one in value
+            ):
+                raise WeightsError(f"its model_index.json says {shown(value)} of {shown(name)}; fetch it again")
             if value[1] is None:  # left out, as T5 often is; diffusers wants to be told again
                 parts[name] = None
             elif name.startswith("text_encoder"):
@@ -120,7 +133,7 @@ def pipeline_from_folder(path: Path, found: Found, vae: Any, dtype: torch.dtype)
 
 def pipeline_from_file(path: Path, found: Found, vae: Any, dtype: torch.dtype, configs: Path) -> Any:
     pipeline, extra = pipeline_class(found, "Inpaint" if found.inpainting else "")
-    name = str(read_json(configs / "model_index.json").get("_class_name"))
+    name = class_name(configs)
     if not re.fullmatch(rf"{found.kind.pipelines}(Img2Img|Inpaint)?Pipeline", name):
         raise UsageError(
             f"{configs} describes a {name}, and {path.name} holds {found.kind.title}; give another --config."

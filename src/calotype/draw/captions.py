@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.pixels import from_array, read_picture, to_pil
+from calotype.texts import TextError, is_file_name, json_table, made, shown
 from calotype.vae import VAE
 
 ARTICLES = ("a ", "the ")
@@ -59,24 +59,26 @@ def read_captions(folder: Path) -> list[Caption]:
     captions = []
     for number, line in enumerate(content.split(b"\n"), 1):
         try:
-            captions.append(_caption(json.loads(line)))
-        except (ValueError, TypeError, AttributeError):
+            captions.append(_caption(json_table(line)))
+        except TextError as error:
             raise UsageError(
                 f"{path}, line {number}: expected is a JSON object with file and name, each a text, and where there are"
-                " any with synonyms and keywords, each a list of texts."
+                f" any with synonyms and keywords, each a list of texts ({error})."
             ) from None
     return captions
 
 
 def _caption(values: dict[str, Any]) -> Caption:
-    of_caption = {key: value for key, value in values.items() if key in {field.name for field in fields(Caption)}}
+    known = {field.name for field in fields(Caption)}
+    caption = made(Caption, {key: value for key, value in values.items() if key in known}, "it")
     for key in ("synonyms", "keywords"):
-        if not isinstance(of_caption.setdefault(key, []), list):
-            raise TypeError
-        of_caption[key] = tuple(of_caption[key])
-    caption = Caption(**of_caption)
-    if not all(isinstance(text, str) for text in (caption.file, caption.base, *caption.names, *caption.keywords)):
-        raise TypeError
+        if not isinstance(texts := getattr(caption, key), tuple) or not all(isinstance(one, str) for one in texts):
+            raise TextError(f"{key} must be a list of texts, not {shown(values[key])}")
+    for key in ("file", "name", "base"):
+        if not isinstance(text := getattr(caption, key), str):
+            raise TextError(f"{key} must be a text, not {shown(text)}")
+    if not is_file_name(caption.file):
+        raise TextError(f"file must be the name of a picture, not {shown(caption.file)}")
     return caption
 
 

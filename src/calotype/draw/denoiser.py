@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calotype.errors import UsageError
+from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS
+from calotype.texts import TextError, made, shown, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,25 @@ class DenoiserConfig:
     adm_in_channels: int = 0
 
     def __post_init__(self) -> None:
+        try:
+            for name in ("in_channels", "out_channels", "model_channels", "num_heads", "context_dim"):
+                whole(getattr(self, name), name, 1, MOST_CHANNELS)
+            whole(self.adm_in_channels, "adm_in_channels", 0, MOST_CHANNELS)
+            whole(self.num_res_blocks, "num_res_blocks", 1, MOST_BLOCKS)
+            for name, least in (("channel_mult", 1), ("attention_resolutions", 0)):
+                values = getattr(self, name)
+                if not isinstance(values, tuple) or not least <= len(values) <= MOST_LEVELS:
+                    raise TextError(f"{name} must be a list of whole numbers, not {shown(values)}")
+                for value in values:
+                    whole(value, name, 1, MOST_CHANNELS)
+        except TextError as error:
+            raise UsageError(f"A denoiser's {error}.") from None
         widths = [self.model_channels * mult for mult in self.channel_mult]
-        if any(width % 32 for width in widths):
-            raise UsageError(f"GroupNorm has 32 groups, so widths must be multiples of 32, not {widths}.")
-        if self.num_heads < 1 or any(width % self.num_heads for width in widths):
+        if any(width % 32 or width > MOST_CHANNELS for width in widths):
+            raise UsageError(
+                f"GroupNorm has 32 groups, so widths must be multiples of 32 up to {MOST_CHANNELS}, not {widths}."
+            )
+        if any(width % self.num_heads for width in widths):
             raise UsageError(f"Widths {widths} can't be split into {self.num_heads} heads.")
 
     @property
@@ -61,9 +78,13 @@ class DenoiserConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DenoiserConfig:
-        """The inverse of `to_dict`, lists taken as tuples."""
-        given: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
-        return cls(**given)
+        """The inverse of `to_dict`, lists taken as tuples.
+
+        Raises:
+            TextError: a key that it has not.
+            UsageError: sizes that can't be.
+        """
+        return made(cls, values, "denoiser")
 
 
 SD1 = DenoiserConfig()

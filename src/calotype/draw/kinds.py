@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 
 from calotype.errors import WeightsError
 from calotype.families.face import Shapes
+from calotype.families.numbers import MOST_CHANNELS
 from calotype.latents import KNOWN, LatentFormat
+from calotype.texts import TextError, json_table, shown, whole
 from calotype.weights.others import OTHERS
 
 EXPECTED = "a checkpoint of Stable Diffusion 1, 2, XL or 3 is expected, as one file or as a diffusers folder"
@@ -166,7 +167,7 @@ def detect_folder(folder: Path) -> Found:
     """
     if not (folder / "model_index.json").is_file():
         raise WeightsError(f"there is no model_index.json in this folder, and {EXPECTED}")
-    name = str(read_json(folder / "model_index.json").get("_class_name"))
+    name = class_name(folder)
     if not (match := re.fullmatch(r"(StableDiffusion(?:XL|3)?)(?:Img2Img|Inpaint)?Pipeline", name)):
         raise WeightsError(f"it holds a {name}, and {EXPECTED}")
     stem = match[1]
@@ -174,10 +175,31 @@ def detect_folder(folder: Path) -> Found:
     kind = {"StableDiffusionXL": KINDS["sdxl"], "StableDiffusion3": KINDS["sd3"]}.get(stem)
     if kind is None:
         kind = KINDS["sd2" if config.get("cross_attention_dim") == 1024 else "sd1"]
-    channels = config.get("out_channels") or config.get("in_channels") or kind.format.channels
-    inpainting = kind.name != "sd3" and _inpainting(config.get("in_channels", channels), channels)
+    usual = config.get("in_channels") or kind.format.channels
+    channels = _channels(config.get("out_channels") or usual, "out_channels")
+    inputs = _channels(config.get("in_channels", channels), "in_channels")
+    inpainting = kind.name != "sd3" and _inpainting(inputs, channels)
     has_vae = (folder / "vae" / "config.json").is_file()
     return Found(kind=kind, channels=channels, inpainting=inpainting, has_vae=has_vae)
+
+
+def class_name(folder: Path) -> str:
+    """The pipeline that a folder says it holds.
+
+    Raises:
+        WeightsError: its index is missing, damaged or names none.
+    """
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise WeightsError(f"its model_index.json names no pipeline (_class_name is {shown(name)}); fetch it again")
+    return name
+
+
+def _channels(value: Any, name: str) -> int:
+    try:
+        return whole(value, name, 1, MOST_CHANNELS)
+    except TextError as error:
+        raise WeightsError(f"the config.json of its denoiser can't be: {error}; fetch it again") from None
 
 
 def _inpainting(inputs: int, channels: int) -> bool:
@@ -194,8 +216,15 @@ def _axis(shapes: Shapes, key: str, axis: int = 1) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A configuration of a pipeline's part.
+
+    Raises:
+        WeightsError: it is missing, or no JSON object.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise WeightsError(f"its {path.parent.name}/{path.name} is missing or damaged; fetch it again") from None
-    return values if isinstance(values, dict) else {}
+        return json_table(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror
+    except TextError as error:
+        reason = str(error)
+    raise WeightsError(f"its {path.parent.name}/{path.name} is missing or damaged ({reason}); fetch it again")

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calotype.draw.denoiser import Denoiser, DenoiserConfig
+from calotype.draw.recipe import MOST_SIZE
 from calotype.draw.text import Context, TextConfig, TextEncoder
 from calotype.errors import WeightsError
 from calotype.tensor_files import write_safetensors
+from calotype.texts import json_table, made, number, whole
 from calotype.weights.container import open_container
 
 BUILTIN = Path(__file__).parent / "builtin" / "drawing.safetensors"
@@ -51,10 +53,10 @@ class DrawingConfig:
         """The inverse of `to_dict`."""
         return cls(
             denoiser=DenoiserConfig.from_dict(values["denoiser"]),
-            text=TextConfig(**values["text"]),
-            size=values["size"],
+            text=made(TextConfig, values["text"], "text"),
+            size=whole(values["size"], "size", 1, MOST_SIZE),
             vae=values["vae"],
-            sketch_noise=values["sketch_noise"],
+            sketch_noise=number(values["sketch_noise"], "sketch_noise", 0),
         )
 
 
@@ -130,7 +132,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
     if KEY not in container.metadata:
         raise WeightsError(f"{path}: this is no drawing model of calotype: its header does not say so.")
     try:
-        head = json.loads(container.metadata[KEY])
+        head = json_table(container.metadata[KEY], finite=False, names=True)
         config = DrawingConfig.from_dict(head["config"])
         tokenizer = Tokenizer.from_str(json.dumps(head["tokenizer"]))
         with torch.device("meta"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,17 +11,21 @@ from typing import Any
 from calotype.draw.denoiser import DenoiserConfig
 from calotype.draw.text import TextConfig
 from calotype.errors import UsageError
+from calotype.texts import COUNT, TextError, is_number, is_whole, plain, shown, toml_of
+from calotype.train.recipe import read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 KINDS = {
     str: "a text", int: "a whole number", float: "a number", dict: "a table", tuple: "a list of whole numbers above 0",
 }  # fmt: skip
-RANGES: dict[str, tuple[float, float]] = {  # others: from 1 on where they are whole numbers, else from 0 on
-    **dict.fromkeys(("warmup", "cooldown", "seed"), (0, math.inf)),
+MOST_SIZE = 2**14  # pixels a side
+RANGES: dict[str, tuple[float, float]] = {  # others: from 1 to COUNT where they are whole numbers, else from 0 on
+    **dict.fromkeys(("warmup", "cooldown"), (0, COUNT)),
+    **dict.fromkeys(("batch", "word_batch"), (1, 2**20)),
+    "seed": (0, 2**63 - 1),
     **dict.fromkeys(("held_out", "text_dropout", "ema_decay"), (0, 1)),
     "time_mean": (-math.inf, math.inf),
-    "size": (8, math.inf),
-    "vocab_size": (16, math.inf),
+    "size": (8, MOST_SIZE),
 }
 
 
@@ -131,8 +134,8 @@ def is_drawing_recipe(source: str) -> bool:
     """Whether a recipe's name or TOML file is that of a drawing model: it has a [denoiser]."""
     path = _path(source)
     try:
-        return path.is_file() and "denoiser" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return path.is_file() and "denoiser" in toml_of(path.read_bytes())
+    except (OSError, TextError):  # whoever reads it says so
         return False
 
 
@@ -154,20 +157,24 @@ def load_drawing_recipe(source: str, settings: Sequence[str] = ()) -> DrawingRec
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in RECIPES.glob("*.toml")))
         raise UsageError(f"There is no recipe {source!r}; give a TOML file or one of: {known}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        for setting in settings:
-            for key, value in tomllib.loads(setting).items():
-                if isinstance(value, dict) and isinstance(before := values.get(key), dict):
-                    value = {**before, **value}
-                values[key] = value
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} or a setting is no TOML ({error}).") from None
+    values = read_toml(path)
+    for setting in settings:
+        try:
+            changes = toml_of(setting)
+        except TextError as error:
+            raise UsageError(f"--set {plain(setting)}: give key=value; this is not valid TOML ({error}).") from None
+        for key, value in changes.items():
+            if isinstance(value, dict) and isinstance(before := values.get(key), dict):
+                value = {**before, **value}
+            values[key] = value
     _check(values, DrawingRecipe(), str(path))
     _check(values.get("denoiser", {}), DenoiserConfig(), f"{path}: denoiser")
     _check(values.get("text", {}), TextConfig(), f"{path}: text")
     recipe = replace(DrawingRecipe(), **values)
-    recipe.denoiser_config(4)
+    try:
+        recipe.denoiser_config(4)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     return recipe
 
 
@@ -176,17 +183,19 @@ def _check(values: dict[str, Any], usual: Any, where: str) -> None:
     known = {one.name: getattr(usual, one.name) for one in fields(usual)}
     for key, value in values.items():
         if key not in known:
-            raise UsageError(f"{where}: there is no key {key!r}; known are {', '.join(sorted(known))}.")
+            raise UsageError(f"{where}: there is no key {shown(key)}; known are {', '.join(sorted(known))}.")
         kind = type(known[key])
         if not _is(value, kind):
-            raise UsageError(f"{where}: {key} must be {KINDS[kind]}, not {value!r}.")
-        least, most = RANGES.get(key, (0 if kind is float else 1, math.inf))
+            raise UsageError(f"{where}: {key} must be {KINDS[kind]}, not {shown(value)}.")
+        least, most = RANGES.get(key, (0, math.inf) if kind is float else (1, COUNT))
         if kind in (int, float) and not least <= value <= most:
-            limit = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            limit = (
+                f"at least {least}" if most in (COUNT, math.inf) and value < least else f"between {least} and {most}"
+            )
             raise UsageError(f"{where}: {key} must be {limit}, not {value}.")
 
 
 def _is(value: Any, kind: type) -> bool:
     if kind is tuple:
-        return isinstance(value, list) and bool(value) and all(_is(one, int) and one > 0 for one in value)
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        return isinstance(value, list) and bool(value) and all(is_whole(one) and one > 0 for one in value)
+    return is_whole(value) if kind is int else is_number(value) if kind is float else isinstance(value, kind)

@@ -17,6 +17,7 @@ from typing import Any
 
 from calotype import __version__
 from calotype.errors import PictureError, UsageError
+from calotype.texts import TextError, json_table, shown
 
 KEYWORD = "calotype"
 
@@ -74,11 +75,13 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} does not say how it was made: it has no text chunk {KEYWORD!r}; give a PNG as calotype wrote it."
         )
     try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-        raise PictureError(f"{path}: its text chunk {KEYWORD!r} is damaged; give the picture as calotype wrote it.")
+        record = json_table(text, names=True)
+        if not isinstance(kind := record.get("kind"), str) or not kind.isidentifier():
+            raise TextError(f"kind must be the name of a command, not {shown(kind)}")
+    except TextError as error:
+        raise PictureError(
+            f"{path}: its text chunk {KEYWORD!r} is damaged ({error}); give the picture as calotype wrote it."
+        ) from None
     return record
 
 

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 
 from calotype.errors import UsageError
+from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS
+from calotype.texts import TextError, whole
 
 PADDING, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
 
@@ -60,7 +62,15 @@ class TextConfig:
     sketch_width: int = 768
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
+        try:
+            whole(self.vocab_size, "vocab_size", 16, 2**20)
+            whole(self.depth, "depth", 1, MOST_BLOCKS)
+            whole(self.sketch_side, "sketch_side", 1, 1024)
+            for name in ("width", "heads", "context_length", "sketch_width"):
+                whole(getattr(self, name), name, 1, MOST_CHANNELS)
+        except TextError as error:
+            raise UsageError(f"A text encoder's {error}.") from None
+        if self.width % self.heads:
             raise UsageError(f"A text encoder's width of {self.width} can't be split into {self.heads} heads.")
 
     def to_dict(self) -> dict[str, Any]:

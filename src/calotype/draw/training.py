@@ -36,7 +36,7 @@ from calotype.locks import lock
 from calotype.pixels import require_rgb
 from calotype.stopping import noted
 from calotype.tensor_files import write_safetensors
-from calotype.train.checkpoint import DOING, LOCK, keep_lines, read
+from calotype.train.checkpoint import DOING, LOCK, keep_lines, read, restoring, told
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
@@ -46,6 +46,7 @@ CHECKPOINT = "checkpoint.pt"
 LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
+ADVICE = "give another --out"  # where a checkpoint is damaged
 Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 # what may differ between the parts of a run: its length and what lies ahead
@@ -248,7 +249,8 @@ def _train(
     latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
     drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
-        drawing.load_state_dict(begun)
+        with restoring(checkpoint, ADVICE):
+            drawing.load_state_dict(begun)
     keep_lines(out / METRICS, lambda line: line["step"] <= (drawing.word_step if line["part"] == 1 else drawing.step))
     about = {
         "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
@@ -297,14 +299,14 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     if not resume:
         raise UsageError(f"{checkpoint}: a run is here already; go on with --resume, or give another --out.")
     keys = ("recipe", "trained_on", "word_step", "step", "model", "ema", "optimisers")
-    state = read(checkpoint, keys, "give another --out")
-    then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+    state = read(checkpoint, keys, ADVICE)
+    then, now = told(state, "recipe", checkpoint, ADVICE), json.loads(json.dumps(recipe.to_dict()))
     # a denoiser that has begun knows texts as they are
     fixed = now.keys() - MAY_CHANGE | ({"word_steps"} if state["step"] else set())
     changed = sorted(key for key in fixed if then.get(key) != now[key])
     if not changed:  # the same recipe, so tokenizers differ by their texts alone
         tokenizer = make_tokenizer(_texts(captions), recipe.text_config())
-        before, after = json.loads(state["trained_on"]), _trained_on(vae, tokenizer)
+        before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(vae, tokenizer)
         changed = [key for key in after if before.get(key) != after[key]]
     if changed:
         raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")

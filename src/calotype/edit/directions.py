@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from calotype.latents import Latents
 from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
 from calotype.tensor_files import write_safetensors
+from calotype.texts import TextError, json_of, number, shown, whole
 from calotype.vae import VAE
 
 KIND = "direction/1"
@@ -75,16 +76,27 @@ class Direction:
             strength: 1 goes the whole way between the sets' means, and less than 0 the other way.
 
         Raises:
-            LatentsError: if the latents are another VAE's.
+            LatentsError: if the latents are another VAE's or have another number of channels, or it leads to NaN or
+                infinity.
             UsageError: if the strength is no finite number.
         """
         self.require(latents.vae, latents.vae_name)
         require_strength(strength)
         raw, way = latents.to_raw(), self.tensor
+        if len(way) != len(raw.tensor):
+            raise LatentsError(
+                f"This direction has {len(way)} channels and the latents {len(raw.tensor)}, so one of the two is not "
+                f"of the VAE that it names; learn the direction anew, or make the latents again."
+            )
         if way.shape[1:] not in ((1, 1), raw.tensor.shape[1:]):
             size = raw.tensor.shape[1:]
             way = functional.interpolate(way[None], size, mode="bilinear", antialias=True)[0]
-        return replace(raw, tensor=raw.tensor + strength * way.to(raw.tensor))
+        moved = raw.tensor + strength * way.to(raw.tensor)
+        if not torch.isfinite(moved).all():
+            raise LatentsError(
+                f"At a strength of {strength:g} this direction leads to NaN or infinity; give a smaller one."
+            )
+        return replace(raw, tensor=moved)
 
 
 def learn(
@@ -242,17 +254,40 @@ def load_direction(path: str | os.PathLike[str]) -> Direction:
             if metadata.get("calotype") != KIND or "direction" not in file.keys():  # noqa: SIM118
                 raise LatentsError(f"{path}: this is no direction; make one with `calotype direction learn`.")
             tensor = file.get_tensor("direction")
-        about = {key: json.loads(metadata[key]) for key in ("names", "counts", "held_out", "d_prime", "accuracy")}
-        vae, vae_name = metadata["vae_sha256"], metadata["vae_name"]
-        pairs: dict[str, Any] = {key: tuple(about[key]) for key in ("names", "counts", "held_out")}
     except (SafetensorError, OSError) as error:
         raise LatentsError(
             f"{path}: this is not a whole safetensors file ({error}); learn the direction again."
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    if tensor.ndim != 3 or not tensor.numel() or not tensor.is_floating_point():
+        raise LatentsError(
+            f"{path}: a direction is finite floats [C, h, w], not {str(tensor.dtype).removeprefix('torch.')} "
+            f"{list(tensor.shape)}; learn the direction again."
+        )
+    tensor = tensor.float()
+    if not torch.isfinite(tensor).all():
+        raise LatentsError(f"{path}: a direction is finite floats, and this one holds NaN or infinity; learn it again.")
+    try:
+        return Direction(tensor=tensor, vae=metadata["vae_sha256"], vae_name=metadata["vae_name"], **_about(metadata))
+    except KeyError as error:
+        raise LatentsError(f"{path}: its metadata is damaged (it lacks {error}); learn the direction again.") from None
+    except TextError as error:
         raise LatentsError(f"{path}: its metadata is damaged ({error}); learn the direction again.") from None
-    if tensor.ndim != 3 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-        raise LatentsError(f"{path}: a direction is finite floats [C, h, w], not {tensor.dtype} {list(tensor.shape)}.")
-    return Direction(
-        tensor=tensor, vae=vae, vae_name=vae_name, d_prime=about["d_prime"], accuracy=about["accuracy"], **pairs
-    )  # fmt: skip
+
+
+def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a direction's metadata tell of how it was learned."""
+    told: dict[str, Any] = {}
+    for key in ("names", "counts", "held_out"):
+        pair = json_of(metadata[key], names=True)
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise TextError(f"{key} must be two, not {shown(pair)}")
+        for one in pair:
+            if key != "names":
+                whole(one, key, 0)
+            elif not isinstance(one, str):
+                raise TextError(f"names must be texts, not {shown(one)}")
+        told[key] = tuple(pair)
+    d_prime = json_of(metadata["d_prime"])
+    told["d_prime"] = None if d_prime is None else number(d_prime, "d_prime")
+    told["accuracy"] = number(json_of(metadata["accuracy"]), "accuracy", 0, 1)
+    return told

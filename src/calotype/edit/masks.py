@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal
@@ -26,7 +25,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.pixels import read_picture_rows, to_uint8
+from calotype.pixels import read_picture_rows, require_whole, to_uint8
+from calotype.pixels.opening import strict_pillow
 
 MaskSource = str | os.PathLike[str] | bytes | Image.Image
 Selected = Literal["auto", "opaque", "transparent"]
@@ -136,9 +136,10 @@ class _Stored:
 
 
 def _read(source: MaskSource) -> _Stored:
+    if not isinstance(source, Image.Image):
+        require_whole(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with strict_pillow():
             found = _as_data(source)
     except Exception:  # Pillow raises almost anything; what is wrong with a file, says the reader of pictures
         found = None

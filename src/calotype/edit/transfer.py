@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
 from calotype.latents import Latents
+
+LARGEST = 1e30  # strength
 
 
 def adain(content: Tensor, style: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
         strength: 0 is the content itself, 1 has the style's statistics; more goes beyond.
 
     Raises:
-        LatentsError: if two VAEs made them.
+        LatentsError: if two VAEs made them, or they have other channels, or the result holds NaN or infinity.
         UsageError: if the strength is no finite number.
     """
     if content.vae != style.vae:
@@ -48,8 +51,15 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
             f"by {style.vae_name or 'an unnamed VAE'} ({style.vae[:12]}); encode both with one."
         )
     require_strength(strength)
-    raw = content.to_raw()
-    moved = raw.tensor.lerp(adain(raw.tensor, style.to_raw().tensor), strength) if strength else raw.tensor
+    raw, styled = content.to_raw(), style.to_raw().tensor
+    if len(raw.tensor) != len(styled):
+        raise LatentsError(
+            f"The content's latents have {len(raw.tensor)} channels and the style's {len(styled)}, so one of the two "
+            f"is not of the VAE that it names; make both again."
+        )
+    moved = raw.tensor.lerp(adain(raw.tensor, styled), strength) if strength else raw.tensor
+    if not torch.isfinite(moved).all():
+        raise LatentsError(f"At a strength of {strength:g} the style leads to NaN or infinity; give a smaller one.")
     return replace(raw, tensor=moved)
 
 
@@ -57,7 +67,7 @@ def require_strength(strength: float) -> None:
     """Checks a strength.
 
     Raises:
-        UsageError: if it is no finite number.
+        UsageError: if it is no finite number, or one that float32 has no room to multiply with.
     """
-    if not abs(strength) < float("inf"):
-        raise UsageError(f"A strength must be a finite number, not {strength:g}.")
+    if not abs(strength) <= LARGEST:
+        raise UsageError(f"A strength must be a finite number, not {strength:g}; the largest is {LARGEST:g}.")

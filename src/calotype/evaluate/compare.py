@@ -328,7 +328,7 @@ def _rows(
     store: Store, vae: str, order: Sequence[str | None], errors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Of pictures by their hashes; where one has none, `errors` has its row."""
-    known = store.rows(vae)
+    known = store.measured(vae)
     return [known[key] if key else error for key, error in zip(order, errors, strict=True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from calotype.evaluate.measure import METRICS, Box, Tools
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import DISTANCES, require_enough
 from calotype.pixels import require_channels
+from calotype.texts import COUNT, TextError, is_whole, json_of, plain, shown
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.load import SUFFIXES, tensors_sha256
 
@@ -165,18 +165,18 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
     """
     wanted = 'boxes must be JSON like {"faces": {"a.png": [[left, top, right, bottom]]}}, in pixels'
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json_of(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; give boxes as JSON.") from None
     except OSError as error:
         raise UsageError(f"{path}: boxes can't be read there ({error.strerror}); give a file with JSON.") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: {wanted}, and this is no JSON ({error}).") from None
+    except TextError as error:
+        raise UsageError(f"{path}: {wanted}, and this is no JSON of that kind ({error}).") from None
     for value in (loaded, *(loaded.values() if isinstance(loaded, dict) else ())):
         if not isinstance(value, dict) or not value:
-            raise UsageError(f"{path}: {wanted}, not {_brief(value)} where names belong.")
+            raise UsageError(f"{path}: {wanted}, not {shown(value)} where names belong.")
     return {
-        subset: {name: [_box(f"{path}: {subset}, {name}", one) for one in _parts(path, name, parts)]
+        subset: {name: [_box(f"{path}: {plain(subset)}, {plain(name)}", one) for one in _parts(path, name, parts)]
                  for name, parts in of.items()}
         for subset, of in loaded.items()
     }  # fmt: skip
@@ -184,21 +184,16 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
 
 def _parts(path: Path, name: str, parts: Any) -> list[Any]:
     if not isinstance(parts, list) or not parts:
-        raise UsageError(f"{path}: {name} must have a list of boxes, not {_brief(parts)}.")
+        raise UsageError(f"{path}: {plain(name)} must have a list of boxes, not {shown(parts)}.")
     return parts
 
 
 def _box(place: str, values: Any) -> Box:
-    if isinstance(values, list) and len(values) == 4 and all(type(n) is int for n in values):
+    if isinstance(values, list) and len(values) == 4 and all(is_whole(n) and n <= COUNT for n in values):
         left, top, right, bottom = values
         if 0 <= left < right and 0 <= top < bottom:
             return left, top, right, bottom
     raise UsageError(
         f"{place}: a box must be [left, top, right, bottom] in whole pixels, with left < right and top < bottom, not "
-        f"{_brief(values)}."
+        f"{shown(values)}."
     )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

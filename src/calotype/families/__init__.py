@@ -16,9 +16,11 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from calotype.errors import UsageError
 from calotype.families import folded, kl, tiny
 from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset
 from calotype.steps import Direction, Program
+from calotype.texts import TextError, made, shown
 
 if TYPE_CHECKING:
     from calotype.families.network import Network
@@ -44,9 +46,18 @@ def family_of(config: NetworkConfig) -> Family:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
-    """The inverse of `NetworkConfig.to_dict`, also after a trip through JSON (lists become tuples)."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return CONFIGS[fields.pop("kind")](**fields)
+    """The inverse of `NetworkConfig.to_dict`, also after a trip through JSON (lists become tuples).
+
+    Raises:
+        UsageError: it is no table of these, or what is in it can't be.
+    """
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise UsageError(f"A network's configuration has a kind of {', '.join(CONFIGS)}, not {shown(kind)}.")
+    try:
+        return made(CONFIGS[kind], {key: value for key, value in values.items() if key != "kind"}, kind)
+    except TextError as error:
+        raise UsageError(f"{error}.") from None
 
 
 def program(config: NetworkConfig, direction: Direction) -> Program:

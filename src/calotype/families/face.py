@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+from calotype.damage import quoted
 from calotype.errors import WeightsError
 from calotype.steps import Direction, Program
+from calotype.texts import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 Layout = Literal["ldm", "diffusers", "keras", "taesd", "calotype"]
@@ -228,13 +230,13 @@ def require_one_picture(taken: int, made: int | None = None) -> None:
 def listing(what: str, keys: Sequence[str], most: int = 8) -> str:
     """'unexpected tensors a, b, c and 5 more', for messages."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(keys[:most])}{more}"
+    return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key, 200) for key in keys[:most])}{more}"
 
 
 def contradiction(key: str, said: object, found: object) -> str:
     """Why a config.json is not obeyed: it is about other tensors."""
     return (
-        f"its config.json says {key} {said!r:.80}, and its tensors are of {found!r}: it is not about these weights; "
+        f"its config.json says {key} {shown(said)}, and its tensors are of {found!r}: it is not about these weights; "
         f"put the right one in its place, or the weights into a folder of their own"
     )
 
@@ -242,4 +244,4 @@ def contradiction(key: str, said: object, found: object) -> str:
 def unsupported(key: str, value: object, supported: str) -> str:
     """Why it is not obeyed: what it asks for is not there."""
     several = "," in supported or " and " in supported
-    return f"its config.json says {key} {value!r:.80}, and supported {'are' if several else 'is'} {supported}"
+    return f"its config.json says {key} {shown(value)}, and supported {'are' if several else 'is'} {supported}"

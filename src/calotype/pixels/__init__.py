@@ -19,7 +19,7 @@ from calotype.pixels.geometry import Padding, Rows, crop, pad, pad_rows, planes
 from calotype.pixels.levels import from_array, to_pil, to_uint8
 from calotype.pixels.opening import MAX_PIXELS
 from calotype.pixels.picture import Picture, PictureRows
-from calotype.pixels.reading import picture_size, read_picture, read_picture_rows
+from calotype.pixels.reading import picture_size, read_picture, read_picture_rows, require_whole
 from calotype.pixels.writing import require_writable, write_picture
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "read_picture_rows",
     "require_channels",
     "require_rgb",
+    "require_whole",
     "require_writable",
     "seen",
     "to_channels",

@@ -15,6 +15,7 @@ from calotype.pixels.light import ROMM, Light, of_code_points
 _MOST = 2**24  # bytes of a header that are read
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _CODESTREAM = b"\xff\x4f\xff\x51"
+_COD, _SOT = 0xFF52, 0xFF90  # marker segments: how all is coded, and the beginning of a tile
 
 # JPEG 2000's enumerated colour spaces: those that decoders bring to grey, RGB or CMYK, and others by name
 _DECODED = {0, 12, 15, 16, 17, 18}
@@ -30,12 +31,14 @@ class Boxes:
         depth: bits of a value, the most of any channel; 0 if nothing says it.
         profile: ICC; None where Pillow finds it itself.
         light: what the values stand for.
+        levels: how often JPEG 2000 halves the picture.
         plain: unsigned RGB or grey of one depth, by JPEG 2000's header.
     """
 
     depth: int = 0
     profile: bytes | None = None
     light: Light | None = None
+    levels: int = 0
     plain: bool = True
 
 
@@ -146,7 +149,7 @@ def _jpeg_2000(file: IO[bytes], head: bytes) -> Boxes | None:
         elif kind == b"jp2c" and file.read(4) == _CODESTREAM:
             stream = _codestream(file.read(2**16))
             if found is not None:
-                found.depth, found.plain = stream.depth, found.plain and stream.plain
+                found.depth, found.levels, found.plain = stream.depth, stream.levels, found.plain and stream.plain
             return found
     return found
 
@@ -157,7 +160,16 @@ def _codestream(data: bytes) -> Boxes:
     sizes = [data[38 + 3 * i : 41 + 3 * i] for i in range(channels)]
     depths = {size[0] for size in sizes}
     whole = all(size[1:] == b"\1\1" for size in sizes)  # no channel is subsampled
-    return Boxes(max((depth & 127) + 1 for depth in depths), plain=len(depths) == 1 and max(depths) < 128 and whole)
+    found = Boxes(max((depth & 127) + 1 for depth in depths), plain=len(depths) == 1 and max(depths) < 128 and whole)
+    (at,) = struct.unpack_from(">H", data)
+    while at + 10 <= len(data):
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker == _COD:
+            found.levels = data[at + 9]
+        if marker in (_COD, _SOT):
+            break
+        at += 2 + length
+    return found
 
 
 def _jp2_header(data: bytes) -> Boxes:

@@ -121,7 +121,8 @@ def _profile(
         space = source.profile.xcolor_space.strip()
         coded = "RGB" if space == "RGB" and mode == "L" else mode
         if space != {"L": "GRAY"}.get(coded, coded):
-            raise ImageCms.PyCMSError(f"it is for {space}, the picture is {coded}")
+            named = space if space.isprintable() else "nothing that is known"
+            raise ImageCms.PyCMSError(f"it is for {named}, the picture is {coded}")
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
@@ -132,8 +133,9 @@ def _profile(
         )
         description = ImageCms.getProfileDescription(source).strip()
         return coded, None if _changes_nothing(transform, coded) else transform, description
-    except (ImageCms.PyCMSError, OSError) as error:
-        notices.append(f"The ICC profile was ignored, because it can't be used: {str(error).rstrip('.')}.")
+    except Exception as error:  # almost any over a damaged one; the pixels are whole all the same
+        reason = str(error).rstrip(".") if isinstance(error, ImageCms.PyCMSError | OSError) else "it is damaged"
+        notices.append(f"The ICC profile was ignored, because it can't be used: {reason}.")
         return None
 
 

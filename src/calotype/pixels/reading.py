@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from calotype.errors import PictureError, UsageError
-from calotype.pixels import deep, opening, tiff, values as values_
+from calotype.pixels import deep, opening, values as values_
 from calotype.pixels.colour import deep_srgb, srgb
 from calotype.pixels.light import ADOBE
 from calotype.pixels.picture import Levels, Opacity, Picture, PictureRows
@@ -22,7 +22,7 @@ from calotype.pixels.values import Values, assemble
 
 
 def read_picture(
-    source: str | os.PathLike[str] | bytes | Image.Image,
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Image.Image,
     *,
     alpha: Literal["over", "keep"] = "over",
     background: tuple[int, int, int] = (255, 255, 255),
@@ -38,7 +38,8 @@ def read_picture(
     otherwise. Of several frames the first is used, of a PIL image the current one.
 
     Args:
-        source: a path, a file's bytes, or a PIL image (which is left as it is).
+        source: a path, a file's bytes, a file that is open for reading them (from its beginning, back and forth), or a
+            PIL image (which is left as it is).
         alpha: "over" composites over the background, in sRGB-encoded values; "keep" returns colours and alpha
             separately, where fully transparent pixels get the background's colour.
         background: R, G, B in 0..255.
@@ -55,7 +56,7 @@ def read_picture(
 
 
 def read_picture_rows(
-    source: str | os.PathLike[str] | bytes | Image.Image,
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Image.Image,
     *,
     alpha: Literal["over", "keep"] = "over",
     background: tuple[int, int, int] = (255, 255, 255),
@@ -76,12 +77,39 @@ def read_picture_rows(
     if len(background) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in background):
         raise UsageError(f"background must be three whole numbers from 0 to 255, not {background!r}.")
     keep = alpha == "keep"
-    if isinstance(source, Image.Image):
-        with opening.strict_pillow():
-            return _decoded(of_image(source, "The picture"), "The picture", keep, background)
-    name = "The picture" if isinstance(source, bytes) else os.fspath(source)
-    with io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file, opening.strict_pillow():
+    name = "The picture"
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+    elif not isinstance(source, bytes | Image.Image) and not hasattr(source, "read"):
+        raise TypeError(f"a picture is read from a path, bytes, an open file or a PIL image, not from {source!r}")
+    with opening.refusing(name), opening.strict_pillow():
+        if isinstance(source, Image.Image):
+            return _decoded(of_image(source, name), name, keep, background)
+        if isinstance(source, str | os.PathLike):
+            with opening.open_file(name) as file:
+                return _decoded(of_file(file, name), name, keep, background)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        file.seek(0)
         return _decoded(of_file(file, name), name, keep, background)
+
+
+def require_whole(source: str | os.PathLike[str] | bytes) -> None:
+    """Checks what reading a picture checks before it is decoded, for who decodes it by other means.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header and checksums tell.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "The picture"
+    with (
+        opening.refusing(name),
+        opening.strict_pillow(),
+        io.BytesIO(source) if isinstance(source, bytes) else opening.open_file(name) as file,
+    ):
+        found = of_file(file, name)
+        if found.check is not None:
+            found.check()
+        if found.load is not None:
+            found.load()
 
 
 def picture_size(file: IO[bytes]) -> tuple[int, int]:
@@ -90,7 +118,7 @@ def picture_size(file: IO[bytes]) -> tuple[int, int]:
     Raises:
         PictureError: as for `read_picture`, as far as the header tells.
     """
-    with opening.strict_pillow():
+    with opening.refusing("The picture"), opening.strict_pillow():
         source = of_file(file, "The picture")
     return source.height, source.width
 
@@ -101,21 +129,21 @@ def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, 
     if not source.width * source.height:
         raise PictureError(f"{name} has no pixels: its size is {source.width} x {source.height}.")
     stored = _stored(source)
-    try:
-        if source.image is not None and source.decode is None:
-            image = source.image
-            source.frames, source.frame = getattr(image, "n_frames", 1), image.tell() + 1
-            image.load()
-            values = _grey_values(image, source, stored) if image.mode.startswith("I") or image.mode == "F" else None
+    if source.check is not None:
+        source.check()
+    if source.image is not None and source.decode is None:
+        image = source.image
+        source.frames, source.frame = getattr(image, "n_frames", 1), image.tell() + 1
+        if source.load is not None:
+            source.load()
         else:
-            assert source.decode is not None
-            if source.image is not None:
-                source.frames = getattr(source.image, "n_frames", source.frames)
-            values = source.decode()
-    except tiff.NotReadableError as error:
-        raise PictureError(f"{name} {error}.") from error
-    except Exception as error:  # decoders raise almost anything over damaged data
-        raise opening.damaged(name, error) from error
+            image.load()
+        values = _grey_values(image, source, stored) if image.mode.startswith("I") or image.mode == "F" else None
+    else:
+        assert source.decode is not None
+        if source.image is not None:
+            source.frames = getattr(source.image, "n_frames", source.frames)
+        values = source.decode()
     notices = source.notices
     if source.frames > 1:
         notices.append(f"Only frame {source.frame} of {source.frames} was used.")

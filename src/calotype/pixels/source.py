@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, Jpeg2KImagePlugin
 
 from calotype.errors import PictureError
-from calotype.pixels import boxes, deep, jxl, kinds, opening, png, tiff
+from calotype.pixels import boxes, deep, held, icons, jxl, kinds, opening, png, tiff
 from calotype.pixels.light import STATED_SRGB, Light, of_gamma
 from calotype.pixels.values import Values
+
+_LEVELS = 3  # halvings after which a picture is small
+_MANY = 2**25  # pixels
+_THIN = 64  # pixels of a byte: what is packed so closely may as well be a header that claims too much
 
 
 @dataclass
@@ -24,6 +30,8 @@ class Source:
     Attributes:
         width, height: as stored.
         image: Pillow's, not loaded yet; None for what Pillow does not open.
+        check: looks at what takes long, before anything is decoded, and raises almost anything over damage.
+        load: loads the image, where Pillow's own way does not find all damage.
         decode: gives the values where Pillow shall not.
         profile: ICC.
         light: what the values stand for where there is no profile that can be used.
@@ -38,6 +46,8 @@ class Source:
     width: int
     height: int
     image: Image.Image | None = None
+    check: Callable[[], None] | None = None
+    load: Callable[[], None] | None = None
     decode: Callable[[], Values] | None = None
     profile: bytes | None = None
     light: Light | None = None
@@ -55,6 +65,7 @@ def of_file(file: IO[bytes], name: str) -> Source:
 
     Raises:
         PictureError: it is no picture, or none that can be read.
+        Exception: almost any, if the header is damaged; `opening.refusing` is around all this.
     """
     head = file.read(kinds.HEAD)
     opening.require_readable(head, name)
@@ -62,18 +73,48 @@ def of_file(file: IO[bytes], name: str) -> Source:
         return _of_png(file, name)
     if head.startswith(tiff.SIGNATURES):
         return _of_tiff(file, name)
-    if kinds.begins(head) == "JXL":
+    what = kinds.begins(head)
+    if what == "JXL":
         return _of_jxl(file, name)
+    if head.startswith(icons.SIGNATURES):
+        icons.require_pngs(file)
+    size = _size(file)
+    if what == "WebP":
+        held.require_webp(file, size)
+    elif what == "JPEG":
+        held.require_jpeg(file, size)
     said = boxes.examine(file)
-    source = _of_pillow(_identified(file, name))
+    image = _identified(file, name)
+    held.require_pixels(image, size)
+    source = _of_pillow(image)
     if said is not None:
         source.profile = source.profile or said.profile
         source.light = source.light or said.light
         source.depth = said.depth
         _decode_boxes(source, said, file, name)
-    elif source.image is not None and source.image.format == "PPM":
+        if image.format == "JPEG2000":
+            held.require_jpeg_2000(*image.size, said.levels, size)
+            if source.width * source.height > max(_MANY, _THIN * size) and said.levels >= _LEVELS:
+                source.check = lambda: _try_small(file, name, said.levels)
+    elif image.format == "PPM":
         _decode_ppm(source, file)
     return source
+
+
+def _try_small(file: IO[bytes], name: str, levels: int) -> None:
+    """Decodes a JPEG 2000 in its smallest size, since a damaged one else takes the memory of the whole first.
+
+    Raises:
+        Exception: it is damaged.
+    """
+    image = _identified(file, name)
+    if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        image.reduce = levels
+        image.load()
+
+
+def _size(file: IO[bytes]) -> int:
+    return file.seek(0, io.SEEK_END)
 
 
 def _identified(file: IO[bytes], name: str) -> Image.Image:
@@ -91,11 +132,8 @@ def of_image(image: Image.Image, name: str) -> Source:
     source = _of_pillow(image)
     file = getattr(image, "fp", None)
     if image.format == "TIFF":
-        try:
-            tags = getattr(image, "tag_v2", None)
-            said = tags and tiff.of_tags(dict(tags), ">" if tags.prefix == b"MM" else "<")
-        except tiff.NotReadableError as error:
-            raise PictureError(f"{name} {error}.") from None
+        tags = getattr(image, "tag_v2", None)
+        said = tags and tiff.of_tags(dict(tags), ">" if tags.prefix == b"MM" else "<")
         if said:
             if said.reader == "tifffile":
                 raise PictureError(
@@ -105,6 +143,9 @@ def of_image(image: Image.Image, name: str) -> Source:
     elif image.format == "PNG" and file is not None and not file.closed and file.seekable():
         at = file.tell()
         png_said = png.examine(file)
+        if png_said is not None and getattr(image, "tile", None):  # else it was loaded before
+            png.require_data(file, png_said)
+            png.require_stream(file, png_said)
         file.seek(at)
         source.light = png_said.light if png_said else None
         if png_said is not None and png_said.has_cicp:
@@ -121,29 +162,36 @@ def _of_png(file: IO[bytes], name: str) -> Source:
     said = png.examine(file)
     if said is None:
         return _of_pillow(_identified(file, name))
-    image = _identified(png.without(file, said.left_out), name)
+    whole, step = png.for_pillow(file, said)
+    image = _identified(whole, name)
+    held.require_pixels(image, _size(file))
+    if isinstance(image, ImageFile.ImageFile):
+        image.decodermaxblock = max(image.decodermaxblock, step)
     source = _of_pillow(image)
+    source.check = lambda: png.require_data(file, said)
+    source.load = lambda: png.load(image, file, said)
     source.profile, source.light, source.notices = said.profile, said.light, said.notices
     # grey is kept by Pillow
     if said.depth == 16 and said.colour_type != 0 and (library := deep.imagecodecs()) is not None:
-        source.decode = lambda: deep.of_png(library, png.bare(file, said.needed))
+        source.decode = lambda: deep.of_png(library, png.bare(file, said))
         if said.exif is not None:
             image.info["exif"] = b"Exif\0\0" + said.exif
     return source
 
 
 def _of_tiff(file: IO[bytes], name: str) -> Source:
-    try:
-        said = tiff.examine(file)
-    except tiff.NotReadableError as error:
-        raise PictureError(f"{name} {error}.") from None
+    said = tiff.examine(file)
     if said is None:
-        return _of_pillow(_identified(file, name))
+        known = _identified(file, name)
+        held.require_parts(file, tiff.listed(dict(getattr(known, "tag_v2", {}))))
+        return _of_pillow(known)
     if said.width * said.height > opening.MAX_PIXELS:
         raise opening.too_large(name, f"{said.width} x {said.height} pixels")
+    if held.require_parts(file, said.tags):  # Pillow takes what stands in their place
+        said = dataclasses.replace(said, reader="tifffile")
     image = None
     if said.reader != "tifffile":
-        with contextlib.suppress(PictureError):  # what it does not know is for tifffile
+        with contextlib.suppress(Exception):  # what it does not know is for tifffile
             image = _identified(file, name)
     library = None if image is not None and said.reader == "pillow" else deep.tifffile()
     if image is not None and library is None:
@@ -167,7 +215,7 @@ def _of_jxl(file: IO[bytes], name: str) -> Source:
         raise opening.too_large(name, f"{said.width} x {said.height} pixels")
     try:
         image = _identified(file, name)
-    except PictureError:  # of which the plugin says no more than that
+    except Exception:  # of which the plugin says no more than that
         raise PictureError(f"{name} is JPEG XL, but damaged or cut off; make or download it again.") from None
     source = _of_pillow(image)
     if said is None or getattr(image, "jpeg", False):  # a JPEG inside comes as it was, EXIF and all

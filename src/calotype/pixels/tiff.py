@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Literal
+
+from calotype.pixels import held
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q"}
 _MOST = 2**24  # bytes of a tag's values that are read; the ICC profile is the largest of those that count
+_MOST_PARTS = 2**28  # bytes of where strips or tiles are
 _MOST_FRAMES = 2**16
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -56,6 +60,7 @@ class Tiff:
         frames: how many there are.
         reader: who reads it right, or in 8 bits only.
         palette: 2 ** bits R, then as many G and B, in 16 bits.
+        tags: all of them, tuples of numbers and bytes.
     """
 
     width: int
@@ -75,6 +80,7 @@ class Tiff:
     frames: int
     reader: Reader
     palette: tuple[int, ...] | None
+    tags: Mapping[int, Any]
 
     @property
     def colours(self) -> int:
@@ -116,11 +122,19 @@ def of_tags(tags: dict[int, Any], order: str) -> Tiff | None:
     Raises:
         NotReadableError: as for `examine`.
     """
-    listed = {tag: value if isinstance(value, (tuple, bytes)) else (value,) for tag, value in tags.items()}
-    listed = {
-        tag: value.encode("latin-1", "replace") if isinstance(value, str) else value for tag, value in listed.items()
+    return _understood(listed(tags), 1, order, False)
+
+
+def listed(tags: Mapping[int, Any]) -> dict[int, Any]:
+    """Tags as Pillow gives them -> tuples of numbers and bytes."""
+    return {
+        tag: value.encode("latin-1", "replace")
+        if isinstance(value, str)
+        else value
+        if isinstance(value, (tuple, bytes))
+        else (value,)
+        for tag, value in tags.items()
     }
-    return _understood(listed, 1, order, False)
 
 
 def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, str, bool]:
@@ -142,7 +156,8 @@ def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, str, bool]:
         entries, following = file.read(count * entry_size), file.read(word_size)
         if not seen:
             for tag, kind, number, value in struct.iter_unpack(order + entry_code, entries):
-                tags.setdefault(tag, _values(file, order, kind, number, value, word))
+                most = _MOST_PARTS if tag in held.PARTS else _MOST
+                tags.setdefault(tag, _values(file, order, kind, number, value, word, most))
         seen.add(at)
         if len(following) < word_size:  # the last directory of some writers
             break
@@ -150,13 +165,13 @@ def _directory(file: IO[bytes]) -> tuple[dict[int, Any], int, str, bool]:
     return tags, len(seen), order, big
 
 
-def _values(file: IO[bytes], order: str, kind: int, number: int, value: bytes, word: str) -> Any:
+def _values(file: IO[bytes], order: str, kind: int, number: int, value: bytes, word: str, most: int) -> Any:
     """Bytes of what is text or undefined, else a tuple of numbers; empty for a kind that does not count here."""
     code = _TYPES.get(kind)
     if code is None:
         return ()
     size = number * struct.calcsize(code)
-    if size > _MOST:
+    if size > most:
         return ()
     if size > len(value):
         file.seek(struct.unpack(order + word, value)[0])
@@ -254,6 +269,7 @@ def _with_samples(
         frames=frames,
         reader="pillow",
         palette=palette,
+        tags=tags,
     )
     # Pillow takes the second kind of file for the first, and swaps the bytes of numbers that libtiff has swapped
     swapped = order == ">" and (big or (kind != "u" and compression != 1))

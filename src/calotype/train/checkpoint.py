@@ -6,8 +6,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from calotype.errors import MemoryLimitError, StorageError, UsageError
 from calotype.files import atomic_path, make_folder, write_text, writing
+from calotype.texts import TextError, is_whole, json_table, whole
 from calotype.train.recipe import Recipe
 
 # What may differ between the parts of a run: its length, what lies ahead, and how it is watched.
@@ -32,6 +33,7 @@ _DAMAGED = (
 FOLDER = "checkpoints"
 BEST = "best.pt"
 LOCK = ".calotype-training.lock"  # in a run's folder, while it is trained
+ADVICE = "delete it to go on from the one before"  # where one is damaged
 DOING = "a training"  # what its holder does
 
 
@@ -107,7 +109,43 @@ def read(path: Path, keys: Iterable[str], advice: str) -> dict[str, Any]:
         raise UsageError(f"{path}: this checkpoint is damaged; {advice}.") from None
     if not isinstance(state, dict) or not state.keys() >= {*keys}:
         raise UsageError(f"{path}: `calotype train` did not write this checkpoint; give another --out.")
+    try:
+        for key in {"step", "word_step"} & state.keys():
+            whole(state[key], key, 0)
+    except TextError as error:
+        raise UsageError(f"{path}: this checkpoint is damaged ({error}); {advice}.") from None
     return dict(state)
+
+
+def told(state: Mapping[str, Any], key: str, path: Path, advice: str) -> dict[str, Any]:
+    """What a checkpoint keeps as JSON under a key.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    try:
+        if not isinstance(state[key], str):
+            raise TextError(f"{key} is no text")
+        return json_table(state[key], finite=False, names=True)
+    except TextError as error:
+        raise UsageError(f"{path}: this checkpoint is damaged ({error}); {advice}.") from None
+
+
+@contextmanager
+def restoring(path: Path, advice: str) -> Iterator[None]:
+    """Says that a checkpoint is damaged where what it holds can't be put in its place.
+
+    Raises:
+        UsageError: so.
+    """
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise UsageError(f"{path}: {error}") from None
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        raise UsageError(f"{path}: this checkpoint does not fit what is trained, or is damaged; {advice}.") from None
 
 
 def keep_lines(metrics: Path, done: Callable[[dict[str, Any]], bool]) -> list[dict[str, float]]:
@@ -117,17 +155,19 @@ def keep_lines(metrics: Path, done: Callable[[dict[str, Any]], bool]) -> list[di
         done: whether a line is of a step that the checkpoint has.
 
     Returns:
-        What the lines left say.
+        The figures in the lines left.
     """
     lines, kept = [], []
     if not metrics.exists():
         return []
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, LookupError, TypeError):  # the last may be cut off
-            told = json.loads(line)
-            if done(told):
+            values = json_table(line, finite=False)
+            if done(values):
                 lines.append(f"{line}\n")
-                kept.append(told)
+                kept.append(
+                    {key: value for key, value in values.items() if isinstance(value, float) or is_whole(value)}
+                )
     write_text(metrics, "".join(lines))
     return kept
 
@@ -139,8 +179,8 @@ def load(path: Path, recipe: Recipe) -> dict[str, Any]:
         UsageError, MemoryLimitError: see `read`; UsageError also if it is of another recipe.
     """
     keys = ("recipe", "step", "model", "ema", "optimisers")
-    state = read(path, keys, "delete it to go on from the one before")
-    then, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+    state = read(path, keys, ADVICE)
+    then, now = told(state, "recipe", path, ADVICE), json.loads(json.dumps(recipe.to_dict()))
     if changed := sorted(key for key in now.keys() - MAY_CHANGE if then.get(key) != now[key]):
         raise UsageError(
             f"{path}: this checkpoint was trained with another {', '.join(changed)}; give its recipe, or another --out."

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from calotype.errors import UsageError
 from calotype.families import CONFIGS
 from calotype.families.face import NetworkConfig
+from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS
+from calotype.texts import TextError, flag, shown, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class DenseConfig:
     variational: bool = False  # whether the encoder gives a variance too
 
     def __post_init__(self) -> None:
-        _positive(self, side=self.side, z_channels=self.z_channels, hidden=self.hidden)
+        _positive(self, ("side", "z_channels", "hidden"), ("variational",))
 
     @property
     def picture_channels(self) -> int:
@@ -55,9 +57,16 @@ class ConvConfig:
     variational: bool = False  # whether the encoder gives a variance too
 
     def __post_init__(self) -> None:
-        _positive(self, ch=self.ch, ch_mult=self.ch_mult, num_blocks=self.num_blocks, z_channels=self.z_channels)
-        if not self.ch_mult:
-            raise UsageError("ConvConfig.ch_mult must name at least one level.")
+        _positive(self, ("ch", "ch_mult", "num_blocks", "z_channels"), ("residual", "variational"))
+        if (
+            not 1 <= len(self.ch_mult) <= MOST_LEVELS
+            or self.num_blocks > MOST_BLOCKS
+            or max(self.channels) > MOST_CHANNELS
+        ):
+            raise UsageError(
+                f"ConvConfig must have from one to {MOST_LEVELS} levels (ch_mult) of at most {MOST_CHANNELS} channels "
+                f"(ch times ch_mult) and {MOST_BLOCKS} blocks (num_blocks), not {shown(self.to_dict(), 200)}."
+            )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -85,8 +94,15 @@ Trainable = NetworkConfig | DenseConfig | ConvConfig
 TRAINABLE: dict[str, type[Any]] = {**CONFIGS, **{config.kind: config for config in (DenseConfig, ConvConfig)}}
 
 
-def _positive(config: DenseConfig | ConvConfig, **values: int | tuple[int, ...]) -> None:
-    for name, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(n, int) and n >= 1 for n in numbers):
-            raise UsageError(f"{type(config).__name__}.{name} must be positive whole numbers, not {value!r}.")
+def _positive(config: DenseConfig | ConvConfig, numbers: tuple[str, ...], flags: tuple[str, ...]) -> None:
+    try:
+        for name in numbers:
+            value = getattr(config, name)
+            if isinstance(value, tuple) != (name in ("hidden", "ch_mult")):
+                raise TextError(f"{name} can't be {shown(value)}")
+            for number in value if isinstance(value, tuple) else (value,):
+                whole(number, name, 1, MOST_CHANNELS)
+        for name in flags:
+            flag(getattr(config, name), name)
+    except TextError as error:
+        raise UsageError(f"{type(config).__name__}.{error}.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import UsageError
+from calotype.families.numbers import MOST_CHANNELS
+from calotype.texts import COUNT, TextError, is_number, is_whole, plain, shown, toml_of
 from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -201,6 +203,11 @@ LEAST: dict[type, dict[str, float]] = {  # numbers that no run can have less of
     Phase: {"start": 0, "crop": 1, "batch": 1, "muon_rate": 0},
     Source: {"repeat": 1, "hold_out": 0},
 }
+MOST: dict[type, dict[str, float]] = {  # and more of; whole numbers that are not here end at COUNT
+    Recipe: {"crop": 2**16, "zoom": 2**10, "batch": 2**20, "accumulate": 2**20, "seed": 2**63 - 1},
+    Adversarial: {"ndf": MOST_CHANNELS, "layers": 10},
+    Phase: {"crop": 2**16, "batch": 2**20},
+}
 
 
 def named_recipes() -> list[str]:
@@ -221,26 +228,37 @@ def load_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise UsageError(
             f"{recipe}: there is no such recipe; give a TOML file, or one of {', '.join(named_recipes())}."
         )
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: this is not valid TOML ({error}).") from None
+    values = read_toml(path)
     for setting in settings:
         _set(values, setting)
-    where = f"{path.name} with --set {' --set '.join(settings)}" if settings else str(path)
+    where = f"{path.name} with --set {' --set '.join(map(plain, settings))}" if settings else str(path)
     loaded = typing.cast(Recipe, _build(Recipe, values, where))
     _check(loaded, where)
     return loaded
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe's file.
+
+    Raises:
+        UsageError: it can't be read, or is no TOML.
+    """
+    try:
+        return toml_of(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: this recipe can't be read ({error.strerror}); check its permissions.") from None
+    except TextError as error:
+        raise UsageError(f"{path}: this is not valid TOML ({error}).") from None
 
 
 def _set(values: Any, setting: str) -> None:
     """Makes one change; a number reaches into a list (``sources.0.repeat=2``)."""
     key, equals, text = setting.partition("=")
     if not equals:
-        raise UsageError(f"--set {setting}: give key=value.")
+        raise UsageError(f"--set {plain(setting)}: give key=value.")
     try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        (value,) = toml_of(f"x = {text}").values()
+    except ValueError:
         value = text  # so that text needs no quotes
     *parents, last = key.strip().split(".")
     try:
@@ -248,7 +266,7 @@ def _set(values: Any, setting: str) -> None:
             values = values[int(parent)] if isinstance(values, list) else values.setdefault(parent, {})
         values[int(last) if isinstance(values, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise UsageError(f"--set {setting}: the recipe has no such place; see its keys.") from None
+        raise UsageError(f"--set {plain(setting)}: the recipe has no such place; see its keys.") from None
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -261,8 +279,6 @@ def _check(recipe: Recipe, where: str) -> None:
         )
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")
-    if recipe.seed >= 2**63:
-        raise UsageError(f"{where}: seed must be below 2^63, not {recipe.seed}.")
     for key, values in (("ema_decay", (recipe.ema_decay,)), ("betas", recipe.betas)):
         if not all(value < 1 for value in values):
             raise UsageError(f"{where}: {key} must be below 1, not {getattr(recipe, key)}.")
@@ -322,34 +338,43 @@ def _needs(recipe: Recipe) -> list[tuple[int, str]]:
 def _build(cls: Any, values: Any, where: str) -> Any:
     """A dataclass from plain values, checked against its annotations."""
     if not isinstance(values, dict):
-        raise UsageError(f"{where} must be a table, not {values!r}.")
+        raise UsageError(f"{where} must be a table, not {shown(values)}.")
     hints = typing.get_type_hints(cls)
     if unknown := sorted(values.keys() - hints.keys()):
         near = difflib.get_close_matches(unknown[0], hints, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise UsageError(
-            f"{where}: unknown key {', '.join(unknown)}; {meant}{cls.__name__} has {', '.join(sorted(hints))}."
+            f"{where}: unknown key {', '.join(map(plain, unknown[:3]))}; {meant}{cls.__name__} has "
+            f"{', '.join(sorted(hints))}."
         )
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - values.keys()):
         raise UsageError(f"{where}: {', '.join(missing)} must be given.")
-    built = cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
-    for key, least in LEAST.get(cls, {}).items():
-        value = getattr(built, key)
-        if value is not None and not all(item >= least for item in (value if isinstance(value, tuple) else (value,))):
-            raise UsageError(f"{where}: {key} must be at least {least}, not {value}.")
-    return built
+    fields = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    for key, value in fields.items():
+        least, most = LEAST.get(cls, {}).get(key, -math.inf), MOST.get(cls, {}).get(key, math.inf)
+        for item in value if isinstance(value, tuple) else (value,):
+            if not isinstance(item, int | float):
+                continue
+            if item < least:
+                raise UsageError(f"{where}: {key} must be at least {least}, not {value}.")
+            if item > (min(most, COUNT) if isinstance(item, int) and key != "seed" else most):
+                raise UsageError(f"{where}: {key} must be at most {min(most, COUNT)}, not {value}.")
+    try:
+        return cls(**fields)
+    except UsageError as error:  # of a network
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint == Trainable:
         if not isinstance(value, dict):
-            raise UsageError(f"{where} must be a table, not {value!r}.")
+            raise UsageError(f"{where} must be a table, not {shown(value)}.")
         value = dict(value)
         kind = value.pop("kind", None)
         if not isinstance(kind, str) or kind not in TRAINABLE:
-            raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {kind!r}.")
+            raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {shown(kind)}.")
         return _build(TRAINABLE[kind], value, where)
     if origin is types.UnionType:
         if value == "none":  # so that --set can leave out what a recipe has
@@ -359,7 +384,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list):
-            raise UsageError(f"{where} must be a list, not {value!r}.")
+            raise UsageError(f"{where} must be a list, not {shown(value)}.")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise UsageError(f"{where} must have {len(kinds)} entries, not {len(value)}.")
@@ -367,11 +392,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin is Literal:
-        if value not in args:
-            raise UsageError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}.")
+        if not isinstance(value, str) or value not in args:
+            raise UsageError(f"{where} must be one of {', '.join(map(str, args))}, not {shown(value)}.")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and is_number(value):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{where} must be {WORDS[hint]}, not {value!r}.")
+    if not (is_whole(value) if hint is int else isinstance(value, hint) and hint is not float):
+        raise UsageError(f"{where} must be {WORDS[hint]}, not {shown(value)}.")
     return value

@@ -137,7 +137,7 @@ def _train(
         )
     pictures, held = gather(recipe.sources, data, cache=CACHE // local_world(), notice=notice)
     seen = fingerprint((*pictures.names, *held.names))
-    if state is not None and state["pictures"] != seen:
+    if state is not None and state.get("pictures") != seen:
         raise UsageError(
             f"{last}: this run was trained on other pictures than {data} holds now; give the same, or another --out."
         )
@@ -148,8 +148,9 @@ def _train(
         with fabric.rank_zero_first():  # others find in the cache what the first one downloads
             helpers = make_helpers(recipe, fabric.device)
         trainer = Trainer(recipe, fabric, helpers)
-        if state is not None:
-            trainer.load_state_dict(state)
+        if state is not None and last is not None:
+            with checkpoint.restoring(last, checkpoint.ADVICE):
+                trainer.load_state_dict(state)
             if changes := checkpoint.changes(state, recipe):
                 trainer.history.append({"step": trainer.step, "changed": changes})
         took = estimate(trainer)

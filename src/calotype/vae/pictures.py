@@ -243,6 +243,11 @@ class VAE(Coder):
                     f"{self.latent_channels}; load one of their kind."
                 )
             raw = self.latent_format.to_raw(model[None])[0]
+        if len(raw) != self.latent_channels:
+            raise LatentsError(
+                f"These latents have {len(raw)} channels and name this VAE, whose latents have {self.latent_channels}: "
+                f"they are damaged; make them again."
+            )
         padding = latents.padding
         padded = (padding.height + padding.bottom, padding.width + padding.right)
         if padded != (raw.shape[1] * self.factor, raw.shape[2] * self.factor):

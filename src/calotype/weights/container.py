@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from calotype.damage import LONGEST_HEADER, damage, quoted, require_held
 from calotype.errors import WeightsError
 from calotype.weights.mapped import map_file, part, strides, view
 from calotype.weights.pickles import Array, Stand, read_pickle
@@ -42,6 +43,7 @@ SAFE_DTYPES = {
     "BOOL": torch.bool,
 }
 DEEPEST = 16  # levels of a nest that are searched
+DAMAGED = "the file is truncated or damaged ({why}); fetch it again"
 
 
 class Container(Protocol):
@@ -76,6 +78,11 @@ class SafetensorsFile:
             length = int.from_bytes(file.read(8), "little")
             if length + 8 > size:
                 raise WeightsError(f"the file is truncated: {size:,} bytes do not hold its header; fetch it again")
+            if length > LONGEST_HEADER:
+                raise WeightsError(
+                    f"the file is damaged: a header of {length:,} bytes is longer than that of any weights "
+                    f"({LONGEST_HEADER:,}); fetch it again"
+                )
             header = _header(file.read(length))
         self.metadata: dict[str, str] = {k: str(v) for k, v in (header.pop("__metadata__", None) or {}).items()}
         self._entries = {key: _entry(key, value) for key, value in header.items()}
@@ -96,10 +103,13 @@ class SafetensorsFile:
         self.shapes = {key: shape for key, (_, shape, _) in self._entries.items()}
         self._whole = map_file(path)
 
+    @damage(WeightsError, DAMAGED)
     def read(self, key: str) -> Tensor:
         name, shape, (start, end) = self._entries[key]
         if name not in SAFE_DTYPES:
-            raise WeightsError(f"{key} is stored as {name}, which this version of torch does not know")
+            raise WeightsError(
+                f"{quoted(key)} is stored as {quoted(name, 20)}, which this version of torch does not know"
+            )
         if start == end:
             return torch.empty(shape, dtype=SAFE_DTYPES[name])
         return view(part(self._whole, self._base + start, self._base + end), SAFE_DTYPES[name], shape, strides(shape))
@@ -109,7 +119,7 @@ def _header(content: bytes) -> dict[str, Any]:
     try:
         header = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"the file is truncated or damaged (its header: {error}); fetch it again") from None
+        raise WeightsError(f"the file is truncated or damaged (its header: {quoted(error)}); fetch it again") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__") or {}, dict):
         raise WeightsError("the file is truncated or damaged (its header is no table of tensors); fetch it again")
     return header
@@ -119,12 +129,12 @@ def _entry(key: str, value: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]
     """What a header says of a tensor: (type, shape, begin and end)."""
     try:
         name, shape, (start, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and end >= start
+        whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) and end >= start
         fits = name not in SAFE_DTYPES or end - start == math.prod(shape) * SAFE_DTYPES[name].itemsize
     except (KeyError, TypeError, ValueError):
         whole = fits = False
     if not (whole and fits):
-        raise WeightsError(f"the file is truncated or damaged (its header, at {key[:60]}); fetch it again")
+        raise WeightsError(f"the file is truncated or damaged (its header, at {quoted(key, 60)}); fetch it again")
     return name, shape, (start, end)
 
 
@@ -133,6 +143,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         content = read_pickle(path)
+        claimed = 0
         self.metadata: dict[str, str] = {}
         self.notices: tuple[str, ...] = ()
         self._tensors: dict[str, Stored] = {}
@@ -146,20 +157,23 @@ class TorchFile:
             short = ".".join(step for step in way if step != "state_dict") or ".".join(way)
             name = short if self._tensors.get(short, tensor) == tensor else ".".join(way)
             self._tensors.setdefault(name, tensor)
+            claimed += tensor.claimed
+        require_held(claimed, path.stat().st_size)
         self.shapes = {key: value.shape for key, value in self._tensors.items()}
         if modules and not any(len(shape) > 1 for shape in self.shapes.values()):
             raise WeightsError(
-                f"the file holds a whole module ({modules[0]}), which only its own code can build; load it there and "
-                f"save its tensors alone: torch.save(module.state_dict(), ...)"
+                f"the file holds a whole module ({quoted(modules[0])}), which only its own code can build; load it "
+                f"there and save its tensors alone: torch.save(module.state_dict(), ...)"
             )
         if isinstance(content, Stand) and not self.shapes:
-            raise WeightsError(f"the file holds a {content.named}, not named tensors")
+            raise WeightsError(f"the file holds a {quoted(content.named)}, not named tensors")
 
+    @damage(WeightsError, DAMAGED)
     def read(self, key: str) -> Tensor:
         try:
             return self._tensors[key].read()
         except WeightsError as error:
-            raise WeightsError(f"{key}: {error}") from None
+            raise WeightsError(f"{quoted(key)}: {error}") from None
 
 
 def _tensors(
@@ -194,6 +208,7 @@ def _tensors(
             yield from _tensors(value, (*way, str(key)), modules, seen)
 
 
+@damage(WeightsError, DAMAGED)
 def open_container(path: Path) -> Container:
     """Opens a safetensors or torch file, told apart by its first bytes.
 

@@ -7,7 +7,6 @@ those of diffusers 0.42.1, among them all that its classes had in earlier versio
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,8 @@ from typing import Any, cast
 from calotype.errors import WeightsError
 from calotype.families import CLASSES, family_of
 from calotype.families.face import DiffusersClass, NetworkConfig, contradiction, unsupported
+from calotype.families.numbers import MOST_CHANNELS
+from calotype.texts import COUNT, TextError, is_number, is_whole, json_table, plain, shown
 
 # Fields that are no part of the network: about latents, and about how pipelines treat a VAE.
 LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -30,6 +31,8 @@ USUAL: Mapping[str, Any] = {
     "norm_type": "group",
     "resnet_eps": 1e-6,
 }
+# Fields of AutoencoderTiny that no tensor tells.
+UNTOLD = ("act_fn", "upsample_fn", "upsampling_scaling_factor")
 # Fields about the file and not about the network.
 ASIDE = ("architectures", "dtype", "latent_format", "license", "torch_dtype")
 
@@ -110,37 +113,43 @@ def read_said(file: Path | None, beside: Path) -> Said:
     pipeline = _pipeline(beside, notes)
     if file is None:
         return Said(pipeline=pipeline, notes=tuple(notes))
-    values = parse_config(file.read_bytes().decode("utf-8-sig", errors="replace"))
+    values = parse_config(file.read_bytes())
     name = values.get("_class_name", "")
+    if not isinstance(name, str):
+        raise WeightsError(unsupported("_class_name", name, _classes()))
+    title = plain(name)
     said = Said(file=file, values=values, pipeline=pipeline, notes=tuple(notes))
     if name in CLASSES:
         return said
     if name:
-        if re.search(r"auto_?encoder|vae|vq", str(name), re.IGNORECASE):
-            *others, last = CLASSES
+        if re.search(r"auto_?encoder|vae|vq", name, re.IGNORECASE):
             raise WeightsError(
-                f"the config.json beside it says that this is a network of the class {name}, "
-                f"and only {', '.join(others)} and {last} can be read"
+                f"the config.json beside it says that this is a network of the class {title}, "
+                f"and only {_classes()} can be read"
             )
-        return said.without(f"{file} is about a {name} and was not read.")
+        return said.without(f"{file} is about a {title} and was not read.")
     if any(key in values for key in OF_OTHERS) or not any(key in values for key in (*OF_A_VAE, "act_fn")):
         return said.without(f"{file} is not about a VAE and was not read.") if values else said
     return said
 
 
-def parse_config(text: str) -> dict[str, Any]:
+def _classes() -> str:
+    *others, last = CLASSES
+    return f"{', '.join(others)} and {last}"
+
+
+def parse_config(text: str | bytes) -> dict[str, Any]:
     """The fields of a config.json, or of its like in a file's metadata.
 
     Raises:
         WeightsError: if it is no JSON object.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise WeightsError("its config.json, or its own metadata, is not valid JSON or no object; fetch it again")
-    return values
+        return json_table(text, finite=False)  # whoever reads a number says what to do about one that is none
+    except TextError as error:
+        raise WeightsError(
+            f"its config.json, or its own metadata, is not valid JSON of its kind ({error}); fetch it again"
+        ) from None
 
 
 def _pipeline(beside: Path, notes: list[str]) -> str:
@@ -152,11 +161,10 @@ def _pipeline(beside: Path, notes: list[str]) -> str:
             except OSError:
                 continue
             try:
-                values = json.loads(text.decode("utf-8-sig", errors="replace"))
-                named = values["_class_name"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                named = json_table(text).get("_class_name")
+            except TextError:
                 named = None
-            if isinstance(named, str):
+            if isinstance(named, str) and named.isidentifier():
                 return named
             notes.append(f"{place / name} names no pipeline and was not read.")
     return ""
@@ -167,8 +175,10 @@ def norm_groups_of(said: Said) -> int | None:
     groups = said.values.get("norm_num_groups")
     if groups is None:
         return said.of.defaults.get("norm_num_groups")
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise WeightsError(f"norm_num_groups must be the number of a norm's groups, not {groups!r}, in its config.json")
+    if not is_whole(groups) or not 1 <= groups <= MOST_CHANNELS:
+        raise WeightsError(
+            f"norm_num_groups must be the number of a norm's groups, not {shown(groups)}, in its config.json"
+        )
     return groups
 
 
@@ -204,7 +214,7 @@ def described(config: NetworkConfig, said: Said, parts: frozenset[str], own: Map
                 raise WeightsError(unsupported(key, value, repr(USUAL[key])))
         elif key not in (*KEPT, *_FREE, *ASIDE) and not key.startswith("_") and value is not None:
             raise WeightsError(
-                f"its config.json has a field {key!r} that no {class_} of diffusers has, and what it changes "
+                f"its config.json has a field {shown(key)} that no {class_} of diffusers has, and what it changes "
                 f"is not known; take it out if it changes nothing"
             )
     _check_kept(said.values)
@@ -220,12 +230,10 @@ def _check_kept(values: Mapping[str, Any]) -> None:
         raise WeightsError(unsupported("force_upcast", upcast, "true and false"))
     size = values.get("sample_size", 512)
     sides = size if isinstance(size, list) else [size]
-    if size is not None and not (
-        1 <= len(sides) <= 2 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
-    ):
+    if size is not None and not (1 <= len(sides) <= 2 and all(is_whole(n) and 0 < n <= COUNT for n in sides)):
         raise WeightsError(unsupported("sample_size", size, "pixels of a side"))
     eps = values.get("batch_norm_eps")
-    if eps is not None and (not _is_number(eps) or eps < 0):
+    if eps is not None and (not is_number(eps) or eps < 0):
         raise WeightsError(unsupported("batch_norm_eps", eps, "numbers that are not negative"))
 
 
@@ -336,8 +344,8 @@ def _one_scale(said: Said, channels: int, factor: float | None, shift: float) ->
 
 def _number(values: Mapping[str, Any], key: str) -> float | None:
     value = values.get(key)
-    if value is not None and not _is_number(value):
-        raise WeightsError(f"{key} must be a number, not {value!r:.80}")
+    if value is not None and not is_number(value):
+        raise WeightsError(f"{key} must be a number, not {shown(value)}")
     return cast(float | None, value)
 
 
@@ -345,10 +353,6 @@ def _numbers(values: Mapping[str, Any], key: str, count: int) -> tuple[float, ..
     value = values.get(key)
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != count or not all(_is_number(n) for n in value):
-        raise WeightsError(f"{key} must be {count} numbers, one for each latent channel, not {value!r:.80}")
+    if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+        raise WeightsError(f"{key} must be {count} numbers, one for each latent channel, not {shown(value)}")
     return tuple(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

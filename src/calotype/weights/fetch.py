@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import urllib.error
@@ -21,6 +20,7 @@ from calotype.errors import FetchError, StorageError
 from calotype.families import PRESETS
 from calotype.families.face import Preset
 from calotype.files import FULL, make_folder, refusal, writing
+from calotype.texts import TextError, json_of
 
 GITHUB = "https://github.com"
 
@@ -137,14 +137,14 @@ def _what_is_wrong(path: Path) -> str | None:
     """Why a fetched file is not what its name says; None where it is."""
     try:
         if path.suffix == ".json":
-            if not isinstance(json.loads(path.read_bytes()), dict):
+            if not isinstance(json_of(path.read_bytes()), dict):
                 return "it holds no JSON object"
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:  # it holds the lengths in the header against the file's
                 if not file.keys():
                     return "it holds no tensors"
-    except (ValueError, RecursionError):
-        return "it is no JSON"
+    except TextError as error:
+        return f"it is no JSON ({error})"
     except SafetensorError as error:
         return f"it is no whole safetensors file ({error})"
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from calotype.latents import (
     latent_format_from_dict,
     same_as_model,
 )
+from calotype.texts import TextError, json_of
 from calotype.weights.detect import EDM
 from calotype.weights.diffusers_config import (
     LATENTS,
@@ -64,6 +64,9 @@ class Piece:
     edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
 
+    def __post_init__(self) -> None:
+        _fields(self.metadata)  # damaged ones are refused where it is known whose they are
+
     @property
     def kept(self) -> dict[str, Any]:
         """What a config.json said beside network and latent format: this one, or that of before a conversion."""
@@ -88,7 +91,7 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
     if name is not None:
         return _named(name, channels, piece), "--latent-format", ""
     if stored := metadata.get("calotype_latent_format"):
-        own = _readable(files[0], lambda: latent_format_from_dict(json.loads(stored)))
+        own = _readable(files[0], lambda: latent_format_from_dict(json_of(stored)))
         if not _edited(piece, own):
             return own, "the file's metadata", ""
     if piece.statistics is not None:
@@ -171,8 +174,11 @@ def can_mean(kept: Mapping[str, Any], format_: LatentFormat) -> bool:
 def _readable(file: Path, make: Callable[[], F]) -> F:
     try:
         return make()
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise WeightsError(f"{file}: what it says about its latents is damaged; fetch or convert it again.") from None
+    except (TextError, UsageError) as error:
+        reason = str(error).rstrip(".")
+        raise WeightsError(
+            f"{file}: what it says about its latents is damaged ({reason}); fetch or convert it again."
+        ) from None
 
 
 def _named(name: str, channels: int, piece: Piece) -> LatentFormat:

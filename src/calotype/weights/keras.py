@@ -8,10 +8,10 @@ list arrays in the same order; the order and the HWIO kernels are those of divam
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,43 +21,28 @@ from calotype.errors import UsageError, WeightsError
 from calotype.families import FAMILIES, config_from_dict, family_of
 from calotype.families.face import NetworkConfig
 from calotype.files import make_folder, writing_all
+from calotype.texts import TextError, json_of
+from calotype.weights.h5 import read_h5
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UsageError("Keras h5 files need h5py; install it with: pip install 'calotype[keras]'") from None
-    return h5py
+def _require_h5py() -> None:
+    if find_spec("h5py") is None:
+        raise UsageError("Keras h5 files need h5py; install it with: pip install 'calotype[keras]'")
 
 
 def read_keras(path: Path) -> tuple[NetworkConfig, str, dict[str, Tensor], dict[str, str]]:
     """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), tensors under our keys, and metadata.
 
     Raises:
-        WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order.
+        WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order; or the file is damaged.
     """
-    h5py = _h5py()
-    try:
-        with h5py.File(path) as file:
-            root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
-                raise KeyError("no layer_names; those of Keras 3 and keras-hub are not read")
-            arrays = [
-                np.asarray(root[_text(layer)][_text(name)])
-                for layer in root.attrs["layer_names"]
-                for name in root[_text(layer)].attrs["weight_names"]
-            ]
-            metadata = {key: _text(value) for key, value in file.attrs.items() if key.startswith("calotype")}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise WeightsError(f"this is no whole h5 file of Keras weights ({str(error).strip(chr(39))})") from None
+    _require_h5py()
+    metadata, arrays = read_h5(path)
     stored = metadata.get("calotype_config")
     default = next(family.config for family in FAMILIES if family.keras)
-    try:
-        config: NetworkConfig | None
-        config = default() if stored is None else config_from_dict(json.loads(stored))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        config = None
+    config: NetworkConfig | None = None
+    with suppress(TextError, UsageError):
+        config = default() if stored is None else config_from_dict(json_of(stored))
     if config is None or (order := family_of(config).keras) is None:
         raise WeightsError("its metadata describe no network that this version knows; update calotype")
     for side in ("encoder", "decoder"):
@@ -82,7 +67,7 @@ def write_keras(
         UsageError: bfloat16, or no h5py.
         StorageError: the disk refuses them; both are written, or none.
     """
-    _h5py()
+    _require_h5py()
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
         raise UsageError("h5 files have no bfloat16; give --dtype float32.")
     order = family_of(config).keras
@@ -99,8 +84,10 @@ def _h5(
     layers: Iterable[tuple[str, Sequence[str]]], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> io.BytesIO:
     """One such file in memory: HDF5 itself ends in a segmentation fault where a disk is full."""
+    import h5py
+
     made = io.BytesIO()
-    with _h5py().File(made, "w") as file:
+    with h5py.File(made, "w") as file:
         file.attrs["layer_names"] = [name for name, _ in layers]
         file.attrs["backend"] = "torch"
         file.attrs.update(sorted(metadata.items()))
@@ -121,7 +108,3 @@ def _to_torch(array: np.ndarray) -> Tensor:
 def _to_keras(tensor: Tensor) -> np.ndarray:
     array: np.ndarray = tensor.numpy()
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calotype.damage import damage, quoted
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.families import family_of, make_network
 from calotype.families.face import Layout, NetworkConfig, listing
 from calotype.families.network import Network
+from calotype.families.numbers import MOST_CHANNELS
 from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
-from calotype.weights.container import H5_SIGNATURE, Container, open_container
+from calotype.texts import TextError, json_of, whole
+from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -75,8 +77,8 @@ class Loaded:
         facts: dict[str, Any] = {}
         for key, value in sorted((self.metadata or {}).items()):
             if key.startswith(TRAINING):
-                with suppress(ValueError):
-                    facts[key.removeprefix(TRAINING)] = json.loads(value)
+                with suppress(TextError):
+                    facts[key.removeprefix(TRAINING)] = json_of(value, finite=False, names=True)
         return facts
 
 
@@ -109,9 +111,10 @@ def load_weights(
     pieces = []
     for file, *more in places:
         try:
-            pieces.append(_read(file, more, config_file, prefix, weights))
+            with damage(WeightsError, DAMAGED):
+                pieces.append(_read(file, more, config_file, prefix, weights))
         except (WeightsError, UsageError) as error:
-            raise type(error)(f"{file}: {str(error).rstrip('.')}.") from None
+            raise type(error)(f"{file}: {quoted(error, 2000)}.") from None
         except PermissionError:
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
     files = tuple(file for place in places for file in place)
@@ -145,8 +148,11 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     Raises:
         WeightsError: if any tensor is missing, unexpected, of another shape, or not finite; all are listed.
     """
-    with torch.device("meta"):
-        module = make_network(config)
+    try:
+        with torch.device("meta"):
+            module = make_network(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # torch's, of sizes
+        raise WeightsError(f"{where}: these are the weights of no network that can be ({quoted(error)}).") from None
     for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
         if side not in parts and hasattr(module, name):
             delattr(module, name)
@@ -231,12 +237,18 @@ def _read(
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
+    told = own.get("norm_groups")
+    try:
+        groups = norm_groups_of(said) if told is None else whole(told, "norm_groups", 1, MOST_CHANNELS)
+    except TextError as error:
+        raise WeightsError(f"its own metadata are damaged ({error}); fetch or convert it again") from None
+    if not isinstance(said_so := own.get("post_quant_conv"), bool | None):
+        raise WeightsError(f"its metadata say post_quant_conv {quoted(said_so, 40)}, which is true, false or null")
 
     def same(a: str, b: str) -> bool:
         first, second = container.read(a), container.read(b)
         return first.dtype == second.dtype and torch.equal(first, second)
 
-    groups = own.get("norm_groups", norm_groups_of(said))
     found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
     try:
         config, said = _described(found, own, said)

@@ -27,6 +27,11 @@ def part(storage: torch.UntypedStorage, start: int, end: int) -> torch.UntypedSt
     return cast(torch.UntypedStorage, storage[start:end])
 
 
+def bytes_of(data: torch.UntypedStorage) -> memoryview:
+    """Its bytes, not copied."""
+    return view(data, torch.uint8, (data.nbytes(),), (1,)).numpy().data
+
+
 def own(data: torch.UntypedStorage) -> torch.UntypedStorage:
     """A copy."""
     return cast(torch.UntypedStorage, data.clone())  # type: ignore[no-untyped-call]

@@ -12,22 +12,26 @@ plain pickles of tensors, as `pickle.dump` makes them. Sources: torch.serializat
 from __future__ import annotations
 
 import collections
-import io
 import math
+import mmap
 import pickle
 import struct
-import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from calotype.damage import quoted, require_held
 from calotype.errors import WeightsError
+from calotype.weights.archives import members
+from calotype.weights.machine import Machine, as_key
 from calotype.weights.mapped import ODD, map_file, strides
 from calotype.weights.stored import Source, Storage, Stored
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files before torch 1.6
+MOST_NAMES = 10_000  # of classes and functions that a pickle may name
 
 DTYPES = {
     name: value for name in dir(torch) if isinstance(value := getattr(torch, name), torch.dtype) and value not in ODD
@@ -86,9 +90,6 @@ class Stand:
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
     def __setitem__(self, key: Any, value: Any) -> None:
         self.pairs[key] = value
 
@@ -124,8 +125,14 @@ class _Known:
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it changes a function")
+
+class _Ordered(collections.OrderedDict[Any, Any]):
+    """collections.OrderedDict; what it is made from are pairs."""
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for name, value in dict.items(pairs) if isinstance(pairs, dict) else pairs:
+            self[as_key(name)] = value
 
 
 class _Parameter(Stand):
@@ -136,7 +143,7 @@ class _Parameter(Stand):
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or not all(isinstance(n, int) for n in values):
+    if not isinstance(values, tuple | list) or not all(type(n) is int for n in values):
         raise pickle.UnpicklingError("a tensor's shape is none")
     return tuple(values)
 
@@ -225,7 +232,7 @@ class Array(Stand):
         if len(data) != math.prod(shape) * dtype.itemsize:
             return None
         source = Source()
-        source.unpack = lambda key: data
+        source.packed["array"] = lambda: data
         stride = strides(shape[::-1])[::-1] if columns else strides(shape)
         return Stored(shape, dtype, Storage(source, "array", None, 0, len(data)), 0, stride)
 
@@ -265,7 +272,7 @@ TORCH: Mapping[str, Callable[..., Any]] = {
 }
 
 KNOWN: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _Ordered,
     ("torch", "Size"): _Known(_whole_numbers),
     ("torch.nn.parameter", "Parameter"): _Parameter,
     ("torch.nn.parameter", "Buffer"): _Parameter,
@@ -286,12 +293,11 @@ class StorageType(NamedTuple):
     dtype: torch.dtype | None
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Machine):
     """Reads a pickle with nothing but the names above."""
 
-    def __init__(self, file: IO[bytes], source: Source, *, within: bool = False) -> None:
-        # Python 2's text is bytes; every byte is a letter of latin-1, and ASCII is what it is
-        super().__init__(file, encoding="latin-1")
+    def __init__(self, data: bytes | mmap.mmap, source: Source, at: int = 0, *, within: bool = False) -> None:
+        super().__init__(data, at)
         self._source = source
         self._within = within
         self._stands: dict[tuple[str, str], type[Stand]] = {}
@@ -306,8 +312,27 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch.storage", "_load_from_bytes") and not self._within:
             return _Known(_storage_in_bytes)
         if (module, name) not in self._stands:
+            if len(self._stands) == MOST_NAMES:
+                raise pickle.UnpicklingError(f"it names more than {MOST_NAMES:,} classes and functions")
             self._stands[module, name] = type("Stand", (Stand,), {"named": f"{module}.{name}", "__slots__": ()})
         return self._stands[module, name]
+
+    def reduce(self, make: Any, args: tuple[Any, ...]) -> Any:
+        if not isinstance(make, _Known | Stand) and not (isinstance(make, type) and issubclass(make, Stand | _Ordered)):
+            raise pickle.UnpicklingError("it calls what is no function")
+        return make(*args)
+
+    def new(self, cls: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not isinstance(cls, type) or not issubclass(cls, Stand | _Ordered):
+            raise pickle.UnpicklingError("it makes an object of what is no class")
+        return cls.__new__(cls, *args, **named)  # type: ignore[arg-type, type-var]
+
+    def build(self, made: Any, state: Any) -> None:
+        if isinstance(made, Stand):
+            made.state = state
+        elif isinstance(made, _Known | type):
+            raise pickle.UnpicklingError("it changes a function or a class")
+        # tensors and dictionaries have attributes that are of no account
 
     def persistent_load(self, pid: Any) -> Any:
         if not isinstance(pid, tuple) or not pid:
@@ -317,6 +342,8 @@ class _Unpickler(pickle.Unpickler):
         if pid[0] != "storage" or len(pid) not in (5, 6) or not isinstance(pid[1], StorageType):
             raise pickle.UnpicklingError("it points to something that is not in it")
         _, kind, key, _, count, *view_ = pid
+        if type(key) not in (str, int):
+            raise pickle.UnpicklingError("a storage has no name")
         key = str(key)
         (count,) = _whole_numbers((count,))
         dtype = kind.dtype
@@ -331,7 +358,7 @@ def _storage_in_bytes(content: Any) -> Any:
     """A storage in a plain pickle: a torch file of its own, in the old format."""
     if not isinstance(content, bytes):
         raise pickle.UnpicklingError("a storage is no bytes")
-    return _row_of_pickles(io.BytesIO(content), content, within=True)
+    return _row_of_pickles(content, None)
 
 
 def read_pickle(path: Path) -> Any:
@@ -339,89 +366,83 @@ def read_pickle(path: Path) -> Any:
 
     Raises:
         WeightsError: if it is truncated, damaged, big-endian, or an archive of another kind.
+        Exception: whatever damage makes of it.
     """
-    try:
-        if _zipped(path):
-            return _archive(path)
-        with path.open("rb") as file:
-            return _row_of_pickles(file, path)
-    except WeightsError:
-        raise
-    except (
-        pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
-        ArithmeticError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile, ImportError,
-    ) as error:  # fmt: skip
-        if isinstance(error, PermissionError):
-            raise
-        said = str(error).strip().split("\n")[0][:120].rstrip(".") or type(error).__name__
-        raise WeightsError(f"the file is truncated or damaged ({said}); fetch it again") from None
-
-
-def _zipped(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        if file.read(2) == b"PK":
+            return _archive(path)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _row_of_pickles(data, path)
 
 
 def _archive(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise WeightsError("the file is truncated: its table of contents, which stands at its end, is missing; "
-                           "fetch it again")  # fmt: skip
+    entries = members(path)
+    main = min((name for name in entries if name.rpartition("/")[2] == "data.pkl"), key=len, default=None)
+    if main is None:
+        raise WeightsError("the file is truncated or damaged (there is no data.pkl in it); fetch it again")
+    root = main.removesuffix("data.pkl")
+    wanted = {name: entry for name, entry in entries.items() if name.startswith(f"{root}data/")}
+    require_held(entries[main].size + sum(entry.size for entry in wanted.values()), path.stat().st_size)
     source = Source()
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        main = min((name for name in entries if name.rpartition("/")[2] == "data.pkl"), key=len, default=None)
-        if main is None:
-            raise WeightsError("the file is truncated or damaged (there is no data.pkl in it); fetch it again")
-        root = main.removesuffix("data.pkl")
+    with path.open("rb") as file:
         if f"{root}byteorder" in entries:
-            _little(archive.read(f"{root}byteorder").strip() == b"little")
-        for name, entry in entries.items():
-            if name.startswith(f"{root}data/") and entry.compress_type == zipfile.ZIP_STORED:
-                file.seek(entry.header_offset)
-                header = file.read(30)
-                lengths = struct.unpack("<2H", header[26:30])
-                start = entry.header_offset + 30 + sum(lengths)
-                if header[:4] != b"PK\x03\x04" or start + entry.file_size > path.stat().st_size:
-                    raise WeightsError(f"the file is truncated or damaged (at {name}); fetch it again")
-                source.places[name.removeprefix(f"{root}data/")] = start, entry.file_size
-        content = _Unpickler(io.BytesIO(archive.read(main)), source).load()
+            _little(entries[f"{root}byteorder"].read(file).strip() == b"little")
+        content = _Unpickler(entries[main].read(file), source).load()
+
+    def unpack(key: str) -> bytes:
+        """Of an archive that was packed again."""
+        with path.open("rb") as file:
+            return wanted[f"{root}data/{key}"].read(file)
+
+    for name, entry in wanted.items():
+        key = name.removeprefix(f"{root}data/")
+        if entry.deflated:
+            source.packed[key] = partial(unpack, key)
+        else:
+            source.places[key] = entry.start, entry.size
+            source.checks[key] = entry.require
     source.whole = map_file(path)
-    source.unpack = lambda key: _packed(path, f"{root}data/{key}")  # of an archive that was packed again
     return content
 
 
-def _packed(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        if name not in archive.namelist():
-            raise WeightsError(f"the numbers of its {name} are missing; fetch it again")
-        return archive.read(name)
+def _row_of_pickles(data: bytes | mmap.mmap, path: Path | None) -> Any:
+    """The format of before torch 1.6, or a plain pickle.
 
+    Args:
+        path: of the file; None: it stands in another one.
+    """
+    source, within, at = Source(), path is None, 0
 
-def _row_of_pickles(file: IO[bytes], place: Path | bytes, *, within: bool = False) -> Any:
-    """The format of before torch 1.6, or a plain pickle."""
-    source = Source()
-    first = _Unpickler(file, source, within=within).load()
-    if first != MAGIC or isinstance(first, Stand):
+    def load(within: bool = True) -> Any:
+        nonlocal at
+        machine = _Unpickler(data, source, at, within=within)
+        made = machine.load()
+        at = machine.at
+        return made
+
+    first = load(within)
+    if type(first) is not int or first != MAGIC:
         return first
-    version, system = (_Unpickler(file, source, within=True).load() for _ in range(2))
+    version, system = load(), load()
     if version != 1001:
-        raise WeightsError(f"it is in version {version} of torch's format, which is not known; save it anew")
+        raise WeightsError(
+            f"it is in version {quoted(version, 20)} of torch's format, which is not known; save it anew"
+        )
     _little(not isinstance(system, dict) or bool(system.get("little_endian", True)))
-    content = _Unpickler(file, source, within=within).load()
-    keys = _Unpickler(file, source, within=True).load()
-    end = len(place) if isinstance(place, bytes) else place.stat().st_size
+    content = load(within)
+    keys = load()
     for key in map(str, keys):
-        (count,) = struct.unpack("<q", file.read(8))
-        start, size = file.tell(), count * source.widths.get(key, 1)
-        if size < 0 or start + size > end:
-            raise WeightsError(f"the file is truncated: {start + size - end:,} bytes or more are missing at its end; "
-                               f"fetch it again")  # fmt: skip
+        (count,) = struct.unpack("<q", data[at : at + 8])
+        start, size = at + 8, count * source.widths.get(key, 1)
+        if size < 0 or start + size > len(data):
+            raise WeightsError(f"the file is truncated: {start + size - len(data):,} bytes or more are missing at its "
+                               f"end; fetch it again")  # fmt: skip
         source.places[key] = start, size
-        file.seek(start + size)
-    if isinstance(place, bytes):
-        source.whole = torch.frombuffer(bytearray(place), dtype=torch.uint8).untyped_storage()
+        at = start + size
+    if path is None:
+        source.whole = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
     else:
-        source.whole = map_file(place)
+        source.whole = map_file(path)
     return content
 
 

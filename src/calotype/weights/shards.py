@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
+from calotype.texts import TextError, is_file_name, json_table, shown
 from calotype.weights.container import Container
 from calotype.weights.groups import Weights
 
@@ -61,14 +61,15 @@ def shards_of(path: Path) -> tuple[Path, ...] | None:
 
 def _index(path: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WeightsError(
-            f"{path}: this is no index of shards (weight_map), or a damaged one; fetch it again."
-        ) from None
-    return names
+        table = json_table(path.read_bytes()).get("weight_map")
+        if not isinstance(table, dict) or not table:
+            raise TextError("it has no table weight_map")
+        for name in table.values():
+            if not is_file_name(name) or Path(name).name != name:
+                raise TextError(f"weight_map must give names of files beside it, not {shown(name)}")
+    except TextError as error:
+        raise WeightsError(f"{path}: this is no index of shards, or a damaged one ({error}); fetch it again.") from None
+    return sorted(set(table.values()))
 
 
 def in_folder(

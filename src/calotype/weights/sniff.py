@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from pathlib import Path
+
+from calotype.texts import TextError, json_of, json_table
 
 # (the first bytes, a sentence on what begins so)
 SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -123,8 +124,8 @@ def _text(path: Path, text: bytes) -> str | None:
 
 def _json(path: Path, text: bytes) -> str | None:
     try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size < 2**24 else None
-    except (ValueError, RecursionError):
+        content = json_of(path.read_bytes()) if path.stat().st_size < 2**24 else None
+    except TextError:
         return None
     if isinstance(content, dict):
         for key in ("error", "message", "detail", "errors"):
@@ -187,8 +188,8 @@ def _quoted(text: bytes) -> str:
 def audio_pipeline(folder: Path) -> str | None:
     """The class of an audio pipeline of diffusers, whose VAE (of spectrograms) looks like one of grey pictures."""
     try:
-        name = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError):
+        name = json_table((folder / "model_index.json").read_bytes()).get("_class_name")
+    except (OSError, TextError):
         return None
     return name if isinstance(name, str) and re.search("Audio|Music", name) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calotype.errors import UsageError
+from calotype.texts import TextError, json_table, plain, shown, text_of
 
 INSIDE = ("labels.jsonl", "labels.json")
 FORM = 'a .json like {"a.png": "cat", "b.png": "dog"}, or a .jsonl with a line {"file": "a.png", "label": "cat"} each'
@@ -96,21 +96,25 @@ def _inside(data: Path, name: str, *, named: bool = False) -> bytes | None:
 def _parsed(title: str, content: bytes, suffix: str) -> dict[str, str]:
     """Labels by picture."""
     try:
-        text = content.decode("utf-8-sig")
+        text = text_of(content)
         pairs: list[tuple[Any, Any]] = []
         if suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            pairs = [(row["file"], row["label"]) for row in rows]
-        elif text.lstrip().startswith("{"):
-            pairs = json.loads(text, object_pairs_hook=list)  # a name that stands there twice is seen so
-    except (ValueError, KeyError, TypeError):
-        pairs = []
-    if not pairs or not all(_is_pair(*pair) for pair in pairs):
-        raise UsageError(f"{title}: labels must be JSON: {FORM}.")
+            rows = [json_table(line) for line in text.splitlines() if line.strip()]
+            pairs = [(row.get("file"), row.get("label")) for row in rows]
+        else:
+            pairs = list(json_table(text).items())
+        if not pairs:
+            raise TextError("there is none")
+        if wrong := [pair for pair in pairs if not _is_pair(*pair)]:
+            raise TextError(f"{shown(wrong[0][0])} has the label {shown(wrong[0][1])}")
+    except TextError as error:
+        raise UsageError(f"{title}: labels must be JSON: {FORM} ({error}).") from None
     found: dict[str, str] = {}
     for name, label in pairs:
         if found.setdefault(name, str(label)) != str(label):
-            raise UsageError(f"{title}: {name} has two labels, {found[name]} and {label}; give it one.")
+            raise UsageError(
+                f"{title}: {plain(name)} has two labels, {plain(found[name])} and {plain(str(label))}; give it one."
+            )
     return found
 
 

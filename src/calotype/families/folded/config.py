@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from calotype.errors import UsageError
+from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS, require, require_counts
+from calotype.texts import shown, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,13 @@ class FoldedConfig:
     decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
 
     def __post_init__(self) -> None:
-        for name in ("z_channels", "ch", "encoder_blocks", "decoder_blocks"):
+        require_counts(self, "z_channels")
+        for name, most in (("ch", MOST_CHANNELS), ("encoder_blocks", MOST_BLOCKS), ("decoder_blocks", MOST_BLOCKS)):
             value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(n, int) and n >= 1 for n in numbers):
-                raise UsageError(f"FoldedConfig.{name} must be positive whole numbers, not {value!r}.")
+            if not isinstance(value, tuple) or len(value) != 2:
+                raise UsageError(f"FoldedConfig.{name} must be two whole numbers, not {shown(value)}.")
+            for number in value:
+                require(whole, number, f"FoldedConfig.{name}", 1, most)
 
     @property
     def factor(self) -> int:

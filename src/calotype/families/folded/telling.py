@@ -9,7 +9,7 @@ from calotype.families.folded.config import FoldedConfig
 
 SIGN = Sign(
     first=re.compile(r"((?:.*?\.)?)encoder\.quarter\.0\.conv1\.weight"),
-    own=re.compile(r"(encoder|decoder)\..+"),
+    own=re.compile(r"(?s)(encoder|decoder)\..+"),
     sure=True,
 )
 

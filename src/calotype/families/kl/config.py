@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from calotype.errors import UsageError
+from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, require_counts, require_flags
+from calotype.texts import is_number, is_whole, shown
 
 ActivationName = Literal["silu", "relu", "gelu", "mish"]
 
@@ -38,21 +40,36 @@ class AutoencoderConfig:
     activation: ActivationName = "silu"  # between the convolutions of every block; the ends have silu always
 
     def __post_init__(self) -> None:
-        for name in ("ch", "num_res_blocks", "z_channels", "norm_groups", "in_channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"AutoencoderConfig.{name} must be a positive whole number, not {value!r}.")
+        require_counts(self, "ch", "z_channels", "norm_groups", "in_channels")
+        require_counts(self, "num_res_blocks", most=MOST_BLOCKS)
+        if self.decoder_ch is not None:
+            require_counts(self, "decoder_ch")
+        require_flags(self, "mid_attention", "quant_conv")
+        if self.post_quant_conv is not None:
+            require_flags(self, "post_quant_conv")
         if self.activation not in get_args(ActivationName):
             raise UsageError(
                 f"AutoencoderConfig.activation must be one of {', '.join(get_args(ActivationName))}, "
-                f"not {self.activation!r}."
+                f"not {shown(self.activation)}."
             )
-        if not self.ch_mult:
-            raise UsageError("AutoencoderConfig.ch_mult must name at least one level.")
-        if bad := [level for level in self.attn_levels if not 0 <= level < len(self.ch_mult)]:
-            raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(self.ch_mult)} levels.")
+        levels = self.ch_mult
+        if not isinstance(levels, tuple) or not all(is_number(m) and 0 < m <= MOST_CHANNELS for m in levels):
+            raise UsageError(f"AutoencoderConfig.ch_mult must be numbers above 0, not {shown(levels)}.")
+        if not 1 <= len(levels) <= MOST_LEVELS:
+            raise UsageError(
+                f"AutoencoderConfig.ch_mult must name at least one level, and at most {MOST_LEVELS}, not {len(levels)}."
+            )
+        if not isinstance(self.attn_levels, tuple) or not all(map(is_whole, self.attn_levels)):
+            raise UsageError(f"AutoencoderConfig.attn_levels must be levels, from 0 on, not {shown(self.attn_levels)}.")
+        if bad := [level for level in self.attn_levels if not 0 <= level < len(levels)]:
+            raise UsageError(f"AutoencoderConfig.attn_levels {bad} do not exist: there are {len(levels)} levels.")
         for channels in (*self.channels, *self.decoder_channels):
-            if channels < 1 or channels % self.norm_groups:
+            if not 1 <= channels <= MOST_CHANNELS:
+                raise UsageError(
+                    f"AutoencoderConfig: ch and ch_mult make {channels} channels, and a level has from 1 to "
+                    f"{MOST_CHANNELS}."
+                )
+            if channels % self.norm_groups:
                 raise UsageError(
                     f"AutoencoderConfig: {channels} channels can't be split into {self.norm_groups} groups; "
                     f"choose ch, ch_mult or norm_groups so that they can."

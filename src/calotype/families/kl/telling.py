@@ -12,7 +12,9 @@ from calotype.families.kl.names import diffusers_to_ldm
 
 SIGN = Sign(
     first=re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.weight"),
-    own=re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\..+|bn\.(running_(mean|var)|num_batches_tracked)"),
+    own=re.compile(
+        r"(?s)(encoder|decoder|quant_conv|post_quant_conv)\..+|bn\.(running_(mean|var)|num_batches_tracked)"
+    ),
 )
 
 
@@ -67,6 +69,11 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     stem, extra = ("encoder.down", 0) if "encoder" in parts else ("decoder.up", 1)
     channels = widths(stem)
     decoder_channels = widths("decoder.up") if "decoder" in parts else channels
+    blocks = count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra
+    if len(channels) * blocks > len(shapes):
+        raise WeightsError(
+            f"{len(channels)} levels of {blocks} blocks are more than its tensors: it is not a whole VAE"
+        )
     if not channels or not decoder_channels:
         raise WeightsError(f"the file holds no {'decoder.up' if channels else stem}.0: it is not a whole VAE")
     ch = shape_of(shapes, "encoder.conv_in.weight")[0] if "encoder" in parts else channels[0]
@@ -95,7 +102,7 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     return AutoencoderConfig(
         ch=ch,
         ch_mult=tuple(c // ch if c % ch == 0 else c / ch for c in channels),
-        num_res_blocks=count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra,
+        num_res_blocks=blocks,
         z_channels=z_channels,
         attn_levels=tuple(i for i in range(len(channels)) if f"{stem}.{i}.attn.0.q.weight" in shapes),
         mid_attention=f"{side}.mid.attn_1.q.weight" in shapes,

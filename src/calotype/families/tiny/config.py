@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from calotype.families.numbers import require_counts, require_flags
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig:
@@ -17,6 +19,10 @@ class TinyConfig:
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
     in_channels: int = 3  # channels of the picture, in and out
+
+    def __post_init__(self) -> None:
+        require_counts(self, "z_channels", "in_channels")
+        require_flags(self, "pool")
 
     @property
     def factor(self) -> int:

@@ -29,13 +29,13 @@ def _is_half(shapes: Shapes, prefix: str) -> bool:
 
 WHOLE = Sign(
     first=re.compile(r"((?:.*?\.)?)(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?[01]\.weight"),
-    own=re.compile(r"(taesd_)?(encoder|decoder)\.(layers\.)?.+"),
+    own=re.compile(r"(?s)(taesd_)?(encoder|decoder)\.(layers\.)?.+"),
     holds=_convolves,
 )
 # half of one, without a name
 BARE = Sign(
     first=re.compile(r"((?:.*?\.)?)(?<!coder\.)(?<!layers\.)([01])\.weight"),
-    own=re.compile(r"[0-9]+\..+"),
+    own=re.compile(r"(?s)[0-9]+\..+"),
     holds=_is_half,
 )
 
