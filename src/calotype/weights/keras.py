@@ -24,6 +24,8 @@ from calotype.files import make_folder, writing_all
 from calotype.texts import TextError, json_of
 from calotype.weights.h5 import read_h5
 
+LEAVES = ("weight", "bias")  # in Keras's order
+
 
 def _require_h5py() -> None:
     if find_spec("h5py") is None:
@@ -45,14 +47,16 @@ def read_keras(path: Path) -> tuple[NetworkConfig, str, dict[str, Tensor], dict[
         config = default() if stored is None else config_from_dict(json_of(stored))
     if config is None or (order := family_of(config).keras) is None:
         raise WeightsError("its metadata describe no network that this version knows; update calotype")
-    for side in ("encoder", "decoder"):
-        layers = order(config, side)
-        keys = [f"{module}.{leaf}" for _, modules in layers for module in modules for leaf in ("weight", "bias")]
-        first = arrays[0].shape if arrays else ()
-        if len(keys) == len(arrays) and first[2:3] == (
-            (config.picture_channels if side == "encoder" else config.z_channels),
-        ):
-            return config, side, {k: _to_torch(a) for k, a in zip(keys, arrays, strict=True)}, metadata
+    first = arrays[0].shape if arrays else ()
+    keys = {
+        side: [f"{module}.{leaf}" for _, modules in order(config, side) for module in modules for leaf in LEAVES]
+        for side in ("encoder", "decoder")
+    }
+    for side, inputs in (("encoder", config.picture_channels), ("decoder", config.z_channels)):
+        if len(keys[side]) == len(arrays) and first[2:3] == (inputs,):
+            return config, side, {k: _to_torch(a) for k, a in zip(keys[side], arrays, strict=True)}, metadata
+    if stored is not None and all(len(side) > len(arrays) for side in keys.values()):
+        raise WeightsError(f"its metadata describe a larger network than {len(arrays)} arrays are of; fetch it again")
     raise WeightsError(
         f"{len(arrays)} arrays are neither an encoder (108) nor a decoder (140) of Stable Diffusion's VAE in Keras"
     )
