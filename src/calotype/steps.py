@@ -48,6 +48,23 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelNorm:
+    """Every position by the root mean square of its channels: x / sqrt(max(mean(x^2), least^2 / C) + eps) * w (+ b).
+
+    Attributes:
+        weights: prefix of w, and of b where there is one.
+        eps: below the root.
+        least: the length of a position's channels below which it is divided by this (`torch.nn.functional.normalize`).
+        bias: whether there is a b.
+    """
+
+    weights: str
+    eps: float = 0.0
+    least: float = 0.0
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conv:
     """target = relu?(conv(resample(activation(norm(scale * source + shift)))) + residual).
 
@@ -66,7 +83,7 @@ class Conv:
     bias: bool = True
     resample: Literal["none", "up", "down"] = "none"
     pad: int = 1
-    norm: Norm | None = None
+    norm: Norm | PixelNorm | None = None
     activation: Activation = "none"
     residual: Map | None = None
     relu: bool = False
@@ -84,7 +101,7 @@ class Conv:
         return 2 * rows * columns * self.kernel**2 * self.source.channels * self.target.channels
 
     def __str__(self) -> str:
-        parts = [f"GroupNorm({self.norm.groups})"] if self.norm else []
+        parts = [_named(self.norm)] if self.norm else []
         parts += [self.activation] if self.activation != "none" else []
         parts += ["nearest x2"] if self.resample == "up" else []
         parts += [f"conv {self.kernel}x{self.kernel}" + (" /2" if self.resample == "down" else "")]
@@ -95,12 +112,17 @@ class Conv:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """target = source + proj_out(attention over all positions of norm(source)), with a single head."""
+    """target = source + proj_out(attention over all positions of norm(source)), with a single head.
+
+    Attributes:
+        fused: q, k and v are one convolution, `qkv`.
+    """
 
     source: Map
     target: Map
     weights: str
-    norm: Norm
+    norm: Norm | PixelNorm
+    fused: bool = False
 
     def flops(self, height: int, width: int) -> int:
         """Of the products: four 1x1 convolutions, and the scores and sums of every pair of positions."""
@@ -109,19 +131,39 @@ class Attention:
         return 8 * n * c * c + 4 * n * n * c
 
     def __str__(self) -> str:
-        return f"GroupNorm({self.norm.groups}), attention over all positions, + {self.source.name}"
+        return f"{_named(self.norm)}, attention over all positions, + {self.source.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Pixels of blocks into channels (pixel unshuffle), or back where the target's factor is the smaller."""
+    """Pixels of blocks into channels (pixel unshuffle), or back where the target's factor is the smaller.
+
+    Inwards the channels that come of it may be more than the target's: those that follow one another are averaged to
+    one. Outwards, or with a block of one, the source's may be fewer than are needed: each is repeated.
+
+    Attributes:
+        outer: what counts slowest among a block's values, a position's "channels", as in torch's pixel_unshuffle, or
+            "pixels".
+        frames: of so many frames this picture is the last: inwards each channel's block follows those of the others,
+            which are zeros; outwards only the last frame's is taken (Wan 2.2).
+        residual: added to the result.
+    """
 
     source: Map
     target: Map
+    outer: Literal["channels", "pixels"] = "channels"
+    frames: int = 1
+    residual: Map | None = None
 
     def flops(self, height: int, width: int) -> int:
         """None."""
         return 0
+
+    @property
+    def inwards(self) -> bool:
+        """Whether blocks become channels, or channels are averaged."""
+        a, b = self.source, self.target
+        return b.factor > a.factor or (b.factor == a.factor and b.channels < a.channels)
 
     @property
     def block(self) -> int:
@@ -129,9 +171,22 @@ class Fold:
         a, b = self.source.factor, self.target.factor
         return max(a, b) // min(a, b)
 
+    @property
+    def group(self) -> int:
+        """How many channels are averaged to one, or how often each is repeated."""
+        few, many = (self.target, self.source) if self.inwards else (self.source, self.target)
+        return many.channels * self.frames * self.block**2 // few.channels
+
     def __str__(self) -> str:
-        word = "unshuffle" if self.target.factor > self.source.factor else "shuffle"
-        return f"pixel {word} {self.block}x{self.block}"
+        parts = [f"pixel {'un' * self.inwards}shuffle {self.block}x{self.block}"] if self.block > 1 else []
+        if self.group > 1:
+            parts.append(f"means of {self.group} channels" if self.inwards else f"channels x{self.group}")
+        parts += [f"+ {self.residual.name}"] if self.residual else []
+        return ", ".join(parts)
+
+
+def _named(norm: Norm | PixelNorm) -> str:
+    return f"GroupNorm({norm.groups})" if isinstance(norm, Norm) else "pixel norm"
 
 
 Step = Conv | Attention | Fold
@@ -180,19 +235,23 @@ class Builder:
         self.steps.append(Conv(source=source, target=target, weights=weights, kernel=kernel, **more))  # type: ignore[arg-type]
         return target
 
-    def fold(self, source: Map, name: str, block: int) -> Map:
-        """Blocks into channels, or back where `block` is negative."""
+    def fold(self, source: Map, name: str, block: int, channels: int = 0, **more: object) -> Map:
+        """Blocks into channels, or back where `block` is negative.
+
+        Args:
+            channels: of the result, where they are averaged or repeated; `more` is as for `Fold`.
+        """
         inwards = block > 0
         n = abs(block)
-        target = Map(name, source.channels * n * n if inwards else source.channels // (n * n),
-                     source.factor * n if inwards else source.factor // n)  # fmt: skip
-        self.steps.append(Fold(source=source, target=target))
+        channels = channels or (source.channels * n * n if inwards else source.channels // (n * n))
+        target = Map(name, channels, source.factor * n if inwards else source.factor // n)
+        self.steps.append(Fold(source=source, target=target, **more))  # type: ignore[arg-type]
         return target
 
-    def attention(self, x: Map, prefix: str, norm: Norm) -> Map:
+    def attention(self, x: Map, prefix: str, norm: Norm | PixelNorm, fused: bool = False) -> Map:
         """Attention over all positions."""
         target = Map(prefix, x.channels, x.factor)
-        self.steps.append(Attention(source=x, target=target, weights=prefix, norm=norm))
+        self.steps.append(Attention(source=x, target=target, weights=prefix, norm=norm, fused=fused))
         return target
 
     def program(self) -> Program:
