@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Literal
 
@@ -95,27 +96,52 @@ class Pass:
         """What its last step makes."""
         return self.steps[-1].target
 
+    @cached_property
+    def lead(self) -> int:
+        """Iterations in which earlier steps get ahead, a stripe at a time, before the last has anything to do.
+
+        So a window holds about a stripe, and not all that the first rows of a long chain ask for.
+        """
+        lead = 0
+        while max(self._needed(-lead * self.stripe).values()) > 0:
+            lead += 1
+        return lead
+
     @property
     def iterations(self) -> int:
-        """Stripes."""
-        return ceil(self.rows[self.target.name] / self.stripe)
+        """Stripes, and those that come before the first."""
+        return self.lead + ceil(self.rows[self.target.name] / self.stripe)
+
+    @cached_property
+    def telling(self) -> list[int]:
+        """Iterations that differ from others: the first, up to where all goes on as before, and the last."""
+        rows = self.rows[self.target.name]
+        period = max(
+            ceil(granule * rows / self.rows[step.target.name] / self.stripe)
+            for step, granule in zip(self.steps, self.granules, strict=True)
+        )
+        first, last = self.lead + period + 6, self.lead + period + 3
+        return sorted({*range(min(self.iterations, first)), *range(max(0, self.iterations - last), self.iterations)})
 
     def needed(self, iteration: int) -> dict[str, int]:
         """How far each map, made or loaded, must have come at the end of an iteration (-1: before the first)."""
-        end = min((iteration + 1) * self.stripe, self.rows[self.target.name])
-        if end <= 0:
-            return dict.fromkeys((*self.made, *(one.name for one in self.loaded)), 0)
-        need = {one.name: 0 for one in self.loaded}
+        end = min((iteration + 1 - self.lead) * self.stripe, self.rows[self.target.name])
+        return {name: max(0, rows) for name, rows in self._needed(end).items()}
+
+    def _needed(self, end: int) -> dict[str, int]:
+        """How far they must have come for the last step's rows before `end`; that may lie above the picture."""
+        far = min(end, 0) - 2**40
+        need = {one.name: far for one in self.loaded}
         last = self.rows[self.target.name]
         for step, granule in zip(reversed(self.steps), reversed(self.granules), strict=True):
             name, height = step.target.name, self.rows[step.target.name]
-            rows = need.get(name, 0)
+            rows = need.get(name, far)
             if step is self.steps[-1] or self.places[name] != "rows":
                 rows = max(rows, ceil(end * height / last))
             rows = min(height, ceil(rows / granule) * granule)
             need[name] = rows
             for one, until in sources_until(step, rows):
-                need[one.name] = max(need.get(one.name, 0), min(until, self.rows[one.name]))
+                need[one.name] = max(need.get(one.name, far), min(until, self.rows[one.name]))
         return need
 
     def still_read(self, need: Mapping[str, int]) -> dict[str, int]:

@@ -92,8 +92,8 @@ class Policy:
         limit: maps of at least so many bytes are not simply kept (None: all are).
         side: what happens to those inside a residual block: "spilled" or "rows" (computed twice).
         main: and to those between blocks: "kept" or "spilled".
-        small: maps of at most so many bytes are kept though only rows of them are needed at a time: a pass ends there,
-            and with it the time that its transformed weights are there.
+        small: maps of at most so many bytes are kept, or spilled, though only rows of them are needed at a time: a
+            pass ends there, and with it the time that its transformed weights are there.
     """
 
     streamed: int | None
@@ -124,7 +124,8 @@ def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
             places[one.name] = places[step.source.name]
         elif _is_loose(step, consumers):
             # nothing stands between it and its readers
-            places[one.name] = "kept" if job.bytes(one) <= policy.small else "rows"
+            whole = policy.main if large else "kept"
+            places[one.name] = whole if job.bytes(one) <= policy.small else "rows"
         elif any(isinstance(reader, Attention) for reader in readers):
             places[one.name] = policy.main if large else "kept"
         elif policy.streamed is not None and job.bytes(one) >= policy.streamed and _is_widened(step, readers):
@@ -283,7 +284,7 @@ def _pass(
     )  # fmt: skip
     windows = {m.name: 0 for m in windowed}
     lengths: dict[str, set[int]] = {step.target.name: set() for step in steps}
-    for k in _telling(one.iterations):
+    for k in one.telling:
         for run in one.runs(k):
             if run.map.name in windows:
                 windows[run.map.name] = max(windows[run.map.name], run.end - run.drop)
@@ -353,11 +354,6 @@ def _narrows(steps: list[Step]) -> bool:
     return isinstance(step, Conv) and step.residual is None and (step.norm is None or step.resample != "none")
 
 
-def _telling(iterations: int) -> list[int]:
-    """Iterations that differ from others: the first few and the last few."""
-    return sorted({*range(min(iterations, 6)), *range(max(0, iterations - 3), iterations)})
-
-
 def _most(job: Job, passes: list[Pass]) -> int:
     """Bytes of the passes' part of the block, and of what operations allocate beside it, at their most."""
     if not job.touched:
@@ -416,7 +412,7 @@ def _in_place(one: Pass, step: Step) -> bool:
     name = residual.name
     if name in one.made:
         return all(step is s or name not in {m.name for m in read_by(s)} for s in one.steps)
-    for k in _telling(one.iterations):
+    for k in one.telling:
         need = one.needed(k)
         if one.still_read(need)[name] < need[step.target.name]:
             return False
@@ -433,7 +429,7 @@ def _shift(job: Job, one: Pass, position: int, old: Map) -> int:
     step = one.steps[position]
     same = any(old.name == m.name for s in one.steps[position:] for m in read_by(s))
     shift = 0
-    for k in _telling(one.iterations):
+    for k in one.telling:
         after = one.needed(k)
         first = one.still_read(one.needed(k - 1) if same else after).get(old.name, 0)
         shift = max(shift, after[step.target.name] * job.row_bytes(step.target) - first * job.row_bytes(old))
