@@ -67,7 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], WanConfig]] = {
                   residual=True, frames=(1, 2)),
     ),
     "qwen-image-2.1-wider": (
-        "AutoencoderKLQwenImage21", {**SMALL_QWEN_21, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]},
+        "AutoencoderKLQwenImage21", {**SMALL_QWEN_21, "dim_mult": [1, 2, 4, 4],
+                                     "temperal_downsample": [False, True, True]},
         WanConfig(base_dim=8, decoder_base_dim=12, dim_mult=(1, 2, 4, 4), num_res_blocks=1, z_channels=64,
                   in_channels=4, residual=True, frames=(1, 2, 2)),
     ),

@@ -40,8 +40,8 @@ def save_weights(
 
     Args:
         path: ``ldm``: a .safetensors file. ``diffusers``: a folder, which gets config.json and
-            diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one picture.
-            ``keras``: a folder, which gets encoder.h5 and decoder.h5.
+            diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
+            picture. ``keras``: a folder, which gets encoder.h5 and decoder.h5.
         format_: stored with the weights, where the layout can.
         dtype: stored dtype; that of the module where not given.
         metadata: further entries of a safetensors header.

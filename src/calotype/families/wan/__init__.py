@@ -8,8 +8,7 @@ from calotype.families.wan.diffusers import DIFFUSERS
 from calotype.families.wan.presets import FORMATS, PRESETS, space
 from calotype.families.wan.steps import program
 from calotype.families.wan.stored import given, taken
-from calotype.families.wan.telling import DIFFUSERS as NAMED
-from calotype.families.wan.telling import ORIGINAL, joined, keys_of, tell
+from calotype.families.wan.telling import DIFFUSERS as NAMED, ORIGINAL, joined, keys_of, tell
 
 FAMILY = Family(
     config=WanConfig,

@@ -58,10 +58,14 @@ class WanConfig:
             raise UsageError("WanConfig: a network with shortcuts around its levels has no attention in them.")
         if any(n > 2 for n in self.frames) or len(self.frames) != (len(self.dim_mult) - 1) * self.residual:
             changes = (len(self.dim_mult) - 1) * self.residual
-            raise UsageError(f"WanConfig.frames must be 1 or 2 for each of {changes} changes of size, not {self.frames}.")
+            raise UsageError(
+                f"WanConfig.frames must be 1 or 2 for each of {changes} changes of size, not {self.frames}."
+            )
         for channels in (*self.channels, *self.decoder_channels):
             if channels > MOST_CHANNELS:
-                raise UsageError(f"WanConfig: base_dim and dim_mult make {channels} channels, and {MOST_CHANNELS} is most.")
+                raise UsageError(
+                    f"WanConfig: base_dim and dim_mult make {channels} channels, and {MOST_CHANNELS} is most."
+                )
         self._require_levels()
 
     def _require_levels(self) -> None:

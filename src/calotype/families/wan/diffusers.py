@@ -37,7 +37,9 @@ def _completed(config: WanConfig, said: Mapping[str, Any], own: Mapping[str, Any
 def _require_flags(config: WanConfig, time: object) -> None:
     count = len(config.dim_mult) - 1
     if not isinstance(time, list) or len(time) < count or not all(isinstance(two, bool) for two in time):
-        raise WeightsError(unsupported("temperal_downsample", time, f"true or false for each of {count} changes of size"))
+        raise WeightsError(
+            unsupported("temperal_downsample", time, f"true or false for each of {count} changes of size")
+        )
 
 
 def _expected(config: WanConfig, said: Mapping[str, Any], parts: Parts) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def averaged(x: Tensor, channels: int, block: int, frames: int) -> Tensor:
     Of two frames that become one the picture is the last, and the one before it is zeros.
     """
     n, c, height, width = x.shape
-    values = F.pixel_unshuffle(x, block).unflatten(1, (c, 1, block**2))
+    values = F.pixel_unshuffle(x, block).reshape(n, c, 1, block**2, height // block, width // block)
     values = F.pad(values, (0, 0, 0, 0, 0, 0, frames - 1, 0))
     return values.reshape(n, channels, -1, height // block, width // block).mean(dim=2)
 
@@ -204,9 +204,7 @@ class Decoder(nn.Module):
         self.mid = Mid(channels[0])
         # from the smallest on, as they are computed; without shortcuts each halves the channels with its last step
         before = (channels[0], *(c if config.residual else c // 2 for c in channels[:-1]))
-        self.up = nn.ModuleList(
-            Up(pair, config, i) for i, pair in enumerate(zip(before, channels, strict=True))
-        )
+        self.up = nn.ModuleList(Up(pair, config, i) for i, pair in enumerate(zip(before, channels, strict=True)))
         self.norm_out = PixelNorm(channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], config.in_channels * config.patch**2, 3, padding=1)
 

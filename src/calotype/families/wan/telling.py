@@ -67,13 +67,13 @@ def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
 
     Which changes of size take two frames is told by the convolutions over time; a file without any doesn't tell.
     """
-    conv_in, conv_out = ("conv1", "head.2") if names == "ldm" else ("conv_in", "conv_out")
+    conv_in = "conv1" if names == "ldm" else "conv_in"
     parts = frozenset(side for side in ("encoder", "decoder") if f"{side}.{conv_in}.weight" in shapes)
     nested = r"(encoder\.downsamples\.[0-9]+\.down|decoder\.upsamples\.[0-9]+\.up)samples\..*"
     named = r"encoder\.down_blocks\.[0-9]+\.resnets\..*|decoder\.up_blocks\.[0-9]+\.upsampler\..*"
     residual = any(re.fullmatch(f"{nested}|{named}", name) for name in shapes)
     side = "encoder" if "encoder" in parts else "decoder"
-    attn = ()
+    attn: tuple[int, ...] = ()
     levels, blocks = _counts(shapes, side)
     if side == "decoder":
         blocks -= 1
@@ -89,18 +89,22 @@ def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
             raise WeightsError(f"{table[f'{ours}.weight']} is missing or is no convolution: this is not a whole VAE")
         return found
 
-    if kernel(f"{side}.conv_in")[-2:] != (3, 3):
+    if kernel(f"{side}.mid.block_1.conv1")[-2:] != (3, 3):
         raise WeightsError(
             "its kernels have their axes in another order (as MLX and TensorFlow have them); get the weights that it "
             "was converted from"
         )
     widths = {
         "encoder": [kernel(f"encoder.down.{i}.block.0.conv1")[0] for i in range(levels) if "encoder" in parts],
-        "decoder": [kernel(f"decoder.up.{levels - 1 - i}.block.0.conv1")[0] for i in range(levels) if "decoder" in parts],
+        "decoder": [
+            kernel(f"decoder.up.{levels - 1 - i}.block.0.conv1")[0] for i in range(levels) if "decoder" in parts
+        ],
     }
     base = kernel("encoder.conv_in")[0] if side == "encoder" else widths[side][0]
     if odd := [channels for channels in widths[side] if not base or channels % base]:
-        raise WeightsError(f"its levels have {odd[0]} channels, which is no multiple of {base}: this is not a whole VAE")
+        raise WeightsError(
+            f"its levels have {odd[0]} channels, which is no multiple of {base}: this is not a whole VAE"
+        )
     mult = tuple(channels // base for channels in widths[side])
     decoder = widths["decoder"][0] // mult[0] if "decoder" in parts else base
     taken = kernel("encoder.conv_in")[1] if "encoder" in parts else None
