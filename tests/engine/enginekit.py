@@ -27,6 +27,7 @@ from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
 from calotype.families.tiny.config import TinyConfig
+from calotype.families.wan.config import WanConfig
 from calotype.steps import Attention, Conv, Direction, Map, Norm, Step
 
 FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
@@ -46,6 +47,18 @@ CONFIGS: dict[str, NetworkConfig] = {
     "one-group": AutoencoderConfig(ch=6, ch_mult=(1, 2), num_res_blocks=1, norm_groups=1),
     "one-level": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, z_channels=1),
     "folded": FoldedConfig(z_channels=4, ch=(8, 12), encoder_blocks=(1, 2), decoder_blocks=(2, 1)),
+    "wan": WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1),
+    "wan-attention": WanConfig(base_dim=8, dim_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), in_channels=4),
+    "wan-shortcuts": WanConfig(
+        base_dim=8,
+        decoder_base_dim=12,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        z_channels=8,
+        patch=2,
+        residual=True,
+        frames=(1, 2),
+    ),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }

@@ -15,7 +15,7 @@ from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.steps import Attention, Conv, Direction, Fold
+from calotype.steps import Attention, Conv, Direction, Fold, Norm
 
 ALL = {
     **CONFIGS,
@@ -39,9 +39,11 @@ def keys(config: NetworkConfig, direction: Direction) -> list[str]:
         if isinstance(step, Fold):
             continue
         if step.norm:
-            found += [f"{step.norm.weights}.weight", f"{step.norm.weights}.bias"]
+            bias = isinstance(step.norm, Norm) or step.norm.bias
+            found += [f"{step.norm.weights}.weight"] + ([f"{step.norm.weights}.bias"] if bias else [])
         if isinstance(step, Attention):
-            found += [f"{step.weights}.{x}.{y}" for x in ("q", "k", "v", "proj_out") for y in ("weight", "bias")]
+            parts = ("qkv", "proj_out") if step.fused else ("q", "k", "v", "proj_out")
+            found += [f"{step.weights}.{x}.{y}" for x in parts for y in ("weight", "bias")]
         else:
             found += [f"{step.weights}.weight"] + ([f"{step.weights}.bias"] if step.bias else [])
     return found

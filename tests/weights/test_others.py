@@ -18,16 +18,13 @@ from calotype.families import make_network
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
+from calotype.families.wan.config import WanConfig
 from calotype.weights.detect import detect
 from calotype.weights.load import load_weights
 from calotype.weights.others import other_autoencoder, quantised
 
 Shapes = dict[str, tuple[int, ...]]
 NARROW = {"block_out_channels": (32, 64)}
-WAN22: dict[str, Any] = {
-    "base_dim": 32, "decoder_base_dim": 32, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
-    "patch_size": 2, "scale_factor_spatial": 16,
-}  # fmt: skip
 HUNYUAN: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (128, 256, 512, 512, 1024, 1024),
     "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384,
@@ -43,10 +40,6 @@ CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
     ("AutoencoderKLHunyuanImage", "autoencoder_kl_hunyuanimage", HUNYUAN, r"the VAE of HunyuanImage 2\.1"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
     ("AutoencoderRAE", "autoencoder_rae", {}, "an RAE"),
-    ("AutoencoderKLQwenImage21", "autoencoder_kl_qwenimage21", {}, r"the VAE of Qwen-Image 2\.1"),
-    ("AutoencoderKLWan", "autoencoder_kl_wan", {}, r"a video VAE of Wan 2\.1's architecture"),
-    ("AutoencoderKLWan", "autoencoder_kl_wan", WAN22, r"a video VAE of Wan 2\.2"),
-    ("AutoencoderKLQwenImage", "autoencoder_kl_qwenimage", {}, r"a video VAE of Wan 2\.1's architecture"),
     ("AutoencoderKLHunyuanVideo", "autoencoder_kl_hunyuan_video", {}, "a video VAE of HunyuanVideo"),
     ("AutoencoderKLHunyuanVideo15", "autoencoder_kl_hunyuanvideo15", {}, r"a video VAE of HunyuanVideo 1\.5"),
     ("AutoencoderKLHunyuanImageRefiner", "autoencoder_kl_hunyuanimage_refiner", {}, "a video VAE of .*refiner"),
@@ -106,14 +99,6 @@ def names(text: str, rank: int = 4) -> Shapes:
 
 # Names as their own projects have them, with the ranks that tell them apart
 ORIGINALS = {
-    "a video VAE of Wan 2.1's architecture (Wan, Qwen-Image) under its original names": names(
-        "conv1.weight conv2.weight encoder.conv1.weight encoder.middle.0.residual.0.gamma encoder.head.2.weight "
-        "decoder.conv1.weight decoder.middle.0.residual.0.gamma decoder.upsamples.0.residual.2.weight", 5
-    ),
-    "a video VAE of Wan 2.2, or of Qwen-Image 2.1, under its original names": names(
-        "conv1.weight encoder.downsamples.0.downsamples.0.residual.2.weight decoder.middle.0.residual.0.gamma "
-        "decoder.upsamples.0.upsamples.0.residual.2.weight decoder.head.2.weight", 5
-    ),
     "a DC-AE": names("encoder.project_in.conv.weight encoder.stages.0.op_list.0.main.conv1.conv.weight"),
     "a Paella VQGAN": names("vquantizer.codebook.weight:2 in_block.1.weight down_blocks.0.weight"),
     "the image encoder or previewer of Stable Cascade": names("backbone.1.0.block.0.1.num_batches_tracked:0"),
@@ -123,10 +108,6 @@ ORIGINALS = {
     "a tiny video VAE": names("encoder.0.weight encoder.1.weight decoder.1.weight decoder.22.bias:1"),
     "a VAE of Stable Video Diffusion": names(
         "encoder.conv_in.weight decoder.conv_in.weight decoder.mid.block_1.time_stack.in_layers.2.weight:5"
-    ),
-    "a VAE of Wan's architecture (Qwen-Image) cut down to images": names(
-        "encoder.conv_in.weight encoder.mid_block.attentions.0.norm.gamma:3 decoder.conv_in.weight "
-        "decoder.mid_block.attentions.0.norm.gamma:3"
     ),
     "a VAE in MLX's layout": names("encoder.conv_in.conv2d.weight decoder.conv_in.conv2d.weight"),
     "an audio VAE (a VAE of spectrograms, with its vocoder)": names(
@@ -169,6 +150,7 @@ def test_kernels_with_their_axes_in_another_order(tmp_path: Path) -> None:
         TinyConfig(z_channels=16),
         TinyConfig(z_channels=32, pool=True),
         FoldedConfig(),
+        WanConfig(),
     ],
 )
 def test_our_own_networks_are_none_of_the_others(config: Any) -> None:

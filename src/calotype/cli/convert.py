@@ -20,12 +20,13 @@ class LayoutName(str, Enum):
 
     ldm = "ldm"
     diffusers = "diffusers"
+    diffusers_2d = "diffusers-2d"
     keras = "keras"
 
 
 def command(
     weights: Annotated[str, typer.Argument(help="A preset's name, or a file or folder in any layout.")],
-    out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, a folder for diffusers and keras.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, else a folder.")],
     layout: Annotated[LayoutName, typer.Option(help="Layout to write.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Type to store.", show_default="as it is")] = None,
     prefix: PrefixOption = None,
@@ -37,12 +38,13 @@ def command(
     import torch
 
     from calotype.vae import load_as_stored
+    from calotype.weights.formats import DIFFUSERS_LAYOUTS
     from calotype.weights.load import TRAINING, require_format
     from calotype.weights.save import files_of, save_weights
 
     loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=which.value if which else None)
     require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
-    kept = layout is LayoutName.diffusers and "scaling_factor" in loaded.kept
+    kept = layout.value in DIFFUSERS_LAYOUTS and "scaling_factor" in loaded.kept
     if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(

@@ -13,7 +13,7 @@ from calotype.steps import Direction, Program
 from calotype.texts import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
-Layout = Literal["ldm", "diffusers", "keras", "taesd", "calotype"]
+Layout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "taesd", "calotype"]
 Parts = frozenset[str]  # "encoder", "decoder" or both
 
 
@@ -139,6 +139,8 @@ class Diffusers:
         written: config -> fields for a config.json; None where the family is not written in this layout.
         theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
+        layout: what it is written as: in diffusers' own shapes, or with its names alone ("diffusers-2d").
+        lacks: why it is not written in diffusers' own shapes, where it is not.
     """
 
     classes: Mapping[str, DiffusersClass]
@@ -149,6 +151,8 @@ class Diffusers:
     theirs: Callable[[str, Any], str | None] = lambda key, config: key
     ours: Callable[[str, Any], str | None] = lambda key, config: key
     linear: Callable[[str], bool] = lambda key: False
+    layout: Literal["diffusers", "diffusers-2d"] = "diffusers"
+    lacks: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +168,11 @@ class Family:
         presets: published weights, by name.
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
+        space: name of the latent format that all networks of a configuration have; None where they differ.
         diffusers: what diffusers has of it.
+        original: (our key, config) -> the key in the original files, where that is another.
+        taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
+        clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
         join: configurations of an encoder and a decoder in files of their own -> that of both; None where they must be
             the same.
@@ -178,7 +186,12 @@ class Family:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
+    space: Callable[[Any], str | None] = lambda config: None
     diffusers: Diffusers | None = None
+    original: Callable[[str, Any], str] = lambda key, config: key
+    taken: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
+    given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
+    clamps: bool = False
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None
     join: Callable[[Any, Any], NetworkConfig] | None = None
 

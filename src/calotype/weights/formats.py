@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
-from calotype.families import KNOWN_FILES
+from calotype.families import KNOWN_FILES, family_of
 from calotype.families.face import Layout, NetworkConfig
 from calotype.latents import (
     KNOWN,
@@ -39,6 +39,8 @@ from calotype.weights.diffusers_config import (
     scales_of,
 )
 from calotype.weights.groups import Choice
+
+DIFFUSERS_LAYOUTS: tuple[Layout, ...] = ("diffusers", "diffusers-2d")  # which have a config.json
 
 KEPT_FIELDS = "calotype_diffusers_config"  # the key of what a config.json said beside network and latent format
 
@@ -71,7 +73,7 @@ class Piece:
     def kept(self) -> dict[str, Any]:
         """What a config.json said beside network and latent format: this one, or that of before a conversion."""
         written, said = _fields(self.metadata), self.said.kept
-        return (said or written) if self.layout == "diffusers" else (written or said)
+        return (said or written) if self.layout in DIFFUSERS_LAYOUTS else (written or said)
 
 
 def _fields(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
         return format_, source, question
     if piece.config.in_model_space:
         return same_as_model(piece.config.kind, channels), "the architecture (its latents are model latents)", ""
+    if space := family_of(piece.config).space(piece.config):
+        return _named(space, channels, piece), "the architecture", ""
     if piece.family:
         return _named(piece.family, channels, piece), "the other tensors of the checkpoint", ""
     if said.of.packs:
@@ -155,9 +159,9 @@ def _edited(piece: Piece, stored: LatentFormat) -> bool:
     """Whether a diffusers folder's config.json says otherwise about latents than when calotype wrote it."""
     values = piece.said.values
     if isinstance(stored, Packed):
-        return piece.layout == "diffusers" and values.get("batch_norm_eps", stored.eps) != stored.eps
+        return piece.layout in DIFFUSERS_LAYOUTS and values.get("batch_norm_eps", stored.eps) != stored.eps
     said = any(values.get(key) is not None for key in LATENTS)
-    return piece.layout == "diffusers" and said and not can_mean(piece.said.kept, stored)
+    return piece.layout in DIFFUSERS_LAYOUTS and said and not can_mean(piece.said.kept, stored)
 
 
 def can_mean(kept: Mapping[str, Any], format_: LatentFormat) -> bool:

@@ -37,7 +37,7 @@ from calotype.weights.diffusers_config import (
     unused,
 )
 from calotype.weights.eight_bits import widened
-from calotype.weights.formats import Piece, format_of
+from calotype.weights.formats import DIFFUSERS_LAYOUTS, Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
 from calotype.weights.shards import Shards, in_folder, shards_of
@@ -254,7 +254,8 @@ def _read(
         config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
-    stored_tensors = {ours: container.read(key) for ours, key in found.keys.items()}
+    taken = family_of(config).taken
+    stored_tensors = {ours: taken(config, ours, container.read(key)) for ours, key in found.keys.items()}
     tensors, notice = widened(stored_tensors)
     return Piece(
         layout=found.layout,
@@ -285,7 +286,7 @@ def _described(found: Detected, own: Mapping[str, Any], said: Said) -> tuple[Net
     try:
         return described(found.config, said, found.parts, own), said
     except WeightsError:
-        if not own or found.layout == "diffusers":
+        if not own or found.layout in DIFFUSERS_LAYOUTS:
             raise
         said = said.without(f"{said.file} is about another VAE and was not read.")
         return described(found.config, said, found.parts, own), said

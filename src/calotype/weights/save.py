@@ -13,17 +13,17 @@ from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
 from calotype.families import family_of
-from calotype.families.face import NetworkConfig, listing
+from calotype.families.face import Family, NetworkConfig, listing
 from calotype.families.network import Network
 from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.diffusers_config import KEPT, LATENTS
-from calotype.weights.formats import KEPT_FIELDS, can_mean
+from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.load import SUFFIXES
 
-WriteLayout = Literal["ldm", "diffusers", "keras"]
+WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras"]
 
 
 def save_weights(
@@ -40,7 +40,8 @@ def save_weights(
 
     Args:
         path: ``ldm``: a .safetensors file. ``diffusers``: a folder, which gets config.json and
-            diffusion_pytorch_model.safetensors. ``keras``: a folder, which gets encoder.h5 and decoder.h5.
+            diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
+            picture. ``keras``: a folder, which gets encoder.h5 and decoder.h5.
         format_: stored with the weights, where the layout can.
         dtype: stored dtype; that of the module where not given.
         metadata: further entries of a safetensors header.
@@ -56,12 +57,7 @@ def save_weights(
     if layout not in get_args(WriteLayout):
         raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
     family = family_of(config)
-    written = family.diffusers.written if family.diffusers else None
-    if (layout == "diffusers" and not written) or (layout == "keras" and not family.keras):
-        raise UsageError(
-            f"A network of the kind {config.kind} has no {layout} layout; "
-            f"--layout ldm writes it to a single file under its own keys."
-        )
+    _require_layout(family, layout)
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     if dtype is not None:
         tensors = {key: value.to(dtype) for key, value in tensors.items()}
@@ -70,7 +66,7 @@ def save_weights(
                 f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
                 f"choose bfloat16 or float32."
             )
-    if layout == "diffusers":
+    if layout in DIFFUSERS_LAYOUTS:
         described = diffusers_config(config, format_, kept)
         kept = {key: described[key] for key in KEPT if key in described} if kept else None
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
@@ -86,7 +82,8 @@ def save_weights(
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
-        return [write_safetensors(path, tensors, header)]
+        named = {family.original(key, config): family.given(config, key, value) for key, value in tensors.items()}
+        return [write_safetensors(path, named, header)]
 
     folder = _folder(path, layout)
     weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
@@ -99,11 +96,29 @@ def save_weights(
     return [about, weights]
 
 
+def _require_layout(family: Family, layout: WriteLayout) -> None:
+    kind, diffusers = family.config.kind, family.diffusers
+    if layout in DIFFUSERS_LAYOUTS and diffusers and diffusers.written:
+        if layout == diffusers.layout:
+            return
+        why = diffusers.lacks or "its kernels have no slices in time"
+        raise UsageError(
+            f"A network of the kind {kind} is not written in the {layout} layout: {why}; "
+            f"--layout {diffusers.layout} writes what there is under diffusers' names."
+        )
+    if layout in DIFFUSERS_LAYOUTS or (layout == "keras" and not family.keras):
+        raise UsageError(
+            f"A network of the kind {kind} has no {layout} layout; "
+            f"--layout ldm writes it to a single file under its own keys."
+        )
+
+
 def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
     """The files that `save_weights` writes at most."""
     names = {
         "ldm": [""],
         "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "diffusers-2d": ["config.json", "diffusion_pytorch_model.safetensors"],
         "keras": ["encoder.h5", "decoder.h5"],
     }
     return [Path(path) / name for name in names[layout]]
@@ -125,8 +140,7 @@ def diffusers_config(
         "_class_name": next(name for name, told in diffusers.classes.items() if told.packs == packed),
         "_diffusers_version": "0.30.0",
         **diffusers.written(config),
-        "force_upcast": kept.get("force_upcast", True),
-        "sample_size": kept.get("sample_size", 512),
+        **{key: kept[key] for key in ("force_upcast", "sample_size") if key in kept},
     }
     if isinstance(format_, ScaleShift):
         values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
@@ -142,7 +156,8 @@ def diffusers_config(
 
 def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """Tensors under diffusers' keys and in its shapes, where they can be without a copy."""
-    diffusers = family_of(config).diffusers
+    family = family_of(config)
+    diffusers = family.diffusers
     assert diffusers is not None
     renamed = {}
     for key, tensor in tensors.items():
@@ -153,7 +168,7 @@ def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
         assert name is not None, key
         if diffusers.linear(key):
             tensor = tensor[:, :, 0, 0].contiguous()
-        renamed[name] = tensor
+        renamed[name] = family.given(config, key, tensor)
     return renamed
 
 

@@ -86,6 +86,7 @@ def _fields(config: AutoencoderConfig) -> dict[str, Any]:
 
 def _written(config: AutoencoderConfig) -> dict[str, Any]:
     values = {**_fields(config), "act_fn": config.activation, "norm_num_groups": config.norm_groups}
+    values |= {"force_upcast": True, "sample_size": 512}
     if config.decoder_ch is None:
         del values["decoder_block_out_channels"]
     return values
