@@ -61,7 +61,7 @@ def given(name: str, direction: Direction, height: int, width: int, kind: str = 
     config = CONFIGS[name]
     if direction == "decode":
         return inputs(kind, config.z_channels, height, width)
-    return inputs(kind, 3, height * config.factor, width * config.factor).clamp(-1, 1)
+    return inputs(kind, config.picture_channels, height * config.factor, width * config.factor).clamp(-1, 1)
 
 
 def error(result: Tensor, expected: Tensor) -> float:
