@@ -48,7 +48,7 @@ CONFIGS: dict[str, NetworkConfig] = {
     "one-level": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, z_channels=1),
     "folded": FoldedConfig(z_channels=4, ch=(8, 12), encoder_blocks=(1, 2), decoder_blocks=(2, 1)),
     "wan": WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1),
-    "wan-attention": WanConfig(base_dim=8, dim_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), in_channels=4),
+    "wan-attention": WanConfig(base_dim=8, dim_mult=(1, 2), num_res_blocks=1, attn_levels=(1,)),
     "wan-shortcuts": WanConfig(
         base_dim=8,
         decoder_base_dim=12,

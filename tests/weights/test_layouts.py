@@ -427,7 +427,7 @@ def test_a_full_disk_leaves_what_was_there(there: bool, share: float, layout: Wr
         ("x.ckpt", "ldm", "the ldm layout is a single file"),
         ("x.safetensors", "diffusers", "the diffusers layout is a folder; give the name of a folder"),
         ("x.h5", "keras", "the keras layout is a folder"),
-        ("x", "onnx", "There is no layout 'onnx'; choose one of ldm, diffusers, keras"),
+        ("x", "onnx", "There is no layout 'onnx'; choose one of ldm, diffusers, diffusers-2d, keras"),
     ],
 )
 def test_a_path_that_does_not_fit_the_layout(tmp_path: Path, name: str, layout: Any, message: str) -> None:

@@ -227,6 +227,12 @@ class VAE(Coder):
             LatentsError: if another VAE made them and `any_vae` is not set, or they are damaged.
         """
         own = latents.vae == self.sha256
+        if not own and self.loaded.format and not self.loaded.format.fits(latents.to_model().tensor):
+            raise LatentsError(
+                f"These latents are of format {latents.format.name!r}, with {latents.format.channels} channels, and "
+                f"{self.name or 'this VAE'} decodes those of {self.latent_format.name!r}, with "
+                f"{self.latent_channels}; load one of their kind."
+            )
         if not own and not any_vae:
             raise LatentsError(
                 f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
@@ -236,13 +242,7 @@ class VAE(Coder):
         if own or latents.format == self.latent_format:
             raw = latents.to_raw().tensor
         else:
-            model = latents.to_model().tensor
-            if not self.latent_format.fits(model):
-                raise LatentsError(
-                    f"These latents have {latents.format.channels} channels, and this VAE decodes "
-                    f"{self.latent_channels}; load one of their kind."
-                )
-            raw = self.latent_format.to_raw(model[None])[0]
+            raw = self.latent_format.to_raw(latents.to_model().tensor[None])[0]
         if len(raw) != self.latent_channels:
             raise LatentsError(
                 f"These latents have {len(raw)} channels and name this VAE, whose latents have {self.latent_channels}: "

@@ -139,6 +139,7 @@ class Coder:
         """
         self._require("encoder")
         channels = self.picture_channels
+        _require_pictures("encode", "pixels", pixels)
         if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape or not pixels.is_floating_point():
             raise UsageError(
                 f"encode takes float pixels [N, {channels}, H, W] in [-1, 1], not {pixels.dtype} "
@@ -275,6 +276,7 @@ class Coder:
 
     def _check_latents(self, latents: Tensor) -> None:
         self._require("decoder")
+        _require_pictures("decode", "latents", latents)
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise UsageError(
                 f"decode takes raw latents [N, {self.latent_channels}, h, w], not {list(latents.shape)}: "
@@ -347,3 +349,16 @@ class Coder:
                 f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
                 f"their own, and give the folder."
             )
+
+
+def _require_pictures(what: str, of: str, given: Tensor) -> None:
+    """Checks that tensors have no frames, as a video's have them.
+
+    Raises:
+        UsageError: they do.
+    """
+    if given.ndim == 5:
+        raise UsageError(
+            f"{what} takes {of} of pictures, [N, C, height, width], and these are of videos, {list(given.shape)}; "
+            f"give it one frame after another, as {of}[:, :, 0]: of a video's VAE calotype has what one picture needs."
+        )
