@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _unlock_folders_of_killed_runs() -> None:
-    """Lets pytest remove them at its end; it keeps what is locked for three days, whoever locked it."""
+    """Lets pytest remove them, all but the newest; it keeps what is locked for three days, whoever locked it."""
     for lock in Path(tempfile.gettempdir()).glob("pytest-of-*/pytest-*/.lock"):
         with suppress(OSError, ValueError, OverflowError):
             if lock.parent.is_symlink() or sys.platform == "win32":  # whose os.kill would end the process
