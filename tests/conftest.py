@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for `support`, whichever way pytest imports the tests
@@ -25,6 +28,26 @@ for name in (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take more than a few seconds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--slow") and not config.getoption("--hypothesis-profile", None):
+        settings.register_profile("quick", settings.default, max_examples=30)  # of those that name no number
+        settings.load_profile("quick")
+    if not hasattr(config, "workerinput"):  # once, where xdist starts processes
+        _unlock_folders_of_killed_runs()
+
+
+def _unlock_folders_of_killed_runs() -> None:
+    """Lets pytest remove them, all but the newest; it keeps what is locked for three days, whoever locked it."""
+    for lock in Path(tempfile.gettempdir()).glob("pytest-of-*/pytest-*/.lock"):
+        with suppress(OSError, ValueError, OverflowError):
+            if lock.parent.is_symlink() or sys.platform == "win32":  # whose os.kill would end the process
+                continue
+            try:
+                os.kill(int(lock.read_text()), 0)
+            except ProcessLookupError:
+                lock.unlink()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ ALL = {
 }
 
 
+@cache
 def on_meta(config: NetworkConfig) -> Any:
     """The network without memory for its weights."""
     with torch.device("meta"):
@@ -111,13 +113,16 @@ def counted(module: nn.Module, x: torch.Tensor, direction: Direction) -> int:
         n, c = result.shape[2] * result.shape[3], result.shape[1]
         total += 2 * (2 * n * n * c)
 
+    hooks = []
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            child.register_forward_hook(convolution)
+            hooks.append(child.register_forward_hook(convolution))
         elif type(child).__name__.startswith("Attn"):
-            child.register_forward_hook(attention)
+            hooks.append(child.register_forward_hook(attention))
     run: Any = module.encode if direction == "encode" else module.decode
     run(x)
+    for hook in hooks:
+        hook.remove()
     return total
 
 

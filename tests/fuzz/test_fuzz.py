@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from fuzzkit import run
 
 FAMILIES = sorted(path.stem.removeprefix("seeds_") for path in Path(__file__).parent.glob("seeds_*.py"))
+MANY = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 25)  # of each family; give more to look for longer
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are watched as POSIX has it")
 
 
@@ -22,7 +24,7 @@ def test_a_few_mutants(family: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_many_mutants(family: str, tmp_path: Path) -> None:
-    report = run(family, tmp_path, total=10_000, seconds=60)
+    report = run(family, tmp_path, total=int(400 * MANY), seconds=MANY)
     print(family, report)
     assert not report.failures, "\n".join(report.failures)
     assert report.counts["refused"]
