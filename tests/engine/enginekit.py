@@ -24,6 +24,7 @@ from calotype.engine.reference import Reference
 from calotype.families import program
 from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
+from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
 from calotype.families.tiny.config import TinyConfig
@@ -59,6 +60,7 @@ CONFIGS: dict[str, NetworkConfig] = {
         residual=True,
         frames=(1, 2),
     ),
+    "hunyuan": HunyuanImageConfig(channels=(32, 64, 64), num_res_blocks=1, z_channels=16),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }

@@ -37,7 +37,6 @@ CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
     ("AsymmetricAutoencoderKL", "autoencoder_asym_kl", {}, "an asymmetric VAE"),
     ("AutoencoderDC", "autoencoder_dc", {}, "a DC-AE"),
     ("ConsistencyDecoderVAE", "consistency_decoder_vae", {}, "a VAE with a consistency decoder"),
-    ("AutoencoderKLHunyuanImage", "autoencoder_kl_hunyuanimage", HUNYUAN, r"the VAE of HunyuanImage 2\.1"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
     ("AutoencoderRAE", "autoencoder_rae", {}, "an RAE"),
     ("AutoencoderKLHunyuanVideo", "autoencoder_kl_hunyuan_video", {}, "a video VAE of HunyuanVideo"),

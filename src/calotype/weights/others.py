@@ -46,9 +46,9 @@ class Other:
 SIDE = r"(encoder|decoder)"
 
 
-def _narrowing(kernel: tuple[int, ...]) -> bool:
-    """Of a step down that moves pixels into channels; an AutoencoderKL's keeps its channels."""
-    return len(kernel) == 4 and kernel[0] != kernel[1]
+def _over_frames(kernel: tuple[int, ...]) -> bool:
+    """Of a kernel over more than one frame."""
+    return len(kernel) == 5 and kernel[2] > 1
 
 
 AUTOENCODERS: tuple[Other, ...] = (
@@ -130,12 +130,7 @@ AUTOENCODERS: tuple[Other, ...] = (
     Other("a video VAE of HunyuanVideo",
           ((rf"{SIDE}\.conv_in\.conv\.weight", 5), (r"(post_)?quant_conv\.weight", 5)), "AutoencoderKLHunyuanVideo"),
     Other("a tiny video VAE (TAEHV)", (r"decoder\.22\.bias",), advice="its project, madebyollin/taehv, reads it"),
-    Other("a video VAE (its kernels have three dimensions)", ((rf"{SIDE}\..*", 5),)),
-    # images again: HunyuanImage has the names of others
-    Other("the VAE of HunyuanImage 2.1", ((rf"{SIDE}\.(down|up)_blocks\.0\.conv1\.weight", 4),),
-          "AutoencoderKLHunyuanImage"),
-    Other("the VAE of HunyuanImage 2.1", ((r"encoder\.down\.\d+\.downsample\.conv\.weight", _narrowing),),
-          "AutoencoderKLHunyuanImage"),
+    Other("a video VAE (its kernels have three dimensions)", ((rf"{SIDE}\..*", _over_frames),)),
 )  # fmt: skip
 
 # What people give instead of a VAE: (a pattern some key must match, what the file is)

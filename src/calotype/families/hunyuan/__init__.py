@@ -1,0 +1,23 @@
+"""The autoencoder of HunyuanImage 2.1."""
+
+from __future__ import annotations
+
+from calotype.families.face import Family
+from calotype.families.hunyuan.config import HunyuanImageConfig
+from calotype.families.hunyuan.diffusers import DIFFUSERS
+from calotype.families.hunyuan.presets import FORMATS, PRESETS
+from calotype.families.hunyuan.steps import program
+from calotype.families.hunyuan.telling import SIGN, taken, tell
+
+FAMILY = Family(
+    config=HunyuanImageConfig,
+    network="HunyuanImageVAE",
+    program=program,
+    signs=(SIGN,),
+    tell=tell,
+    presets=PRESETS,
+    formats=FORMATS,
+    space=lambda config: "hunyuan-image" if config == HunyuanImageConfig() else None,
+    diffusers=DIFFUSERS,
+    taken=taken,
+)
