@@ -78,9 +78,7 @@ class Reference:
             return None
         if y.dtype != torch.float32:
             y = room(scratch, y.shape, torch.float32)[0].copy_(y)
-        variance, mean = torch.var_mean(y, dim=(0, 1), correction=0)
-        n = y.shape[0] * y.shape[1]
-        return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
+        return moments_of(y)
 
     def _input(
         self, step: Conv, start: int, end: int, source: Rows, scale: Tensor, shift: Tensor, scratch: Tensor
@@ -119,6 +117,14 @@ class Reference:
             begin = start - 1 - 2 * first
             made = made[begin : begin + end - start + 2]
         return made
+
+
+def moments_of(values: Tensor) -> Moments:
+    """Count, mean and M2 by channel of positions [..., C]."""
+    values = values.flatten(0, -2).float()
+    variance, mean = torch.var_mean(values, dim=0, correction=0)
+    n = len(values)
+    return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
 
 
 def _nchw(rows: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def unfold(x: Tensor) -> Tensor:
 
 def averaged(x: Tensor, channels: int) -> Tensor:
     """Channels that follow one another, averaged to so many."""
-    return x.unflatten(1, (channels, -1)).mean(dim=2)
+    n, _, height, width = x.shape
+    return x.reshape(n, channels, -1, height, width).mean(dim=2)
 
 
 def repeated(x: Tensor, channels: int) -> Tensor:
