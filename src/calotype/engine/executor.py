@@ -16,7 +16,7 @@ from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
 from calotype.engine.passes import Pass, Run, read_by
 from calotype.engine.plan import Plan
-from calotype.engine.reference import Moments, Reference, fold
+from calotype.engine.reference import Moments, Reference, fold, moments_of
 from calotype.steps import Attention, Conv, Fold, Map, Norm, PixelNorm, Step
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ class Executor:
             if step.residual:
                 made = made + self._rows(step.residual)[slice(run.start, run.end)]
             target[slice(run.start, run.end)].copy_(made)
+            if step.target.name in one.measured:
+                self._measured(step.target, moments_of(made))
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
         rows_of, _ = self.plan.job.size(step.target)
