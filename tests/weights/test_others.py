@@ -25,10 +25,6 @@ from calotype.weights.others import other_autoencoder, quantised
 
 Shapes = dict[str, tuple[int, ...]]
 NARROW = {"block_out_channels": (32, 64)}
-HUNYUAN: dict[str, Any] = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (128, 256, 512, 512, 1024, 1024),
-    "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384,
-}  # fmt: skip
 
 # (diffusers' class, its module, arguments, what it is)
 CLASSES: list[tuple[str, str, dict[str, Any], str]] = [

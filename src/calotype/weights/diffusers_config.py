@@ -49,7 +49,10 @@ PIPELINES = (
     (r"GlmImage", MEANS),
     (r"StableDiffusionXL|SDXL|Kolors", SCALED_MEANS),
     (r"StableDiffusion3|Flux|Chroma|ZImage|Lumina2|HiDream|^Bria|LongCatImage|OvisImage|VisualCloze", SCALE_SHIFT),
-    (r"StableDiffusion|AltDiffusion|LatentConsistency|PixArt|HunyuanDiT|AuraFlow|CogView|Lumina|UnCLIP", SCALE),
+    (
+        r"StableDiffusion|AltDiffusion|LatentConsistency|PixArt|HunyuanDiT|HunyuanImage|AuraFlow|CogView|Lumina|UnCLIP",
+        SCALE,
+    ),
 )
 
 
