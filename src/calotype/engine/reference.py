@@ -19,13 +19,6 @@ from calotype.steps import Conv, Fold, PixelNorm
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
-def moments_of(rows: Tensor) -> Moments:
-    """Of every channel of rows [rows, columns, channels]: how many values, their mean, and their squares around it."""
-    variance, mean = torch.var_mean(rows.float(), dim=(0, 1), correction=0)
-    n = rows.shape[0] * rows.shape[1]
-    return n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
-
-
 class Reference:
     """Runs convolutions of one plan.
 
