@@ -114,6 +114,15 @@ def test_formats_are_those_of_diffusers() -> None:
         assert len(values["mean"]) == len(values["std"]) == values["channels"]
 
 
+@pytest.mark.parametrize("pipeline", ["WanPipeline", "QwenImagePipeline", "BriaFiboPipeline", "Krea2Pipeline"])
+def test_its_pipelines_read_the_means(pipeline: str, tmp_path: Path) -> None:
+    folder(tmp_path / "vae", "wan-2.2")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    loaded = load_weights(tmp_path)
+    assert loaded.format == KNOWN["wan2.2"]
+    assert not loaded.notes
+
+
 def test_other_means_in_a_config_count(tmp_path: Path) -> None:
     loaded = load_weights(folder(tmp_path, latents_mean=[0.5] * 16, latents_std=[2.0] * 16))
     assert loaded.format is not None
@@ -185,7 +194,7 @@ def test_a_config_that_contradicts_is_refused_by_name(field: str, value: object,
     assert words in refused(folder(tmp_path, **{field: value}))
 
 
-@pytest.mark.parametrize("said", [{"patch_size": 1}, {"dropout": 0.1}, {"decoder_base_dim": "absent"},
+@pytest.mark.parametrize("said", [{"patch_size": 1}, {"clip_output": False}, {"dropout": 0.1}, {"decoder_base_dim": "absent"},
                                   {"temperal_downsample": [True, True]}, {"scale_factor_temporal": 8},
                                   {"_class_name": "absent"}])  # fmt: skip
 def test_what_one_picture_does_not_meet_may_be_said(said: dict[str, Any], tmp_path: Path) -> None:
