@@ -114,6 +114,15 @@ def test_formats_are_those_of_diffusers() -> None:
         assert len(values["mean"]) == len(values["std"]) == values["channels"]
 
 
+@pytest.mark.parametrize("pipeline", ["WanPipeline", "QwenImagePipeline", "BriaFiboPipeline", "Krea2Pipeline"])
+def test_its_pipelines_read_the_means(pipeline: str, tmp_path: Path) -> None:
+    folder(tmp_path / "vae", "wan-2.2")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    loaded = load_weights(tmp_path)
+    assert loaded.format == KNOWN["wan2.2"]
+    assert not loaded.notes
+
+
 def test_other_means_in_a_config_count(tmp_path: Path) -> None:
     loaded = load_weights(folder(tmp_path, latents_mean=[0.5] * 16, latents_std=[2.0] * 16))
     assert loaded.format is not None
@@ -185,9 +194,18 @@ def test_a_config_that_contradicts_is_refused_by_name(field: str, value: object,
     assert words in refused(folder(tmp_path, **{field: value}))
 
 
-@pytest.mark.parametrize("said", [{"patch_size": 1}, {"dropout": 0.1}, {"decoder_base_dim": "absent"},
-                                  {"temperal_downsample": [True, True]}, {"scale_factor_temporal": 8},
-                                  {"_class_name": "absent"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"patch_size": 1},
+        {"clip_output": False},
+        {"dropout": 0.1},
+        {"decoder_base_dim": "absent"},
+        {"temperal_downsample": [True, True]},
+        {"scale_factor_temporal": 8},
+        {"_class_name": "absent"},
+    ],
+)
 def test_what_one_picture_does_not_meet_may_be_said(said: dict[str, Any], tmp_path: Path) -> None:
     assert load_weights(folder(tmp_path, **said)).module.config == VARIANTS["wan-2.1"][2]
 
@@ -238,6 +256,15 @@ def test_what_is_missing_or_too_much_is_listed(tmp_path: Path) -> None:
     tensors = {"encoder.conv_in.base_layer.weight" if k == "encoder.conv_in.weight" else k: v
                for k, v in tensors_of("wan-2.1").items()}  # fmt: skip
     assert "LoRA layers that are not merged" in refused(write(tmp_path / "e.safetensors", tensors))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_upscaling_decoder_is_told(alone: bool, tmp_path: Path) -> None:
+    tensors = originals(theirs("wan-2.1"), VARIANTS["wan-2.1"][2])
+    for name in ("decoder.head.2.weight", "decoder.head.2.bias"):
+        tensors[name] = tensors[name].repeat_interleave(4, dim=0)
+    tensors = {key: value for key, value in tensors.items() if not alone or key.startswith(("decoder", "conv2"))}
+    assert "pictures of twice the size (12 channels" in refused(write(tmp_path / "x.safetensors", tensors))
 
 
 def test_encoder_and_decoder_of_other_pictures_are_refused(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground or none.",
+        help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground, wan2.1, "
+        "wan2.2, qwen-image-2.1 or none.",
         show_default="from the weights",
     ),
 ]

@@ -46,7 +46,7 @@ MEANS, SCALED_MEANS, SCALE, SCALE_SHIFT = "means", "scaled-means", "scale", "sca
 
 # What diffusers' pipelines (0.42.1) do with the fields, by their classes' names; the first that fits counts.
 PIPELINES = (
-    (r"GlmImage", MEANS),
+    (r"GlmImage|BriaFibo(Edit)?Pipeline", MEANS),
     (r"StableDiffusionXL|SDXL|Kolors", SCALED_MEANS),
     (r"StableDiffusion3|Flux|Chroma|ZImage|Lumina2|HiDream|^Bria|LongCatImage|OvisImage|VisualCloze", SCALE_SHIFT),
     (

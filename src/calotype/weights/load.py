@@ -373,7 +373,8 @@ def require_format(loaded: Loaded) -> LatentFormat:
     """
     if loaded.format is None:
         channels = loaded.module.config.z_channels
-        fitting = [f.name for f in KNOWN.values() if f.channels == channels] or ["none"]
+        own = [values["name"] for values in family_of(loaded.module.config).formats] or KNOWN
+        fitting = [name for name in own if KNOWN[name].channels == channels] or ["none"]
         reason = f"VAEs with {channels} latent channels look alike whatever the scale of their latents"
         if loaded.question:
             reason = loaded.question

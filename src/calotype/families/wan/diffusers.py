@@ -11,8 +11,9 @@ from calotype.families.face import Diffusers, DiffusersClass, Parts, unsupported
 from calotype.families.wan.config import WanConfig
 from calotype.families.wan.telling import keys_of
 
-# about training, tiles, and time, of which one picture has none
-FREE = ("dropout", "scale_factor_temporal", "scale_factor_spatial")
+# about training, tiles, and time, of which one picture has none; published ones of Wan say clip_output, which no
+# version of the class reads
+FREE = ("clip_output", "dropout", "scale_factor_temporal", "scale_factor_spatial")
 
 
 def _completed(config: WanConfig, said: Mapping[str, Any], own: Mapping[str, Any]) -> WanConfig:
@@ -82,7 +83,8 @@ def _written(config: WanConfig) -> dict[str, Any]:
         "scale_factor_temporal": 4,
         "scale_factor_spatial": config.factor,
     }
-    del values["input_channels"]
+    for key in ("input_channels", "clip_output"):
+        del values[key]
     images = config.residual and config.patch == 1
     return {"_class_name": "AutoencoderKLQwenImage21" if images else "AutoencoderKLWan", **values}
 

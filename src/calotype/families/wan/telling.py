@@ -110,6 +110,11 @@ def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
     taken = kernel("encoder.conv_in")[1] if "encoder" in parts else None
     made = kernel("decoder.conv_out")[0] if "decoder" in parts else None
     folded = taken or made or 0
+    if not residual and made in (12, 16) and taken in (None, made // 4):
+        raise WeightsError(
+            f"its decoder makes pictures of twice the size ({made} channels that are 2x2 pixels), as Wan 2.1's "
+            f"upscaling one, which is not read; Wan 2.1's own VAE (wan2.1-vae) decodes the same latents"
+        )
     patch = 2 if residual and folded > 4 and folded % 4 == 0 else 1
     if taken is not None:
         require_one_picture(taken // patch**2, made and made // patch**2)
