@@ -27,7 +27,7 @@ from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
 from calotype.families.tiny.config import TinyConfig
-from calotype.steps import Attention, Conv, Direction, Map, Step
+from calotype.steps import Attention, Conv, Direction, Map, Norm, Step
 
 FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
 
@@ -73,7 +73,9 @@ def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[
         return 0, height
     if not isinstance(step, Conv):  # a row of blocks for each row, or a row of pixels within one
         n = step.block
-        return (start * n, end * n) if step.target.factor > step.source.factor else (start // n, (end - 1) // n + 1)
+        if one == step.residual:
+            return start, end
+        return (start * n, end * n) if step.inwards else (start // n, (end - 1) // n + 1)
     first, last = height, 0
     if one == step.residual:
         first, last = start, end
@@ -234,12 +236,12 @@ class Replay:
 
     def _read(self, step: Step, start: int, end: int) -> Sequence[tuple[Map, int, int]]:
         maps = [step.source]
-        if isinstance(step, Conv) and step.residual and step.residual != step.source:
+        if not isinstance(step, Attention) and step.residual and step.residual != step.source:
             maps.append(step.residual)
         return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps]
 
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
-        if not isinstance(step, Attention) and getattr(step, "norm", None):
+        if isinstance(step, Conv) and isinstance(step.norm, Norm):
             assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
         if isinstance(step, Conv) and self.plan.job.kernels == "winograd":
             tile = self.plan.job.algorithm(step).tile
@@ -255,7 +257,7 @@ class Replay:
         """Blocks of a run come in any order, so what the first writes must not be what the last still reads."""
         self.made.add(step.target.name)
         for source, first, last in self._read(step, start, end):
-            over = isinstance(step, Conv) and source == step.residual and source != step.source
+            over = source == getattr(step, "residual", None) and source != step.source
             kept = source.name not in self.windows and step.target.name not in self.windows
             if over and kept and self.plan.offsets[source.name] == self.plan.offsets[step.target.name]:
                 assert self.row_bytes(source) == self.row_bytes(step.target)
@@ -268,7 +270,8 @@ class Replay:
 
     def _attend(self, step: Attention) -> None:
         rows = self.rows(step.source)
-        assert sorted(self.measured[step.source.name]) == list(range(rows))
+        if isinstance(step.norm, Norm):
+            assert sorted(self.measured[step.source.name]) == list(range(rows))
         assert step.target.name not in self.windows
         assert self.plan.places[step.source.name] == self.plan.places[step.target.name]
         self.made.add(step.target.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import room
+from calotype.steps import Attention, PixelNorm
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Folded:
     out_bias: Tensor
 
     @classmethod
-    def of(cls, weights: Callable[[str], Tensor]) -> Folded:
+    def of(cls, step: Attention, weights: Mapping[str, Tensor]) -> Folded:
         """From q, k, v and proj_out, multiplied in float64, on the CPU: not every device has it."""
 
         def matrix(name: str) -> Tensor:
-            return weights(f"{name}.weight").cpu().double().flatten(1)
+            return part(step, weights, name, "weight").detach().cpu().double().flatten(1)
 
         def vector(name: str) -> Tensor:
-            return weights(f"{name}.bias").cpu().double()
+            return part(step, weights, name, "bias").detach().cpu().double()
 
         q, k = matrix("q"), matrix("k")
         scale = len(q) ** -0.5
@@ -47,8 +48,22 @@ class Folded:
         del q, k
         o = matrix("proj_out")
         parts = query, query_bias, o @ matrix("v"), o @ vector("v") + vector("proj_out")
-        device = weights("q.weight").device
-        return cls(*(part.float().to(device) for part in parts))
+        device = part(step, weights, "q", "weight").device
+        return cls(*(one.float().to(device) for one in parts))
+
+
+def part(step: Attention, weights: Mapping[str, Tensor], name: str, leaf: str) -> Tensor:
+    """Weight or bias of q, k, v or proj_out."""
+    if not step.fused or name == "proj_out":
+        return weights[f"{step.weights}.{name}.{leaf}"]
+    return weights[f"{step.weights}.qkv.{leaf}"].chunk(3)["qkv".index(name)]
+
+
+def normalise(x: Tensor, norm: PixelNorm) -> Tensor:
+    """Positions [..., C] over the root mean square of their channels, in place."""
+    channels = x.shape[-1]
+    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(channels)
+    return x.mul_(mean.clamp_min_(norm.least**2 / channels).add_(norm.eps).rsqrt_())
 
 
 def attend(
@@ -59,6 +74,7 @@ def attend(
     scale: Tensor,
     shift: Tensor,
     scratch: Tensor,
+    norm: PixelNorm | None = None,
 ) -> None:
     """x + proj_out(attention(norm(x))), a block of queries and a block of keys at a time.
 
@@ -70,7 +86,7 @@ def attend(
         read: (start, end, slot) -> positions of it [n, C], until the same slot is read again: 0 for queries, 1 for
             keys.
         write: (start, end, values) puts the result, float [n, C].
-        scale, shift: [C], the norm.
+        scale, shift: [C], the norm, after `norm` where it is one of positions.
         scratch: bytes to work in, `blocks.Job.attention_bytes` of them.
     """
     channels = len(scale)
@@ -81,7 +97,10 @@ def attend(
     score_room, _ = room(scratch, (queries, keys))
 
     def normalised(into: Tensor, start: int, end: int, slot: int) -> Tensor:
-        return into[: end - start].copy_(read(start, end, slot)).mul_(scale).add_(shift)
+        x = into[: end - start].copy_(read(start, end, slot))
+        if norm is not None:
+            normalise(x, norm)
+        return x.mul_(scale).add_(shift)
 
     for start in range(0, positions, QUERIES):
         end = min(positions, start + QUERIES)

@@ -66,7 +66,7 @@ class Job:
     def granule(self, step: Step) -> int:
         """Rows that a step makes at once."""
         if isinstance(step, Fold):
-            return step.block if step.target.factor < step.source.factor else 1
+            return 1 if step.inwards else step.block
         return self.algorithm(step).tile if isinstance(step, Conv) and self.kernels == "winograd" else 1
 
     def algorithm(self, step: Conv) -> Algorithm:
@@ -173,6 +173,10 @@ class Job:
 
     def reference_result(self, step: Step, rows: int) -> int:
         """Bytes that torch allocates for so many rows: the result, and weights in its own order."""
+        if isinstance(step, Fold):
+            source = (rows * step.block if step.inwards else ceil(rows / step.block)) * self.row_bytes(step.source)
+            largest = step.frames * max(source, rows * self.row_bytes(step.target))
+            return (2 if step.group == 1 and step.residual is None else 4) * largest
         if not isinstance(step, Conv):
             return 2 * rows * self.row_bytes(step.target)
         across, size = self.size(step.target)[1], self.product_size

@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.engine.passes import read_by
+from calotype.engine.attention import normalise, part
+from calotype.engine.passes import read_by, residual_of
+from calotype.engine.reference import fold
 from calotype.errors import UsageError
 from calotype.families.network import Network
-from calotype.steps import Activation, Attention, Conv, Direction, Fold, Norm, Program, Step
+from calotype.steps import Activation, Attention, Conv, Direction, Fold, Norm, PixelNorm, Program, Step
 
 CHUNK = 1 << 22  # elements of a picture that PyTorch's norm holds in float32 at a time
 WARM_UP = 3  # runs before a graph is captured, in which kernels are compiled and chosen
@@ -219,22 +221,35 @@ class _Run:
             name = step.source.name
             # the first map is the caller's, and a sum's own term is read once more
             own = self.last[name] == i and name != self.program.source.name
-            own = own and not (isinstance(step, Conv) and step.residual == step.source)
+            own = own and residual_of(step) != step.source
             given = [self.maps.pop(name) if own else self.maps[name]]  # the only reference, which the step takes out
             if isinstance(step, Conv):
                 self.maps[step.target.name] = self._conv(step, given, own)
             elif isinstance(step, Attention):
                 self.maps[step.target.name] = self._attention(step, given, own)
             else:
-                self.maps[step.target.name] = _fold(step, given)
+                self.maps[step.target.name] = self._fold(step, given)
             for one in read_by(step):
                 if self.last[one.name] == i:
                     self.maps.pop(one.name, None)
         return self.maps.pop(self.program.target.name)
 
-    def _norm(self, norm: Norm, x: Tensor, silu: bool, own: bool) -> Tensor:
+    def _norm(self, norm: Norm | PixelNorm, x: Tensor, silu: bool, own: bool) -> Tensor:
+        if isinstance(norm, PixelNorm):
+            return self._pixel_norm(norm, x, silu, own)
         weight, bias = self.weights[f"{norm.weights}.weight"], self.weights[f"{norm.weights}.bias"]
         return _normalised(x, norm.groups, weight, bias, norm.eps, silu, x if own else None)
+
+    def _pixel_norm(self, norm: PixelNorm, x: Tensor, silu: bool, own: bool) -> Tensor:
+        y = _rows(x if own else x.clone(memory_format=torch.channels_last))
+        factors = normalise(y.float(), norm) if y.dtype != torch.float32 else normalise(y, norm)
+        weight = self.weights[f"{norm.weights}.weight"]
+        factors.mul_(weight)
+        if norm.bias:
+            factors.add_(self.weights[f"{norm.weights}.bias"])
+        y = y.copy_(F.silu(factors, inplace=True) if silu else factors)
+        n, c, height, width = x.shape
+        return y.view(n, height, width, c).permute(0, 3, 1, 2)
 
     def _conv(self, step: Conv, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()
@@ -263,20 +278,28 @@ class _Run:
             y += self.maps[step.residual.name]
         return y.relu_() if step.relu else y
 
+    def _fold(self, step: Fold, given: list[Tensor]) -> Tensor:
+        x = given.pop().permute(0, 2, 3, 1)
+        y = torch.stack([fold(step, one) for one in x]).permute(0, 3, 1, 2)
+        del x
+        y = y.contiguous(memory_format=torch.channels_last)
+        return y.add_(self.maps[step.residual.name]) if step.residual else y
+
     def _attention(self, step: Attention, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()
         n, c, height, width = x.shape
         h = _rows(self._norm(step.norm, x, silu=False, own=False)).unsqueeze(1)  # [N, one head, positions, C]
-        q, k, v = (self._project(f"{step.weights}.{name}", h) for name in ("q", "k", "v"))
+        q, k, v = (self._project(step, name, h) for name in "qkv")
         del h
         h = F.scaled_dot_product_attention(q, k, v)
         del q, k, v
-        y = self._project(f"{step.weights}.proj_out", h).view(n, height, width, c).permute(0, 3, 1, 2)
+        y = self._project(step, "proj_out", h).view(n, height, width, c).permute(0, 3, 1, 2)
         return x.add_(y) if own else x + y
 
-    def _project(self, name: str, x: Tensor) -> Tensor:
+    def _project(self, step: Attention, name: str, x: Tensor) -> Tensor:
         """A 1x1 convolution of x [..., C]."""
-        return F.linear(x, self.weights[f"{name}.weight"].flatten(1), self.weights[f"{name}.bias"])
+        weight, bias = (part(step, self.weights, name, leaf) for leaf in ("weight", "bias"))
+        return F.linear(x, weight.flatten(1), bias)
 
 
 def _ordered(steps: tuple[Step, ...]) -> list[Step]:
@@ -293,11 +316,6 @@ def _ordered(steps: tuple[Step, ...]) -> list[Step]:
             order.remove(one)
             order.insert(order.index(step), one)
     return order
-
-
-def _fold(step: Fold, given: list[Tensor]) -> Tensor:
-    shuffle = F.pixel_unshuffle if step.target.factor > step.source.factor else F.pixel_shuffle
-    return shuffle(given.pop(), step.block).contiguous(memory_format=torch.channels_last)
 
 
 def _rows(x: Tensor) -> Tensor:

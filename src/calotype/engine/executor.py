@@ -17,7 +17,7 @@ from calotype.engine.memory import Memory, Rows, Spill, spill_folder
 from calotype.engine.passes import Pass, Run, read_by
 from calotype.engine.plan import Plan
 from calotype.engine.reference import Moments, Reference, fold
-from calotype.steps import Attention, Conv, Fold, Map, Norm, Step
+from calotype.steps import Attention, Conv, Fold, Map, Norm, PixelNorm, Step
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd
@@ -186,9 +186,13 @@ class Executor:
         step = one.steps[run.step]
         if isinstance(step, Fold):
             block = step.block
-            down = step.target.factor > step.source.factor
-            start, end = (run.start * block, run.end * block) if down else (run.start // block, run.end // block)
-            target[slice(run.start, run.end)].copy_(fold(step, self._rows(step.source)[slice(start, end)]))
+            start, end = (
+                (run.start * block, run.end * block) if step.inwards else (run.start // block, run.end // block)
+            )
+            made = fold(step, self._rows(step.source)[slice(start, end)])
+            if step.residual:
+                made = made + self._rows(step.residual)[slice(run.start, run.end)]
+            target[slice(run.start, run.end)].copy_(made)
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
         rows_of, _ = self.plan.job.size(step.target)
@@ -234,7 +238,12 @@ class Executor:
             scale, shift = (isinstance(step, Conv) and step.affine) or (1.0, 0.0)
             n = step.source.channels
             return np.full(n, scale, dtype=np.float32), np.full(n, shift, dtype=np.float32)
-        weight, bias = (self._weights[f"{step.norm.weights}.{part}"] for part in ("weight", "bias"))
+        weight = self._weights[f"{step.norm.weights}.weight"]
+        if isinstance(step.norm, PixelNorm):
+            bias = self._weights[f"{step.norm.weights}.bias"] if step.norm.bias else torch.zeros_like(weight)
+            parts = [np.ascontiguousarray(one.detach().cpu().float().numpy().ravel()) for one in (weight, bias)]
+            return parts[0], parts[1]
+        bias = self._weights[f"{step.norm.weights}.bias"]
         return self._statistics[step.source.name].normalise(step.norm, weight, bias)
 
     def _attend(self, one: Pass, step: Attention) -> None:
@@ -267,11 +276,12 @@ class Executor:
             moments = n, mean.cpu().double().numpy(), n * variance.cpu().double().numpy()
             write(start, end, values.to(self.dtype), moments)
 
-        folded = Folded.of(lambda name: self._weights[f"{step.weights}.{name}"].detach())
+        folded = Folded.of(step, self._weights)
+        norm = step.norm if isinstance(step.norm, PixelNorm) else None
         scale, shift = self._scale(step)
         self._statistics.pop(step.target.name, None)
         if isinstance(self.backend, Reference) or not self.plan.job.kernels_attend(step):
             on_device = [torch.from_numpy(part).to(self.device) for part in (scale, shift)]
-            attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch)
+            attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch, norm)
         else:
-            self.backend.attend(height * width, read, write, folded, scale, shift, scratch)
+            self.backend.attend(height * width, read, write, folded, scale, shift, scratch, norm)

@@ -31,6 +31,7 @@ from calotype.engine.vectors import (
     input_transform,
     outer_product,
     output_transform,
+    pixel_norm,
     product,
     scalars,
     softmax,
@@ -53,6 +54,7 @@ _transform_output = choice(9, [output_transform(one, residual) for residual in (
 _transform_weights = choice(4, [weight_transform(one, half) for half in _HALVES for one in ALGORITHMS])
 _finish_pixel, _finish_added = finish(residual=False), finish(residual=True)
 _finish_half, _widen = finish_half(), widen()
+_normalise = pixel_norm()
 _accumulate_pixels = accumulate()
 _softmax_row, _blend_row = softmax(), blend()
 _outer_product = outer_product()
@@ -71,10 +73,10 @@ _log = logging.getLogger("calotype")
 _announced: list[bool] = []
 
 
-def _kernel(kinds: str) -> Callable[[Any], Any]:
-    """Compiles a function of integers ("i") and booleans ("b") that returns nothing, or reads it from the disk."""
+def _kernel(kinds: str, gives: Any = types.void) -> Callable[[Any], Any]:
+    """Compiles a function of integers ("i") and booleans ("b"), or reads it from the disk."""
     known = {"i": types.intp, "b": types.boolean}
-    signature = types.void(*(known[kind] for kind in kinds))
+    signature = gives(*(known[kind] for kind in kinds))
 
     def compiled(function: Any) -> Any:
         try:
@@ -95,11 +97,24 @@ def _zero(address: int, floats: int) -> None:
         _write(address + 4 * i, np.float32(0))
 
 
-@_kernel("i" * 8)
+@_kernel("iii", types.float32)
+def _factor(source: int, channels: int, norm: int) -> Any:
+    """What normalises one pixel of any number of channels, as `vectors.pixel_norm` has it."""
+    total = np.float32(0)
+    for c in range(channels):
+        total += _read(source + 4 * c) * _read(source + 4 * c)
+    mean = total * _read(norm)
+    if mean < _read(norm + 4):
+        mean = _read(norm + 4)
+    return np.float32(1) / np.sqrt(mean + _read(norm + 8))
+
+
+@_kernel("i" * 9)
 def _activate(
-    target: int, source: int, columns: int, channels: int, padded: int, scale: int, shift: int, activation: int
-) -> None:
-    """Pixels of `channels` floats -> activated pixels of `padded` floats."""
+    target: int, source: int, columns: int, channels: int, padded: int, scale: int, shift: int, activation: int,
+    norm: int,
+) -> None:  # fmt: skip
+    """Pixels of `channels` floats -> normalised and activated pixels of `padded` floats."""
     if activation == HALVES:
         if channels == padded:
             _widen(target, source, columns * (channels // LANES))
@@ -109,6 +124,9 @@ def _activate(
             _zero(target + 4 * (column * padded + channels), padded - channels)
         return
     if channels == padded:
+        if norm:
+            _normalise(target, source, columns, channels // LANES, norm)
+            source = target
         if activation == SILU:
             _silu(target, source, columns, channels // LANES, scale, shift)
         elif activation == RELU:
@@ -117,8 +135,10 @@ def _activate(
             _identity(target, source, columns, channels // LANES, scale, shift)
         return
     for column in range(columns):
+        at = source + 4 * column * channels
+        factor = _factor(at, channels, norm) if norm else np.float32(1)
         for c in range(channels):
-            x = _read(source + 4 * (column * channels + c)) * _read(scale + 4 * c) + _read(shift + 4 * c)
+            x = _read(at + 4 * c) * factor * _read(scale + 4 * c) + _read(shift + 4 * c)
             if activation == SILU:
                 x = x / (np.float32(1) + np.exp(-x))
             elif activation == RELU and x < 0:
@@ -127,7 +147,7 @@ def _activate(
         _zero(target + 4 * (column * padded + channels), padded - channels)
 
 
-@_kernel("i" * 14)
+@_kernel("i" * 15)
 def _gather(
     patch: int,
     y0: int,
@@ -143,6 +163,7 @@ def _gather(
     scale: int,
     shift: int,
     activation: int,
+    norm: int,
 ) -> None:
     """Activated pixels of a map from row y0 and column x0 on: [rows, columns, padded], zeros where there are none."""
     left = max(0, -x0)
@@ -156,10 +177,10 @@ def _gather(
         _zero(to + 4 * right * padded, (columns - right) * padded)
         element = 2 if activation == HALVES else 4
         at = source + element * ((y0 + r - source_row) * width + x0 + left) * channels
-        _activate(to + 4 * left * padded, at, right - left, channels, padded, scale, shift, activation)
+        _activate(to + 4 * left * padded, at, right - left, channels, padded, scale, shift, activation, norm)
 
 
-@_kernel("iib" + "i" * 29)
+@_kernel("iib" + "i" * 30)
 def convolve_block(
     index: int,
     algorithm: int,
@@ -172,6 +193,7 @@ def convolve_block(
     scale: int,
     shift: int,
     activation: int,
+    norm: int,
     pad: int,
     target: int,
     target_row: int,
@@ -200,7 +222,8 @@ def convolve_block(
         index: of the block, counted along columns first, in tile rows `first` to `end`.
         algorithm: index in `ALGORITHMS`; `half`: whether products are bfloat16.
         source, source_row: where the map's row of this number lies; what is outside height x width counts as zero.
-        scale, shift: [channels], before the activation; pad: zeros before the first row and column.
+        scale, shift: [channels], before the activation; norm: 0, or of each pixel before (see `vectors.pixel_norm`).
+        pad: zeros before the first row and column.
         target, residual: likewise; `residual` is 0 for none, and `floor` the address of what results are cut at.
         weights: transformed, [T * T, panels, channels, PANEL]; bias: [panels * PANEL].
         statistics: 0, or [blocks, 3, out_channels] of float64: count, mean and M2 (the sum of squared deviations).
@@ -223,7 +246,23 @@ def convolve_block(
     direct = algorithm == POINTWISE and not half
     if direct:
         patch = inputs
-    _gather(patch, y0, x0, rows, columns, padded, source, source_row, height, width, channels, scale, shift, activation)
+    _gather(
+        patch,
+        y0,
+        x0,
+        rows,
+        columns,
+        padded,
+        source,
+        source_row,
+        height,
+        width,
+        channels,
+        scale,
+        shift,
+        activation,
+        norm,
+    )
 
     # input transform; a single pixel's is the pixel
     element = 2 if half else 4
@@ -365,7 +404,7 @@ def gradient_block(
     columns = broad * size + window - size
     _gather(
         patch, tile_y * size - 1, tile_x * size - 1, high * size + window - size, columns, padded,
-        source, 0, height, width, channels, scale, shift, activation,
+        source, 0, height, width, channels, scale, shift, activation, 0,
     )  # fmt: skip
     position = 4 * tiles * padded + SKEW
     for i in range(tiles):
@@ -377,7 +416,7 @@ def gradient_block(
     columns = broad * size
     _gather(
         patch, tile_y * size, tile_x * size, high * size, columns, padded_out,
-        given, 0, height, width, out_channels, scale, shift, activation,
+        given, 0, height, width, out_channels, scale, shift, activation, 0,
     )  # fmt: skip
     out_position = 4 * tiles * padded_out + SKEW
     for i in range(tiles):
@@ -414,23 +453,26 @@ def transform_weights(
             _transform_weights(algorithm + (_COUNT if half else 0), to, position, at, stride)
 
 
-@_kernel("i" * 9)
+@_kernel("i" * 10)
 def pack_keys(
-    panel: int, source: int, count: int, channels: int, scale: int, shift: int, keys: int, values: int, padded: int
-) -> None:
+    panel: int, source: int, count: int, channels: int, scale: int, shift: int, norm: int, keys: int, values: int,
+    padded: int,
+) -> None:  # fmt: skip
     """One panel of normalised positions, in the two layouts that the products of attention take.
 
     Args:
-        source: `count` positions of `channels` floats, which scale and shift normalise.
+        source: `count` positions of `channels` floats, which scale and shift normalise, after `norm` if that is not 0.
         keys: [padded / PANEL, channels, PANEL]; values: [channels / PANEL, padded, PANEL]. Both are filled with zeros
             up to `padded`, a multiple of PANEL.
     """
     for lane in range(PANEL):
         k = panel * PANEL + lane
+        at = source + 4 * k * channels
+        factor = _factor(at, channels, norm) if norm and k < count else np.float32(1)
         for c in range(channels):
             x = np.float32(0)
             if k < count:
-                x = _read(source + 4 * (k * channels + c)) * _read(scale + 4 * c) + _read(shift + 4 * c)
+                x = _read(at + 4 * c) * factor * _read(scale + 4 * c) + _read(shift + 4 * c)
             _write(keys + 4 * ((panel * channels + c) * PANEL + lane), x)
             _write(values + 4 * ((c // PANEL * padded + k) * PANEL + c % PANEL), x)
 

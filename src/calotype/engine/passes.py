@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from calotype.steps import Attention, Conv, Fold, Map, Step
+from calotype.steps import Attention, Conv, Fold, Map, Norm, Step
 
 Place = Literal["kept", "spilled", "rows"]
 
@@ -15,7 +15,7 @@ Place = Literal["kept", "spilled", "rows"]
 def first_source_row(step: Step, row: int) -> int:
     """The first row of its source that a step needs for its target's rows from `row` on (0 or below for none)."""
     if isinstance(step, Fold):
-        return row * step.block if step.target.factor > step.source.factor else row // step.block
+        return row * step.block if step.inwards else row // step.block
     if isinstance(step, Conv) and step.kernel == 3:
         if step.resample == "up":
             return (row - 1) // 2
@@ -26,7 +26,7 @@ def first_source_row(step: Step, row: int) -> int:
 def end_source_row(step: Step, end: int) -> int:
     """The row of its source after the last that a step needs for its target's rows before `end` (perhaps beyond it)."""
     if isinstance(step, Fold):
-        return end * step.block if step.target.factor > step.source.factor else ceil(end / step.block)
+        return end * step.block if step.inwards else ceil(end / step.block)
     if isinstance(step, Conv) and step.kernel == 3:
         if step.resample == "up":
             return end // 2 + 1
@@ -125,7 +125,7 @@ class Pass:
             done = need[step.target.name]
             for one in read_by(step):
                 row = done if _is_residual(step, one) else first_source_row(step, done)
-                if isinstance(step, Conv) and step.residual == one and step.source == one:
+                if step.source == one and residual_of(step) == one:
                     row = min(done, first_source_row(step, done))
                 first[one.name] = min(first.get(one.name, self.rows[one.name]), max(0, row))
         return first
@@ -143,15 +143,19 @@ class Pass:
                 yield Run(step.target, i, before[name], after[name], min(first.get(name, before[name]), before[name]))
 
 
+def residual_of(step: Step) -> Map | None:
+    """What a step adds to its result."""
+    return None if isinstance(step, Attention) else step.residual
+
+
 def _is_residual(step: Step, one: Map) -> bool:
-    return isinstance(step, Conv) and step.residual == one and step.source != one
+    return residual_of(step) == one and step.source != one
 
 
 def read_by(step: Step) -> tuple[Map, ...]:
     """Maps that a step reads."""
-    if isinstance(step, Conv) and step.residual and step.residual != step.source:
-        return step.source, step.residual
-    return (step.source,)
+    residual = residual_of(step)
+    return (step.source, residual) if residual and residual != step.source else (step.source,)
 
 
 def sources_until(step: Step, rows: int) -> Iterable[tuple[Map, int]]:
@@ -160,5 +164,11 @@ def sources_until(step: Step, rows: int) -> Iterable[tuple[Map, int]]:
         yield one, rows if _is_residual(step, one) else end_source_row(step, rows)
 
 
-def normalised(step: Step) -> bool:
-    return isinstance(step, Attention) or (isinstance(step, Conv) and step.norm is not None)
+def needs_statistics(step: Step) -> bool:
+    """Whether a step needs statistics of its source."""
+    return not isinstance(step, Fold) and isinstance(step.norm, Norm)
+
+
+def needs_whole(step: Step) -> bool:
+    """Whether a step reads its source only when all of it is there."""
+    return isinstance(step, Attention) or needs_statistics(step)

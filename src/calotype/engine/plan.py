@@ -13,7 +13,7 @@ source that have been read. Offsets in one block of memory are fixed here, so th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil
@@ -21,7 +21,7 @@ from typing import Literal
 
 from calotype.engine.blocks import Job, Kernels, aligned
 from calotype.engine.budget import in_words
-from calotype.engine.passes import Pass, Place, normalised, read_by
+from calotype.engine.passes import Pass, Place, needs_statistics, needs_whole, read_by, residual_of
 from calotype.errors import MemoryLimitError
 from calotype.steps import Attention, Conv, Map, Program, Step
 
@@ -92,12 +92,15 @@ class Policy:
         limit: maps of at least so many bytes are not simply kept (None: all are).
         side: what happens to those inside a residual block: "spilled" or "rows" (computed twice).
         main: and to those between blocks: "kept" or "spilled".
+        small: maps of at most so many bytes are kept though only rows of them are needed at a time: a pass ends there,
+            and with it the time that its transformed weights are there.
     """
 
     streamed: int | None
     limit: int | None
     side: Literal["spilled", "rows"]
     main: Literal["kept", "spilled"]
+    small: int = 0
 
 
 def _consumers(program: Program) -> dict[str, list[Step]]:
@@ -115,12 +118,13 @@ def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
     for step in program.steps[:-1]:
         one = step.target
         readers = consumers[one.name]
-        statistics = any(normalised(reader) for reader in readers if reader.source.name == one.name)
+        statistics = any(needs_statistics(reader) for reader in readers if reader.source.name == one.name)
         large = policy.limit is not None and job.bytes(one) >= policy.limit
         if isinstance(step, Attention):
             places[one.name] = places[step.source.name]
-        elif not any(normalised(near) for near in (step, *readers)):
-            places[one.name] = "rows"  # nothing stands between it and its readers
+        elif _is_loose(step, consumers):
+            # nothing stands between it and its readers
+            places[one.name] = "kept" if job.bytes(one) <= policy.small else "rows"
         elif any(isinstance(reader, Attention) for reader in readers):
             places[one.name] = policy.main if large else "kept"
         elif policy.streamed is not None and job.bytes(one) >= policy.streamed and _is_widened(step, readers):
@@ -139,6 +143,11 @@ def _is_widened(step: Step, readers: list[Step]) -> bool:
         and step.resample == "up"
         and all(isinstance(r, Conv) and r.residual is None and r.target.channels < r.source.channels for r in readers)
     )
+
+
+def _is_loose(step: Step, consumers: Mapping[str, list[Step]]) -> bool:
+    """Whether nothing makes the whole of its target needed at once, though a pass could end there."""
+    return not any(needs_whole(near) for near in (step, *consumers[step.target.name]))
 
 
 def _groups(program: Program, places: Mapping[str, Place]) -> list[list[Step]]:
@@ -172,7 +181,7 @@ def _ancestors(group: list[Step], target: str) -> list[Step]:
 
 def _passes(program: Program, places: Mapping[str, Place]) -> list[tuple[list[Step], str | None]]:
     """Groups in the order in which they run, with those before them that only measure a map (its name)."""
-    measured = {step.source.name for step in program.steps if normalised(step)}
+    measured = {step.source.name for step in program.steps if needs_statistics(step)}
     result: list[tuple[list[Step], str | None]] = []
     for group in _groups(program, places):
         for step in group[:-1]:
@@ -209,7 +218,7 @@ def _plan(
     home: dict[str, _Chain] = {}  # of kept maps
     last_read: dict[str, int] = {}
     order = _passes(program, places)
-    measured = {step.source.name for step in program.steps if normalised(step)}
+    measured = {step.source.name for step in program.steps if needs_statistics(step)}
     for i, (steps, _) in enumerate(order):
         for step in steps:
             for m in read_by(step):
@@ -380,8 +389,9 @@ def _place(
             for s in one.steps for m in read_by(s)
             if one.places[m.name] == "kept" and last_read[m.name] == index and m.name not in taken and m.name != t.name
         }  # fmt: skip
-        if isinstance(step, Conv) and step.residual and step.residual.name in dying and _in_place(one, step):
-            chain, shift, under = home.get(step.residual.name), 0, step.residual
+        residual = residual_of(step)
+        if residual and residual.name in dying and _in_place(one, step):
+            chain, shift, under = home.get(residual.name), 0, residual
         elif dying and not isinstance(step, Attention) and (old := _slides_over(one, dying)) is not None:
             chain, under = home.get(old.name), old
             shift = _shift(job, one, position, old)
@@ -399,10 +409,11 @@ def _place(
         home[t.name] = chain
 
 
-def _in_place(one: Pass, step: Conv) -> bool:
+def _in_place(one: Pass, step: Step) -> bool:
     """Whether a sum may be written over its term: no step of the pass reads rows of it that have been written."""
-    assert step.residual is not None
-    name = step.residual.name
+    residual = residual_of(step)
+    assert residual is not None
+    name = residual.name
     if name in one.made:
         return all(step is s or name not in {m.name for m in read_by(s)} for s in one.steps)
     for k in _telling(one.iterations):
@@ -468,8 +479,9 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
     found: dict[tuple[object, ...], Plan] = {}
     passes: dict[tuple[object, ...], Pass] = {}
-    for policy in policies:
-        places = _places(job, program, policy)
+    loose = {job.bytes(step.target) for step in program.steps[:-1] if _is_loose(step, consumers)}
+    for policy, small in product(policies, sorted({0, *loose})):
+        places = _places(job, program, replace(policy, small=small))
         for stripe in (512, 128, 64, 32, 16, 8):
             key = (tuple(places.values()), stripe)
             if key not in found:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calotype.engine.attention import normalise
 from calotype.engine.blocks import Job
 from calotype.engine.memory import Rows, room, trim
 from calotype.engine.passes import end_source_row, first_source_row
-from calotype.steps import Conv, Fold
+from calotype.steps import Conv, Fold, PixelNorm
 
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
@@ -91,7 +92,10 @@ class Reference:
         if step.changes_source:
             given = x
             x, scratch = room(scratch, given.shape, torch.float32)
-            x.copy_(given).mul_(scale).add_(shift)
+            x.copy_(given)
+            if isinstance(step.norm, PixelNorm):
+                normalise(x, step.norm)
+            x.mul_(scale).add_(shift)
             if step.activation == "silu":
                 F.silu(x, inplace=True)
             elif step.activation == "relu":
@@ -126,6 +130,22 @@ def _nchw(rows: Tensor) -> Tensor:
 
 
 def fold(step: Fold, source: Tensor) -> Tensor:
-    """Rows [n, width, channels] with blocks of pixels moved into channels, or back."""
-    shuffle = F.pixel_unshuffle if step.target.factor > step.source.factor else F.pixel_shuffle
-    return shuffle(_nchw(source), step.block)[0].permute(1, 2, 0)
+    """Rows [n, width, channels] with blocks of pixels moved into channels, or back; without the residual."""
+    n, rows, wide = step.block, source.shape[0], source.shape[1]
+    if step.inwards:
+        x = source.view(rows // n, n, wide // n, n, -1)  # row, row in block, column, column in block, channel
+        if step.outer == "pixels":
+            x = x.permute(0, 2, 1, 3, 4)
+        else:
+            x = x.permute(0, 2, 4, 1, 3)
+            if step.frames > 1:
+                x = F.pad(x[:, :, :, None], (0, 0, 0, 0, step.frames - 1, 0))
+        x = x.reshape(rows // n, wide // n, step.target.channels, -1)
+        return x.mean(3) if x.shape[3] > 1 else x[..., 0]
+    x = source.repeat_interleave(step.group, dim=2) if step.group > 1 else source
+    out = step.target.channels
+    if step.outer == "pixels":
+        x = x.view(rows, wide, n, n, out).permute(0, 2, 1, 3, 4)
+    else:
+        x = x.view(rows, wide, out, step.frames, n, n)[:, :, :, -1].permute(0, 3, 1, 4, 2)
+    return x.reshape(rows * n, wide * n, out)

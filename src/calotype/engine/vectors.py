@@ -90,6 +90,13 @@ class Code:
         kind = ir.FunctionType(VEC, [operand.type for operand in operands])
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), operands)
 
+    def across(self, x: Any) -> Any:
+        """The sum of a vector's floats, in all of them."""
+        for distance in (8, 4, 2, 1):
+            moved = self.b.shuffle_vector(x, x, ir.Constant(IVEC, [i ^ distance for i in range(LANES)]))
+            x = self.b.fadd(x, moved)
+        return x
+
     def fma(self, x: Any, y: Any, plus: Any) -> Any:
         return self.call("llvm.fma.v16f32", x, y, plus)
 
@@ -246,6 +253,32 @@ def activation(kind: str) -> Any:
                 code.store(x, code.b.add(code.b.add(target, base), at))
 
     return emit(6, body)
+
+
+def pixel_norm() -> Any:
+    """Columns of pixels: target = source / sqrt(max(mean of squares, floor) + eps).
+
+    `norm` is the address of one over the number of channels, floor and eps.
+    """
+
+    def body(code: Code, target: Any, source: Any, columns: Any, vectors: Any, norm: Any) -> None:
+        build, width = code.b, code.b.mul(vectors, I64(4 * LANES))
+        share, floor, eps = (code.splat(code.load(code.address(norm, i, 4), F32)) for i in range(3))
+        total = cgutils.alloca_once(build, VEC)
+        with cgutils.for_range(build, columns) as column:
+            base = build.mul(column.index, width)
+            build.store(code.constant(0.0), total)
+            with cgutils.for_range(build, vectors) as vector:
+                x = code.load(code.address(build.add(source, base), vector.index, 4 * LANES))
+                build.store(code.fma(x, x, build.load(total)), total)
+            mean = build.fmul(code.across(build.load(total)), share)
+            root = code.call("llvm.sqrt.v16f32", build.fadd(code.at_least(mean, floor), eps))
+            factor = build.fdiv(code.constant(1.0), root)
+            with cgutils.for_range(build, vectors) as vector:
+                x = code.load(code.address(build.add(source, base), vector.index, 4 * LANES))
+                code.store(build.fmul(x, factor), code.address(build.add(target, base), vector.index, 4 * LANES))
+
+    return emit(5, body)
 
 
 def widen() -> Any:

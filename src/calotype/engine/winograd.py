@@ -24,10 +24,11 @@ from calotype.engine.blocks import ATTENTION_BLOCK, KEYS, QUERIES, Job, aligned
 from calotype.engine.memory import Rows
 from calotype.engine.reference import Moments
 from calotype.engine.vectors import PANEL
-from calotype.steps import Conv, Map
+from calotype.steps import Conv, Map, Norm, PixelNorm
 
 Floats = npt.NDArray[np.float32]
 _CODES = {"none": kernels.NONE, "silu": kernels.SILU, "relu": kernels.RELU, "clamp": kernels.NONE}
+_NO_NORM: Floats = np.empty(0, dtype=np.float32)
 _FLOORS = {relu: np.array([0.0 if relu else -np.inf, -np.inf], dtype=np.float32) for relu in (False, True)}
 
 
@@ -186,9 +187,11 @@ class Winograd:
         statistics = np.empty((blocks, 3, n)) if measure else None
         bias, floor = self._biases[step.weights], _FLOORS[step.relu]
         code = kernels.HALVES if source.tensor.dtype == torch.bfloat16 else _CODES[step.activation]
+        norm = _pixel_norm(step.norm, step.source.channels)
         fixed = (
             kernels.ALGORITHMS.index(algorithm), self.job.half, source.address, source.first, high, wide,
-            step.source.channels, scale.ctypes.data, shift.ctypes.data, code, step.pad,
+            step.source.channels, scale.ctypes.data, shift.ctypes.data, code, norm.ctypes.data if norm.size else 0,
+            step.pad,
             target.address, target.first, rows, width, n,
             residual.address if residual else 0, residual.first if residual else 0, floor.ctypes.data,
             weights, bias.ctypes.data, first, last, across, *block,
@@ -206,6 +209,7 @@ class Winograd:
         scale: Floats,
         shift: Floats,
         scratch: Tensor,
+        norm: PixelNorm | None = None,
     ) -> None:
         """`attention.attend` with these kernels' products; no operation of torch, whose threads would go on spinning.
 
@@ -223,16 +227,21 @@ class Winograd:
         places = [take(step, padded + channels) for _ in range(self.workers.threads)]
         linear = _Linear(self.workers, self.job, channels, take)
         ask, answer = linear.weights(folded.query), linear.weights(folded.out)
+        of_positions = _pixel_norm(norm, channels)
         one, zero = np.ones(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32)
         for start in range(0, positions, QUERIES):
             end = min(positions, start + QUERIES)
             asked = read(start, end, 0)
-            linear.run(asked.data_ptr(), end - start, ask, folded.query_bias, scale, shift, query)
+            linear.run(
+                asked.data_ptr(), end - start, ask, folded.query_bias, scale, shift, query, of_positions=of_positions
+            )
             sums.fill(0.0)
             state[:] = (-np.inf, 0.0, 0.0, 0.0)
             for first in range(0, positions, KEYS):
                 block = read(first, min(positions, first + KEYS), 1)
-                self._attend_block(block, query, end - start, sums, state, keys, values, places, scale, shift)
+                self._attend_block(
+                    block, query, end - start, sums, state, keys, values, places, scale, shift, of_positions
+                )
             sums[: end - start] /= state[: end - start, 1:2]
             moments = linear.run(
                 sums.ctypes.data, end - start, answer, folded.out_bias, one, zero, result, residual=asked.data_ptr()
@@ -251,11 +260,13 @@ class Winograd:
         scratch: list[Floats],
         scale: Floats,
         shift: Floats,
+        of_positions: Floats,
     ) -> None:
         """All queries against one block of positions [n, C]."""
         (count, channels), step, panel = block.shape, kernels.ATTENTION_ROWS, PANEL
         padded = -(-count // panel) * panel
-        source, norm = block.data_ptr(), (scale.ctypes.data, shift.ctypes.data)
+        source = block.data_ptr()
+        norm = scale.ctypes.data, shift.ctypes.data, of_positions.ctypes.data if of_positions.size else 0
         packed = keys.ctypes.data, values.ctypes.data
         self.workers.run(
             padded // panel, lambda _, i: kernels.pack_keys(i, source, count, channels, *norm, *packed, padded)
@@ -317,19 +328,28 @@ class _Linear:
         shift: Floats,
         target: Floats,
         residual: int = 0,
+        of_positions: Floats = _NO_NORM,
     ) -> Moments:
         """target = weights (scale * source + shift) + bias (+ residual), and its moments by channel."""
         n = self.channels
         blocks = -(-count // ATTENTION_BLOCK[1])
         statistics = np.empty((blocks, 3, n))
         fixed = (
-            kernels.POINTWISE, False, source, 0, 1, count, n, scale.ctypes.data, shift.ctypes.data, kernels.NONE, 0,
+            kernels.POINTWISE, False, source, 0, 1, count, n, scale.ctypes.data, shift.ctypes.data, kernels.NONE,
+            of_positions.ctypes.data if of_positions.size else 0, 0,
             target.ctypes.data, 0, 1, count, n, residual, 0, _FLOORS[False].ctypes.data,
             weights.ctypes.data, bias.data_ptr(), 0, 1, count, *ATTENTION_BLOCK, statistics.ctypes.data,
         )  # fmt: skip
         places = [[part.ctypes.data for part in parts] for parts in self._scratch]
         self.workers.run(blocks, lambda thread, i: kernels.convolve_block(i, *fixed, *places[thread]))
         return merged(statistics)
+
+
+def _pixel_norm(norm: Norm | PixelNorm | None, channels: int) -> Floats:
+    """What `vectors.pixel_norm` reads; empty where positions are not normalised."""
+    if not isinstance(norm, PixelNorm):
+        return _NO_NORM
+    return np.array([1 / channels, norm.least**2 / channels, norm.eps], dtype=np.float32)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is told at the end
