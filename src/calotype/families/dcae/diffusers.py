@@ -110,7 +110,9 @@ def _expected(config: DcaeConfig, said: Mapping[str, Any], parts: Parts) -> dict
             if side not in parts:
                 fields[field] = value
             elif isinstance(value, str):  # one for all
-                fields[field] = value if all(one == value for one in _counting(fields[field], blocks)) else fields[field]
+                fields[field] = (
+                    value if all(one == value for one in _counting(fields[field], blocks)) else fields[field]
+                )
             elif isinstance(value, list) and len(value) == len(blocks) and not blocks[0]:
                 fields[field] = [value[0], *fields[field][1:]]
         if side not in parts:

@@ -95,9 +95,7 @@ def _config(shapes: Shapes, parts: Parts) -> DcaeConfig:
         told |= _side(shapes, side)
     if len(parts) == 1:  # the other half is as its own
         own, other = ("encoder", "decoder") if "encoder" in parts else ("decoder", "encoder")
-        told |= {
-            f"{other}_{field}": told[f"{own}_{field}"] for field in ("ch", "blocks", "attn_levels", "scales")
-        }
+        told |= {f"{other}_{field}": told[f"{own}_{field}"] for field in ("ch", "blocks", "attn_levels", "scales")}
     decoder = told["decoder_ch"], told["decoder_blocks"]
     told.setdefault("decoder_norms", ("rms",) * len(decoder[0]))
     told["decoder_activations"] = tuple("relu" if norm == "batch" else "silu" for norm in told["decoder_norms"])
