@@ -285,7 +285,7 @@ class LinearAttention:
 
     def flops(self, height: int, width: int) -> int:
         """Of the products: values with keys, and what queries make of them."""
-        return 4 * self.head_dim * self.target.values(height, width)
+        return (4 * self.head_dim + 2) * self.target.values(height, width)
 
     def __str__(self) -> str:
         return f"linear attention over all positions, heads of {self.head_dim}"
