@@ -42,6 +42,12 @@ def fill(module: Any, seed: int, gain: float = 1.0) -> Any:
                 parameter.copy_(1.0 + 0.3 * noise)
             else:
                 parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
+        for name, buffer in module.named_buffers():
+            noise = torch.randn(buffer.shape, generator=generator)
+            if name.endswith("running_mean"):
+                buffer.copy_(0.2 * noise)
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + noise.square())
     return module.eval().requires_grad_(False)
 
 

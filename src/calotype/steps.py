@@ -8,7 +8,7 @@ own words, and `weights` is the prefix of its keys. The executors run such a pro
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 Direction = Literal["encode", "decode"]
 Activation = Literal["none", "silu", "relu", "gelu", "mish", "clamp"]
@@ -65,8 +65,16 @@ class PixelNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    """BatchNorm by its running mean and variance: `weights` is its prefix."""
+
+    weights: str
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conv:
-    """target = relu?(conv(resample(activation(norm(scale * source + shift)))) + residual).
+    """target = relu?(batch(conv(resample(activation(norm(scale * source + shift))))) + residual).
 
     Attributes:
         kernel: 3, or 1.
@@ -74,6 +82,7 @@ class Conv:
         pad: rows and columns of zeros before the first; those after the last are what the target's size needs.
         affine: scale and shift of the source, where it is not the identity.
         gain: scale and shift of the result, where it is not the identity.
+        batch: a BatchNorm of the result, which changes weights and bias only.
     """
 
     source: Map
@@ -89,6 +98,7 @@ class Conv:
     relu: bool = False
     affine: tuple[float, float] | None = None
     gain: tuple[float, float] | None = None
+    batch: BatchNorm | None = None
 
     @property
     def changes_source(self) -> bool:
@@ -105,6 +115,7 @@ class Conv:
         parts += [self.activation] if self.activation != "none" else []
         parts += ["nearest x2"] if self.resample == "up" else []
         parts += [f"conv {self.kernel}x{self.kernel}" + (" /2" if self.resample == "down" else "")]
+        parts += ["batch norm"] if self.batch else []
         parts += [f"+ {self.residual.name}"] if self.residual else []
         parts += ["relu"] if self.relu else []
         return ", ".join(parts)
@@ -185,11 +196,109 @@ class Fold:
         return ", ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Normed:
+    """target = norm(source) + residual."""
+
+    source: Map
+    target: Map
+    norm: PixelNorm
+    residual: Map | None = None
+
+    def flops(self, height: int, width: int) -> int:
+        """None: they are few."""
+        return 0
+
+    def __str__(self) -> str:
+        return _named(self.norm) + (f", + {self.residual.name}" if self.residual else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated:
+    """target = a * silu(b), where a and b are the halves of a depthwise convolution of silu(source).
+
+    Attributes:
+        kernel: odd; padded by zeros.
+    """
+
+    source: Map
+    target: Map
+    weights: str
+    kernel: int = 3
+
+    residual: ClassVar[Map | None] = None
+
+    def flops(self, height: int, width: int) -> int:
+        """Of the products."""
+        return 2 * self.kernel**2 * self.source.values(height, width)
+
+    def __str__(self) -> str:
+        return f"silu, depthwise {self.kernel}x{self.kernel}, gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """target = source, and after it for each scale a depthwise convolution of it and one within groups of channels.
+
+    Attributes:
+        weights: prefix; those of scale i are `weights`.i.0 and .1.
+        kernels: of the depthwise ones, odd; padded by zeros.
+        group: channels of a group.
+    """
+
+    source: Map
+    target: Map
+    weights: str
+    kernels: tuple[int, ...]
+    group: int
+
+    residual: ClassVar[Map | None] = None
+
+    @property
+    def kernel(self) -> int:
+        """The largest."""
+        return max(self.kernels)
+
+    def flops(self, height: int, width: int) -> int:
+        """Of the products."""
+        return 2 * sum(kernel**2 + self.group for kernel in self.kernels) * self.source.values(height, width)
+
+    def __str__(self) -> str:
+        return ", ".join(f"+ depthwise {kernel}x{kernel} in groups of {self.group}" for kernel in self.kernels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAttention:
+    """Attention with relu(k) . relu(q) as weights: sums over all positions come first, then each is by itself.
+
+    Attributes:
+        head_dim: the source's channels are heads of so many q, k and v.
+        least: added to the sum of the weights.
+    """
+
+    source: Map
+    target: Map
+    head_dim: int
+    least: float
+
+    residual: ClassVar[Map | None] = None
+
+    def flops(self, height: int, width: int) -> int:
+        """Of the products: values with keys, and what queries make of them."""
+        return (4 * self.head_dim + 2) * self.target.values(height, width)
+
+    def __str__(self) -> str:
+        return f"linear attention over all positions, heads of {self.head_dim}"
+
+
 def _named(norm: Norm | PixelNorm) -> str:
     return f"GroupNorm({norm.groups})" if isinstance(norm, Norm) else "pixel norm"
 
 
-Step = Conv | Attention | Fold
+Local = Normed | Gated | Scales | LinearAttention
+"""Steps that every executor runs by torch's operations on rows."""
+
+Step = Conv | Attention | Fold | Local
 
 
 @dataclass(frozen=True)
@@ -252,6 +361,30 @@ class Builder:
         """Attention over all positions."""
         target = Map(prefix, x.channels, x.factor)
         self.steps.append(Attention(source=x, target=target, weights=prefix, norm=norm, fused=fused))
+        return target
+
+    def normed(self, x: Map, norm: PixelNorm, residual: Map | None = None) -> Map:
+        """A norm of positions, and a sum."""
+        target = Map(norm.weights, x.channels, x.factor)
+        self.steps.append(Normed(source=x, target=target, norm=norm, residual=residual))
+        return target
+
+    def gated(self, x: Map, weights: str, kernel: int = 3) -> Map:
+        """A gated depthwise convolution, which halves channels."""
+        target = Map(weights, x.channels // 2, x.factor)
+        self.steps.append(Gated(source=x, target=target, weights=weights, kernel=kernel))
+        return target
+
+    def linear_attention(
+        self, qkv: Map, name: str, head_dim: int, least: float, scales: str = "", kernels: tuple[int, ...] = ()
+    ) -> Map:
+        """Linear attention of q, k and v, and of what each kernel gathers of them by the weights `scales`."""
+        if kernels:
+            wide = Map(scales, qkv.channels * (1 + len(kernels)), qkv.factor)
+            self.steps.append(Scales(source=qkv, target=wide, weights=scales, kernels=kernels, group=head_dim))
+            qkv = wide
+        target = Map(name, qkv.channels // 3, qkv.factor)
+        self.steps.append(LinearAttention(source=qkv, target=target, head_dim=head_dim, least=least))
         return target
 
     def program(self) -> Program:

@@ -22,6 +22,7 @@ from calotype.engine.passes import Pass
 from calotype.engine.plan import Plan
 from calotype.engine.reference import Reference
 from calotype.families import program
+from calotype.families.dcae.config import DcaeConfig
 from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.hunyuan.config import HunyuanImageConfig
@@ -29,7 +30,18 @@ from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.wan.config import WanConfig
-from calotype.steps import Attention, Conv, Direction, Map, Norm, Step
+from calotype.steps import (
+    Attention,
+    Conv,
+    Direction,
+    Gated,
+    LinearAttention,
+    Local,
+    Map,
+    Norm,
+    Scales,
+    Step,
+)
 
 FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
 
@@ -61,6 +73,36 @@ CONFIGS: dict[str, NetworkConfig] = {
         frames=(1, 2),
     ),
     "hunyuan": HunyuanImageConfig(channels=(32, 64, 64), num_res_blocks=1, z_channels=16),
+    "dcae": DcaeConfig(
+        z_channels=4,
+        encoder_ch=(4, 8, 16),
+        decoder_ch=(4, 8, 16),
+        encoder_blocks=(1, 1, 1),
+        decoder_blocks=(1, 1, 2),
+        encoder_attn_levels=(2,),
+        decoder_attn_levels=(1, 2),
+        encoder_scales=((), (), (5, 3)),
+        decoder_scales=((), (), (5,)),
+        head_dim=4,
+        decoder_norms=("rms",) * 3,
+        decoder_activations=("silu",) * 3,
+    ),
+    "dcae-shuffled": DcaeConfig(
+        z_channels=8,
+        encoder_ch=(4, 8, 16),
+        decoder_ch=(4, 8, 16),
+        encoder_blocks=(0, 2, 1),
+        decoder_blocks=(0, 1, 1),
+        encoder_attn_levels=(2,),
+        decoder_attn_levels=(2,),
+        encoder_scales=((),) * 3,
+        decoder_scales=((),) * 3,
+        head_dim=8,
+        down="unshuffle",
+        up="shuffle",
+        decoder_norms=("batch", "batch", "rms"),
+        decoder_activations=("relu", "relu", "silu"),
+    ),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }
@@ -86,6 +128,9 @@ def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[
     """Rows of a map, `height` rows high, that a step looks at for rows `start` to `end` of its target."""
     if isinstance(step, Attention):
         return 0, height
+    if isinstance(step, Local):
+        reach = step.kernel // 2 if isinstance(step, Gated | Scales) else 0
+        return max(0, start - reach), min(height, end + reach)
     if not isinstance(step, Conv):  # a row of blocks for each row, or a row of pixels within one
         n = step.block
         if one == step.residual:
@@ -256,7 +301,7 @@ class Replay:
         return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps]
 
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
-        if isinstance(step, Conv) and isinstance(step.norm, Norm):
+        if isinstance(step, LinearAttention) or (isinstance(step, Conv) and isinstance(step.norm, Norm)):
             assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
         if isinstance(step, Conv) and self.plan.job.kernels == "winograd":
             tile = self.plan.job.algorithm(step).tile

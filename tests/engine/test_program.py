@@ -12,11 +12,12 @@ from enginekit import CONFIGS
 from torch import nn
 
 from calotype.families import make_network, program
+from calotype.families.dcae.config import DcaeConfig
 from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.steps import Attention, Conv, Direction, Fold, Norm
+from calotype.steps import Attention, Conv, Direction, Fold, Gated, Norm, Scales
 
 ALL = {
     **CONFIGS,
@@ -24,6 +25,7 @@ ALL = {
     "flux2-small-decoder": AutoencoderConfig(z_channels=32, decoder_ch=96),
     "kl-f16": AutoencoderConfig(ch_mult=(1, 1, 2, 2, 4), z_channels=16, attn_levels=(4,)),
     "builtin": FoldedConfig(),
+    "sana": DcaeConfig(),
 }
 
 
@@ -38,15 +40,20 @@ def keys(config: NetworkConfig, direction: Direction) -> list[str]:
     """Every key that a program reads, as often as it does."""
     found: list[str] = []
     for step in program(config, direction).steps:
-        if isinstance(step, Fold):
-            continue
-        if step.norm:
-            bias = isinstance(step.norm, Norm) or step.norm.bias
-            found += [f"{step.norm.weights}.weight"] + ([f"{step.norm.weights}.bias"] if bias else [])
+        if norm := getattr(step, "norm", None):
+            bias = isinstance(norm, Norm) or norm.bias
+            found += [f"{norm.weights}.weight"] + ([f"{norm.weights}.bias"] if bias else [])
         if isinstance(step, Attention):
             parts = ("qkv", "proj_out") if step.fused else ("q", "k", "v", "proj_out")
             found += [f"{step.weights}.{x}.{y}" for x in parts for y in ("weight", "bias")]
-        else:
+        elif isinstance(step, Gated):
+            found += [f"{step.weights}.{leaf}" for leaf in ("weight", "bias")]
+        elif isinstance(step, Scales):
+            found += [f"{step.weights}.{i}.{j}.weight" for i in range(len(step.kernels)) for j in (0, 1)]
+        elif isinstance(step, Conv):
+            if step.batch:
+                leaves = ("weight", "bias", "running_mean", "running_var")
+                found += [f"{step.batch.weights}.{leaf}" for leaf in leaves]
             found += [f"{step.weights}.weight"] + ([f"{step.weights}.bias"] if step.bias else [])
     return found
 
@@ -55,7 +62,7 @@ def keys(config: NetworkConfig, direction: Direction) -> list[str]:
 def test_every_weight_is_used_once(name: str) -> None:
     module = on_meta(ALL[name])
     used = Counter(keys(ALL[name], "encode") + keys(ALL[name], "decode"))
-    assert set(used) == set(module.state_dict())
+    assert set(used) == {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
     assert set(used.values()) == {1}
     for key in keys(ALL[name], "encode"):
         assert key.startswith(("encoder.", "quant_conv."))
@@ -67,7 +74,8 @@ def test_steps_have_the_shapes_of_the_weights(name: str, direction: Direction) -
     state = on_meta(ALL[name]).state_dict()
     before = set()
     for step in program(ALL[name], direction).steps:
-        maps = [step.source, *([step.residual] if isinstance(step, Conv) and step.residual else [])]
+        residual = None if isinstance(step, Attention) else step.residual
+        maps = [step.source, *([residual] if residual else [])]
         assert all(one.name in before or not before for one in maps)
         assert step.target.name not in before
         before |= {one.name for one in maps} | {step.target.name}
@@ -75,9 +83,16 @@ def test_steps_have_the_shapes_of_the_weights(name: str, direction: Direction) -
             n, k, *taps = state[f"{step.weights}.weight"].shape
             assert n == step.target.channels
             assert k * (taps[0] * taps[1] if taps else 1) == step.source.channels * step.kernel**2
-            if step.residual:
-                assert (step.residual.channels, step.residual.factor) == (n, step.target.factor)
-        if not isinstance(step, Fold) and step.norm:
+        if residual:
+            assert (residual.channels, residual.factor) == (step.target.channels, step.target.factor)
+        if isinstance(step, Gated):
+            assert state[f"{step.weights}.weight"].shape == (step.source.channels, 1, step.kernel, step.kernel)
+            assert step.target.channels == step.source.channels // 2
+        if isinstance(step, Scales):
+            for i, kernel in enumerate(step.kernels):
+                assert state[f"{step.weights}.{i}.0.weight"].shape == (step.source.channels, 1, kernel, kernel)
+                assert state[f"{step.weights}.{i}.1.weight"].shape == (step.source.channels, step.group, 1, 1)
+        if not isinstance(step, Fold) and getattr(step, "norm", None):
             assert state[f"{step.norm.weights}.weight"].shape == (step.source.channels,)
 
 
@@ -87,9 +102,7 @@ def test_steps_are_the_plain_networks_layers(name: str) -> None:
     modules = dict(on_meta(ALL[name]).named_modules())
     for direction in ("encode", "decode"):
         for step in program(ALL[name], direction).steps:
-            if isinstance(step, Fold):
-                continue
-            if step.norm:
+            if isinstance(step, Conv | Attention) and isinstance(step.norm, Norm):
                 norm: Any = modules[step.norm.weights]
                 assert hasattr(norm, "num_groups") == isinstance(step.norm, Norm)
             if step.norm and isinstance(step.norm, Norm):
@@ -113,11 +126,18 @@ def counted(module: nn.Module, x: torch.Tensor, direction: Direction) -> int:
         n, c = result.shape[2] * result.shape[3], result.shape[1]
         total += 2 * (2 * n * n * c)
 
+    def linear_attention(proj: Any, given: Any, result: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * (2 * head_dim + 1) * given[0].numel()  # values with keys, both with queries
+
+    head_dim = getattr(module.config, "head_dim", 0)
     hooks = []
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             hooks.append(child.register_forward_hook(convolution))
-        elif type(child).__name__.startswith("Attn"):
+        elif type(child).__name__ == "LinearAttention":
+            hooks.append(child.proj.register_forward_hook(linear_attention))
+        elif type(child).__name__ == "AttnBlock" and hasattr(child, "proj_out"):
             hooks.append(child.register_forward_hook(attention))
     run: Any = module.encode if direction == "encode" else module.decode
     run(x)
@@ -146,7 +166,7 @@ def test_a_picture_of_stable_diffusion() -> None:
     assert decoder.source.values(512, 768) == 4 * 64 * 96
 
 
-@pytest.mark.parametrize("config", [AutoencoderConfig(), TinyConfig(pool=True), FoldedConfig()])
+@pytest.mark.parametrize("config", [AutoencoderConfig(), TinyConfig(pool=True), FoldedConfig(), DcaeConfig()])
 def test_steps_can_be_read(config: NetworkConfig) -> None:
     for direction in ("encode", "decode"):
         for step in program(config, direction).steps:

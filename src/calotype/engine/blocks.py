@@ -9,7 +9,7 @@ from typing import Literal
 
 from calotype.engine.bilinear import ALGORITHMS, Algorithm, pointwise
 from calotype.engine.passes import end_source_row, first_source_row
-from calotype.steps import Attention, Conv, Fold, Map, Step
+from calotype.steps import Attention, Conv, Fold, Gated, LinearAttention, Local, Map, Scales, Step
 
 Kernels = Literal["winograd", "reference"]
 
@@ -17,6 +17,8 @@ ALIGN = 4096  # of every block of memory
 LANES, PANEL, TILES_AT_ONCE = 16, 32, 12  # of the kernels; `kernels.py` may use less
 QUERIES, KEYS = 2048, 1024  # positions that attention takes at once
 REFERENCE = 4 * 2**20  # bytes of a result that `reference` makes at once on the CPU
+LOCAL_ROWS = 8  # that a depthwise convolution makes at once
+LOCAL_COPIES = 8  # of what is read, that steps by torch's operations allocate at a time
 ATTENTION_BLOCK = (1, 192)  # positions of its linear maps that a thread takes at once
 
 # Operations of products in the time of what comes with them, fitted to bench/shapes.py: of transforming a weight to a
@@ -153,6 +155,38 @@ class Job:
         changed = source if step.resample == "none" else 2 * source
         return max(1, REFERENCE // (max(changed, target) * self.product_size))
 
+    def local_block(self, step: Gated | Scales) -> tuple[int, int]:
+        """Rows and channels of its target's, or its source's, that a depthwise convolution takes at once.
+
+        Few, for the reasons of `reference_rows`.
+        """
+        high, wide = self.size(step.target)
+        rows = min(high, LOCAL_ROWS)
+        unit = step.group if isinstance(step, Scales) else 1
+        channels = step.source.channels if isinstance(step, Scales) else step.target.channels
+        around = (rows + step.kernel - 1) * (wide + step.kernel - 1)
+        return rows, min(channels, max(1, self._local_values // (around * unit)) * unit)
+
+    def local_positions(self, step: Local) -> int:
+        """Positions that a step takes at once which makes each by itself."""
+        return max(1, self._local_values // step.source.channels)
+
+    @property
+    def _local_values(self) -> int:
+        return (REFERENCE if self.touched else 64 * REFERENCE) // 4
+
+    def local_bytes(self, step: Local, rows: int) -> int:
+        """Bytes that torch allocates at a time for such a step."""
+        wide = self.size(step.target)[1]
+        if isinstance(step, Gated | Scales):
+            most, channels = self.local_block(step)
+            block = (min(rows, most) + step.kernel - 1) * (wide + step.kernel - 1) * channels
+            weights = step.source.channels * (step.kernel**2 + (step.group if isinstance(step, Scales) else 0))
+            return 4 * (LOCAL_COPIES * block + 2 * weights)
+        positions = min(self.local_positions(step), rows * wide)
+        sums = 4 * step.head_dim * step.target.channels if isinstance(step, LinearAttention) else 0
+        return 4 * (LOCAL_COPIES * positions * step.source.channels + sums)
+
     @property
     def product_size(self) -> int:
         """Bytes of a number that torch multiplies."""
@@ -177,6 +211,8 @@ class Job:
             source = (rows * step.block if step.inwards else ceil(rows / step.block)) * self.row_bytes(step.source)
             largest = step.frames * max(source, rows * self.row_bytes(step.target))
             return (2 if step.group == 1 and step.residual is None else 4) * largest
+        if isinstance(step, Local):
+            return self.local_bytes(step, rows)
         if not isinstance(step, Conv):
             return 2 * rows * self.row_bytes(step.target)
         across, size = self.size(step.target)[1], self.product_size

@@ -17,12 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calotype.engine import local
 from calotype.engine.attention import normalise, part
 from calotype.engine.passes import read_by, residual_of
 from calotype.engine.reference import fold
 from calotype.errors import UsageError
 from calotype.families.network import Network
-from calotype.steps import Activation, Attention, Conv, Direction, Fold, Norm, PixelNorm, Program, Step
+from calotype.steps import (
+    Activation,
+    Attention,
+    Conv,
+    Direction,
+    Fold,
+    Gated,
+    LinearAttention,
+    Local,
+    Norm,
+    PixelNorm,
+    Program,
+    Scales,
+    Step,
+)
 
 CHUNK = 1 << 22  # elements of a picture that PyTorch's norm holds in float32 at a time
 WARM_UP = 3  # runs before a graph is captured, in which kernels are compiled and chosen
@@ -166,7 +181,7 @@ class CudaGraphs:
 def _run(part: Direction, module: Network, x: Tensor) -> Tensor:
     _channels_last(module)
     with torch.inference_mode(), _benchmark():
-        return _Run(module.program(part), dict(module.named_parameters()))(x)
+        return _Run(module.program(part), dict(module.named_parameters()) | dict(module.named_buffers()))(x)
 
 
 def _ordinary(result: Tensor) -> Tensor:
@@ -208,7 +223,7 @@ class _Run:
     What a map is for is known beforehand, so it is freed, or written over, by the last step that reads it.
     """
 
-    def __init__(self, program: Program, weights: dict[str, nn.Parameter]) -> None:
+    def __init__(self, program: Program, weights: dict[str, Tensor]) -> None:
         self.program, self.weights = program, weights
         self.steps = _ordered(program.steps)
         self.last = {one.name: i for i, step in enumerate(self.steps) for one in read_by(step)}
@@ -227,6 +242,8 @@ class _Run:
                 self.maps[step.target.name] = self._conv(step, given, own)
             elif isinstance(step, Attention):
                 self.maps[step.target.name] = self._attention(step, given, own)
+            elif isinstance(step, Local):
+                self.maps[step.target.name] = self._local(step, given)
             else:
                 self.maps[step.target.name] = self._fold(step, given)
             for one in read_by(step):
@@ -265,10 +282,10 @@ class _Run:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         elif step.resample == "down" and not step.pad:
             x = F.pad(x, (0, 1, 0, 1))
-        weight: Tensor = self.weights[f"{step.weights}.weight"]
+        weight, bias = (None if one is None else one.to(x.dtype) for one in local.batched(step, self.weights))
+        assert weight is not None
         if weight.shape[2] != step.kernel:  # of blocks of pixels, which are channels here
             weight = weight.flatten(1)[:, :, None, None]
-        bias = self.weights[f"{step.weights}.bias"] if step.bias else None
         y = F.conv2d(x, weight, bias, stride=2 if step.resample == "down" else 1, padding=step.pad)
         del x
         y = y.contiguous(memory_format=torch.channels_last)  # it is, where the convolution has a choice
@@ -284,6 +301,20 @@ class _Run:
         del x
         y = y.contiguous(memory_format=torch.channels_last)
         return y.add_(self.maps[step.residual.name]) if step.residual else y
+
+    def _local(self, step: Local, given: list[Tensor]) -> Tensor:
+        x = given.pop()
+        if isinstance(step, Gated):
+            return local.gated(step, x, self.weights).contiguous(memory_format=torch.channels_last)
+        if isinstance(step, Scales):
+            return local.gathered(step, x, self.weights).contiguous(memory_format=torch.channels_last)
+        rows = _rows(x)
+        if isinstance(step, LinearAttention):
+            y = torch.stack([local.attended(step, one, local.Sums.of(step, one)) for one in rows])
+        else:
+            y = local.normed(step, rows, _rows(self.maps[step.residual.name]) if step.residual else None, self.weights)
+        n, _, height, width = x.shape
+        return y.to(x.dtype).view(n, height, width, -1).permute(0, 3, 1, 2)
 
     def _attention(self, step: Attention, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from calotype.engine import local
 from calotype.engine.attention import Folded, attend
 from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
 from calotype.engine.passes import Pass, Run, read_by
 from calotype.engine.plan import Plan
 from calotype.engine.reference import Moments, Reference, fold, moments_of
-from calotype.steps import Attention, Conv, Fold, Map, Norm, PixelNorm, Step
+from calotype.steps import Attention, Conv, Fold, LinearAttention, Local, Map, Norm, PixelNorm, Step
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd
@@ -86,7 +87,8 @@ class Executor:
         self.plan, self.module, self.device, self.dtype = plan, module, device, dtype
         self.backend = backend
         self._progress = progress
-        self._weights = dict(module.named_parameters())
+        self._weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        self._summed = {step.source.name: step for step in plan.program.steps if isinstance(step, LinearAttention)}
         self._work = 0.0
         self._done = 0.0
 
@@ -100,6 +102,7 @@ class Executor:
         plan = self.plan
         self._source = source
         self._statistics: dict[str, Statistics] = {}
+        self._sums: dict[str, local.Sums] = {}
         self._kept: dict[str, Rows] = {}
         self._windows: dict[str, Rows] = {}
         self._memory = Memory(plan.kept + max(one.temporary for one in plan.passes), self.device)
@@ -138,6 +141,7 @@ class Executor:
         }  # fmt: skip
         for name in one.measured:
             self._statistics.pop(name, None)
+            self._sums.pop(name, None)
         for step in one.steps:
             if one.places[step.target.name] == "kept" and step.target.name not in self._windows:
                 rows, _ = self.plan.job.size(step.target)
@@ -161,7 +165,7 @@ class Executor:
                 self.backend.prepare(step, weight, bias, self._address(one, f"weights {step.weights}"))
 
     def _weights_of(self, step: Conv) -> tuple[Tensor, Tensor | None]:
-        return self._weights[f"{step.weights}.weight"], self._weights[f"{step.weights}.bias"] if step.bias else None
+        return local.batched(step, self._weights)
 
     def _address(self, one: Pass, name: str) -> int:
         return self._memory.address + self.plan.kept + one.offsets[name]
@@ -197,6 +201,14 @@ class Executor:
                 self._measured(step.target, moments_of(made))
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
+        elif isinstance(step, Local):
+            local.run(
+                self.plan.job, step, run.start, run.end, source=self._rows(step.source), target=target,
+                residual=self._rows(step.residual) if step.residual else None, weights=self._weights,
+                sums=self._sums.get(step.source.name),
+            )  # fmt: skip
+        if run.map.name in one.measured and (reader := self._summed.get(run.map.name)):
+            self._sum(reader, target[slice(run.start, run.end)])
         rows_of, _ = self.plan.job.size(step.target)
         if one.stores and one.places[run.map.name] == "spilled":
             self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
@@ -206,7 +218,7 @@ class Executor:
         source = self._rows(step.source)
         residual = self._rows(step.residual) if step.residual else None
         scale, shift = self._scale(step)
-        measure = step.target.name in one.measured
+        measure = step.target.name in one.measured and step.target.name not in self._summed
         if step.activation == "clamp":  # of latents only, so small that a copy costs nothing
             clamped = Rows(step.source, torch.tanh(source.tensor.float() / 3).mul_(3).to(self.dtype), source.first)
             source = clamped
@@ -228,6 +240,13 @@ class Executor:
         )  # fmt: skip
         if moments is not None:
             self._measured(step.target, moments)
+
+    def _sum(self, reader: LinearAttention, rows: Tensor) -> None:
+        sums = local.summed(self.plan.job, reader, rows)
+        if reader.source.name in self._sums:
+            self._sums[reader.source.name].add(sums)
+        else:
+            self._sums[reader.source.name] = sums
 
     def _measured(self, one: Map, moments: Moments) -> None:
         if one.name in self._statistics:

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
-from calotype.steps import Attention, Conv, Fold, Map, Norm, Step
+from calotype.steps import Attention, Conv, Fold, Gated, LinearAttention, Map, Norm, Scales, Step
 
 Place = Literal["kept", "spilled", "rows"]
 
@@ -21,7 +21,7 @@ def first_source_row(step: Step, row: int) -> int:
         if step.resample == "up":
             return (row - 1) // 2
         return 2 * row - step.pad if step.resample == "down" else row - 1
-    return row
+    return row - step.kernel // 2 if isinstance(step, Gated | Scales) else row
 
 
 def end_source_row(step: Step, end: int) -> int:
@@ -32,7 +32,7 @@ def end_source_row(step: Step, end: int) -> int:
         if step.resample == "up":
             return end // 2 + 1
         return 2 * end + 1 - step.pad if step.resample == "down" else end + 1
-    return end
+    return end + step.kernel // 2 if isinstance(step, Gated | Scales) else end
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,9 @@ def sources_until(step: Step, rows: int) -> Iterable[tuple[Map, int]]:
 
 def needs_statistics(step: Step) -> bool:
     """Whether a step needs statistics of its source."""
-    return not isinstance(step, Fold) and isinstance(step.norm, Norm)
+    if isinstance(step, LinearAttention):
+        return True
+    return isinstance(step, Conv | Attention) and isinstance(step.norm, Norm)
 
 
 def needs_whole(step: Step) -> bool:

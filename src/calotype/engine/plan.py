@@ -23,7 +23,7 @@ from calotype.engine.blocks import Job, Kernels, aligned
 from calotype.engine.budget import in_words
 from calotype.engine.passes import Pass, Place, needs_statistics, needs_whole, read_by, residual_of
 from calotype.errors import MemoryLimitError
-from calotype.steps import Attention, Conv, Map, Program, Step
+from calotype.steps import Attention, Conv, LinearAttention, Map, Program, Step
 
 SMALLEST_SPILL = 2**20  # bytes of a map that is worth not keeping
 SPILL_COST = 100.0  # operations in the time that a byte takes to the temporary file or from it
@@ -113,7 +113,7 @@ def _consumers(program: Program) -> dict[str, list[Step]]:
 
 def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
     """Where a policy puts every map."""
-    consumers = _consumers(program)
+    consumers, loose = _consumers(program), _loose(program)
     places: dict[str, Place] = {program.source.name: "rows", program.target.name: "rows"}
     for step in program.steps[:-1]:
         one = step.target
@@ -122,7 +122,7 @@ def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
         large = policy.limit is not None and job.bytes(one) >= policy.limit
         if isinstance(step, Attention):
             places[one.name] = places[step.source.name]
-        elif _is_loose(step, consumers):
+        elif one.name in loose:
             # nothing stands between it and its readers
             whole = policy.main if large else "kept"
             places[one.name] = whole if job.bytes(one) <= policy.small else "rows"
@@ -146,9 +146,14 @@ def _is_widened(step: Step, readers: list[Step]) -> bool:
     )
 
 
-def _is_loose(step: Step, consumers: Mapping[str, list[Step]]) -> bool:
-    """Whether nothing makes the whole of its target needed at once, though a pass could end there."""
-    return not any(needs_whole(near) for near in (step, *consumers[step.target.name]))
+def _loose(program: Program) -> set[str]:
+    """Maps of which nothing makes the whole needed at once, though a pass could end there."""
+    last = {one.name: i for i, step in enumerate(program.steps) for one in read_by(step)}
+    return {
+        step.target.name
+        for i, step in enumerate(program.steps[:-1])
+        if not any(needs_whole(near) for near in program.steps[i : last[step.target.name] + 1])
+    }
 
 
 def _groups(program: Program, places: Mapping[str, Place]) -> list[list[Step]]:
@@ -220,6 +225,7 @@ def _plan(
     last_read: dict[str, int] = {}
     order = _passes(program, places)
     measured = {step.source.name for step in program.steps if needs_statistics(step)}
+    summed = {step.source.name: step for step in program.steps if isinstance(step, LinearAttention)}
     for i, (steps, _) in enumerate(order):
         for step in steps:
             for m in read_by(step):
@@ -228,7 +234,7 @@ def _plan(
         names = {m.name for step in steps for m in (*read_by(step), step.target)}
         key = (steps[0].target, steps[-1].target, measures, stripe, *(places[name] for name in sorted(names)))
         if key not in known:
-            known[key] = _pass(job, stripe, steps, measures, places, measured)
+            known[key] = _pass(job, stripe, steps, measures, places, measured, summed)
         one = known[key]
         passes.append(one)
         if one.stores:
@@ -258,7 +264,13 @@ def _plan(
 
 
 def _pass(
-    job: Job, pixels: int, steps: list[Step], measures: str | None, places: Mapping[str, Place], measured: set[str]
+    job: Job,
+    pixels: int,
+    steps: list[Step],
+    measures: str | None,
+    places: Mapping[str, Place],
+    measured: set[str],
+    summed: Mapping[str, LinearAttention],
 ) -> Pass:
     """A pass, about so many rows of pixels at a time, with its windows, scratch and weights laid out."""
     target = steps[-1].target
@@ -299,6 +311,8 @@ def _pass(
         end += aligned(windows[m.name] * job.row_bytes(m))
     scratch = beside = 0
     for step in steps:
+        if step.target.name in takes and (reader := summed.get(step.target.name)):
+            beside = max(beside, job.local_bytes(reader, max(lengths[step.target.name])))
         if isinstance(step, Attention):
             scratch = job.spilled_blocks(step) if places[step.source.name] == "spilled" else 0
             scratch += job.attention_bytes(step)
@@ -315,6 +329,11 @@ def _pass(
             beside = max(beside, job.reference_result(step, rows))
             if isinstance(step, Conv):
                 scratch = max(scratch, job.reference_scratch(step, rows))
+    # weights that a batch norm is in
+    beside += sum(
+        2 * 4 * one.kernel**2 * one.source.channels * one.target.channels
+        for one in steps if isinstance(one, Conv) and one.batch
+    )  # fmt: skip
     if job.widens:  # the weights of all convolutions, in float32
         beside += sum(
             4 * one.kernel**2 * one.source.channels * one.target.channels for one in steps if isinstance(one, Conv)
@@ -475,8 +494,9 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
     found: dict[tuple[object, ...], Plan] = {}
     passes: dict[tuple[object, ...], Pass] = {}
-    loose = {job.bytes(step.target) for step in program.steps[:-1] if _is_loose(step, consumers)}
-    for policy, small in product(policies, sorted({0, *loose})):
+    loose = _loose(program)
+    sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
+    for policy, small in product(policies, sorted({0, *sizes_of_loose})):
         places = _places(job, program, replace(policy, small=small))
         for stripe in (512, 128, 64, 32, 16, 8):
             key = (tuple(places.values()), stripe)

@@ -88,6 +88,8 @@ class Told:
 
     Attributes:
         keys: our key -> key in the file.
+        joined: our key -> keys in the file of tensors whose rows, one after another, are its own.
+        assumed: what nothing in the file tells, for people; a config.json or the file's metadata do.
         statistics: file keys of the running mean and variance of latents.
     """
 
@@ -95,6 +97,8 @@ class Told:
     config: NetworkConfig
     parts: Parts
     keys: Mapping[str, str]
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    assumed: str = ""
     statistics: tuple[str, str] | None = None
     groups_assumed: bool = False  # nobody said how many groups the norms have
 
@@ -120,10 +124,12 @@ class DiffusersClass:
     Attributes:
         defaults: of fields of its config.json that may be absent.
         packs: pipelines pack its latents, and normalise them by running statistics among the weights.
+        kept: fields of its config.json about latents, and about how pipelines treat a VAE; None: all that there are.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = False
+    kept: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +144,8 @@ class Diffusers:
         untold: which of them no tensor tells.
         written: config -> fields for a config.json; None where the family is not written in this layout.
         theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
+        parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
+            parts; () where it is one.
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
         layout: what it is written as: in diffusers' own shapes, or with its names alone ("diffusers-2d").
         lacks: why it is not written in diffusers' own shapes, where it is not.
@@ -150,6 +158,7 @@ class Diffusers:
     written: Callable[[Any], dict[str, Any]] | None = None
     theirs: Callable[[str, Any], str | None] = lambda key, config: key
     ours: Callable[[str, Any], str | None] = lambda key, config: key
+    parted: Callable[[str, Any], tuple[str, ...]] = lambda key, config: ()
     linear: Callable[[str], bool] = lambda key: False
     layout: Literal["diffusers", "diffusers-2d"] = "diffusers"
     lacks: str = ""

@@ -65,6 +65,7 @@ class Piece:
     said: Said = field(default_factory=Said)
     edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
+    assumed: str = ""  # what nothing told
 
     def __post_init__(self) -> None:
         _fields(self.metadata)  # damaged ones are refused where it is known whose they are

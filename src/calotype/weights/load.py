@@ -156,7 +156,9 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
         if side not in parts and hasattr(module, name):
             delattr(module, name)
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    state = module.state_dict()
+    expected = {key: tuple(value.shape) for key, value in state.items()}
+    counts = {key for key, value in state.items() if not value.is_floating_point()}
     problems = []
     if missing := sorted(expected.keys() - tensors.keys()):
         problems.append(listing("missing", missing))
@@ -168,7 +170,9 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
         if tuple(tensors[key].shape) != expected[key]
     ]:
         problems.append(listing("misshapen", misshapen))
-    if integers := sorted(key for key, value in tensors.items() if value.dtype not in FLOATS):
+    if integers := sorted(
+        key for key, value in tensors.items() if value.dtype not in ((torch.int64,) if key in counts else FLOATS)
+    ):
         kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in integers}))
         problems.append(f"{kinds}, which no network computes in, in {listing('the', integers)}")
     if not problems and (bad := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())):
@@ -256,6 +260,11 @@ def _read(
         raise WeightsError(str(error)) from None
     taken = family_of(config).taken
     stored_tensors = {ours: taken(config, ours, container.read(key)) for ours, key in found.keys.items()}
+    for ours, keys in found.joined.items():
+        rows = [container.read(key) for key in keys]
+        if len({one.dtype for one in rows}) > 1:
+            raise WeightsError(f"{listing('the', keys)} are of different types, and must be of one")
+        stored_tensors[ours] = torch.cat(rows)
     tensors, notice = widened(stored_tensors)
     return Piece(
         layout=found.layout,
@@ -269,6 +278,7 @@ def _read(
         said=said,
         edm=_edm(container),
         groups_assumed=found.groups_assumed,
+        assumed="" if own or said.values else found.assumed,
         dtypes=_names(stored_tensors.values()),
         choice=found.choice,
         notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
@@ -294,6 +304,8 @@ def _described(found: Detected, own: Mapping[str, Any], said: Said) -> tuple[Net
 
 def _notes(piece: Piece, source: str) -> tuple[str, ...]:
     notes = [*piece.said.notes, *(unused(piece.said) if source.startswith("config.json") else ())]
+    if piece.assumed:
+        notes.append(f"{piece.assumed}: shapes can't tell, and neither a config.json nor the file's metadata says.")
     if piece.groups_assumed and not piece.family and source != "the sha256 of a known file":
         notes.append(
             "Its norms are taken to have 32 groups, as is usual: shapes can't tell, and neither a config.json nor the "
@@ -303,7 +315,8 @@ def _notes(piece: Piece, source: str) -> tuple[str, ...]:
 
 
 def _names(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+    kinds = {tensor.dtype for tensor in tensors if tensor.dtype != torch.int64}  # of counts, which are no weights
+    return tuple(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
 
 def _said(choice: Choice | None, weights: Weights | None) -> list[str]:

@@ -103,8 +103,6 @@ AUTOENCODERS: tuple[Other, ...] = (
     Other("an asymmetric VAE, whose decoder takes the masked picture too", (r"decoder\.condition_encoder\..*",),
           "AsymmetricAutoencoderKL"),
     Other("a VAE with a consistency decoder", (r"decoder_unet\..*",), "ConsistencyDecoderVAE"),
-    Other("a DC-AE (SANA's deep-compression autoencoder)",
-          (rf"{SIDE}\.(down_blocks|up_blocks)\.\d+\.\d+\..*|{SIDE}\.stages\.\d+\.(op_list|\d+)\..*",), "AutoencoderDC"),
     Other("a VAE of Stable Video Diffusion or another with a temporal decoder",
           (r"decoder\..*(temporal_res_block|time_conv_out|time_stack|time_mix_conv|mix_factor).*",),
           "AutoencoderKLTemporalDecoder"),

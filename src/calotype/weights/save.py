@@ -60,7 +60,7 @@ def save_weights(
     _require_layout(family, layout)
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     if dtype is not None:
-        tensors = {key: value.to(dtype) for key, value in tensors.items()}
+        tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
         if lost := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
             raise WeightsError(
                 f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
@@ -151,7 +151,16 @@ def diffusers_config(
         values |= {"batch_norm_eps": format_.eps, "patch_size": [2, 2]}
     if format_ is None or can_mean(kept, format_):
         values |= {key: kept[key] for key in LATENTS if key in kept}
-    return values
+    allowed = diffusers.classes[values["_class_name"]].kept
+    if allowed is None:
+        return values
+    lacking = [key for key in LATENTS if values.get(key) and key not in allowed]
+    if lacking and format_ is not None:
+        raise UsageError(
+            f"The latents are of the format {format_.name!r}, and {values['_class_name']}'s config.json has no "
+            f"{lacking[0]} to say so; --layout ldm writes a single file that does."
+        )
+    return {key: value for key, value in values.items() if key not in KEPT or key in allowed}
 
 
 def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
@@ -164,10 +173,13 @@ def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
         if key.startswith("bn."):
             renamed[key] = tensor
             continue
-        name = diffusers.theirs(key, config)
-        assert name is not None, key
         if diffusers.linear(key):
             tensor = tensor[:, :, 0, 0].contiguous()
+        if names := diffusers.parted(key, config):
+            renamed |= {name: part.contiguous() for name, part in zip(names, tensor.chunk(len(names)), strict=True)}
+            continue
+        name = diffusers.theirs(key, config)
+        assert name is not None, key
         renamed[name] = family.given(config, key, tensor)
     return renamed
 
