@@ -159,15 +159,15 @@ class DcaeConfig:
     def of(self, side: str) -> Side:
         """The numbers of one side: "encoder" or "decoder"."""
         channels, blocks = getattr(self, f"{side}_ch"), getattr(self, f"{side}_blocks")
-        rms: tuple[Literal["rms"], ...] = ("rms",) * len(channels)
-        silu: tuple[Literal["silu"], ...] = ("silu",) * len(channels)
+        rms: tuple[Literal["rms"], ...] = ("rms",)
+        silu: tuple[Literal["silu"], ...] = ("silu",)
         return Side(
             channels=channels,
             blocks=blocks,
             attn_levels=getattr(self, f"{side}_attn_levels"),
             scales=getattr(self, f"{side}_scales"),
-            norms=self.decoder_norms if side == "decoder" else rms,
-            activations=self.decoder_activations if side == "decoder" else silu,
+            norms=self.decoder_norms if side == "decoder" else rms * len(channels),
+            activations=self.decoder_activations if side == "decoder" else silu * len(channels),
             outer=0 if blocks[0] else 1,
         )
 
