@@ -87,7 +87,18 @@ def test_known_formats_have_the_numbers_of_their_models(name: str, channels: int
 
 
 def test_known_formats_are_these() -> None:
-    assert list(KNOWN) == ["sd1", "sdxl", "sd3", "flux", "playground"]
+    assert list(KNOWN) == [
+        "sd1",
+        "sdxl",
+        "sd3",
+        "flux",
+        "playground",
+        "wan2.1",
+        "wan2.2",
+        "qwen-image-2.1",
+        "sana",
+        "hunyuan-image",
+    ]
 
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f"{f.kind}-{f.name}")
@@ -209,7 +220,7 @@ def test_formats_keep_the_dtype(format_: LatentFormat, dtype: torch.dtype) -> No
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, playground, none\.$"):
+    with pytest.raises(UsageError, match=r"'sd9'; choose one of sd1, sdxl, sd3, flux, playground, wan2\.1, .*none\.$"):
         latent_format("sd9", 4)
 
 

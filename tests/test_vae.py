@@ -283,7 +283,9 @@ def test_packed_latents_pass_through_model_space(tmp_path: Path) -> None:
 def test_latents_of_another_shape_can_not_be_decoded_by_any_vae(tmp_path: Path) -> None:
     a = make(tmp_path, replace(F8, z_channels=16), format_=KNOWN["sd3"], name="a")
     b = make(tmp_path, name="b")
-    with pytest.raises(LatentsError, match=r"have 16 channels, and this VAE decodes 4;"):
+    with pytest.raises(
+        LatentsError, match=r"are of format 'sd3', with 16 channels, and b decodes those of 'sd1', with 4;"
+    ):
         b.decode_image(a.encode_image(image(8, 8)), any_vae=True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calotype.damage import LONGEST_HEADER, damage, quoted
 from calotype.errors import LatentsError, UsageError
-from calotype.families import FAMILIES
+from calotype.families import FORMATS
 from calotype.families.numbers import MOST_CHANNELS
 from calotype.files import text_path
 from calotype.other_latents import describe
@@ -218,8 +218,7 @@ def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
 
 KNOWN: Mapping[str, ScaleShift | PerChannel] = {
     values["name"]: latent_format_from_dict(values)  # type: ignore[misc]
-    for family in FAMILIES
-    for values in family.formats
+    for values in FORMATS
 }
 """Formats of published weights, by name."""
 

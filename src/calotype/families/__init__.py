@@ -28,15 +28,20 @@ if TYPE_CHECKING:
 FAMILIES: tuple[Family, ...] = (folded.FAMILY, wan.FAMILY, dcae.FAMILY, hunyuan.FAMILY, kl.FAMILY, tiny.FAMILY)
 """In the order in which they are told."""
 
+_SHOWN = (kl.FAMILY, tiny.FAMILY, *(family for family in FAMILIES if family not in (kl.FAMILY, tiny.FAMILY)))
+"""In the order in which people are shown presets, latent formats and classes: what is known best comes first."""
+
 CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config for family in FAMILIES}
 
-PRESETS: Mapping[str, Preset] = {name: preset for family in FAMILIES for name, preset in family.presets.items()}
+PRESETS: Mapping[str, Preset] = {name: preset for family in _SHOWN for name, preset in family.presets.items()}
+
+FORMATS: tuple[Mapping[str, Any], ...] = tuple(values for family in _SHOWN for values in family.formats)
 
 KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
 
 
 CLASSES: Mapping[str, DiffusersClass] = {
-    name: told for family in FAMILIES if family.diffusers for name, told in family.diffusers.classes.items()
+    name: told for family in _SHOWN if family.diffusers for name, told in family.diffusers.classes.items()
 }
 
 
