@@ -273,7 +273,7 @@ def test_latents_that_its_config_json_can_not_say_are_not_written(tmp_path: Path
     loaded = load_weights(folder("sana", tmp_path))
     shifted = KNOWN["flux"]
     assert shifted.shift_factor  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="AutoencoderDC's config.json has no shift_factor"):
+    with pytest.raises(UsageError, match=r"AutoencoderDC's config\.json has no shift_factor"):
         save_weights(loaded.module, tmp_path / "out", layout="diffusers", format_=shifted)
     assert not (tmp_path / "out").exists()
 

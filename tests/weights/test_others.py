@@ -38,7 +38,6 @@ CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
     ("VQModel", "vq_model", {}, "a VQ autoencoder"),
     ("VQModel", "vq_model", {"norm_type": "spatial"}, "a MoVQ"),
     ("AsymmetricAutoencoderKL", "autoencoder_asym_kl", {}, "an asymmetric VAE"),
-    ("AutoencoderDC", "autoencoder_dc", {}, "a DC-AE"),
     ("ConsistencyDecoderVAE", "consistency_decoder_vae", {}, "a VAE with a consistency decoder"),
     ("AutoencoderKLHunyuanImage", "autoencoder_kl_hunyuanimage", HUNYUAN, r"the VAE of HunyuanImage 2\.1"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
@@ -114,7 +113,6 @@ ORIGINALS = {
         "conv1.weight encoder.downsamples.0.downsamples.0.residual.2.weight decoder.middle.0.residual.0.gamma "
         "decoder.upsamples.0.upsamples.0.residual.2.weight decoder.head.2.weight", 5
     ),
-    "a DC-AE": names("encoder.project_in.conv.weight encoder.stages.0.op_list.0.main.conv1.conv.weight"),
     "a Paella VQGAN": names("vquantizer.codebook.weight:2 in_block.1.weight down_blocks.0.weight"),
     "the image encoder or previewer of Stable Cascade": names("backbone.1.0.block.0.1.num_batches_tracked:0"),
     "a VQ autoencoder": names("encoder.conv_in.weight decoder.conv_in.weight quantize.embedding.weight:2"),

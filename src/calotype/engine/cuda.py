@@ -304,9 +304,10 @@ class _Run:
 
     def _local(self, step: Local, given: list[Tensor]) -> Tensor:
         x = given.pop()
-        if isinstance(step, Gated | Scales):
-            made = (local.gated if isinstance(step, Gated) else local.gathered)(step, x, self.weights)  # type: ignore[operator]
-            return made.contiguous(memory_format=torch.channels_last)
+        if isinstance(step, Gated):
+            return local.gated(step, x, self.weights).contiguous(memory_format=torch.channels_last)
+        if isinstance(step, Scales):
+            return local.gathered(step, x, self.weights).contiguous(memory_format=torch.channels_last)
         rows = _rows(x)
         if isinstance(step, LinearAttention):
             y = torch.stack([local.attended(step, one, local.Sums.of(step, one)) for one in rows])

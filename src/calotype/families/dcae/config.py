@@ -159,13 +159,17 @@ class DcaeConfig:
     def of(self, side: str) -> Side:
         """The numbers of one side: "encoder" or "decoder"."""
         channels, blocks = getattr(self, f"{side}_ch"), getattr(self, f"{side}_blocks")
+        norms: Sequence[NormName] = self.decoder_norms if side == "decoder" else ("rms",) * len(channels)
+        activations: Sequence[ActivationName] = (
+            self.decoder_activations if side == "decoder" else ("silu",) * len(channels)
+        )
         return Side(
             channels=channels,
             blocks=blocks,
             attn_levels=getattr(self, f"{side}_attn_levels"),
             scales=getattr(self, f"{side}_scales"),
-            norms=self.decoder_norms if side == "decoder" else ("rms",) * len(channels),
-            activations=self.decoder_activations if side == "decoder" else ("silu",) * len(channels),
+            norms=norms,
+            activations=activations,
             outer=0 if blocks[0] else 1,
         )
 

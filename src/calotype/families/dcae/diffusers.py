@@ -29,7 +29,7 @@ UNTOLD: Mapping[str, tuple[str, Any]] = {
 
 def _completed(config: DcaeConfig, said: Mapping[str, Any], own: Mapping[str, Any]) -> DcaeConfig:
     """With what tensors don't tell: as the weights' own metadata say, else as the config.json does."""
-    told = {
+    told: dict[str, Any] = {
         ours: tuple(own[ours]) if isinstance(own[ours], list) else own[ours]
         for ours, _ in UNTOLD.values()
         if own.get(ours) is not None and not (ours == "head_dim" and _tells_heads(config))
