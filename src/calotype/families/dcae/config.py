@@ -159,10 +159,10 @@ class DcaeConfig:
     def of(self, side: str) -> Side:
         """The numbers of one side: "encoder" or "decoder"."""
         channels, blocks = getattr(self, f"{side}_ch"), getattr(self, f"{side}_blocks")
-        norms: Sequence[NormName] = self.decoder_norms if side == "decoder" else ("rms",) * len(channels)
-        activations: Sequence[ActivationName] = (
-            self.decoder_activations if side == "decoder" else ("silu",) * len(channels)
-        )
+        norms: list[NormName] = ["rms"] * len(channels)
+        activations: list[ActivationName] = ["silu"] * len(channels)
+        if side == "decoder":
+            norms, activations = list(self.decoder_norms), list(self.decoder_activations)
         return Side(
             channels=channels,
             blocks=blocks,
