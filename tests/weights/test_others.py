@@ -31,7 +31,6 @@ CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
     ("VQModel", "vq_model", {}, "a VQ autoencoder"),
     ("VQModel", "vq_model", {"norm_type": "spatial"}, "a MoVQ"),
     ("AsymmetricAutoencoderKL", "autoencoder_asym_kl", {}, "an asymmetric VAE"),
-    ("AutoencoderDC", "autoencoder_dc", {}, "a DC-AE"),
     ("ConsistencyDecoderVAE", "consistency_decoder_vae", {}, "a VAE with a consistency decoder"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
     ("AutoencoderRAE", "autoencoder_rae", {}, "an RAE"),
@@ -94,7 +93,6 @@ def names(text: str, rank: int = 4) -> Shapes:
 
 # Names as their own projects have them, with the ranks that tell them apart
 ORIGINALS = {
-    "a DC-AE": names("encoder.project_in.conv.weight encoder.stages.0.op_list.0.main.conv1.conv.weight"),
     "a Paella VQGAN": names("vquantizer.codebook.weight:2 in_block.1.weight down_blocks.0.weight"),
     "the image encoder or previewer of Stable Cascade": names("backbone.1.0.block.0.1.num_batches_tracked:0"),
     "a VQ autoencoder": names("encoder.conv_in.weight decoder.conv_in.weight quantize.embedding.weight:2"),

@@ -155,6 +155,13 @@ class Job:
         changed = source if step.resample == "none" else 2 * source
         return max(1, REFERENCE // (max(changed, target) * self.product_size))
 
+    def fold_rows(self, step: Fold) -> int:
+        """Rows that a shuffle makes at once: whole blocks, and few, for the reasons of `reference_rows`."""
+        granule, (high, _) = self.granule(step), self.size(step.target)
+        if not self.touched:
+            return high
+        return max(1, REFERENCE // (granule * step.frames * self.row_bytes(step.target))) * granule
+
     def local_block(self, step: Gated | Scales) -> tuple[int, int]:
         """Rows and channels of its target's, or its source's, that a depthwise convolution takes at once.
 
@@ -208,6 +215,7 @@ class Job:
     def reference_result(self, step: Step, rows: int) -> int:
         """Bytes that torch allocates for so many rows: the result, and weights in its own order."""
         if isinstance(step, Fold):
+            rows = min(rows, self.fold_rows(step))
             source = (rows * step.block if step.inwards else ceil(rows / step.block)) * self.row_bytes(step.source)
             largest = step.frames * max(source, rows * self.row_bytes(step.target))
             return (2 if step.group == 1 and step.residual is None else 4) * largest

@@ -189,16 +189,7 @@ class Executor:
             return
         step = one.steps[run.step]
         if isinstance(step, Fold):
-            block = step.block
-            start, end = (
-                (run.start * block, run.end * block) if step.inwards else (run.start // block, run.end // block)
-            )
-            made = fold(step, self._rows(step.source)[slice(start, end)])
-            if step.residual:
-                made = made + self._rows(step.residual)[slice(run.start, run.end)]
-            target[slice(run.start, run.end)].copy_(made)
-            if step.target.name in one.measured:
-                self._measured(step.target, moments_of(made))
+            self._fold(step, run, target)
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
         elif isinstance(step, Local):
@@ -213,6 +204,17 @@ class Executor:
         if one.stores and one.places[run.map.name] == "spilled":
             self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
         self._advance(self._cost(step) * (run.end - run.start) / rows_of)
+
+    def _fold(self, step: Fold, run: Run, target: Rows) -> None:
+        n, source, residual = step.block, self._rows(step.source), step.residual and self._rows(step.residual)
+        rows = self.plan.job.fold_rows(step)
+        for start in range(run.start, run.end, rows):
+            end = min(run.end, start + rows)
+            first, last = (start * n, end * n) if step.inwards else (start // n, end // n)
+            made = fold(step, source[slice(first, last)])
+            if residual:
+                made = made + residual[slice(start, end)]
+            target[slice(start, end)].copy_(made)
 
     def _convolve(self, one: Pass, step: Conv, run: Run, target: Rows) -> None:
         source = self._rows(step.source)

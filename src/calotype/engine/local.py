@@ -164,7 +164,7 @@ def _gather(
             some = slice(low, min(channels, low + most))
             y = _depthwise(_padded(job, step, kernel, first, last, source, some), _wide(near[some]), None)
             groups = (
-                y.view(*y.shape[:2], -1, step.group).permute(2, 0, 1, 3).flatten(1, 2)
+                torch.unflatten(y, 2, (-1, step.group)).permute(2, 0, 1, 3).flatten(1, 2)
             )  # [groups, positions, group]
             matrices = _wide(mixed[some]).view(-1, step.group, step.group)
             y = (groups @ matrices.mT).permute(1, 0, 2).reshape(y.shape)

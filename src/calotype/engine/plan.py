@@ -479,6 +479,16 @@ def _arrange(chains: list[_Chain]) -> tuple[dict[str, int], int]:
     return offsets, max((home.end for home in settled), default=0)
 
 
+LIMITS_TRIED, LOOSE_TRIED = 10, 5  # sizes of maps; networks of many sizes would take long to plan
+
+
+def _some(sizes: list[int], most: int) -> list[int]:
+    """The first, the last, and evenly many between."""
+    if len(sizes) <= most:
+        return sizes
+    return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]
+
+
 @lru_cache(maxsize=8)
 def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Plan, ...]:
     """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
@@ -489,14 +499,14 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
     sizes = sorted({job.bytes(step.target) for step in program.steps}, reverse=True)
     widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers.get(s.target.name, []))}
     policies = [Policy(streamed, None, "rows", "kept") for streamed in (None, *widened)]
-    for limit in (size for size in sizes if everything and size >= SMALLEST_SPILL):
+    for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
     found: dict[tuple[object, ...], Plan] = {}
     passes: dict[tuple[object, ...], Pass] = {}
     loose = _loose(program)
     sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
-    for policy, small in product(policies, sorted({0, *sizes_of_loose})):
+    for policy, small in product(policies, _some(sorted({0, *sizes_of_loose}), LOOSE_TRIED)):
         places = _places(job, program, replace(policy, small=small))
         for stripe in (512, 128, 64, 32, 16, 8):
             key = (tuple(places.values()), stripe)

@@ -159,15 +159,17 @@ class DcaeConfig:
     def of(self, side: str) -> Side:
         """The numbers of one side: "encoder" or "decoder"."""
         channels, blocks = getattr(self, f"{side}_ch"), getattr(self, f"{side}_blocks")
-        rms: tuple[Literal["rms"], ...] = ("rms",)
-        silu: tuple[Literal["silu"], ...] = ("silu",)
+        norms: list[NormName] = ["rms"] * len(channels)
+        activations: list[ActivationName] = ["silu"] * len(channels)
+        if side == "decoder":
+            norms, activations = list(self.decoder_norms), list(self.decoder_activations)
         return Side(
             channels=channels,
             blocks=blocks,
             attn_levels=getattr(self, f"{side}_attn_levels"),
             scales=getattr(self, f"{side}_scales"),
-            norms=self.decoder_norms if side == "decoder" else rms * len(channels),
-            activations=self.decoder_activations if side == "decoder" else silu * len(channels),
+            norms=norms,
+            activations=activations,
             outer=0 if blocks[0] else 1,
         )
 

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"silu": nn.SiLU, "relu": n
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-5) * weight + bias, over every position's channels; means are of float32 at least."""
+    """x / sqrt(mean(x^2) + 1e-5) * weight + bias, over the channels of every position, in float32 at least."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -186,8 +186,7 @@ class Averaged(nn.Module):
         self.channels, self.block = channels, block
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(x, self.block)
-        return x.reshape(len(x), self.channels, -1, *x.shape[2:]).mean(2)
+        return torch.unflatten(F.pixel_unshuffle(x, self.block), 1, (self.channels, -1)).mean(2)
 
 
 class Repeated(nn.Module):
