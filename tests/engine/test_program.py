@@ -102,10 +102,10 @@ def test_steps_are_the_plain_networks_layers(name: str) -> None:
     modules = dict(on_meta(ALL[name]).named_modules())
     for direction in ("encode", "decode"):
         for step in program(ALL[name], direction).steps:
-            if isinstance(step, Conv | Attention) and isinstance(step.norm, Norm):
+            if isinstance(step, Conv | Attention) and step.norm:
                 norm: Any = modules[step.norm.weights]
                 assert hasattr(norm, "num_groups") == isinstance(step.norm, Norm)
-            if step.norm and isinstance(step.norm, Norm):
+            if isinstance(step, Conv | Attention) and isinstance(step.norm, Norm):
                 assert (norm.num_groups, norm.eps) == (step.norm.groups, step.norm.eps)
             if isinstance(step, Conv) and not step.weights.endswith("encoder.down"):
                 conv: Any = modules[step.weights]

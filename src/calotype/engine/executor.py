@@ -189,7 +189,7 @@ class Executor:
             return
         step = one.steps[run.step]
         if isinstance(step, Fold):
-            self._fold(step, run, target)
+            self._fold(one, step, run, target)
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
         elif isinstance(step, Local):
@@ -205,7 +205,7 @@ class Executor:
             self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
         self._advance(self._cost(step) * (run.end - run.start) / rows_of)
 
-    def _fold(self, step: Fold, run: Run, target: Rows) -> None:
+    def _fold(self, one: Pass, step: Fold, run: Run, target: Rows) -> None:
         n, source, residual = step.block, self._rows(step.source), step.residual and self._rows(step.residual)
         rows = self.plan.job.fold_rows(step)
         for start in range(run.start, run.end, rows):
@@ -215,6 +215,8 @@ class Executor:
             if residual:
                 made = made + residual[slice(start, end)]
             target[slice(start, end)].copy_(made)
+            if step.target.name in one.measured:
+                self._measured(step.target, moments_of(made))
 
     def _convolve(self, one: Pass, step: Conv, run: Run, target: Rows) -> None:
         source = self._rows(step.source)

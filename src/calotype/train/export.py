@@ -152,7 +152,7 @@ def export(
         save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
         if (diffusers := family_of(network.config).diffusers) and diffusers.written:
             one = with_one_scale(format_)
-            save_weights(network, out / "diffusers", layout="diffusers", format_=one, dtype=dtype, metadata=header)
+            save_weights(network, out / "diffusers", layout=diffusers.layout, format_=one, dtype=dtype, metadata=header)
     else:
         state: dict[str, Tensor] = network.state_dict()
         tensors = {key: value.to("cpu", dtype) for key, value in state.items()}
