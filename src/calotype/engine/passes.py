@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -75,12 +75,12 @@ class Pass:
     temporary: int = 0
     beside: int = 0
 
-    @property
+    @cached_property
     def made(self) -> dict[str, int]:
         """The step that makes each map."""
         return {step.target.name: i for i, step in enumerate(self.steps)}
 
-    @property
+    @cached_property
     def loaded(self) -> list[Map]:
         """Maps that come from a file, or from outside."""
         made = self.made
@@ -123,37 +123,58 @@ class Pass:
         first, last = self.lead + period + 6, self.lead + period + 3
         return sorted({*range(min(self.iterations, first)), *range(max(0, self.iterations - last), self.iterations)})
 
-    def needed(self, iteration: int) -> dict[str, int]:
+    @cached_property
+    def _reads(self) -> tuple[tuple[tuple[str, int, bool, bool], ...], ...]:
+        """Of each step's maps: name, height, whether it only adds it, whether it does that too."""
+        return tuple(
+            tuple(
+                (one.name, self.rows[one.name], _is_residual(step, one), residual_of(step) == one == step.source)
+                for one in read_by(step)
+            )
+            for step in self.steps
+        )
+
+    @cached_property
+    def _known(self) -> dict[int, dict[str, int]]:
+        """What `needed` has found; plans ask for the same again and again."""
+        return {}
+
+    def needed(self, iteration: int) -> Mapping[str, int]:
         """How far each map, made or loaded, must have come at the end of an iteration (-1: before the first)."""
-        end = min((iteration + 1 - self.lead) * self.stripe, self.rows[self.target.name])
-        return {name: max(0, rows) for name, rows in self._needed(end).items()}
+        if iteration not in self._known:
+            end = min((iteration + 1 - self.lead) * self.stripe, self.rows[self.target.name])
+            self._known[iteration] = {name: max(0, rows) for name, rows in self._needed(end).items()}
+        return self._known[iteration]
 
     def _needed(self, end: int) -> dict[str, int]:
         """How far they must have come for the last step's rows before `end`; that may lie above the picture."""
         far = min(end, 0) - 2**40
         need = {one.name: far for one in self.loaded}
         last = self.rows[self.target.name]
-        for step, granule in zip(reversed(self.steps), reversed(self.granules), strict=True):
-            name, height = step.target.name, self.rows[step.target.name]
-            rows = need.get(name, far)
-            if step is self.steps[-1] or self.places[name] != "rows":
-                rows = max(rows, ceil(end * height / last))
-            rows = min(height, ceil(rows / granule) * granule)
+        for i in reversed(range(len(self.steps))):
+            step, granule = self.steps[i], self.granules[i]
+            name = step.target.name
+            height, rows = self.rows[name], need.get(name, far)
+            if i == len(self.steps) - 1 or self.places[name] != "rows":
+                rows = max(rows, -(-end * height // last))
+            rows = min(height, -(-rows // granule) * granule)
             need[name] = rows
-            for one, until in sources_until(step, rows):
-                need[one.name] = max(need.get(one.name, far), min(until, self.rows[one.name]))
+            for one, most, added, _ in self._reads[i]:
+                until = min(most, rows if added else end_source_row(step, rows))
+                if until > need.get(one, far):
+                    need[one] = until
         return need
 
     def still_read(self, need: Mapping[str, int]) -> dict[str, int]:
         """The first row of each map that steps which have come so far will read again."""
         first: dict[str, int] = {}
-        for step in self.steps:
+        for step, reads in zip(self.steps, self._reads, strict=True):
             done = need[step.target.name]
-            for one in read_by(step):
-                row = done if _is_residual(step, one) else first_source_row(step, done)
-                if step.source == one and residual_of(step) == one:
-                    row = min(done, first_source_row(step, done))
-                first[one.name] = min(first.get(one.name, self.rows[one.name]), max(0, row))
+            for one, height, added, too in reads:
+                row = done if added else first_source_row(step, done)
+                if too:
+                    row = min(done, row)
+                first[one] = min(first.get(one, height), max(0, row))
         return first
 
     def runs(self, iteration: int) -> Iterator[Run]:
@@ -182,12 +203,6 @@ def read_by(step: Step) -> tuple[Map, ...]:
     """Maps that a step reads."""
     residual = residual_of(step)
     return (step.source, residual) if residual and residual != step.source else (step.source,)
-
-
-def sources_until(step: Step, rows: int) -> Iterable[tuple[Map, int]]:
-    """Each map that a step reads, and how far it needs it for its target's rows before `rows`."""
-    for one in read_by(step):
-        yield one, rows if _is_residual(step, one) else end_source_row(step, rows)
 
 
 def needs_statistics(step: Step) -> bool:
