@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from enginekit import CONFIGS, candidates, exact, execute, inputs, plain
+from enginekit import CONFIGS, Replay, candidates, exact, execute, inputs, plain
 from support import SMALL, fill, kl, network
 from torch import Tensor
 
 import calotype
-from calotype.engine import memory as memories, plan as plans
+from calotype.engine import blocks, memory as memories, plan as plans
+from calotype.engine.blocks import Job
 from calotype.engine.executor import Statistics
 from calotype.engine.memory import Memory
 from calotype.engine.plan import Plan
@@ -25,7 +26,7 @@ from calotype.engine.run import Engine, EngineName, half_available, winograd_ava
 from calotype.errors import CalotypeWarning, MemoryLimitError, NonFiniteError, UsageError
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
-from calotype.steps import Direction, Norm
+from calotype.steps import Conv, Direction, Norm
 from calotype.vae import VAE
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
@@ -506,3 +507,28 @@ def test_rows_and_pictures_of_the_built_in_network_agree() -> None:
     vae = calotype.load(device="cpu")
     z = torch.randn(16, 9, 5)
     assert torch.equal(torch.cat(list(vae.decode_rows(z)), 1), vae.decode(z[None])[0])
+
+
+@winograd_only
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_where_memory_is_scarce_transformed_weights_are_few(
+    direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, config = network(CONFIGS["narrow"]), CONFIGS["narrow"]
+    x = given("narrow", direction, 13, 5)
+    size = 13 * config.factor, 5 * config.factor
+    program = module.program(direction)
+    usual = min(plans._candidates(Job(*size), program), key=lambda one: one.peak)
+    monkeypatch.setattr(blocks, "LEAN", 1)
+    lean = min(plans._candidates(Job(*size, lean=True), program), key=lambda one: one.peak)
+    kernels = [step for step in program.steps if isinstance(step, Conv) and step.kernel == 3]
+    sizes = [(lean.job.weight_bytes(step), usual.job.weight_bytes(step)) for step in kernels]
+    assert all(few <= many for few, many in sizes)
+    assert any(2 * few < many for few, many in sizes)
+    assert lean.peak < usual.peak
+    Replay(lean).run()
+    assert error(execute(module, lean, x), exact(module, direction, x)) <= TOLERANCE
+    # taken by itself where nothing else fits
+    made = plans.plan(program, *size, memory=lean.peak)
+    assert made.job.lean
+    assert made.peak <= lean.peak

@@ -16,6 +16,7 @@ Kernels = Literal["winograd", "reference"]
 ALIGN = 4096  # of every block of memory
 LANES, PANEL, TILES_AT_ONCE = 16, 32, 12  # of the kernels; `kernels.py` may use less
 QUERIES, KEYS = 2048, 1024  # positions that attention takes at once
+LEAN = 64 * 2**20  # bytes of a convolution's transformed weights at most, where memory is scarce
 REFERENCE = 4 * 2**20  # bytes of a result that `reference` makes at once on the CPU
 LOCAL_ROWS = 8  # that a depthwise convolution makes at once
 LOCAL_COPIES = 8  # of what is read, that steps by torch's operations allocate at a time
@@ -40,6 +41,7 @@ class Job:
         half: whether products are of bfloat16.
         widens: whether torch multiplies halves in float32, as where oneDNN has no convolution for them.
         unfolds: whether torch's convolutions copy every value nine times first, as where there is no oneDNN.
+        lean: whether transformed weights are few rather than products.
         touched: whether memory counts once it is written to, as the CPU's, and not once it is allocated.
     """
 
@@ -52,6 +54,7 @@ class Job:
     widens: bool = False
     unfolds: bool = False
     touched: bool = True
+    lean: bool = False
 
     def size(self, one: Map) -> tuple[int, int]:
         """Rows and columns of a map."""
@@ -73,7 +76,8 @@ class Job:
 
     def algorithm(self, step: Conv) -> Algorithm:
         """How the kernels compute a convolution: what takes the least time for a map of this size."""
-        return fastest(step, *self.size(step.target))
+        rows, columns = self.size(step.target)
+        return fastest(step, rows, columns, LEAN if self.lean else None)
 
     def flops(self, step: Step) -> int:
         """Operations of a step's products, as they are computed."""
@@ -232,15 +236,23 @@ class Job:
 
 
 @lru_cache(maxsize=4096)
-def fastest(step: Conv, rows: int, columns: int) -> Algorithm:
+def fastest(step: Conv, rows: int, columns: int, most: int | None = None) -> Algorithm:
     """The algorithm that takes the least time for a target of this size.
+
+    Args:
+        most: bytes of transformed weights in float32, where one has so few; else that which has the fewest.
 
     Large tiles take fewer multiplications, small ones fewer transformed weights, which count where there are few
     positions to share them.
     """
     if step.kernel == 1:
         return pointwise()
-    return min(ALGORITHMS[step.resample], key=lambda one: cost(one, step, rows, columns))
+    able = ALGORITHMS[step.resample]
+    if most is not None:
+        fewest = min(one.positions for one in able)
+        weights = 4 * step.source.channels * ceil(step.target.channels / PANEL) * PANEL
+        able = tuple(one for one in able if one.positions == fewest or one.positions**2 * weights <= most)
+    return min(able, key=lambda one: cost(one, step, rows, columns))
 
 
 def cost(algorithm: Algorithm, step: Conv, rows: int, columns: int) -> float:

@@ -549,6 +549,9 @@ def plan(
         return fastest
     candidates = _candidates(job, program)
     fitting = [one for one in candidates if limit is None or one.peak <= limit]
+    if not fitting and kernels == "winograd":
+        candidates = (*candidates, *_candidates(replace(job, lean=True), program))
+        fitting = sorted((one for one in candidates if limit is None or one.peak <= limit), key=lambda one: one.work)
     if not fitting:
         least = min(candidates, key=lambda one: one.peak)
         enough = in_words(least.peak, up=True)
