@@ -120,7 +120,7 @@ def test_presets_are_planned_without_their_weights(name: str, calotype: Calotype
     program = calotype("inspect", name, "--program", "--size", "64x64", "--json")
     assert (program.code, program.err) == (0, "")
     assert program.json["encode"][0]["from"] == "pixels"
-    assert program.json["decode"][-1]["shape"] == [3, 64, 64]
+    assert program.json["decode"][-1]["shape"] == [PRESETS[name].config.picture_channels, 64, 64]
     assert calotype("inspect", name, "--program").code == 0
 
 

@@ -138,8 +138,8 @@ def test_another_network(toml: Path) -> None:
         (["betas=[0.9, 1]"], r"betas must be below 1, not \(0\.9, 1\.0\)"),
         (["optimiser=sgd"], "optimiser must be one of adam, adamw, muon, not 'sgd'"),
         (["optimiser=[1]"], r"optimiser must be one of adam, adamw, muon, not \[1\]"),
-        (["network.kind=unet"], "network.kind must be one of folded, autoencoder_kl, taesd, dense, conv, not 'unet'"),
-        (["network.kind=[1]"], r"network.kind must be one of folded, autoencoder_kl, taesd, dense, conv, not \[1\]"),
+        (["network.kind=unet"], "network.kind must be one of folded, .*taesd, dense, conv, not 'unet'"),
+        (["network.kind=[1]"], r"network.kind must be one of folded, .*taesd, dense, conv, not \[1\]"),
         (["adversarial.start=10000"], r"adversarial\.start is 10000; it must lie below steps \(10000\)"),
         (["adversarial.start=5", "adversarial.warm_up=6"], r"not below its warm_up \(6\)"),
         (["adversarial.weight=1"], "adversarial: start must be given"),
@@ -197,7 +197,7 @@ def test_what_makes_no_sense_is_refused(settings: list[str], message: str, toml:
         (TOML.replace('path = "emoji"', ""), r"sources\[1\]: path must be given"),
         (
             TOML.replace('kind = "folded"', ""),
-            "network.kind must be one of folded, autoencoder_kl, taesd, dense, conv, not None",
+            "network.kind must be one of folded, .*taesd, dense, conv, not None",
         ),
     ],
 )
