@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from support import assert_close, fill, import_diffusers, network, pictures, sam
 
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.hunyuan.names import to_diffusers
+from calotype.latents import KNOWN
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
 
@@ -81,3 +84,12 @@ def test_the_published_one_is_told_from_its_shapes(tmp_path: Path) -> None:
     assert sum(p.numel() for p in module.parameters()) / 1e6 == pytest.approx(405.6, abs=0.2)
     found = detect({f"vae.{key}": tuple(value.shape) for key, value in module.state_dict().items()})
     assert found.config == HunyuanImageConfig()
+
+
+def test_diffusers_knows_every_field_that_is_written(tmp_path: Path) -> None:
+    save_weights(network(SMALLEST), tmp_path / "out", layout="diffusers", format_=KNOWN["hunyuan-image"])
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["scaling_factor"] == 0.75289
+    known = inspect.signature(import_diffusers().AutoencoderKLHunyuanImage.__init__).parameters
+    assert {key for key in said if not key.startswith("_")} <= set(known)
+    import_diffusers().AutoencoderKLHunyuanImage.from_pretrained(tmp_path / "out")

@@ -28,10 +28,10 @@ def _expected(config: HunyuanImageConfig, said: Mapping[str, Any], parts: Parts)
 
 
 DIFFUSERS = Diffusers(
-    classes={"AutoencoderKLHunyuanImage": DiffusersClass()},
+    classes={"AutoencoderKLHunyuanImage": DiffusersClass(kept=("sample_size", "scaling_factor"))},
     expected=_expected,
     untold=("downsample_match_channel", "upsample_match_channel"),
-    written=_fields,
+    written=lambda config: {**_fields(config), "sample_size": 384},
     theirs=lambda key, config: to_diffusers(key, config.num_res_blocks),
     ours=lambda key, config: from_diffusers(key, config.num_res_blocks),
 )
