@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calotype.config import AutoencoderConfig
 from fuzzkit import Accepted, Case
 from support import SMALL, diffusers_tensors, kl, tensors_of
 
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import ScaleShift
 from calotype.tensor_files import safetensors_parts
 from calotype.weights.load import load_weights

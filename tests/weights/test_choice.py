@@ -399,7 +399,7 @@ def test_an_average_beside_two_vaes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        ({f"{k}": (v[:, :, None].clone() if v.ndim == 4 else v) for k, v in C.items()}, "a video VAE"),
+        ({f"{k}": (v[:, :, None].repeat(1, 1, 3, 1, 1) if v.ndim == 4 else v) for k, v in C.items()}, "a video VAE"),
         (
             {"encoder.conv_in.weight": torch.zeros(8, 8, 3), "decoder.conv_in.weight": torch.zeros(8, 8, 3)},
             "an audio VAE",

@@ -46,6 +46,11 @@ class Other:
 SIDE = r"(encoder|decoder)"
 
 
+def _over_frames(kernel: tuple[int, ...]) -> bool:
+    """Of a kernel over more than one frame."""
+    return len(kernel) == 5 and kernel[2] > 1
+
+
 AUTOENCODERS: tuple[Other, ...] = (
     # sound, by kernels of one dimension, weight norm, or a mel spectrogram's few channels
     Other("a video VAE of VidTok", (r"encoder\.down_temporal\..*",), "AutoencoderVidTok"),
@@ -123,7 +128,7 @@ AUTOENCODERS: tuple[Other, ...] = (
     Other("a video VAE of HunyuanVideo",
           ((rf"{SIDE}\.conv_in\.conv\.weight", 5), (r"(post_)?quant_conv\.weight", 5)), "AutoencoderKLHunyuanVideo"),
     Other("a tiny video VAE (TAEHV)", (r"decoder\.22\.bias",), advice="its project, madebyollin/taehv, reads it"),
-    Other("a video VAE (its kernels have three dimensions)", ((rf"{SIDE}\..*", 5),)),
+    Other("a video VAE (its kernels have three dimensions)", ((rf"{SIDE}\..*", _over_frames),)),
 )  # fmt: skip
 
 # What people give instead of a VAE: (a pattern some key must match, what the file is)

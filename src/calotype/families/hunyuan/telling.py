@@ -28,7 +28,6 @@ def _folds(shapes: Shapes, prefix: str) -> bool:
 SIGN = Sign(
     first=re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.weight"),
     own=re.compile(r"(?s)(encoder|decoder)\..+"),
-    sure=True,
     holds=_folds,
 )
 
