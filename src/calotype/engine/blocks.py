@@ -41,8 +41,8 @@ class Job:
         half: whether products are of bfloat16.
         widens: whether torch multiplies halves in float32, as where oneDNN has no convolution for them.
         unfolds: whether torch's convolutions copy every value nine times first, as where there is no oneDNN.
-        lean: whether transformed weights are few rather than products.
         touched: whether memory counts once it is written to, as the CPU's, and not once it is allocated.
+        lean: whether transformed weights are few rather than products.
     """
 
     height: int
@@ -225,8 +225,7 @@ class Job:
             return (2 if step.group == 1 and step.residual is None else 4) * largest
         if isinstance(step, Local):
             return self.local_bytes(step, rows)
-        if not isinstance(step, Conv):
-            return 2 * rows * self.row_bytes(step.target)
+        assert isinstance(step, Conv)  # attention has its own scratch
         across, size = self.size(step.target)[1], self.product_size
         unfolded = 9 * rows * across * step.source.channels * size if self.unfolds and step.kernel == 3 else 0
         weights = size * step.kernel**2 * step.source.channels * step.target.channels
@@ -239,11 +238,11 @@ class Job:
 def fastest(step: Conv, rows: int, columns: int, most: int | None = None) -> Algorithm:
     """The algorithm that takes the least time for a target of this size.
 
-    Args:
-        most: bytes of transformed weights in float32, where one has so few; else that which has the fewest.
-
     Large tiles take fewer multiplications, small ones fewer transformed weights, which count where there are few
     positions to share them.
+
+    Args:
+        most: bytes of transformed weights in float32, where one has so few; else that which has the fewest.
     """
     if step.kernel == 1:
         return pointwise()

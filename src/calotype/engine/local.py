@@ -163,9 +163,8 @@ def _gather(
         for low in range(0, channels, most):
             some = slice(low, min(channels, low + most))
             y = _depthwise(_padded(job, step, kernel, first, last, source, some), _wide(near[some]), None)
-            groups = (
-                torch.unflatten(y, 2, (-1, step.group)).permute(2, 0, 1, 3).flatten(1, 2)
-            )  # [groups, positions, group]
+            # [groups, positions, channels of a group]
+            groups = torch.unflatten(y, 2, (-1, step.group)).permute(2, 0, 1, 3).flatten(1, 2)
             matrices = _wide(mixed[some]).view(-1, step.group, step.group)
             y = (groups @ matrices.mT).permute(1, 0, 2).reshape(y.shape)
             into[..., (i + 1) * channels + some.start : (i + 1) * channels + some.stop] = y
