@@ -402,7 +402,7 @@ def _closing(results: Results) -> list[str]:
             it. The loss is the mean squared error, and the KL term. Convolutions are trained by Muon and the rest by
             AdamW; all begin with much noise in the posterior, except KL-f8. All numbers are in
             [family.json](family.json). Networks: `src/calotype/train/family.py`, and for KL-f8
-            `src/calotype/autoencoder.py`. Recipes, for `calotype.train.loop`: `scripts/family_page/models.py`.
+            `src/calotype/families/kl/network.py`. Recipes, for `calotype.train.loop`: `scripts/family_page/models.py`.
             Finished models are kept in `runs/family` and not trained again.
         """),
     ]
