@@ -7,7 +7,8 @@ largest difference over max(1, the result's standard deviation). Resident is wha
 picture of twice the side takes beside its weights, what goes in and what comes out, each in a process of its own; and
 calotype's is by its default plan. Families that this version does not know are left out.
 
-Prints a table and then one JSON line; --keep keeps it in bench/results/families.json, by processor.
+Prints a table and then one JSON line; --keep keeps each family as soon as it is measured, in
+bench/results/families.json, by processor.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "qwen-image": ("AutoencoderKLQwenImage", {}, 3),
     "wan2.2": ("AutoencoderKLWan", WAN22, 3),
     "qwen-image-2.1": ("AutoencoderKLQwenImage21", {}, 4),
+    "flux2": ("AutoencoderKLFlux2", {}, 3),
     "dc-ae": ("AutoencoderDC", SANA, 3),
     "hunyuan-image": ("AutoencoderKLHunyuanImage", HUNYUAN, 3),
 }
@@ -213,6 +215,10 @@ def main() -> None:
     if given.child:
         print(json.dumps(peaks(json.loads(given.child))))
         return
+    result = {
+        "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"),
+    }  # fmt: skip
     rows = []
     for name in given.families.split(","):
         if NETWORKS[name][0] not in CLASSES:
@@ -220,16 +226,21 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(name, Path(folder), given.size, given.repeats))
+        say(json.dumps(rows[-1]))
+        if given.keep:
+            keep(result, rows[-1])
     Console().print(table(rows))
-    result = {
-        "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"), "families": rows,
-    }  # fmt: skip
-    print(json.dumps(result))
-    if given.keep:
-        path = ROOT / "bench" / "results" / "families.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**kept, result["processor"]: result}, indent=1) + "\n")
+    print(json.dumps({**result, "families": rows}))
+
+
+def keep(result: dict[str, Any], row: dict[str, Any]) -> None:
+    """Puts a family's row in the place of what was kept of it on this processor."""
+    path = ROOT / "bench" / "results" / "families.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    before = kept.get(result["processor"], {}).get("families", [])
+    rows = [one for one in before if one["family"] != row["family"]]
+    kept[result["processor"]] = {**result, "families": [*rows, row]}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
