@@ -127,13 +127,15 @@ class Attention:
 
     Attributes:
         fused: q, k and v are one convolution, `qkv`.
+        adds: whether its source is added; where a norm is a step of its own, something else is, after it.
     """
 
     source: Map
     target: Map
     weights: str
-    norm: Norm | PixelNorm
+    norm: Norm | PixelNorm | None
     fused: bool = False
+    adds: bool = True
 
     def flops(self, height: int, width: int) -> int:
         """Of the products: four 1x1 convolutions, and the scores and sums of every pair of positions."""
@@ -142,7 +144,10 @@ class Attention:
         return 8 * n * c * c + 4 * n * n * c
 
     def __str__(self) -> str:
-        return f"{_named(self.norm)}, attention over all positions, + {self.source.name}"
+        parts = [_named(self.norm)] if self.norm else []
+        parts += ["attention over all positions"]
+        parts += [f"+ {self.source.name}"] if self.adds else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,11 +296,68 @@ class LinearAttention:
         return f"linear attention over all positions, heads of {self.head_dim}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """target = of every position of the source the nearest entry of a codebook (Euclidean distance).
+
+    Attributes:
+        weights: the codebook's key, [entries, channels].
+    """
+
+    source: Map
+    target: Map
+    weights: str
+    entries: int
+
+    residual: ClassVar[Map | None] = None
+
+    def flops(self, height: int, width: int) -> int:
+        """Of the products of positions with entries."""
+        return 2 * self.entries * self.source.values(height, width)
+
+    def __str__(self) -> str:
+        return f"the nearest of {self.entries} vectors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialNorm:
+    """target = activation(norm(source) * y + b), y and b being 1x1 convolutions of a smaller map, repeated to its size.
+
+    (MoVQ: Zheng et al. 2022, arXiv:2209.09002.)
+
+    Attributes:
+        weights: prefix of those convolutions, conv_y and conv_b.
+        guide: what they are of; each of its positions stands for whole positions of the source.
+    """
+
+    source: Map
+    target: Map
+    guide: Map
+    weights: str
+    norm: Norm
+    activation: Activation = "none"
+
+    residual: ClassVar[Map | None] = None
+
+    @property
+    def repeat(self) -> int:
+        """Positions of the source, along each side, that one of the guide stands for."""
+        return self.guide.factor // self.source.factor
+
+    def flops(self, height: int, width: int) -> int:
+        """Of the two convolutions."""
+        return 4 * self.source.channels * self.guide.values(height, width)
+
+    def __str__(self) -> str:
+        parts = [f"{_named(self.norm)} scaled and shifted by {self.guide.name}"]
+        return ", ".join(parts + ([self.activation] if self.activation != "none" else []))
+
+
 def _named(norm: Norm | PixelNorm) -> str:
     return f"GroupNorm({norm.groups})" if isinstance(norm, Norm) else "pixel norm"
 
 
-Local = Normed | Gated | Scales | LinearAttention
+Local = Normed | Gated | Scales | LinearAttention | Quantized | SpatialNorm
 """Steps that every executor runs by torch's operations on rows."""
 
 Step = Conv | Attention | Fold | Local
@@ -357,10 +419,12 @@ class Builder:
         self.steps.append(Fold(source=source, target=target, **more))  # type: ignore[arg-type]
         return target
 
-    def attention(self, x: Map, prefix: str, norm: Norm | PixelNorm, fused: bool = False) -> Map:
+    def attention(
+        self, x: Map, prefix: str, norm: Norm | PixelNorm | None, fused: bool = False, adds: bool = True
+    ) -> Map:
         """Attention over all positions."""
         target = Map(prefix, x.channels, x.factor)
-        self.steps.append(Attention(source=x, target=target, weights=prefix, norm=norm, fused=fused))
+        self.steps.append(Attention(source=x, target=target, weights=prefix, norm=norm, fused=fused, adds=adds))
         return target
 
     def normed(self, x: Map, norm: PixelNorm, residual: Map | None = None) -> Map:
@@ -385,6 +449,20 @@ class Builder:
             qkv = wide
         target = Map(name, qkv.channels // 3, qkv.factor)
         self.steps.append(LinearAttention(source=qkv, target=target, head_dim=head_dim, least=least))
+        return target
+
+    def quantized(self, x: Map, name: str, weights: str, entries: int) -> Map:
+        """The nearest entries of a codebook."""
+        target = Map(name, x.channels, x.factor)
+        self.steps.append(Quantized(source=x, target=target, weights=weights, entries=entries))
+        return target
+
+    def spatial_norm(self, x: Map, guide: Map, prefix: str, norm: Norm, activation: Activation = "none") -> Map:
+        """A norm, scaled and shifted by what a smaller map says of each position."""
+        target = Map(prefix, x.channels, x.factor)
+        self.steps.append(
+            SpatialNorm(source=x, target=target, guide=guide, weights=prefix, norm=norm, activation=activation)
+        )
         return target
 
     def program(self) -> Program:

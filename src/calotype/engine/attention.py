@@ -75,8 +75,9 @@ def attend(
     shift: Tensor,
     scratch: Tensor,
     norm: PixelNorm | None = None,
+    adds: bool = True,
 ) -> None:
-    """x + proj_out(attention(norm(x))), a block of queries and a block of keys at a time.
+    """x + proj_out(attention(norm(x))), or without the x, a block of queries and a block of keys at a time.
 
     The running maximum and sum of each query make the softmax exact whatever the blocks (Milakov & Gimelshein 2018,
     arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682).
@@ -88,6 +89,7 @@ def attend(
         write: (start, end, values) puts the result, float [n, C].
         scale, shift: [C], the norm, after `norm` where it is one of positions.
         scratch: bytes to work in, `blocks.Job.attention_bytes` of them.
+        adds: whether x is added.
     """
     channels = len(scale)
     queries, keys = min(QUERIES, positions), min(KEYS, positions)
@@ -121,4 +123,4 @@ def attend(
             mixed.mul_(fade).addmm_(scores, key)
             highest = above
         torch.addmm(folded.out_bias, mixed.div_(total), folded.out.T, out=query)
-        write(start, end, query.add_(read(start, end, 0)))
+        write(start, end, query.add_(read(start, end, 0)) if adds else query)

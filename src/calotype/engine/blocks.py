@@ -9,7 +9,19 @@ from typing import Literal
 
 from calotype.engine.bilinear import ALGORITHMS, Algorithm, pointwise
 from calotype.engine.passes import end_source_row, first_source_row
-from calotype.steps import Attention, Conv, Fold, Gated, LinearAttention, Local, Map, Scales, Step
+from calotype.steps import (
+    Attention,
+    Conv,
+    Fold,
+    Gated,
+    LinearAttention,
+    Local,
+    Map,
+    Quantized,
+    Scales,
+    SpatialNorm,
+    Step,
+)
 
 Kernels = Literal["winograd", "reference"]
 
@@ -20,6 +32,7 @@ LEAN = 64 * 2**20  # bytes of a convolution's transformed weights at most, where
 REFERENCE = 4 * 2**20  # bytes of a result that `reference` makes at once on the CPU
 LOCAL_ROWS = 8  # that a depthwise convolution makes at once
 LOCAL_COPIES = 8  # of what is read, that steps by torch's operations allocate at a time
+ENTRIES = 2048  # of a codebook that positions are held against at once
 ATTENTION_BLOCK = (1, 192)  # positions of its linear maps that a thread takes at once
 
 # Operations of products in the time of what comes with them, fitted to bench/shapes.py: of transforming a weight to a
@@ -72,6 +85,8 @@ class Job:
         """Rows that a step makes at once."""
         if isinstance(step, Fold):
             return 1 if step.inwards else step.block
+        if isinstance(step, SpatialNorm):
+            return step.repeat
         return self.algorithm(step).tile if isinstance(step, Conv) and self.kernels == "winograd" else 1
 
     def algorithm(self, step: Conv) -> Algorithm:
@@ -180,7 +195,15 @@ class Job:
 
     def local_positions(self, step: Local) -> int:
         """Positions that a step takes at once which makes each by itself."""
+        if isinstance(step, Quantized):  # a distance, in float64, to each entry
+            return max(1, self._local_values // (2 * (min(ENTRIES, step.entries) + step.source.channels)))
         return max(1, self._local_values // step.source.channels)
+
+    def guided_block(self, step: SpatialNorm) -> tuple[int, int]:
+        """Rows of its target and columns of its guide that a norm takes at once: rows of one row of the guide."""
+        positions, wide = self.local_positions(step), self.size(step.guide)[1]
+        columns = min(wide, max(1, positions // step.repeat))
+        return min(step.repeat, max(1, positions // (columns * step.repeat))), columns
 
     @property
     def _local_values(self) -> int:
@@ -194,7 +217,14 @@ class Job:
             block = (min(rows, most) + step.kernel - 1) * (wide + step.kernel - 1) * channels
             weights = step.source.channels * (step.kernel**2 + (step.group if isinstance(step, Scales) else 0))
             return 4 * (LOCAL_COPIES * block + 2 * weights)
+        if isinstance(step, SpatialNorm):
+            high, columns = self.guided_block(step)
+            each = (min(rows, high) * step.repeat * columns + 4 * columns) * step.source.channels
+            return 4 * (2 * each + 4 * step.source.channels * (step.guide.channels + 2))
         positions = min(self.local_positions(step), rows * wide)
+        if isinstance(step, Quantized):
+            entries, channels = min(ENTRIES, step.entries), step.source.channels
+            return 8 * (2 * positions * (entries + channels) + 3 * entries * channels)
         sums = 4 * step.head_dim * step.target.channels if isinstance(step, LinearAttention) else 0
         return 4 * (LOCAL_COPIES * positions * step.source.channels + sums)
 

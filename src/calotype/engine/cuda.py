@@ -35,11 +35,14 @@ from calotype.steps import (
     Norm,
     PixelNorm,
     Program,
+    Quantized,
     Scales,
+    SpatialNorm,
     Step,
 )
 
 CHUNK = 1 << 22  # elements of a picture that PyTorch's norm holds in float32 at a time
+QUANTIZED = 1 << 14  # positions that are held against a codebook at a time
 WARM_UP = 3  # runs before a graph is captured, in which kernels are compiled and chosen
 
 
@@ -243,7 +246,7 @@ class _Run:
             elif isinstance(step, Attention):
                 self.maps[step.target.name] = self._attention(step, given, own)
             elif isinstance(step, Local):
-                self.maps[step.target.name] = self._local(step, given)
+                self.maps[step.target.name] = self._local(step, given, own)
             else:
                 self.maps[step.target.name] = self._fold(step, given)
             for one in read_by(step):
@@ -302,15 +305,21 @@ class _Run:
         y = y.contiguous(memory_format=torch.channels_last)
         return y.add_(self.maps[step.residual.name]) if step.residual else y
 
-    def _local(self, step: Local, given: list[Tensor]) -> Tensor:
+    def _local(self, step: Local, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()
+        if isinstance(step, SpatialNorm):
+            return local.guided(step, self._norm(step.norm, x, False, own), self.maps[step.guide.name], self.weights)
         if isinstance(step, Gated):
             return local.gated(step, x, self.weights).contiguous(memory_format=torch.channels_last)
         if isinstance(step, Scales):
             return local.gathered(step, x, self.weights).contiguous(memory_format=torch.channels_last)
-        rows = _rows(x)
+        rows = _rows(x.contiguous(memory_format=torch.channels_last))
         if isinstance(step, LinearAttention):
             y = torch.stack([local.attended(step, one, local.Sums.of(step, one)) for one in rows])
+        elif isinstance(step, Quantized):
+            flat = rows.flatten(0, 1)
+            starts = range(0, len(flat), QUANTIZED)
+            y = torch.cat([local.quantized(step, flat[i : i + QUANTIZED], self.weights) for i in starts])
         else:
             y = local.normed(step, rows, _rows(self.maps[step.residual.name]) if step.residual else None, self.weights)
         n, _, height, width = x.shape
@@ -319,12 +328,16 @@ class _Run:
     def _attention(self, step: Attention, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()
         n, c, height, width = x.shape
-        h = _rows(self._norm(step.norm, x, silu=False, own=False)).unsqueeze(1)  # [N, one head, positions, C]
+        h = _rows(self._norm(step.norm, x, silu=False, own=False) if step.norm else x).unsqueeze(
+            1
+        )  # [N, one head, positions, C]
         q, k, v = (self._project(step, name, h) for name in "qkv")
         del h
         h = F.scaled_dot_product_attention(q, k, v)
         del q, k, v
         y = self._project(step, "proj_out", h).view(n, height, width, c).permute(0, 3, 1, 2)
+        if not step.adds:
+            return y
         return x.add_(y) if own else x + y
 
     def _project(self, step: Attention, name: str, x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from calotype.engine import local
 from calotype.engine.attention import Folded, attend
 from calotype.engine.blocks import KEYS, QUERIES
 from calotype.engine.memory import Memory, Rows, Spill, spill_folder
-from calotype.engine.passes import Pass, Run, read_by
+from calotype.engine.passes import Pass, Run, guide_of, read_by
 from calotype.engine.plan import Plan
 from calotype.engine.reference import Moments, Reference, fold, moments_of
-from calotype.steps import Attention, Conv, Fold, LinearAttention, Local, Map, Norm, PixelNorm, Step
+from calotype.steps import Attention, Conv, Fold, LinearAttention, Local, Map, Norm, PixelNorm, SpatialNorm, Step
 
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd
@@ -195,8 +195,9 @@ class Executor:
         elif isinstance(step, Local):
             local.run(
                 self.plan.job, step, run.start, run.end, source=self._rows(step.source), target=target,
-                residual=self._rows(step.residual) if step.residual else None, weights=self._weights,
-                sums=self._sums.get(step.source.name),
+                residual=self._rows(step.residual) if step.residual else None,
+                guide=self._rows(guide) if (guide := guide_of(step)) else None, weights=self._weights,
+                sums=self._sums.get(step.source.name), affine=self._affine(step),
             )  # fmt: skip
         if run.map.name in one.measured and (reader := self._summed.get(run.map.name)):
             self._sum(reader, target[slice(run.start, run.end)])
@@ -258,7 +259,14 @@ class Executor:
         else:
             self._statistics[one.name] = Statistics(*moments)
 
-    def _scale(self, step: Conv | Attention) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _affine(self, step: Local) -> tuple[Tensor, Tensor] | None:
+        """A norm that is a step of its own, as scale and shift of its source."""
+        if not isinstance(step, SpatialNorm):
+            return None
+        scale, shift = (torch.from_numpy(part).to(self.device) for part in self._scale(step))
+        return scale, shift
+
+    def _scale(self, step: Conv | Attention | SpatialNorm) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         if step.norm is None:
             scale, shift = (isinstance(step, Conv) and step.affine) or (1.0, 0.0)
             n = step.source.channels
@@ -304,6 +312,6 @@ class Executor:
         self._statistics.pop(step.target.name, None)
         if isinstance(self.backend, Reference) or not self.plan.job.kernels_attend(step):
             on_device = [torch.from_numpy(part).to(self.device) for part in (scale, shift)]
-            attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch, norm)
+            attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch, norm, step.adds)
         else:
-            self.backend.attend(height * width, read, write, folded, scale, shift, scratch, norm)
+            self.backend.attend(height * width, read, write, folded, scale, shift, scratch, norm, step.adds)

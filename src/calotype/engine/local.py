@@ -1,11 +1,11 @@
-"""Steps by torch's operations on rows, whoever convolves: norms with a sum, depthwise convolutions, linear attention.
+"""Steps by torch's operations on rows, whoever convolves: norms, depthwise convolutions, linear attention, codebooks.
 
 They compute in float32, or in float64 where maps are of it, a block of bounded size at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calotype.engine.attention import normalise
-from calotype.engine.blocks import Job
+from calotype.engine.blocks import ENTRIES, Job
 from calotype.engine.memory import Rows
-from calotype.steps import Conv, Gated, LinearAttention, Local, Normed, PixelNorm, Scales
+from calotype.steps import (
+    Activation,
+    Conv,
+    Gated,
+    LinearAttention,
+    Local,
+    Normed,
+    PixelNorm,
+    Quantized,
+    Scales,
+    SpatialNorm,
+)
 
 
 @dataclass
@@ -63,14 +74,24 @@ def run(
     source: Rows,
     target: Rows,
     residual: Rows | None,
+    guide: Rows | None,
     weights: Mapping[str, Tensor],
     sums: Sums | None,
+    affine: tuple[Tensor, Tensor] | None,
 ) -> None:
     """Makes rows `start` to `end`.
 
     Args:
         sums: of the source, for linear attention.
+        affine: scale and shift of the source by channel, where its norm needs its statistics.
     """
+    if isinstance(step, SpatialNorm):
+        assert guide is not None and affine is not None
+        for row in range(start // step.repeat, -(-end // step.repeat)):
+            first, last = max(start, row * step.repeat), min(end, (row + 1) * step.repeat)
+            above = guide[slice(row, row + 1)][0]
+            _guided(job, step, source[slice(first, last)], above, target[slice(first, last)], weights, affine)
+        return
     if isinstance(step, Gated | Scales):
         rows, channels = job.local_block(step)
         for first in range(start, end, rows):
@@ -90,6 +111,8 @@ def run(
         if isinstance(step, LinearAttention):
             assert sums is not None
             into[part] = attended(step, x[part], sums)
+        elif isinstance(step, Quantized):
+            into[part] = quantized(step, x[part], weights)
         else:
             into[part] = normed(step, x[part], None if more is None else more[part], weights)
 
@@ -112,6 +135,82 @@ def attended(step: LinearAttention, x: Tensor, sums: Sums) -> Tensor:
     mixed = q @ values.mT
     mixed /= q @ keys[:, :, None] + step.least
     return mixed.permute(1, 0, 2).flatten(1)
+
+
+def quantized(step: Quantized, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The entries nearest to positions [n, C].
+
+    Products are float64 where there is such a type, so that the choice does not hang on which positions are taken
+    together; only the half square of an entry's length minus its product with a position differs between entries.
+    """
+    codebook = weights[step.weights]
+    kind = torch.float32 if x.device.type == "mps" else torch.float64
+    y = x.to(kind)
+    best = torch.full((len(y),), float("inf"), dtype=kind, device=y.device)
+    found = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+    for first in range(0, len(codebook), ENTRIES):
+        entries = codebook[first : first + ENTRIES].to(kind)
+        distances = torch.addmm(entries.square().sum(1).div_(2), y, entries.T, alpha=-1)
+        least, place = distances.min(1)
+        nearer = least < best
+        best = torch.where(nearer, least, best)
+        found = torch.where(nearer, place.add_(first), found)
+    return codebook[found] + (x - x)  # what is not finite stays so
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "relu": lambda x: x.relu_(),
+    "gelu": torch.ops.aten.gelu_,
+    "mish": lambda x: F.mish(x, inplace=True),
+}
+"""In place."""
+
+
+def _guided(
+    job: Job,
+    step: SpatialNorm,
+    x: Tensor,
+    guide: Tensor,
+    into: Tensor,
+    weights: Mapping[str, Tensor],
+    affine: tuple[Tensor, Tensor],
+) -> None:
+    """Rows [n, repeat * w, C] over one row [w, G] of the guide."""
+    n, at_once = step.repeat, job.guided_block(step)
+    (y_weight, y_bias), (b_weight, b_bias) = (_linear(step, part, weights, x.dtype) for part in ("conv_y", "conv_b"))
+    scale, shift = (part.to(y_weight.dtype) for part in affine)
+    for low in range(0, len(guide), at_once[1]):
+        some = guide[low : low + at_once[1]].to(y_weight.dtype)
+        # (scale x + shift) y + b, with all that is of the guide alone in two factors
+        times = torch.addmm(y_bias, some, y_weight.T)
+        plus = torch.addmm(b_bias, some, b_weight.T).addcmul_(times, shift)
+        times.mul_(scale)
+        columns = slice(low * n, (low + len(some)) * n)
+        for first in range(0, len(x), at_once[0]):
+            rows = slice(first, first + at_once[0])
+            part = torch.unflatten(x[rows, columns], 1, (len(some), n)).to(times.dtype)
+            made = torch.addcmul(plus[:, None], part, times[:, None])
+            into[rows, columns] = ACTIVATIONS[step.activation](made).flatten(1, 2)
+
+
+def _linear(step: SpatialNorm, name: str, weights: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of one of its convolutions."""
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = (weights[f"{step.weights}.{name}.{leaf}"].to(kind) for leaf in ("weight", "bias"))
+    return weight.flatten(1), bias
+
+
+def guided(step: SpatialNorm, x: Tensor, guide: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """A whole normalised map [N, C, H, W], scaled and shifted as its guide [N, G, h, w] says, in place."""
+    n = step.repeat
+    y = torch.unflatten(torch.unflatten(x, 2, (-1, n)), 4, (-1, n))
+    for name, change in (("conv_y", y.mul_), ("conv_b", y.add_)):
+        weight, bias = (weights[f"{step.weights}.{name}.{leaf}"] for leaf in ("weight", "bias"))
+        change(F.conv2d(guide, weight, bias)[:, :, :, None, :, None])
+    ACTIVATIONS[step.activation](y)
+    return x
 
 
 def _heads(step: LinearAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
-from calotype.steps import Attention, Conv, Fold, Gated, LinearAttention, Map, Norm, Scales, Step
+from calotype.steps import Attention, Conv, Fold, Gated, LinearAttention, Map, Norm, Scales, SpatialNorm, Step
 
 Place = Literal["kept", "spilled", "rows"]
 
@@ -124,11 +124,14 @@ class Pass:
         return sorted({*range(min(self.iterations, first)), *range(max(0, self.iterations - last), self.iterations)})
 
     @cached_property
-    def _reads(self) -> tuple[tuple[tuple[str, int, bool, bool], ...], ...]:
-        """Of each step's maps: name, height, whether it only adds it, whether it does that too."""
+    def _reads(self) -> tuple[tuple[tuple[str, int, int, bool], ...], ...]:
+        """Of each step's maps: name, height, rows made of each of its rows (0: not so simple), whether it adds it too.
+
+        What is only added makes a row of each.
+        """
         return tuple(
             tuple(
-                (one.name, self.rows[one.name], _is_residual(step, one), residual_of(step) == one == step.source)
+                (one.name, self.rows[one.name], _rows_of_each(step, one), residual_of(step) == one == step.source)
                 for one in read_by(step)
             )
             for step in self.steps
@@ -159,8 +162,8 @@ class Pass:
                 rows = max(rows, -(-end * height // last))
             rows = min(height, -(-rows // granule) * granule)
             need[name] = rows
-            for one, most, added, _ in self._reads[i]:
-                until = min(most, rows if added else end_source_row(step, rows))
+            for one, most, each, _ in self._reads[i]:
+                until = min(most, -(-rows // each) if each else end_source_row(step, rows))
                 if until > need.get(one, far):
                     need[one] = until
         return need
@@ -170,8 +173,8 @@ class Pass:
         first: dict[str, int] = {}
         for step, reads in zip(self.steps, self._reads, strict=True):
             done = need[step.target.name]
-            for one, height, added, too in reads:
-                row = done if added else first_source_row(step, done)
+            for one, height, each, too in reads:
+                row = done // each if each else first_source_row(step, done)
                 if too:
                     row = min(done, row)
                 first[one] = min(first.get(one, height), max(0, row))
@@ -195,21 +198,28 @@ def residual_of(step: Step) -> Map | None:
     return None if isinstance(step, Attention) else step.residual
 
 
-def _is_residual(step: Step, one: Map) -> bool:
-    return residual_of(step) == one and step.source != one
+def guide_of(step: Step) -> Map | None:
+    """What tells a step how to change each position of its source."""
+    return step.guide if isinstance(step, SpatialNorm) else None
+
+
+def _rows_of_each(step: Step, one: Map) -> int:
+    if one == step.source:
+        return 0
+    return 1 if one == residual_of(step) else one.factor // step.target.factor
 
 
 def read_by(step: Step) -> tuple[Map, ...]:
     """Maps that a step reads."""
-    residual = residual_of(step)
-    return (step.source, residual) if residual and residual != step.source else (step.source,)
+    others = (residual_of(step), guide_of(step))
+    return (step.source, *(one for one in others if one is not None and one != step.source))
 
 
 def needs_statistics(step: Step) -> bool:
     """Whether a step needs statistics of its source."""
     if isinstance(step, LinearAttention):
         return True
-    return isinstance(step, Conv | Attention) and isinstance(step.norm, Norm)
+    return isinstance(step, Conv | Attention | SpatialNorm) and isinstance(step.norm, Norm)
 
 
 def needs_whole(step: Step) -> bool:

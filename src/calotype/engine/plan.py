@@ -23,7 +23,7 @@ from calotype.engine.blocks import Job, Kernels, aligned
 from calotype.engine.budget import in_words
 from calotype.engine.passes import Pass, Place, needs_statistics, needs_whole, read_by, residual_of
 from calotype.errors import MemoryLimitError
-from calotype.steps import Attention, Conv, LinearAttention, Map, Program, Step
+from calotype.steps import Attention, Conv, LinearAttention, Map, Program, SpatialNorm, Step
 
 SMALLEST_SPILL = 2**20  # bytes of a map that is worth not keeping
 SPILL_COST = 100.0  # operations in the time that a byte takes to the temporary file or from it
@@ -128,7 +128,9 @@ def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
             places[one.name] = whole if job.bytes(one) <= policy.small else "rows"
         elif any(isinstance(reader, Attention) for reader in readers):
             places[one.name] = policy.main if large else "kept"
-        elif policy.streamed is not None and job.bytes(one) >= policy.streamed and _is_widened(step, readers):
+        elif isinstance(step, SpatialNorm):
+            places[one.name] = "rows"  # as cheap to make as the norm within a convolution
+        elif policy.streamed is not None and job.bytes(one) >= policy.streamed and _is_widened(step, consumers):
             places[one.name] = "rows"
         elif large and statistics and len(readers) == 1:
             places[one.name] = policy.side
@@ -137,8 +139,13 @@ def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
     return places
 
 
-def _is_widened(step: Step, readers: list[Step]) -> bool:
-    """Whether this is an upsampled map whose readers all make narrower ones."""
+def _is_widened(step: Step, consumers: Mapping[str, list[Step]]) -> bool:
+    """Whether this is an upsampled map whose readers, after norms that stand alone, all make narrower ones."""
+    readers = [
+        reader
+        for first in consumers.get(step.target.name, [])
+        for reader in (consumers[first.target.name] if isinstance(first, SpatialNorm) else [first])
+    ]
     return (
         isinstance(step, Conv)
         and step.resample == "up"
@@ -152,8 +159,15 @@ def _loose(program: Program) -> set[str]:
     return {
         step.target.name
         for i, step in enumerate(program.steps[:-1])
-        if not any(needs_whole(near) for near in program.steps[i : last[step.target.name] + 1])
+        if not any(needs_whole(near) for near in program.steps[_begin(program, i) : last[step.target.name] + 1])
     }
+
+
+def _begin(program: Program, i: int) -> int:
+    """Where a step begins: with the norm or the attention that in other networks is a part of it."""
+    before, step = program.steps[i - 1], program.steps[i]
+    apart = isinstance(before, SpatialNorm) or (isinstance(before, Attention) and not before.adds)
+    return i - 1 if i and apart and before.target == step.source else i
 
 
 def _groups(program: Program, places: Mapping[str, Place]) -> list[list[Step]]:
@@ -309,7 +323,7 @@ def _pass(
             continue
         offsets[m.name] = end
         end += aligned(windows[m.name] * job.row_bytes(m))
-    scratch = beside = 0
+    scratch = beside = apart = 0
     for step in steps:
         if step.target.name in takes and (reader := summed.get(step.target.name)):
             beside = max(beside, job.local_bytes(reader, max(lengths[step.target.name])))
@@ -324,11 +338,15 @@ def _pass(
                 scratch = max(scratch, job.threads * sum(aligned(4 * n) for n in floats))
         else:
             rows = max(lengths[step.target.name])
+            if isinstance(step, SpatialNorm):
+                apart = max(apart, job.local_bytes(step, rows))
+                continue
             if isinstance(step, Conv):
                 rows = min(rows, job.reference_rows(step))
             beside = max(beside, job.reference_result(step, rows))
             if isinstance(step, Conv):
                 scratch = max(scratch, job.reference_scratch(step, rows))
+    beside += apart  # what these free is kept by the allocator while a convolution after them takes more
     # weights that a batch norm is in
     beside += sum(
         2 * 4 * one.kernel**2 * one.source.channels * one.target.channels
@@ -497,7 +515,7 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
     """
     consumers = _consumers(program)
     sizes = sorted({job.bytes(step.target) for step in program.steps}, reverse=True)
-    widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers.get(s.target.name, []))}
+    widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers)}
     policies = [Policy(streamed, None, "rows", "kept") for streamed in (None, *widened)]
     for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):

@@ -210,6 +210,7 @@ class Winograd:
         shift: Floats,
         scratch: Tensor,
         norm: PixelNorm | None = None,
+        adds: bool = True,
     ) -> None:
         """`attention.attend` with these kernels' products; no operation of torch, whose threads would go on spinning.
 
@@ -244,8 +245,9 @@ class Winograd:
                 )
             sums[: end - start] /= state[: end - start, 1:2]
             moments = linear.run(
-                sums.ctypes.data, end - start, answer, folded.out_bias, one, zero, result, residual=asked.data_ptr()
-            )
+                sums.ctypes.data, end - start, answer, folded.out_bias, one, zero, result,
+                residual=asked.data_ptr() if adds else 0,
+            )  # fmt: skip
             write(start, end, torch.from_numpy(result[: end - start]), moments)
 
     def _attend_block(
