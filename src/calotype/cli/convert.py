@@ -10,6 +10,8 @@ import typer
 
 from calotype.apart import described_by, require_apart
 from calotype.cli.common import Dtype, FormatOption, JsonOption, PrefixOption, WeightsOption, finish
+from calotype.damage import quoted
+from calotype.errors import UsageError
 
 NAME = "convert"
 EXAMPLE = "Example: [bold]calotype convert model.ckpt vae/ --layout diffusers --dtype float16[/]"
@@ -32,6 +34,14 @@ def command(
     prefix: PrefixOption = None,
     which: WeightsOption = None,
     latent_format: FormatOption = None,
+    choose: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=true|false",
+            help="How the network computes, where weights leave a choice: quantize=false has a VQ autoencoder decode "
+            "latents as they are; repeatable.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type."""
@@ -42,7 +52,13 @@ def command(
     from calotype.weights.load import TRAINING, require_format
     from calotype.weights.save import files_of, save_weights
 
-    loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=which.value if which else None)
+    loaded = load_as_stored(
+        weights,
+        latent_format,
+        prefix=prefix,
+        weights=which.value if which else None,
+        choices=dict(_choice(text) for text in choose or ()),
+    )
     require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
     kept = layout.value in DIFFUSERS_LAYOUTS and "scaling_factor" in loaded.kept
     if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
@@ -62,3 +78,11 @@ def command(
         print(f"{loaded.layout} -> {layout.value}: {', '.join(document['files'])}")
 
     finish(document, as_json=json, text=text)
+
+
+def _choice(text: str) -> tuple[str, bool]:
+    name, _, value = text.partition("=")
+    flags = {"true": True, "false": False}
+    if not name or value not in flags:
+        raise UsageError(f"--choose takes NAME=true or NAME=false, not {quoted(text, 80)!r}.")
+    return name, flags[value]

@@ -52,7 +52,10 @@ def command(
         _program(outline_of(vae), width, height, json)
         return
     loaded = vae.loaded
-    encoder = sum(p.numel() for name, p in vae.module.named_parameters() if not name.startswith(("decoder", "post")))
+    sides = {"encoder": "encoder", **vae.module.sides}
+    encoder = sum(
+        p.numel() for name, p in vae.module.named_parameters() if sides.get(name.partition(".")[0]) == "encoder"
+    )
     total = sum(p.numel() for p in vae.module.parameters())
     document: dict[str, Any] = {
         "files": [str(path) for path in loaded.files],

@@ -149,6 +149,7 @@ class Diffusers:
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
         layout: what it is written as: in diffusers' own shapes, or with its names alone ("diffusers-2d").
         lacks: why it is not written in diffusers' own shapes, where it is not.
+        scaled: config -> whether pipelines scale its latents as its config.json says.
     """
 
     classes: Mapping[str, DiffusersClass]
@@ -162,6 +163,7 @@ class Diffusers:
     linear: Callable[[str], bool] = lambda key: False
     layout: Literal["diffusers", "diffusers-2d"] = "diffusers"
     lacks: str = ""
+    scaled: Callable[[Any], bool] = lambda config: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ class Family:
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
         join: configurations of an encoder and a decoder in files of their own -> that of both; None where they must be
             the same.
+        choices: flags of its configuration that no weights tell, and who loads them may choose.
     """
 
     config: type[NetworkConfig]
@@ -203,6 +206,7 @@ class Family:
     clamps: bool = False
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None
     join: Callable[[Any, Any], NetworkConfig] | None = None
+    choices: tuple[str, ...] = ()
 
 
 def on_the_hub(folder: str = "") -> tuple[str, ...]:

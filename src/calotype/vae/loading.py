@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def load(
     engine: EngineName = "auto",
     prefix: str | None = None,
     weights: Weights | None = None,
+    choices: Mapping[str, bool] | None = None,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
@@ -47,10 +49,12 @@ def load(
         prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
         weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
             where not given, if it is the whole VAE.
+        choices: how a network computes, where its weights leave a choice: {"quantize": False} has a VQ autoencoder
+            decode latents as they are, as Kandinsky's pipelines do, and not the nearest entries of its codebook.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device or latent format, or a prefix or weights that are not there.
+        UsageError: for an unknown name, device, latent format or choice, or a prefix or weights that are not there.
 
     Warns:
         CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
@@ -58,7 +62,7 @@ def load(
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
     path, name, latent_format = locate(vae, latent_format)
-    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights, choices=choices)
     for notice in loaded.notices:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
     return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
@@ -70,10 +74,11 @@ def load_as_stored(
     *,
     prefix: str | None = None,
     weights: Weights | None = None,
+    choices: Mapping[str, bool] | None = None,
 ) -> Loaded:
     """Weights as `load` finds them, in the dtype they are stored in and on the CPU; for conversion."""
     path, _, latent_format = locate(vae, latent_format)
-    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights)
+    loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights, choices=choices)
     for notice in loaded.notices:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
     return loaded

@@ -136,6 +136,9 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
 def _scaled(piece: Piece, file: Path, meaning: str | None) -> tuple[LatentFormat | None, str, str]:
     """The latent format that config.json means, or what a conversion kept of one."""
     said = piece.said
+    known = family_of(piece.config).diffusers
+    if meaning is None and known is not None and not known.scaled(piece.config):
+        return None, "", ""
     if not said.values and piece.kept:
         said = replace(said, file=file, values=piece.kept)
     channels = piece.config.z_channels
@@ -199,6 +202,8 @@ def as_format(scales: Scales, channels: int, name: str = "custom") -> ScaleShift
         made = PerChannel(name=name, channels=channels, mean=scales.mean, std=scales.std, scaling_factor=scales.factor)
     else:
         made = ScaleShift(name=name, channels=channels, scaling_factor=scales.factor, shift_factor=scales.shift)
+    if isinstance(made, ScaleShift) and (made.scaling_factor, made.shift_factor) == (1.0, 0.0):  # of whomever
+        return made
     return next((known for known in KNOWN.values() if replace(made, name=known.name) == known), made)
 
 

@@ -23,7 +23,7 @@ from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
-from calotype.texts import TextError, json_of, whole
+from calotype.texts import TextError, json_of, shown, whole
 from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, open_container
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
@@ -46,6 +46,8 @@ from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+SUBFOLDERS = ("vae", "movq", "vqvae")  # of pipelines, with the VAE in it
 
 TRAINING = "calotype_training_"  # what begins the keys of facts about a training
 
@@ -88,6 +90,7 @@ def load_weights(
     latent_format_name: str | None = None,
     prefix: str | None = None,
     weights: Weights | None = None,
+    choices: Mapping[str, bool] | None = None,
 ) -> Loaded:
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
@@ -98,11 +101,12 @@ def load_weights(
         prefix: what stands before the VAE's names in the file, where there are several VAEs.
         weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the
             whole VAE.
+        choices: flags of its configuration that no weights tell, where it has any: `quantize` of VQ autoencoders.
 
     Raises:
         WeightsError: if there is no whole, finite VAE in it; the message names the file and what is wrong.
         UsageError: if the latent format is unknown or for another number of channels, or there is no VAE under the
-            prefix, or none averaged.
+            prefix, or none averaged, or nothing to choose of that name.
     """
     path = Path(path)
     if not path.exists():
@@ -119,6 +123,8 @@ def load_weights(
             raise WeightsError(f"{file}: this file may not be read; check its permissions.") from None
     files = tuple(file for place in places for file in place)
     piece = pieces[0] if len(pieces) == 1 else _join(path, *pieces)
+    if choices:
+        piece = replace(piece, config=chosen(piece.config, choices))
     module = build(piece.config, piece.parts, piece.tensors, where=str(path))
     format_, source, question = format_of(piece, files, latent_format_name)
     return Loaded(
@@ -140,6 +146,20 @@ def load_weights(
         beside=summary(piece.choice.beside) if piece.choice else "",
         notices=(*notices, *piece.notices),
     )
+
+
+def chosen(config: NetworkConfig, choices: Mapping[str, bool]) -> NetworkConfig:
+    """A configuration with flags as somebody chose them.
+
+    Raises:
+        UsageError: if the network has no such choice.
+    """
+    family = family_of(config)
+    for name in choices:
+        if name not in family.choices:
+            known = f"; it has {', '.join(family.choices)}" if family.choices else ""
+            raise UsageError(f"A network of the kind {config.kind} has no choice {shown(name)}{known}.")
+    return replace(config, **choices)  # type: ignore[type-var]
 
 
 def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Tensor], *, where: str) -> Network:
@@ -201,12 +221,12 @@ def _locate(
     if path.is_file():
         beside = path.with_name("config.json")
         return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
-    if (path / "vae").is_dir():
+    if inside := next((name for name in SUBFOLDERS if (path / name).is_dir()), None):
         if name := audio_pipeline(path):
             raise WeightsError(
                 f"{path}: this is a pipeline for sound ({name}); its VAE is of spectrograms, not pictures."
             )
-        path = path / "vae"
+        path = path / inside
     config = path / "config.json"
     places, notices, weights = in_folder(path, weights, SUFFIXES)
     if not places and (said := told_in_folder(path)):

@@ -149,7 +149,7 @@ def diffusers_config(
         values["scaling_factor"] = format_.scaling_factor
     elif isinstance(format_, Packed):
         values |= {"batch_norm_eps": format_.eps, "patch_size": [2, 2]}
-    if format_ is None or can_mean(kept, format_):
+    if format_ is None or can_mean(kept, format_) or not diffusers.scaled(config):
         values |= {key: kept[key] for key in LATENTS if key in kept}
     allowed = diffusers.classes[values["_class_name"]].kept
     if allowed is None:
