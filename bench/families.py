@@ -51,6 +51,17 @@ SANA = {
     "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
     "downsample_block_type": "conv", "upsample_block_type": "interpolate", "scaling_factor": 0.41407,
 }  # fmt: skip
+VQ_F4 = {
+    "block_out_channels": (128, 256, 512), "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3, "layers_per_block": 2, "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+}  # fmt: skip
+MOVQ = {
+    "block_out_channels": (128, 256, 256, 512), "layers_per_block": 2, "latent_channels": 4, "vq_embed_dim": 4,
+    "num_vq_embeddings": 16384, "norm_type": "spatial",
+    "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+}  # fmt: skip
 # name -> diffusers' class, what it is made of, channels of pictures
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "sd1": ("AutoencoderKL", {}, 3),
@@ -61,6 +72,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "flux2": ("AutoencoderKLFlux2", {}, 3),
     "dc-ae": ("AutoencoderDC", SANA, 3),
     "hunyuan-image": ("AutoencoderKLHunyuanImage", HUNYUAN, 3),
+    "vq-f4": ("VQModel", VQ_F4, 3),
+    "movq": ("VQModel", MOVQ, 3),
 }
 SD1 = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -94,7 +107,8 @@ def encoded(module: Any, x: Tensor) -> Tensor:
     video = "Wan" in type(module).__name__ or "Qwen" in type(module).__name__
     with torch.inference_mode():
         out = module.encode(x[:, :, None] if video else x)
-    result: Tensor = out.latent if hasattr(out, "latent") else out.latent_dist.parameters
+    plain = next((getattr(out, name) for name in ("latent", "latents") if hasattr(out, name)), None)
+    result: Tensor = out.latent_dist.parameters if plain is None else plain
     return result[:, :, 0] if video else result
 
 
@@ -115,6 +129,8 @@ def compared(name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]
     row: dict[str, Any] = {"family": name, "class": type(module).__name__, "size": size}
     posterior = vae.encode(x)
     z = posterior.mode()
+    if hasattr(module, "quantize"):  # entries themselves, which nobody takes for others
+        z = module.quantize(z)[0]
     clamps = family_of(vae.config).clamps
     runs: dict[str, dict[str, Run]] = {
         "encode": {"calotype": lambda: vae.encode(x).moments, "diffusers": lambda: encoded(module, x)},

@@ -98,6 +98,10 @@ def test_known_formats_are_these() -> None:
         "qwen-image-2.1",
         "sana",
         "hunyuan-image",
+        "vq-f4",
+        "vq-f8",
+        "vq-f16",
+        "movq",
     ]
 
 

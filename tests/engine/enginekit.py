@@ -29,6 +29,7 @@ from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
 from calotype.families.tiny.config import TinyConfig
+from calotype.families.vq.config import VqConfig
 from calotype.families.wan.config import WanConfig
 from calotype.steps import (
     Attention,
@@ -40,10 +41,21 @@ from calotype.steps import (
     Map,
     Norm,
     Scales,
+    SpatialNorm,
     Step,
 )
 
 FEW = AutoencoderConfig(ch=4, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, norm_groups=2)
+MOVQ = VqConfig(
+    ch=32,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=1,
+    embed_dim=4,
+    n_embed=50,
+    attn_levels=(2,),
+    norm_groups=8,
+    spatial_norm=True,
+)
 
 CONFIGS: dict[str, NetworkConfig] = {
     "small": SMALL,
@@ -103,6 +115,9 @@ CONFIGS: dict[str, NetworkConfig] = {
         decoder_norms=("batch", "batch", "rms"),
         decoder_activations=("relu", "relu", "silu"),
     ),
+    "vq": VqConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, n_embed=40, attn_levels=(1,), norm_groups=4),
+    "movq": MOVQ,
+    "movq-not-quantised": replace(MOVQ, quantize=False, ch_mult=(1, 2), attn_levels=(), mid_attention=False),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }
@@ -124,11 +139,20 @@ def candidates(
     return plans._candidates(job, program(config, direction))
 
 
+def maps_read(step: Step) -> list[Map]:
+    """Maps that a step looks at, each once."""
+    others = (getattr(step, "residual", None), getattr(step, "guide", None))
+    return list(dict.fromkeys([step.source, *(one for one in others if one)]))
+
+
 def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[int, int]:
     """Rows of a map, `height` rows high, that a step looks at for rows `start` to `end` of its target."""
     if isinstance(step, Attention):
         return 0, height
     if isinstance(step, Local):
+        if one == getattr(step, "guide", None):
+            each = one.factor // step.source.factor
+            return start // each, (end - 1) // each + 1
         reach = step.kernel // 2 if isinstance(step, Gated | Scales) else 0
         return max(0, start - reach), min(height, end + reach)
     if not isinstance(step, Conv):  # a row of blocks for each row, or a row of pixels within one
@@ -245,7 +269,7 @@ class Replay:
         last = {
             m.name: i
             for i, one in enumerate(plan.passes) for step in one.steps
-            for m in (step.source, getattr(step, "residual", None) or step.source)
+            for m in maps_read(step)
         }  # fmt: skip
         for i, one in enumerate(plan.passes):
             came += self._pass(one)
@@ -259,7 +283,7 @@ class Replay:
 
     def _pass(self, one: Pass) -> int:
         self._layout(one)
-        maps = {m.name: m for step in one.steps for m in (step.source, getattr(step, "residual", None) or step.target)}
+        maps = {m.name: m for step in one.steps for m in maps_read(step)}
         maps |= {step.target.name: step.target for step in one.steps}
         self.windows = {
             name: _Window(np.full(one.windows[name], -1)) for name in maps if name in one.offsets
@@ -295,13 +319,10 @@ class Replay:
         return came
 
     def _read(self, step: Step, start: int, end: int) -> Sequence[tuple[Map, int, int]]:
-        maps = [step.source]
-        if not isinstance(step, Attention) and step.residual and step.residual != step.source:
-            maps.append(step.residual)
-        return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps]
+        return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps_read(step)]
 
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
-        if isinstance(step, LinearAttention) or (isinstance(step, Conv) and isinstance(step.norm, Norm)):
+        if isinstance(step, LinearAttention) or (isinstance(step, Conv | SpatialNorm) and isinstance(step.norm, Norm)):
             assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
         if isinstance(step, Conv) and self.plan.job.kernels == "winograd":
             tile = self.plan.job.algorithm(step).tile

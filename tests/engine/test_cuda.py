@@ -24,6 +24,7 @@ from calotype.errors import UsageError
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.network import AutoencoderKL
 from calotype.families.tiny.config import TinyConfig
+from calotype.families.vq.config import VqConfig
 from calotype.steps import Builder, Direction, Map, Norm, Program
 
 HERE = Path(__file__).resolve().parent
@@ -39,10 +40,23 @@ CONFIGS = {
     "odd": AutoencoderConfig(ch=12, ch_mult=(1, 3), num_res_blocks=1, norm_groups=4, z_channels=5),
     "one-level": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, z_channels=1),
 }
+MOVQ = VqConfig(
+    ch=32,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=1,
+    embed_dim=4,
+    n_embed=50,
+    attn_levels=(2,),
+    norm_groups=8,
+    spatial_norm=True,
+)
 OTHERS: dict[str, Any] = {
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(z_channels=32, pool=True),
     "folded": FoldedConfig(ch=(32, 48), encoder_blocks=(1, 2), decoder_blocks=(2, 1)),
+    "vq": VqConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, n_embed=40, attn_levels=(1,), norm_groups=4),
+    "movq": MOVQ,
+    "movq-not-quantised": replace(MOVQ, quantize=False),
     **{name: replace(SMALL, activation=name) for name in ("gelu", "mish", "relu")},  # type: ignore[arg-type]
 }
 HALVES = (torch.bfloat16, torch.float16)
@@ -80,13 +94,15 @@ def test_results_are_the_modules(name: str, size: tuple[int, int, int]) -> None:
         assert result.stride() == right.stride()
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-pool", "folded", "gelu", "mish", "relu"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "tiny-pool", "folded", "gelu", "mish", "relu", "vq", "movq", "movq-not-quantised"]
+)
 def test_every_network_is_computed(name: str) -> None:
     module = network(OTHERS[name])
     x, z = inputs(OTHERS[name], 2, 3, 5)
+    exact: Any = copy.deepcopy(module).double()
     with torch.no_grad():
-        given = module.encode(x)
-        expected = getattr(given, "moments", given.mode()), module.decode(z)
+        expected = exact.encode(x.double()).moments.float(), exact.decode(z.double()).float()
     for result, right in zip((cuda.encode_moments(module, x), cuda.decode(module, z)), expected, strict=True):
         assert_close(result, right, 1e-5)
 

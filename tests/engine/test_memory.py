@@ -234,15 +234,15 @@ SETUP = """
 import os, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 import torch
-from support import kl
+from support import network
 from calotype.families.kl.config import AutoencoderConfig
+from calotype.families.vq.config import VqConfig
 from calotype.engine import memory, plan as plans
 from calotype.engine.blocks import Job
 from calotype.engine.run import Engine, rows_of
 torch.set_num_threads(2)
 memory.IDLE = 0
-config = AutoencoderConfig(ch=64)
-engine = Engine(kl(config), torch.device("cpu"), torch.{dtype}, {engine!r})
+engine = Engine(network({config}), torch.device("cpu"), torch.{dtype}, {engine!r})
 
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
@@ -288,7 +288,8 @@ engine("decode", torch.randn(1, 4, 24, 24), progress=progress)
 def script(body: str, engine: str, **values: Any) -> list[str]:
     text = (SETUP + body).format(
         tests=str(HERE.parent), here=str(HERE), engine=engine,
-        kernels="winograd" if engine == "winograd" else "reference", **{"dtype": "float32", **values},
+        kernels="winograd" if engine == "winograd" else "reference",
+        **{"dtype": "float32", "config": "AutoencoderConfig(ch=64)", **values},
     )  # fmt: skip
     return [sys.executable, "-c", text]
 
@@ -325,6 +326,21 @@ def test_runs_take_what_plans_say(
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     peak, measured = map(int, done.stdout.split())
     assert peak > 80e6
+    print(f"planned {peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured <= peak <= 1.15 * measured
+
+
+@pytest.mark.slow
+@linux_only
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("rows", "columns", "memory"), [(64, 64, None), (64, 96, 200_000_000)])
+def test_runs_with_codebooks_and_norms_that_follow_latents_take_what_plans_say(
+    engine: str, rows: int, columns: int, memory: int | None
+) -> None:
+    config = "VqConfig(ch=64, ch_mult=(1, 2, 2, 4), embed_dim=4, n_embed=16384, attn_levels=(3,), spatial_norm=True)"
+    command = script(MEASURE, engine, way="decode", rows=rows, columns=columns, memory=memory, config=config)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    peak, measured = map(int, done.stdout.split())
     print(f"planned {peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert measured <= peak <= 1.15 * measured
 

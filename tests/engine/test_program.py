@@ -17,7 +17,8 @@ from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.steps import Attention, Conv, Direction, Fold, Gated, Norm, Scales
+from calotype.families.vq.presets import MOVQ, VQ_F4
+from calotype.steps import Attention, Conv, Direction, Fold, Gated, Norm, Quantized, Scales, SpatialNorm
 
 ALL = {
     **CONFIGS,
@@ -26,6 +27,8 @@ ALL = {
     "kl-f16": AutoencoderConfig(ch_mult=(1, 1, 2, 2, 4), z_channels=16, attn_levels=(4,)),
     "builtin": FoldedConfig(),
     "sana": DcaeConfig(),
+    "vq-f4": VQ_F4,
+    "kandinsky": MOVQ,
 }
 
 
@@ -48,6 +51,10 @@ def keys(config: NetworkConfig, direction: Direction) -> list[str]:
             found += [f"{step.weights}.{x}.{y}" for x in parts for y in ("weight", "bias")]
         elif isinstance(step, Gated):
             found += [f"{step.weights}.{leaf}" for leaf in ("weight", "bias")]
+        elif isinstance(step, Quantized):
+            found.append(step.weights)
+        elif isinstance(step, SpatialNorm):
+            found += [f"{step.weights}.{x}.{y}" for x in ("conv_y", "conv_b") for y in ("weight", "bias")]
         elif isinstance(step, Scales):
             found += [f"{step.weights}.{i}.{j}.weight" for i in range(len(step.kernels)) for j in (0, 1)]
         elif isinstance(step, Conv):
@@ -62,7 +69,8 @@ def keys(config: NetworkConfig, direction: Direction) -> list[str]:
 def test_every_weight_is_used_once(name: str) -> None:
     module = on_meta(ALL[name])
     used = Counter(keys(ALL[name], "encode") + keys(ALL[name], "decode"))
-    assert set(used) == {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
+    unread = "" if getattr(ALL[name], "quantize", True) else "quantize.embedding.weight"
+    assert set(used) == {k for k in module.state_dict() if not k.endswith("num_batches_tracked") and k != unread}
     assert set(used.values()) == {1}
     for key in keys(ALL[name], "encode"):
         assert key.startswith(("encoder.", "quant_conv."))
@@ -75,7 +83,8 @@ def test_steps_have_the_shapes_of_the_weights(name: str, direction: Direction) -
     before = set()
     for step in program(ALL[name], direction).steps:
         residual = None if isinstance(step, Attention) else step.residual
-        maps = [step.source, *([residual] if residual else [])]
+        guide = getattr(step, "guide", None)
+        maps = [step.source, *(one for one in (residual, guide) if one)]
         assert all(one.name in before or not before for one in maps)
         assert step.target.name not in before
         before |= {one.name for one in maps} | {step.target.name}
@@ -85,6 +94,13 @@ def test_steps_have_the_shapes_of_the_weights(name: str, direction: Direction) -
             assert k * (taps[0] * taps[1] if taps else 1) == step.source.channels * step.kernel**2
         if residual:
             assert (residual.channels, residual.factor) == (step.target.channels, step.target.factor)
+        if isinstance(step, Quantized):
+            assert state[step.weights].shape == (step.entries, step.source.channels)
+            assert step.source.channels == step.target.channels
+        if isinstance(step, SpatialNorm):
+            for part in ("conv_y", "conv_b"):
+                assert state[f"{step.weights}.{part}.weight"].shape[:2] == (step.source.channels, step.guide.channels)
+            assert step.repeat * step.source.factor == step.guide.factor
         if isinstance(step, Gated):
             assert state[f"{step.weights}.weight"].shape == (step.source.channels, 1, step.kernel, step.kernel)
             assert step.target.channels == step.source.channels // 2
@@ -102,10 +118,10 @@ def test_steps_are_the_plain_networks_layers(name: str) -> None:
     modules = dict(on_meta(ALL[name]).named_modules())
     for direction in ("encode", "decode"):
         for step in program(ALL[name], direction).steps:
-            if isinstance(step, Conv | Attention) and step.norm:
+            if isinstance(step, Conv | Attention | SpatialNorm) and step.norm:
                 norm: Any = modules[step.norm.weights]
                 assert hasattr(norm, "num_groups") == isinstance(step.norm, Norm)
-            if isinstance(step, Conv | Attention) and isinstance(step.norm, Norm):
+            if isinstance(step, Conv | Attention | SpatialNorm) and isinstance(step.norm, Norm):
                 assert (norm.num_groups, norm.eps) == (step.norm.groups, step.norm.eps)
             if isinstance(step, Conv) and not step.weights.endswith("encoder.down"):
                 conv: Any = modules[step.weights]
@@ -130,11 +146,17 @@ def counted(module: nn.Module, x: torch.Tensor, direction: Direction) -> int:
         nonlocal total
         total += 2 * (2 * head_dim + 1) * given[0].numel()  # values with keys, both with queries
 
+    def codebook(child: Any, given: Any, result: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * given[0].numel() * len(child.embedding.weight)
+
     head_dim = getattr(module.config, "head_dim", 0)
     hooks = []
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             hooks.append(child.register_forward_hook(convolution))
+        elif type(child).__name__ == "Codebook":
+            hooks.append(child.register_forward_hook(codebook))
         elif type(child).__name__ == "LinearAttention":
             hooks.append(child.proj.register_forward_hook(linear_attention))
         elif type(child).__name__ == "AttnBlock" and hasattr(child, "proj_out"):
@@ -166,7 +188,7 @@ def test_a_picture_of_stable_diffusion() -> None:
     assert decoder.source.values(512, 768) == 4 * 64 * 96
 
 
-@pytest.mark.parametrize("config", [AutoencoderConfig(), TinyConfig(pool=True), FoldedConfig(), DcaeConfig()])
+@pytest.mark.parametrize("config", [AutoencoderConfig(), TinyConfig(pool=True), FoldedConfig(), DcaeConfig(), MOVQ])
 def test_steps_can_be_read(config: NetworkConfig) -> None:
     for direction in ("encode", "decode"):
         for step in program(config, direction).steps:
@@ -187,3 +209,9 @@ def test_what_steps_say() -> None:
     folded = [str(step) for step in program(FoldedConfig(), "decode").steps]
     assert folded[-1] == "pixel shuffle 4x4"
     assert str(program(FoldedConfig(), "encode").steps[0]) == "pixel unshuffle 4x4"
+    movq = {step.target.name: str(step) for step in program(MOVQ, "decode").steps}
+    assert movq["quantize"] == "the nearest of 16384 vectors"
+    assert movq["decoder.mid.block_1.norm1"] == "GroupNorm(32) scaled and shifted by quantize, silu"
+    assert movq["decoder.mid.attn_1.norm"] == "GroupNorm(32) scaled and shifted by quantize"
+    assert movq["decoder.mid.attn_1"] == "attention over all positions"
+    assert movq["decoder.mid.attn_1.sum"] == "+ decoder.mid.block_1.conv2"

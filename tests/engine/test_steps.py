@@ -1,20 +1,26 @@
-"""Steps that not every family has, against plain torch: per-pixel norms, fused attention, shuffles with shortcuts."""
+"""Steps that not every family has, against plain torch: per-pixel norms, fused attention, shuffles with shortcuts,
+codebooks, and norms that follow the latents."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.enginekit import Replay, execute
+from engine.enginekit import MOVQ, Replay, execute
+from support import network
 from torch import Tensor, nn
 
-from calotype.engine import cuda, plan as plans
+from calotype.engine import blocks, cuda, local, plan as plans
 from calotype.engine.blocks import Job
 from calotype.engine.reference import fold
-from calotype.steps import Builder, Fold, Map, PixelNorm, Program
+from calotype.families import program
+from calotype.families.vq.presets import MOVQ as KANDINSKY
+from calotype.steps import Attention, Builder, Fold, Map, PixelNorm, Program, Quantized, SpatialNorm
 
 KERNELS = ["winograd", "reference"]
 LEAST = 1e-12
@@ -175,3 +181,76 @@ def test_the_last_of_two_frames(channels: int, out: int) -> None:
     expected = many[:, 1].permute(0, 3, 1, 4, 2).reshape(channels, 4, 6)
     up = Fold(source=Map("b", out, 2), target=Map("a", channels, 1), frames=2)
     assert torch.equal(fold(up, given), expected.permute(1, 2, 0))
+
+
+# Codebooks
+
+
+@pytest.mark.parametrize("entries", [1, 7, 70])
+def test_the_nearest_of_a_codebook(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codebook, x = torch.randn(entries, 5), torch.randn(33, 5)
+    step = Quantized(source=Map("a", 5, 1), target=Map("b", 5, 1), weights="codebook", entries=entries)
+    expected = codebook[(x.double()[:, None] - codebook.double()).square().sum(2).argmin(1)]
+    for at_once in (2048, 16, 1):
+        monkeypatch.setattr(local, "ENTRIES", at_once)
+        assert torch.equal(local.quantized(step, x, {"codebook": codebook}), expected)
+    one_by_one = torch.cat([local.quantized(step, row[None], {"codebook": codebook}) for row in x])
+    assert torch.equal(one_by_one, expected)
+
+
+def test_entries_equally_near_are_chosen_alike_however_many_positions_are_taken() -> None:
+    """Beside one another float32's products round now so and now so."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(4096, 3, generator=generator)
+    # between two entries, nearly in the middle
+    a, b = codebook[:200], codebook[2000:2200]
+    x = (a + b) / 2 + 1e-4 * (a - b)
+    step = Quantized(source=Map("a", 3, 1), target=Map("b", 3, 1), weights="codebook", entries=4096)
+    whole = local.quantized(step, x, {"codebook": codebook})
+    for at_once in (1, 7, 50):
+        parts = [local.quantized(step, part, {"codebook": codebook}) for part in x.split(at_once)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_latent_that_is_not_finite_is_not_hidden_by_an_entry() -> None:
+    x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [0.0, torch.inf]])
+    step = Quantized(source=Map("a", 2, 1), target=Map("b", 2, 1), weights="codebook", entries=3)
+    found = local.quantized(step, x, {"codebook": torch.randn(3, 2)})
+    assert found.isfinite().all(1).tolist() == [True, False, False]
+
+
+# Norms that follow a smaller map
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("at_once", [1, 96, 2000])
+def test_blocks_of_a_spatial_norm_change_nothing(at_once: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of rows, rows, and rows that one latent stands for: whatever fits."""
+    module = network(MOVQ)
+    z = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        expected = copy.deepcopy(module).double().decode(z[None].double())[0]
+    monkeypatch.setattr(blocks, "REFERENCE", 4 * at_once)
+    job = Job(12, 20, kernels, 1)
+    found = plans._candidates(job, module.program("decode"))
+    plans._candidates.cache_clear()
+    for one in found[:: max(1, len(found) // 3)]:
+        made = execute(module, one, z)
+        assert (made - expected).abs().max() <= 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_what_a_spatial_norm_makes_is_never_whole(quantize: bool) -> None:
+    steps = program(replace(MOVQ, quantize=quantize), "decode")
+    norms = [step for step in steps.steps if isinstance(step, SpatialNorm)]
+    attended = {step.source.name for step in steps.steps if isinstance(step, Attention)}
+    assert len(norms) == 2 * (2 + 2 * 3) + 1 + 2 + 1  # of blocks, of attention, and the last
+    for one in plans._candidates(Job(128, 128), steps):
+        for step in norms:
+            assert (one.places[step.target.name] == "rows") == (step.target.name not in attended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("memory", "size"), [(512_000_000, 2048), (10**9, 4096)])
+def test_a_large_picture_in_little_memory(memory: int, size: int) -> None:
+    assert plans.plan(program(KANDINSKY, "decode"), size, size, memory=memory, threads=2).peak <= memory

@@ -404,7 +404,7 @@ def test_an_average_beside_two_vaes(tmp_path: Path) -> None:
             {"encoder.conv_in.weight": torch.zeros(8, 8, 3), "decoder.conv_in.weight": torch.zeros(8, 8, 3)},
             "an audio VAE",
         ),
-        ({**C, "quantize.embedding.weight": torch.zeros(8, 4)}, "a VQ autoencoder"),
+        ({**C, "quantize.embed.weight": torch.zeros(8, 4)}, "a VQ autoencoder"),
     ],
 )
 def test_the_image_vae_is_taken_beside_another(tmp_path: Path, other: dict[str, Tensor], what: str) -> None:

@@ -240,7 +240,14 @@ def test_what_changes_nothing_does_not_disturb(fields: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize(
     "name",
-    ["VQModel", "AutoencoderKLCosmos", "AsymmetricAutoencoderKL", "AutoencoderRAE", "ConsistencyDecoderVAE", "MyVAE"],
+    [
+        "PaellaVQModel",
+        "AutoencoderKLCosmos",
+        "AsymmetricAutoencoderKL",
+        "AutoencoderRAE",
+        "ConsistencyDecoderVAE",
+        "MyVAE",
+    ],
 )
 def test_other_autoencoders_are_told_by_their_class(name: str, tmp_path: Path) -> None:
     reference().save_pretrained(tmp_path)

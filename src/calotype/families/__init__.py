@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.errors import UsageError
-from calotype.families import dcae, folded, hunyuan, kl, tiny, wan
+from calotype.families import dcae, folded, hunyuan, kl, tiny, vq, wan
 from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset
 from calotype.steps import Direction, Program
 from calotype.texts import TextError, made, shown
@@ -25,7 +25,15 @@ from calotype.texts import TextError, made, shown
 if TYPE_CHECKING:
     from calotype.families.network import Network
 
-FAMILIES: tuple[Family, ...] = (folded.FAMILY, wan.FAMILY, dcae.FAMILY, hunyuan.FAMILY, kl.FAMILY, tiny.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    folded.FAMILY,
+    wan.FAMILY,
+    dcae.FAMILY,
+    hunyuan.FAMILY,
+    vq.FAMILY,
+    kl.FAMILY,
+    tiny.FAMILY,
+)
 """In the order in which they are told."""
 
 _SHOWN = (kl.FAMILY, tiny.FAMILY, *(family for family in FAMILIES if family not in (kl.FAMILY, tiny.FAMILY)))

@@ -81,11 +81,6 @@ AUTOENCODERS: tuple[Other, ...] = (
         advice="get the weights that it was converted from",
     ),
     # quantised latents
-    Other(
-        "a MoVQ (Kandinsky 2's and 3's VQ autoencoder)",
-        (r"quantize\..*", r"decoder\..*\.(conv_y|conv_b)\..*"),
-        "VQModel",
-    ),
     Other("a Paella VQGAN (stage A of Stable Cascade or Würstchen)", (r"vquantizer\..*",), "PaellaVQModel"),
     Other(
         "the image encoder or previewer of Stable Cascade's stage C",
