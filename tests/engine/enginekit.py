@@ -28,6 +28,7 @@ from calotype.families.folded.config import FoldedConfig
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
+from calotype.families.taehv.config import TaehvConfig
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.wan.config import WanConfig
 from calotype.steps import (
@@ -103,6 +104,7 @@ CONFIGS: dict[str, NetworkConfig] = {
         decoder_norms=("batch", "batch", "rms"),
         decoder_activations=("relu", "relu", "silu"),
     ),
+    "taehv": TaehvConfig(),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }
