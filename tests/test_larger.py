@@ -20,7 +20,8 @@ from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.reconstruct import reconstruct
 from calotype.evaluate.setup import Setup
 from calotype.latents import load_latents, save_latents
-from calotype.pixels import Picture, read_picture, read_picture_rows, to_uint8
+from calotype.pixels import read_picture, read_picture_rows, to_uint8
+from calotype.sources import open_source
 from calotype.vae import VAE, load
 
 
@@ -101,16 +102,16 @@ def test_latents_are_those_of_the_network_without_it(vae: VAE, tmp_path: Path) -
     assert plain.decode_image(vae.encode_image(image()), any_vae=True).size == (37, 22)
 
 
-def picture_of(path: Path) -> Picture:
+def picture_of(path: Path) -> Path:
     image().save(path)
-    return read_picture(path)
+    return path
 
 
 NEEDING: dict[str, Callable[[VAE, Path, Path], object]] = {
-    "A reconstruction": lambda vae, folder, tmp: reconstruct(vae, picture_of(tmp / "a.png")),
+    "A reconstruction": lambda vae, folder, tmp: reconstruct(vae, read_picture(picture_of(tmp / "a.png"))),
     "An evaluation": lambda vae, folder, tmp: Setup(
         vaes=(str(folder),), protocol=Protocol(), metrics=("psnr",), distances=("frechet",), device="cpu"
-    ).build([]),  # type: ignore[arg-type]
+    ).build(open_source(picture_of(tmp / "a.png").parent)),
     "A blend": lambda vae, folder, tmp: blend(
         vae,
         read_picture_rows(image()),

@@ -24,7 +24,7 @@ from calotype.errors import FetchError, UsageError
 from calotype.families import PRESETS
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.latents import KNOWN
+from calotype.latents import KNOWN, MODEL
 from calotype.vae import locate
 from calotype.weights import fetch as fetch_module
 from calotype.weights.fetch import fetch
@@ -442,7 +442,7 @@ def test_another_name_gets_the_list() -> None:
 
 def test_presets_name_what_is_known_of_them() -> None:
     for name, preset in PRESETS.items():
-        assert preset.latent_format in (*KNOWN, "flux2"), name
+        assert preset.latent_format.removeprefix(MODEL) in (*KNOWN, "flux2"), name
         assert preset.repo.count("/") == 1
         assert preset.licence
         assert preset.about

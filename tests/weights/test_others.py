@@ -30,7 +30,6 @@ NARROW = {"block_out_channels": (32, 64)}
 CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
     ("VQModel", "vq_model", {}, "a VQ autoencoder"),
     ("VQModel", "vq_model", {"norm_type": "spatial"}, "a MoVQ"),
-    ("AsymmetricAutoencoderKL", "autoencoder_asym_kl", {}, "an asymmetric VAE"),
     ("ConsistencyDecoderVAE", "consistency_decoder_vae", {}, "a VAE with a consistency decoder"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
     ("AutoencoderRAE", "autoencoder_rae", {}, "an RAE"),
@@ -98,7 +97,6 @@ ORIGINALS = {
     "a VQ autoencoder": names("encoder.conv_in.weight decoder.conv_in.weight quantize.embedding.weight:2"),
     "a MoVQ": names("encoder.conv_in.weight decoder.conv_in.weight quantize.embedding.weight:2 "
                     "decoder.mid.block_1.norm1.conv_y.weight decoder.mid.block_1.norm1.conv_b.weight"),
-    "a tiny video VAE": names("encoder.0.weight encoder.1.weight decoder.1.weight decoder.22.bias:1"),
     "a VAE of Stable Video Diffusion": names(
         "encoder.conv_in.weight decoder.conv_in.weight decoder.mid.block_1.time_stack.in_layers.2.weight:5"
     ),
