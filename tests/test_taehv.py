@@ -9,11 +9,13 @@ import taekit
 import torch
 from support import assert_close, fill, pictures, write
 
+from calotype.engine.run import EngineName
 from calotype.families import make_network
 from calotype.families.taehv.config import TaehvConfig
 from calotype.families.taehv.network import VideoTinyAutoencoder
+from calotype.pixels import pad
 from calotype.posterior import Point
-from calotype.vae import load
+from calotype.vae import VAE, load
 from calotype.weights.load import load_weights
 
 CONFIGS = {"taew2_1": TaehvConfig(), "taew2_2": TaehvConfig(z_channels=48)}
@@ -62,17 +64,20 @@ def test_two_frames_tell(files: tuple[str, Path]) -> None:
             assert (taekit.encode(name, changed, x) - taekit.encode(name, given, x)).abs().max() > 0.01
 
 
-def test_a_picture_of_any_size_goes_through_the_engine(files: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("engine", ["reference", "auto", "fused"])
+def test_a_picture_of_any_size_goes_through_the_engine(engine: EngineName, files: tuple[str, Path]) -> None:
     _, path = files
-    vae = load(path, device="cpu")
+    vae = VAE(load_weights(path), engine=engine)
     x = pictures(3, 1, 37, 50)
     z = vae.encode(x).mode()
     f = vae.factor
     assert z.shape == (1, vae.latent_channels, -(-37 // f), -(-50 // f))
-    pixels = vae.decode(z, (37, 50))
-    assert pixels.shape == x.shape
     with torch.inference_mode():
-        assert_close(pixels, vae.module.decode(z).clamp(-1, 1)[:, :, :37, :50])
+        whole = vae.module.decode(z)
+        assert_close(z, vae.module.encode(pad(x, f)[0]).mode())
+    assert_close(vae.decode(z, (37, 50), clamp=False), whole[:, :, :37, :50])
+    least = vae.engine.plan("decode", *whole.shape[2:], memory="20MB").peak
+    assert_close(torch.cat(list(vae.decode_rows(z[0], memory=least)), 1), whole[0].clamp(-1, 1))
 
 
 def test_pixels_are_limited_as_its_project_limits_them(files: tuple[str, Path]) -> None:

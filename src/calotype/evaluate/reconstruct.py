@@ -147,8 +147,8 @@ def reconstruct_files(
         NonFiniteError: what is decoded is not finite in float32 either.
     """
     height, width = picture.size
-    require_as_large(vae.config, "A reconstruction")
     require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
+    require_as_large(vae.config, "A reconstruction")
     channels = vae.picture_channels
     alpha = picture.alpha if channels < 4 else None
     whole = for_channels(picture, channels)
