@@ -17,6 +17,7 @@ from calotype.errors import LatentsError, UsageError, WeightsError
 from calotype.families import make_network
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.network import AutoencoderKL
+from calotype.families.kl.presets import PRESETS
 from calotype.vae import VAE, load
 from calotype.weights.load import Loaded, load_weights
 from calotype.weights.save import save_weights
@@ -182,8 +183,11 @@ def test_every_layout_there_and_back(both: tuple[Any, Loaded], tmp_path: Path) -
     module, loaded = both
     save_weights(loaded.module, tmp_path / "x.safetensors", layout="ldm", kept=loaded.kept)
     save_weights(loaded.module, tmp_path / "folder", layout="diffusers", format_=loaded.format, kept=loaded.kept)
-    save_weights(loaded.module, tmp_path / "keras", layout="keras")
-    for place in ("x.safetensors", "folder", "keras"):
+    places = ["x.safetensors", "folder"]
+    if loaded.module.config == NARROW:  # whose files a process of its own reads, which takes a while
+        save_weights(loaded.module, tmp_path / "keras", layout="keras")
+        places.append("keras")
+    for place in places:
         again = load_weights(tmp_path / place)
         assert again.module.config == loaded.module.config
         assert same_tensors(again.module, loaded.module)
@@ -196,7 +200,7 @@ def test_every_layout_there_and_back(both: tuple[Any, Loaded], tmp_path: Path) -
     }
 
 
-@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_the_original_names_are_read(prefix: str, tmp_path: Path) -> None:
     """Those of the project's own checkpoints, which have the decoder's levels twice."""
     module = fill(make_network(AutoencoderConfig(ch=32, decoder_ch=64, condition=True, num_res_blocks=1)), 0)
@@ -291,13 +295,11 @@ def test_what_diffusers_can_not_hold_is_written_to_one_file(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "blocks"), [(192, 3), (256, 5)], ids=["x-1.5", "x-2"])
-def test_full_size(width: int, blocks: int, tmp_path: Path) -> None:
-    config = AutoencoderConfig(decoder_ch=width, decoder_num_res_blocks=blocks, condition=True)
-    module = theirs(config)
+def test_full_size(tmp_path: Path) -> None:
+    module = theirs(PRESETS["asymmetric-vae-x-2"].config)
     module.save_pretrained(tmp_path)
     loaded = load_weights(tmp_path)
-    assert loaded.module.config == config
+    assert loaded.module.config == PRESETS["asymmetric-vae-x-2"].config
     z, x, mask = torch.randn(1, 4, 5, 3), pictures(0, 1, 40, 24), mask_of(1, 40, 24)
     with torch.inference_mode():
         assert_close(loaded.module.decode(z), module.decode(z).sample)
