@@ -21,6 +21,7 @@ from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.names import ldm_to_diffusers
 from calotype.families.kl.network import AutoencoderKL
 from calotype.families.network import Network
+from calotype.families.taehv.config import TaehvConfig
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.tiny.network import TinyAutoencoder
 
@@ -53,7 +54,9 @@ def fill(module: Any, seed: int, gain: float = 1.0) -> Any:
 
 def network(config: NetworkConfig, seed: int = 0) -> Network:
     """A network with random weights."""
-    module: Network = fill(make_network(config), seed, gain=0.7 if isinstance(config, TinyConfig) else 1.0)
+    module: Network = fill(
+        make_network(config), seed, gain=0.7 if isinstance(config, TinyConfig | TaehvConfig) else 1.0
+    )
     return module
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import taekit
 import torch
-from support import assert_close, fill, import_diffusers, pictures, same_tensors, tensors_of, tiny, write
+from PIL import Image
+from support import assert_close, fill, import_diffusers, one_sentence, pictures, same_tensors, tensors_of, tiny, write
 from torch import Tensor
 
+from calotype.errors import UsageError, WeightsError
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.tiny.network import Block, TinyAutoencoder
 from calotype.latents import same_as_model
 from calotype.posterior import Point
+from calotype.vae import load
 from calotype.weights.load import load_weights
 
+SIDES = ("encoder", "decoder")
 TAESD, TAESD3, TAEF2 = TinyConfig(), TinyConfig(z_channels=16), TinyConfig(z_channels=32, pool=True)
 
 
@@ -87,7 +93,7 @@ def test_latents_are_softly_limited_to_three() -> None:
 
 
 def test_the_pooled_branch_is_added_before_the_convolutions() -> None:
-    block: Any = fill(Block(pool=True), 0, gain=0.7)
+    block: Any = fill(Block(64, pool=True), 0, gain=0.7)
     x = torch.randn(2, 64, 5, 6)
     norm = block.pool[1]
     assert (norm.num_groups, norm.num_channels) == (4, 256)
@@ -130,3 +136,78 @@ def test_real_taef2_weights_reconstruct_a_picture(shared: Path) -> None:
     assert torch.equal(loaded.format.to_raw(model), z)
     psnr = 10 * torch.log10(4 / (again.clamp(-1, 1) - x).square().mean())
     assert psnr > 30  # smooth colours: a wrong block, clamp or range is far below
+
+
+PUBLISHED = {
+    "taeqi2_1": TinyConfig(z_channels=64, in_channels=4, variant="f16"),
+    "taesana": TinyConfig(z_channels=32, variant="f32"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_larger_ones_are_what_their_project_computes(name: str, tmp_path: Path) -> None:
+    config, given = PUBLISHED[name], taekit.tensors(name)
+    module = load_weights(write(tmp_path / "x.safetensors", given)).module
+    assert module.config == config
+    f, channels = config.factor, config.picture_channels
+    for seed, (h, w) in enumerate(((3, 2), (1, 5))):
+        x = pictures(seed, 2, h * f, w * f)
+        x = torch.cat([x, x.flip(3)], 1)[:, :channels]
+        z = 3 * torch.randn(2, config.z_channels, h, w)
+        with torch.inference_mode():
+            assert_close(module.encode(x).mode(), taekit.encode(name, given, (x + 1) / 2))
+            assert_close(module.decode(z), taekit.decode(name, given, z) * 2 - 1)
+
+
+@pytest.mark.parametrize("form", ["{side}.{key}", "taesd_{side}.{key}", "{side}.layers.{shifted}", "halves"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_larger_ones_are_read_in_every_form(name: str, form: str, tmp_path: Path) -> None:
+    given = taekit.tensors(name)
+    parts = {side: {k.partition(".")[2]: t for k, t in given.items() if k.startswith(side)} for side in SIDES}
+    if form == "halves":
+        for side, tensors in parts.items():
+            path = tmp_path / f"{name}_{side}.pth"
+            torch.save(tensors, path)
+            alone = load_weights(path)
+            assert (alone.parts, alone.module.config) == ({side}, PUBLISHED[name])
+        loaded = load_weights(tmp_path)
+    else:
+        named = {}
+        for side, tensors in parts.items():
+            for key, tensor in tensors.items():
+                index, _, rest = key.partition(".")
+                shifted = f"{int(index) - (side == 'decoder')}.{rest}"  # there the clamp is not of its list
+                named[form.format(side=side, key=key, shifted=shifted)] = tensor
+        loaded = load_weights(write(tmp_path / "x.safetensors", named))
+    assert loaded.module.config == PUBLISHED[name]
+    assert loaded.layout == "taesd"
+    assert all(torch.equal(value, given[key]) for key, value in loaded.module.state_dict().items())
+    imitated = {"taeqi2_1": "qwen-image-2.1", "taesana": "sana"}[name]
+    assert loaded.format == same_as_model(imitated, PUBLISHED[name].z_channels)
+
+
+def test_pictures_of_four_channels(tmp_path: Path) -> None:
+    """Alpha goes in and comes out, whatever the variant."""
+    for config in (TinyConfig(in_channels=4), PUBLISHED["taeqi2_1"]):
+        vae = load(write(tmp_path / f"{config.variant}.safetensors", tensors_of(tiny(config, 3))), device="cpu")
+        assert vae.picture_channels == 4
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 33, 4), dtype=np.uint8))
+        latents = vae.encode_image(image)
+        assert latents.alpha is None
+        again = vae.decode_image(latents)
+        assert (again.mode, again.size) == ("RGBA", (33, 21))
+
+
+def test_blocks_of_pixels_have_all_their_channels(tmp_path: Path) -> None:
+    given = taekit.tensors("taeqi2_1")
+    given["encoder.1.weight"] = given["encoder.1.weight"][:, :15].contiguous()
+    given["decoder.19.weight"], given["decoder.19.bias"] = given["decoder.19.weight"][:15].contiguous(), torch.zeros(15)
+    with pytest.raises(WeightsError, match="15 channels of blocks of 2x2 pixels") as error:
+        load_weights(write(tmp_path / "x.safetensors", given))
+    one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(("values", "message"), [({"variant": "f64"}, "f8, f16, f32"), ({"pool": True}, "pooled")])
+def test_networks_that_there_are_not(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TinyConfig(**{"variant": "f16", **values})

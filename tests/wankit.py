@@ -39,6 +39,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], WanConfig]] = {
         "AutoencoderKLWan", {**SMALL_21, "num_res_blocks": 2, "attn_scales": [0.5]},
         WanConfig(base_dim=8, dim_mult=(1, 2, 2), attn_levels=(1,)),
     ),
+    "wan-2.1-larger": (
+        "AutoencoderKLWan", {**SMALL_21, "out_channels": 12},
+        WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, enlarges=2),
+    ),
     "qwen-image": (
         "AutoencoderKLQwenImage", SMALL_21, WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1)
     ),
@@ -76,6 +80,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], WanConfig]] = {
 
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "wan-2.1": ("AutoencoderKLWan", {}),
+    "wan-2.1-larger": ("AutoencoderKLWan", {"out_channels": 12}),
     "qwen-image": ("AutoencoderKLQwenImage", {}),
     "qwen-image-layered": ("AutoencoderKLQwenImage", {"input_channels": 4}),
     "wan-2.2": (

@@ -30,6 +30,8 @@ from calotype.texts import COUNT, TextError, is_number, json_of, made, shown, wh
 
 Space = Literal["raw", "model"]
 
+MODEL = "model:"  # what begins the name of a format whose raw latents are the model latents of the one named
+
 _LARGEST = torch.finfo(torch.float32).max
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -224,11 +226,15 @@ KNOWN: Mapping[str, ScaleShift | PerChannel] = {
 
 
 def latent_format(name: str, channels: int) -> LatentFormat:
-    """The known format of that name; ``none`` leaves latents as they are.
+    """The known format of that name; ``none`` leaves latents as they are, and so does ``model:NAME``, where they are
+    NAME's model latents already.
 
     Raises:
         UsageError: if there is none, or it is for another number of channels.
     """
+    if name.startswith(MODEL):
+        known = latent_format(name.removeprefix(MODEL), channels)
+        return same_as_model(known.name, channels)
     if name == "none":
         return ScaleShift(name="none", channels=channels, scaling_factor=1.0)
     if name not in KNOWN:

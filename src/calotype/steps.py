@@ -397,12 +397,18 @@ class Builder:
     direction: Direction
     steps: list[Step] = field(default_factory=list)
 
-    def conv(self, source: Map, channels: int, weights: str, kernel: Literal[1, 3] = 3, **more: object) -> Map:
-        """A convolution; `more` is as for `Conv`."""
+    def conv(
+        self, source: Map, channels: int, weights: str, kernel: Literal[1, 3] = 3, *, name: str = "", **more: object
+    ) -> Map:
+        """A convolution; `more` is as for `Conv`.
+
+        Args:
+            name: of the map, where others are made with the same weights.
+        """
         resample = more.get("resample", "none")
         factor = source.factor * 2 if resample == "down" else source.factor // 2 if resample == "up" else source.factor
         more.setdefault("pad", kernel // 2)
-        target = Map(weights, channels, factor)
+        target = Map(name or weights, channels, factor)
         self.steps.append(Conv(source=source, target=target, weights=weights, kernel=kernel, **more))  # type: ignore[arg-type]
         return target
 

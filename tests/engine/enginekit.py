@@ -28,6 +28,7 @@ from calotype.families.folded.config import FoldedConfig
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.network import Network
+from calotype.families.taehv.config import TaehvConfig
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.vq.config import VqConfig
 from calotype.families.wan.config import WanConfig
@@ -118,6 +119,7 @@ CONFIGS: dict[str, NetworkConfig] = {
     "vq": VqConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, n_embed=40, attn_levels=(1,), norm_groups=4),
     "movq": MOVQ,
     "movq-not-quantised": replace(MOVQ, quantize=False, ch_mult=(1, 2), attn_levels=(), mid_attention=False),
+    "taehv": TaehvConfig(),
     "tiny": TinyConfig(),
     "tiny-pool": TinyConfig(pool=True, z_channels=16),
 }

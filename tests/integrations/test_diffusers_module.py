@@ -476,8 +476,16 @@ def test_files_are_saved_as_asked(pair: tuple[Any, Any], theirs: Any, tmp_path: 
     same(theirs.from_pretrained(tmp_path / "c"), reference)
 
 
-def test_narrower_decoders_are_refused(ours: Any, tmp_path: Path) -> None:
-    config = replace(F8, decoder_ch=16)
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(F8, decoder_ch=16),
+        replace(F8, decoder_num_res_blocks=F8.num_res_blocks + 1),
+        AutoencoderConfig(ch=16, norm_groups=8, num_res_blocks=1, condition=True),
+    ],
+    ids=["narrower", "deeper", "asymmetric"],
+)
+def test_other_decoders_are_refused(ours: Any, config: AutoencoderConfig, tmp_path: Path) -> None:
     (path,) = save_weights(kl(config), tmp_path / "x.safetensors", layout="ldm", format_=KNOWN["sd1"])
     with pytest.raises(UsageError, match="is not what pipelines know"):
         ours(calotype.load(path, device="cpu"))

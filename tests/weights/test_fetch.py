@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import taekit
 from support import diffusers_tensors, kl, names, one_sentence, room, tensors_of, tiny, write
 
 import calotype
@@ -24,8 +25,8 @@ from calotype.errors import FetchError, UsageError
 from calotype.families import PRESETS
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.tiny.config import TinyConfig
-from calotype.latents import KNOWN
-from calotype.vae import locate
+from calotype.latents import KNOWN, MODEL, same_as_model
+from calotype.vae import load, locate
 from calotype.weights import fetch as fetch_module
 from calotype.weights.fetch import fetch
 
@@ -138,6 +139,28 @@ def test_a_preset_is_fetched_once(
     assert any(request.startswith("GET") for request in hub.asked)
     assert fetch(name) == folder
     assert len(hub.asked) == asked
+
+
+def test_presets_of_one_repository_are_not_confused(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each is a file there, and all lie in one folder of the cache."""
+    point_at(monkeypatch, hub.url)
+    for name, like in (("lighttaew2_1", "taew2_1"), ("lighttaew2_2", "taew2_2")):
+        path = write(tmp_path / PRESETS[name].files[0], taekit.tensors(like))
+        publish(hub, name, {path.name: path.read_bytes()})
+        assert fetch(name).name == path.name
+    for name, format_ in (("lighttaew2_1", "wan2.1"), ("lighttaew2_2", "wan2.2")):
+        vae = load(name, device="cpu")
+        assert (vae.config, vae.latent_format) == (PRESETS[name].config, KNOWN[format_])
+
+
+def test_presets_whose_latents_are_model_latents(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path / "taew2_1.safetensors", taekit.tensors("taew2_1"))
+    preset = replace(PRESETS["lighttaew2_1"], latent_format="model:wan2.1")
+    for module in ("calotype.weights.fetch", "calotype.vae.loading"):
+        monkeypatch.setattr(f"{module}.PRESETS", {**PRESETS, "lighttaew2_1": preset})
+    point_at(monkeypatch, hub.url)
+    publish(hub, "lighttaew2_1", {preset.files[0]: path.read_bytes()})
+    assert load("lighttaew2_1", device="cpu").latent_format == same_as_model("wan2.1", 16)
 
 
 def test_what_is_cached_needs_no_network(
@@ -442,7 +465,7 @@ def test_another_name_gets_the_list() -> None:
 
 def test_presets_name_what_is_known_of_them() -> None:
     for name, preset in PRESETS.items():
-        assert preset.latent_format in (*KNOWN, "flux2"), name
+        assert preset.latent_format.removeprefix(MODEL) in (*KNOWN, "flux2"), name
         assert preset.repo.count("/") == 1
         assert preset.licence
         assert preset.about

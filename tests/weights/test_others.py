@@ -28,7 +28,6 @@ NARROW = {"block_out_channels": (32, 64)}
 
 # (diffusers' class, its module, arguments, what it is)
 CLASSES: list[tuple[str, str, dict[str, Any], str]] = [
-    ("AsymmetricAutoencoderKL", "autoencoder_asym_kl", {}, "an asymmetric VAE"),
     ("ConsistencyDecoderVAE", "consistency_decoder_vae", {}, "a VAE with a consistency decoder"),
     ("AutoencoderKLKVAE", "autoencoder_kl_kvae", {}, r"a KVAE \(Kandinsky's image VAE\)"),
     ("AutoencoderRAE", "autoencoder_rae", {}, "an RAE"),
@@ -94,7 +93,6 @@ ORIGINALS = {
     "a Paella VQGAN": names("vquantizer.codebook.weight:2 in_block.1.weight down_blocks.0.weight"),
     "the image encoder or previewer of Stable Cascade": names("backbone.1.0.block.0.1.num_batches_tracked:0"),
     "a VQ autoencoder": names("encoder.conv_in.weight decoder.conv_in.weight quantize.embedding.weight:2"),
-    "a tiny video VAE": names("encoder.0.weight encoder.1.weight decoder.1.weight decoder.22.bias:1"),
     "a VAE of Stable Video Diffusion": names(
         "encoder.conv_in.weight decoder.conv_in.weight decoder.mid.block_1.time_stack.in_layers.2.weight:5"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,12 +260,23 @@ def test_what_is_missing_or_too_much_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_upscaling_decoder_is_told(alone: bool, tmp_path: Path) -> None:
-    tensors = originals(theirs("wan-2.1"), VARIANTS["wan-2.1"][2])
+@pytest.mark.parametrize("variant", ["wan-2.1", "qwen-image-layered"])
+def test_the_upscaling_decoder_is_told(variant: str, alone: bool, tmp_path: Path) -> None:
+    config = VARIANTS[variant][2]
+    tensors = originals(theirs(variant), config)
     for name in ("decoder.head.2.weight", "decoder.head.2.bias"):
         tensors[name] = tensors[name].repeat_interleave(4, dim=0)
     tensors = {key: value for key, value in tensors.items() if not alone or key.startswith(("decoder", "conv2"))}
-    assert "pictures of twice the size (12 channels" in refused(write(tmp_path / "x.safetensors", tensors))
+    loaded = load_weights(write(tmp_path / "x.safetensors", tensors))
+    assert loaded.module.config == replace(config, enlarges=2)
+    assert loaded.parts == ({"decoder"} if alone else {"encoder", "decoder"})
+
+
+def test_the_upscaling_decoder_beside_an_encoder(tmp_path: Path) -> None:
+    tensors = originals(theirs("wan-2.1-larger"), VARIANTS["wan-2.1-larger"][2])
+    for side, own in (("encoder", ("encoder", "conv1")), ("decoder", ("decoder", "conv2"))):
+        write(tmp_path / f"{side}.safetensors", {k: v for k, v in tensors.items() if k.startswith(own)})
+    assert load_weights(tmp_path).module.config == VARIANTS["wan-2.1-larger"][2]
 
 
 def test_encoder_and_decoder_of_other_pictures_are_refused(tmp_path: Path) -> None:

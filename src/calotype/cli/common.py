@@ -58,7 +58,7 @@ FormatOption = Annotated[
     typer.Option(
         "--latent-format",
         help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground, wan2.1, "
-        "wan2.2, qwen-image-2.1 or none.",
+        "wan2.2, qwen-image-2.1 or none; model:NAME where they are NAME's model latents already, as a TAEHV's.",
         show_default="from the weights",
     ),
 ]

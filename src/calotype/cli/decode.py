@@ -73,10 +73,11 @@ def command(
         one = load_latents(latents[i])
         decoder = vae_of(one, latents[i])
         _, rows, columns = decoder.own(one, any_vae).shape
-        decoder.engine.plan("decode", rows * decoder.factor, columns * decoder.factor, memory)
+        f = decoder.factor * decoder.enlarges
+        decoder.engine.plan("decode", rows * f, columns * f, memory)
         make_folder(out)  # now that nothing is refused any more
         decoder.write_image(paths[i], one, any_vae=any_vae, memory=memory, progress=told)
-        height, width = one.padding.height, one.padding.width
+        height, width = (decoder.enlarges * side for side in (one.padding.height, one.padding.width))
         return {"latents": str(latents[i]), "picture": str(paths[i]), "width": width, "height": height}
 
     results, failures = for_each(latents, work, doing="Decoding", quiet=json)

@@ -69,6 +69,7 @@ def command(
         "network": type(vae.module).__name__,
         "configuration": vae.config.to_dict(),
         "factor": vae.factor,
+        "enlarges": vae.enlarges,
         "latent_channels": vae.latent_channels,
         "latent_format": loaded.format.to_dict() if loaded.format else None,
         "latent_format_from": loaded.format_source,
@@ -93,12 +94,16 @@ def command(
             averaged += f"; the {other} ones stand under {loaded.twin!r}"
         p = vae.picture_channels
         pictures = "" if p == 3 else f", {NAMES[p]} pictures" if p in NAMES else f", pictures of {p} channels"
+        larger = f", decoded {vae.enlarges} times as large along each side" if vae.enlarges != 1 else ""
         rows = [
             ("files", ", ".join(document["files"])),
             ("layout", f"{loaded.layout}{prefix}, {' and '.join(document['parts'])}"),
             *([("weights", averaged)] if averaged else []),
             *([("left out", loaded.beside)] if loaded.beside else []),
-            ("network", f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels{pictures}"),
+            (
+                "network",
+                f"{document['network']}, f{vae.factor}, {vae.latent_channels} latent channels{pictures}{larger}",
+            ),
             ("configuration", configuration),
             ("latent format", described),
             ("parameters", f"{total:,} (encoder {encoder:,}, decoder {total - encoder:,})"),
@@ -119,7 +124,8 @@ def command(
 
 def _program(vae: Outline, width: int, height: int, json: bool) -> None:
     """Prints what is computed for a picture of this size, step by step."""
-    factor = vae.config.factor
+    programs = [vae.engine.program(direction) for direction in ("encode", "decode")]
+    factor = max(one.factor for program in programs for one in (program.source, program.target))
     width, height = (-(-n // factor) * factor for n in (width, height))
     directions: dict[Direction, str] = {"encode": "encoder", "decode": "decoder"}
     document: dict[str, Any] = {"width": width, "height": height}

@@ -63,7 +63,8 @@ def command(
     direction: Direction = "encode" if encode else "decode"
     if f"{direction}r" not in vae.parts:
         raise WeightsError(f"{weights} holds no {direction}r; leave --encode out, or give the other half too.")
-    factor = vae.config.factor
+    program = vae.engine.program(direction)
+    factor = max(program.source.factor, program.target.factor)
     height, width = (-(-n // factor) * factor for n in (height, width))
     plan = vae.engine.plan(direction, height, width, memory)
     notices = plan.notices()

@@ -86,7 +86,8 @@ def command(
             progress=share(told, 0, count + 2),
         )  # fmt: skip
         _, rows, columns = found.mode.tensor.shape
-        loaded.engine.plan("decode", rows * loaded.factor, columns * loaded.factor, memory)
+        f = loaded.factor * loaded.enlarges
+        loaded.engine.plan("decode", rows * f, columns * f, memory)
         made = {
             "source": origin(picture), "temperature": temperature, "noise": noise.value,
             "size": [found.mode.padding.width, found.mode.padding.height],

@@ -16,6 +16,7 @@ import torch
 
 from calotype.draw.kinds import Found, class_name, read_json
 from calotype.errors import CalotypeError, FetchError, UsageError, WeightsError
+from calotype.families import require_as_large
 from calotype.families.face import listing
 from calotype.families.numbers import MOST_LEVELS
 from calotype.latents import LatentFormat, ScaleShift
@@ -50,9 +51,11 @@ def checkpoint_vae(
             raise UsageError(f"{path}: this checkpoint holds no VAE; give one with --vae.")
         vae = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
         require_rgb(vae.picture_channels, f"The VAE of {path.name}", "drawing")
+        require_as_large(vae.config, "Drawing")
         return _with_format(vae, format_, f"the VAE of {path.name}")
     vae = given if isinstance(given, VAE) else load(given, device=device, dtype=dtype)
     require_rgb(vae.picture_channels, vae.name, "drawing")
+    require_as_large(vae.config, "Drawing")
     what = f"{vae.name or 'The VAE'} can't stand in for the VAE of {path.name}"
     if vae.latent_channels != found.channels:
         raise UsageError(f"{what}: it has {vae.latent_channels} latent channels, and {found.channels} are needed.")

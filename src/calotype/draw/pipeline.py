@@ -16,6 +16,7 @@ from calotype.draw.sampler import Keep, Step, guided, noise_for, sample
 from calotype.draw.schedule import Flow, Sampler
 from calotype.draw.text import Context, words_of
 from calotype.errors import UsageError
+from calotype.families import require_as_large
 from calotype.latents import Latents
 from calotype.pixels import Padding, require_rgb, to_pil
 from calotype.vae import VAE, load
@@ -74,6 +75,7 @@ class Drawer:
                 f"{vae.name or 'the VAE given'} has {vae.sha256[:12]}...; give the VAE it was trained with."
             )
         require_rgb(vae.picture_channels, vae.name, "drawing")
+        require_as_large(vae.config, "Drawing")
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
         self.schedule = Flow()

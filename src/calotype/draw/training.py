@@ -31,6 +31,7 @@ from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import make_tokenizer, words_of
 from calotype.errors import UsageError, WeightsError
+from calotype.families import require_as_large
 from calotype.files import append_text, writing
 from calotype.locks import lock
 from calotype.pixels import require_rgb
@@ -224,6 +225,7 @@ def train_drawing(
         StorageError: if the disk refuses what is to be kept; what was written before stays.
     """
     require_rgb(vae.picture_channels, vae.name, "drawing")
+    require_as_large(vae.config, "Drawing")
     with lock(out / LOCK, DOING, "give another --out"):
         return _train(recipe, data, out, vae, resume, report, track)
 

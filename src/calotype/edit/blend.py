@@ -15,6 +15,7 @@ from calotype.edit.feather import FEATHER, softened, washed_out
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
 from calotype.errors import CalotypeWarning, NonFiniteError, UsageError
+from calotype.families import require_as_large
 from calotype.pixels import PictureRows, for_channels, pad, to_uint8
 from calotype.rows import require_rows_writable, write_rows
 from calotype.vae import VAE
@@ -69,6 +70,7 @@ def blend(
     for what, (h, w) in (("second picture", second.size), ("mask", (mask.shape[0], mask.shape[1]))):
         if (h, w) != (height, width):
             raise UsageError(f"The {what} is {w}x{h} and the first picture {width}x{height}; bring them to one size.")
+    require_as_large(vae.config, "A blend")
     channels = vae.picture_channels
     require_rows_writable(out, width, height, alpha=channels == 4)
     pictures = [for_channels(one, channels) for one in (first, second)]

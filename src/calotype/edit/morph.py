@@ -21,6 +21,7 @@ from calotype.engine.run import share
 from calotype.errors import UsageError
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.probe.bench import LEAST_LPIPS, rmse
+from calotype.families import require_as_large
 from calotype.latents import Latents
 from calotype.pixels import crop, require_channels, to_channels, to_pil, write_picture
 from calotype.temporaries import temporary_file
@@ -129,6 +130,7 @@ def morph(
         LatentsError: if they are another VAE's.
     """
     require_channels(vae.picture_channels)
+    require_as_large(vae.config, "A morph")
     if len(pictures) < 2:
         raise UsageError(f"A morph leads from one picture to another, and {len(pictures)} was given.")
     padding, total = pictures[0].padding, way.decoded(len(pictures))

@@ -173,7 +173,7 @@ class Engine:
         progress: Progress | None,
     ) -> Iterator[tuple[int, int, Tensor]]:
         if self.whole_fits(direction, height, width, memory):
-            whole = source(0, height if direction == "encode" else height // self.module.config.factor)
+            whole = source(0, self.program(direction).source.size(height, width)[0])
             result = self._fused(direction, whole.permute(2, 0, 1)[None])[0]
             yield 0, result.shape[1], result
             if progress is not None:
@@ -203,9 +203,9 @@ class Engine:
             MemoryLimitError: if it can't be done in so much memory.
             NonFiniteError: if the result holds NaN or infinity.
         """
-        target = self.program(direction).target
-        factor = self.module.config.factor
-        height, width = (n * (factor if direction == "decode" else 1) for n in x.shape[2:])
+        program = self.program(direction)
+        target, factor = program.target, program.source.factor
+        height, width = (n * factor for n in x.shape[2:])
         result = torch.empty(len(x), target.channels, *target.size(height, width), device=x.device)
         for i, one in enumerate(x):
             told = share(progress, i, len(x))

@@ -17,6 +17,7 @@ from calotype.engine.memory import Spill
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
 from calotype.evaluate.metrics import RowMetrics
+from calotype.families import require_as_large
 from calotype.pixels import (
     Picture,
     PictureRows,
@@ -100,6 +101,7 @@ def reconstruct(
     Raises:
         UsageError: for a VAE whose pictures are neither grey, RGB nor RGBA.
     """
+    require_as_large(vae.config, "A reconstruction")
     pixels = for_channels(picture, vae.picture_channels)(0, picture.size[0])
     padded, padding = pad(pixels, vae.factor)
     posterior = vae.encode(padded[None], memory=memory, progress=share(progress, 0, 2))
@@ -146,6 +148,7 @@ def reconstruct_files(
     """
     height, width = picture.size
     require_rows_writable(panel, 3 * width, height + LABEL_HEIGHT)
+    require_as_large(vae.config, "A reconstruction")
     channels = vae.picture_channels
     alpha = picture.alpha if channels < 4 else None
     whole = for_channels(picture, channels)

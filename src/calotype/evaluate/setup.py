@@ -18,6 +18,7 @@ from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import METRICS, Box, Tools
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import DISTANCES, require_enough
+from calotype.families import require_as_large
 from calotype.pixels import require_channels
 from calotype.texts import COUNT, TextError, is_whole, json_of, plain, shown
 from calotype.vae import VAE, load, pick_device
@@ -109,6 +110,7 @@ class Setup:
         for label, spec in labels(self.vaes).items():
             vaes[label] = load(spec, device=device, dtype=dtype)
             require_channels(vaes[label].picture_channels)
+            require_as_large(vaes[label].config, "An evaluation")
             same = given.setdefault(vaes[label].sha256, spec)
             if same != spec:
                 raise UsageError(

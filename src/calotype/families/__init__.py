@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.errors import UsageError
-from calotype.families import dcae, folded, hunyuan, kl, tiny, vq, wan
+from calotype.families import dcae, folded, hunyuan, kl, taehv, tiny, vq, wan
 from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset
 from calotype.steps import Direction, Program
 from calotype.texts import TextError, made, shown
@@ -26,17 +26,12 @@ if TYPE_CHECKING:
     from calotype.families.network import Network
 
 FAMILIES: tuple[Family, ...] = (
-    folded.FAMILY,
-    wan.FAMILY,
-    dcae.FAMILY,
-    hunyuan.FAMILY,
-    vq.FAMILY,
-    kl.FAMILY,
-    tiny.FAMILY,
-)
+    folded.FAMILY, wan.FAMILY, dcae.FAMILY, hunyuan.FAMILY, vq.FAMILY, kl.FAMILY, taehv.FAMILY, tiny.FAMILY,
+)  # fmt: skip
 """In the order in which they are told."""
 
-_SHOWN = (kl.FAMILY, tiny.FAMILY, *(family for family in FAMILIES if family not in (kl.FAMILY, tiny.FAMILY)))
+_FIRST = (kl.FAMILY, tiny.FAMILY, taehv.FAMILY)
+_SHOWN = (*_FIRST, *(family for family in FAMILIES if family not in _FIRST))
 """In the order in which people are shown presets, latent formats and classes: what is known best comes first."""
 
 CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config for family in FAMILIES}
@@ -56,6 +51,22 @@ CLASSES: Mapping[str, DiffusersClass] = {
 def family_of(config: NetworkConfig) -> Family:
     """The family of a configuration."""
     return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def require_as_large(config: NetworkConfig, doing: str) -> None:
+    """Checks that pictures come out as large as they go in.
+
+    Args:
+        doing: what needs that, to begin a sentence with.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if (n := family_of(config).enlarges(config)) != 1:
+        raise UsageError(
+            f"{doing} needs pictures that come out as large as they went in, and this VAE's decoder makes them {n} "
+            f"times as large along each side; take another decoder of the same latents, or decode with this one alone."
+        )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:

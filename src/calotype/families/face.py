@@ -13,7 +13,7 @@ from calotype.steps import Direction, Program
 from calotype.texts import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
-Layout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "taesd", "calotype"]
+Layout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "taesd", "taehv", "calotype"]
 Parts = frozenset[str]  # "encoder", "decoder" or both
 
 
@@ -180,10 +180,13 @@ class Family:
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
         space: name of the latent format that all networks of a configuration have; None where they differ.
+        spaces: names of the latent formats that networks of a configuration may have, where nothing tells which; ()
+            where any format of the family, or of all, may be.
         diffusers: what diffusers has of it.
         original: (our key, config) -> the key in the original files, where that is another.
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
+        enlarges: how many times as large along each side pictures of a configuration come out as they went in.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
         join: configurations of an encoder and a decoder in files of their own -> that of both; None where they must be
             the same.
@@ -199,11 +202,13 @@ class Family:
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
     space: Callable[[Any], str | None] = lambda config: None
+    spaces: Callable[[Any], tuple[str, ...]] = lambda config: ()
     diffusers: Diffusers | None = None
     original: Callable[[str, Any], str] = lambda key, config: key
     taken: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     clamps: bool = False
+    enlarges: Callable[[Any], int] = lambda config: 1
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None
     join: Callable[[Any, Any], NetworkConfig] | None = None
     choices: tuple[str, ...] = ()

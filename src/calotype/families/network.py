@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from calotype.errors import UsageError
 from calotype.families.face import NetworkConfig
 from calotype.posterior import Posterior
 from calotype.steps import Direction, Program
@@ -38,6 +39,17 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
+
+    def decode_masked(self, latents: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+        """As `decode` where the mask [N, 1, H, W] is 1; where it is 0, what the decoder makes of pixels [N, P, H, W].
+
+        Raises:
+            UsageError: by networks whose decoder takes latents alone, as most.
+        """
+        raise UsageError(
+            "This VAE's decoder takes latents and nothing else; one of an AsymmetricAutoencoderKL takes a picture and "
+            "a mask too."
+        )
 
     @abstractmethod
     def program(self, direction: Direction) -> Program:

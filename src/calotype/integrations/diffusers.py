@@ -323,4 +323,11 @@ def _is_known(vae: VAE) -> bool:
         or isinstance(vae.loaded.format, Packed)
     ):
         return False
-    return "decoder_block_out_channels" not in known.written(vae.config)
+    try:
+        values = known.written(vae.config)
+    except UsageError:  # a network that no class of diffusers has
+        return False
+    return (
+        "decoder_block_out_channels" not in values
+        and values.get("_class_name", Diffusers.__name__) == Diffusers.__name__
+    )

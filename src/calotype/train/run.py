@@ -25,6 +25,7 @@ from calotype.apart import require_apart, weights_files
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
 from calotype.errors import LatentFormatError, MemoryLimitError, StorageError, UsageError
+from calotype.families import require_as_large
 from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock
@@ -290,6 +291,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         vae = load(recipe.start.weights, device="cpu")
         start = vae.module
         require_rgb(vae.picture_channels, str(recipe.start.weights), "training")
+        require_as_large(vae.config, "Training")
         before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = _format_of(vae)
@@ -304,6 +306,7 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         vae = load(recipe.teacher.weights, device=device)
         teacher, format_ = vae.module, _format_of(vae)
         require_rgb(vae.picture_channels, f"The teacher {recipe.teacher.weights}", "training")
+        require_as_large(vae.config, "Training")
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "

@@ -14,7 +14,7 @@ from calotype.engine.run import EngineName
 from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.families import PRESETS
 from calotype.files import as_text
-from calotype.latents import KNOWN, Latents
+from calotype.latents import KNOWN, MODEL, Latents
 from calotype.vae.pictures import VAE
 from calotype.weights.fetch import fetch
 from calotype.weights.groups import Weights
@@ -40,7 +40,8 @@ def load(
     Args:
         vae: None for the weights that ship with calotype; the name of a preset (fetched from the hub on first use);
             or a file or folder in any layout.
-        latent_format: sd1, sdxl, sd3, flux, playground, wan2.1, wan2.2, qwen-image-2.1 or none, or how a config.json is
+        latent_format: sd1, sdxl, sd3, flux, playground, wan2.1, wan2.2, qwen-image-2.1 or none; model:NAME where they
+            are the model latents of the format NAME already, as those of some TAEHVs are; or how a config.json is
             meant that can be read in two ways, means or scaled-means; needed only where the weights can't tell and
             model latents or latents on disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
@@ -93,7 +94,7 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
         return BUILTIN, "builtin", latent_format
     if is_preset(text := os.fspath(vae)):
         known = PRESETS[text].latent_format
-        return fetch(text), text, latent_format or (known if known in KNOWN else None)
+        return fetch(text), text, latent_format or (known if known.removeprefix(MODEL) in KNOWN else None)
     path = Path(text)
     if not path.exists() and os.sep not in text and not path.suffix:
         near = get_close_matches(text, PRESETS, n=1, cutoff=0.8)

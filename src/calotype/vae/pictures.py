@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
@@ -16,6 +18,7 @@ from calotype.errors import LatentsError, NonFiniteError
 from calotype.latents import Latents, Space
 from calotype.pixels import (
     AlphaMode,
+    Padding,
     Picture,
     PictureRows,
     alpha_mode,
@@ -141,7 +144,7 @@ class VAE(Coder):
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Latents -> PIL images of the pictures' true sizes, one each.
+        """Latents -> PIL images of the pictures' true sizes (`enlarges` times as large), one each.
 
         They are what the VAE's pictures are: L, RGB or RGBA; of L and RGB, with alpha where it was kept aside.
 
@@ -161,7 +164,7 @@ class VAE(Coder):
         raws = [self.own(one, any_vae) for one in latents]
         for i, (one, raw) in enumerate(zip(latents, raws, strict=True)):
             pixels = self.decode(raw[None], memory=memory, progress=share(progress, i, len(latents)))
-            results.append(to_pil(crop(pixels[0].cpu(), one.padding), one.alpha))
+            results.append(to_pil(crop(pixels[0].cpu(), self._padding(one)), self._alpha(one)))
         return results
 
     def write_image(
@@ -174,7 +177,7 @@ class VAE(Coder):
         memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> Path:
-        """Latents -> a picture file of the true size; PNG and TIFF are written row by row.
+        """Latents -> a picture file of the true size (`enlarges` times as large); PNG and TIFF are written by rows.
 
         The picture is never whole in memory (but for other formats, which need that), so it can be larger than it.
 
@@ -189,9 +192,9 @@ class VAE(Coder):
             LatentsError: as `decode_images`.
         """
         self._require_picture(latents)
-        raw, padding, channels = self.own(latents, any_vae), latents.padding, self.picture_channels
+        raw, padding, channels = self.own(latents, any_vae), self._padding(latents), self.picture_channels
         width, height = padding.width, padding.height
-        alpha = latents.alpha
+        alpha = self._alpha(latents)
         require_rows_writable(Path(path), width, height, alpha=alpha is not None or channels == 4)
 
         def rows() -> Iterator[Tensor]:
@@ -210,6 +213,19 @@ class VAE(Coder):
                 return write()
             self.widen(stacklevel=3)
         return write()
+
+    def _padding(self, latents: Latents) -> Padding:
+        """The true size of what is decoded, and its padding."""
+        n, padding = self.enlarges, latents.padding
+        sides = {name: n * getattr(padding, name) for name in ("height", "width", "bottom", "right")}
+        return replace(padding, **sides)
+
+    def _alpha(self, latents: Latents) -> Tensor | None:
+        """The alpha that was kept aside, of the size of what is decoded."""
+        if latents.alpha is None or self.enlarges == 1:
+            return latents.alpha
+        size = [self.enlarges * side for side in latents.alpha.shape]
+        return functional.interpolate(latents.alpha[None, None], size=size, mode="bilinear")[0, 0]
 
     def _require_picture(self, latents: Latents) -> None:
         """Checks that what is decoded is a picture, with one alpha at most."""

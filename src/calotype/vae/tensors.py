@@ -15,9 +15,10 @@ from torch import Tensor
 from calotype.engine.executor import Progress
 from calotype.engine.run import Engine, EngineName, rows_of
 from calotype.errors import CalotypeWarning, LatentsError, MemoryLimitError, NonFiniteError, UsageError, WeightsError
+from calotype.families import family_of
 from calotype.families.face import NetworkConfig
 from calotype.families.network import Network
-from calotype.gradients import require_none_lost
+from calotype.gradients import differentiated, require_none_lost
 from calotype.latents import LatentFormat
 from calotype.pixels import (
     pad,
@@ -100,6 +101,11 @@ class Coder:
         return self.config.factor
 
     @property
+    def enlarges(self) -> int:
+        """How many times as large along each side pictures come out as they went in: 1, but of upscaling decoders."""
+        return family_of(self.config).enlarges(self.config)
+
+    @property
     def latent_channels(self) -> int:
         """Channels of raw latents."""
         return self.config.z_channels
@@ -173,7 +179,8 @@ class Coder:
 
         Args:
             latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
-            size: (height, width) of the picture, to crop what `encode` padded; the whole h*f x w*f where not given.
+            size: (height, width) of the picture, to crop what `encode` padded; the whole where not given, which is h*f
+                x w*f, times `enlarges`.
             clamp: pixels to [-1, 1].
             memory, progress: as for `encode`.
 
@@ -185,10 +192,11 @@ class Coder:
             NonFiniteError: if the result is not finite in float32 either.
         """
         self._check_latents(latents)
-        if size is not None and not all(0 < n <= m * self.factor for n, m in zip(size, latents.shape[2:], strict=True)):
+        f = self.factor * self.enlarges
+        if size is not None and not all(0 < n <= m * f for n, m in zip(size, latents.shape[2:], strict=True)):
             raise UsageError(
                 f"A picture of {size[0]}x{size[1]} can't be cropped from latents of "
-                f"{latents.shape[2]}x{latents.shape[3]} at f{self.factor}."
+                f"{latents.shape[2]}x{latents.shape[3]} at f{f}."
             )
         with enough_memory(latents.shape), torch.no_grad():
             pixels = self._run("decode", latents, memory, progress)
@@ -196,10 +204,64 @@ class Coder:
                 pixels = pixels.clamp_(-1, 1)
         return pixels if size is None else pixels[:, :, : size[0], : size[1]]
 
+    def decode_masked(self, latents: Tensor, pixels: Tensor, mask: Tensor, *, clamp: bool = True) -> Tensor:
+        """Raw latents and a picture -> pixels [N, P, H, W], float32: where the mask is 0 the picture, where 1 decoded.
+
+        For VAEs whose decoder was trained to go on from a picture (AsymmetricAutoencoderKL), so that there is no edge.
+        It makes the picture anew, nearly the same. Unlike in `decode` all maps are in memory at once.
+
+        Args:
+            latents: [N, C, h, w], as for `decode`.
+            pixels: [N, P, H, W], float, in [-1, 1]; what `encode` would take for latents of this size.
+            mask: [N, 1, H, W] or [1, 1, H, W], float, in [0, 1].
+            clamp: pixels to [-1, 1].
+
+        Raises:
+            UsageError: where the decoder takes latents alone, for other shapes and ranges, and where a gradient would
+                be lost.
+            WeightsError, LatentsError, NonFiniteError: as `decode`.
+        """
+        self._check_latents(latents)
+        n, f = len(latents), self.factor
+        expected = (n, self.picture_channels)
+        padded, _ = pad(pixels, f) if pixels.ndim == 4 and pixels.numel() else (pixels, None)
+        if (
+            pixels.ndim != 4
+            or pixels.shape[:2] != expected
+            or padded.shape[2:] != tuple(m * f for m in latents.shape[2:])
+        ):
+            raise UsageError(
+                f"decode_masked takes pixels [{n}, {expected[1]}, H, W] of the picture that latents "
+                f"{list(latents.shape)} are of, not {list(pixels.shape)}."
+            )
+        if mask.ndim != 4 or mask.shape[0] not in (1, n) or mask.shape[1:] != (1, *pixels.shape[2:]):
+            raise UsageError(
+                f"decode_masked takes a mask [{n}, 1, {pixels.shape[2]}, {pixels.shape[3]}], not {list(mask.shape)}."
+            )
+        for what, given, low in (("Pixels", pixels, -1), ("A mask", mask, 0)):
+            if not given.is_floating_point() or not bool(((given >= low) & (given <= 1)).all()):
+                raise UsageError(f"{what} must be float and in [{low}, 1], for decode_masked.")
+            if torch.is_grad_enabled() and differentiated(given):
+                raise UsageError(
+                    f"decode_masked computes without gradients, and {what.lower()} given to it require them; call "
+                    f"vae.module.decode_masked, which has them."
+                )
+        engine = self._wide or self.engine
+        inputs = [one.to(self.device, engine.dtype) for one in (latents, padded, pad(mask, f)[0])]
+        with enough_memory(latents.shape), torch.no_grad():
+            made = engine.module.decode_masked(*inputs).float()
+        if not torch.isfinite(made).all():
+            if not self.may_widen:
+                raise self._not_finite(engine.dtype)
+            self.widen(stacklevel=3)
+            return self.decode_masked(latents, pixels, mask, clamp=clamp)
+        made = made[:, :, : pixels.shape[2], : pixels.shape[3]]
+        return made.clamp_(-1, 1) if clamp else made
+
     def decode_rows(
         self, latents: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
     ) -> Iterator[Tensor]:
-        """Raw latents [C, h, w] of one picture -> its pixels from the top down, [P, n, w * f] at a time, in [-1, 1].
+        """Raw latents [C, h, w] of one picture -> its pixels from the top down, rows [P, n, W] at a time, in [-1, 1].
 
         The whole picture is never in memory. Rows belong to the caller.
 
@@ -210,7 +272,7 @@ class Coder:
         self._check_latents(latents[None])
         engine = self._wide or self.engine
         with enough_memory(latents.shape):
-            height, width = (n * self.factor for n in latents.shape[1:])
+            height, width = (n * self.factor * self.enlarges for n in latents.shape[1:])
             source = rows_of(latents.to(self.device))
             try:
                 for _, _, rows in engine.rows("decode", source, height, width, memory=memory, progress=progress):

@@ -28,7 +28,7 @@ MOST = 2 * 10**9  # bytes of a file; the largest that is fetched has a quarter
 
 
 def fetch(name: str) -> Path:
-    """The folder with a preset's weights, from the local cache, or downloaded with a progress bar.
+    """The folder or the file with a preset's weights, from the local cache, or downloaded with a progress bar.
 
     What is on the Hugging Face hub lies in huggingface_hub's cache and follows its settings (``HF_HOME``,
     ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``); the rest lies in ``CALOTYPE_CACHE`` (~/.cache/calotype).
@@ -53,7 +53,8 @@ def _from_hub(name: str, preset: Preset) -> Path:
     else:
         for path in paths:
             _require_whole(name, preset, path, fetched=False)
-    return paths[-1].parent
+    # a repository may have several presets, each a file
+    return paths[0] if len(paths) == 1 else paths[-1].parent
 
 
 def _downloaded(name: str, preset: Preset) -> list[Path]:

@@ -17,6 +17,7 @@ from calotype.families import KNOWN_FILES, family_of
 from calotype.families.face import Layout, NetworkConfig
 from calotype.latents import (
     KNOWN,
+    MODEL,
     LatentFormat,
     Packed,
     PerChannel,
@@ -191,7 +192,7 @@ def _readable(file: Path, make: Callable[[], F]) -> F:
 
 def _named(name: str, channels: int, piece: Piece) -> LatentFormat:
     if piece.config.in_model_space:
-        return same_as_model(name, channels)
+        return same_as_model(name.removeprefix(MODEL), channels)
     return latent_format(name, channels)
 
 

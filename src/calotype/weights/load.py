@@ -406,8 +406,10 @@ def require_format(loaded: Loaded) -> LatentFormat:
     """
     if loaded.format is None:
         channels = loaded.module.config.z_channels
-        own = [values["name"] for values in family_of(loaded.module.config).formats] or KNOWN
-        fitting = [name for name in own if KNOWN[name].channels == channels] or ["none"]
+        family = family_of(loaded.module.config)
+        known = [values["name"] for values in family.formats] or KNOWN
+        fitting = list(family.spaces(loaded.module.config))
+        fitting = fitting or [name for name in known if KNOWN[name].channels == channels] or ["none"]
         reason = f"VAEs with {channels} latent channels look alike whatever the scale of their latents"
         if loaded.question:
             reason = loaded.question

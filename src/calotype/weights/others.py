@@ -95,8 +95,6 @@ AUTOENCODERS: tuple[Other, ...] = (
     Other("an RAE (a decoder over a frozen vision transformer)", (r"decoder\.decoder_(pred|embed)\..*",),
           "AutoencoderRAE"),
     Other("a masked autoencoder of images (MAE)", (r"decoder_pred\..*", r"mask_token")),
-    Other("an asymmetric VAE, whose decoder takes the masked picture too", (r"decoder\.condition_encoder\..*",),
-          "AsymmetricAutoencoderKL"),
     Other("a VAE with a consistency decoder", (r"decoder_unet\..*",), "ConsistencyDecoderVAE"),
     Other("a VAE of Stable Video Diffusion or another with a temporal decoder",
           (r"decoder\..*(temporal_res_block|time_conv_out|time_stack|time_mix_conv|mix_factor).*",),
@@ -122,7 +120,6 @@ AUTOENCODERS: tuple[Other, ...] = (
           "AutoencoderKLMiniMaxH3"),
     Other("a video VAE of HunyuanVideo",
           ((rf"{SIDE}\.conv_in\.conv\.weight", 5), (r"(post_)?quant_conv\.weight", 5)), "AutoencoderKLHunyuanVideo"),
-    Other("a tiny video VAE (TAEHV)", (r"decoder\.22\.bias",), advice="its project, madebyollin/taehv, reads it"),
     Other("a video VAE (its kernels have three dimensions)", ((rf"{SIDE}\..*", _over_frames),)),
 )  # fmt: skip
 

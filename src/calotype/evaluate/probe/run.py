@@ -20,6 +20,7 @@ from calotype.evaluate.probe.paths import drift, interpolation
 from calotype.evaluate.probe.rate import Colour, Rate
 from calotype.evaluate.probe.symmetry import shifts, transforms
 from calotype.evaluate.probe.uncertainty import Certainty, Information
+from calotype.families import require_as_large
 from calotype.pixels import require_channels
 from calotype.vae import VAE
 
@@ -171,6 +172,8 @@ def probe(
     """
     channels = vae.picture_channels if isinstance(vae, VAE) else 3
     require_channels(channels)
+    if isinstance(vae, VAE):
+        require_as_large(vae.config, "A probe")
     samples = Samples(pictures, labels, vae.factor, side, grey=channels == 1)
     left_out: dict[str, str] = {}
     if channels == 4:

@@ -35,16 +35,20 @@ class AutoencoderConfig:
     quant_conv: bool = True  # 1x1 convolutions around the latents (absent in SD3 and FLUX)
     post_quant_conv: bool | None = None  # that of the decoder; None: as quant_conv
     decoder_ch: int | None = None  # narrower decoder (FLUX.2 small decoder); None: as ch
+    decoder_num_res_blocks: int | None = None  # blocks a level of the decoder, but one; None: as num_res_blocks
     norm_groups: int = 32  # groups of every GroupNorm
     in_channels: int = 3  # channels of the picture, in and out
     activation: ActivationName = "silu"  # between the convolutions of every block; the ends have silu always
+    condition: bool = False  # the decoder can take a picture where a mask says so (AsymmetricAutoencoderKL)
 
     def __post_init__(self) -> None:
         require_counts(self, "ch", "z_channels", "norm_groups", "in_channels")
         require_counts(self, "num_res_blocks", most=MOST_BLOCKS)
         if self.decoder_ch is not None:
             require_counts(self, "decoder_ch")
-        require_flags(self, "mid_attention", "quant_conv")
+        if self.decoder_num_res_blocks is not None:
+            require_counts(self, "decoder_num_res_blocks", most=MOST_BLOCKS)
+        require_flags(self, "mid_attention", "quant_conv", "condition")
         if self.post_quant_conv is not None:
             require_flags(self, "post_quant_conv")
         if self.activation not in get_args(ActivationName):
@@ -74,6 +78,29 @@ class AutoencoderConfig:
                     f"AutoencoderConfig: {channels} channels can't be split into {self.norm_groups} groups; "
                     f"choose ch, ch_mult or norm_groups so that they can."
                 )
+        if self.condition:
+            self._require_conditions()
+
+    def _require_conditions(self) -> None:
+        """Checks that the maps of the condition's encoder fit the decoder's."""
+        channels = self.decoder_channels
+        c, top = channels[0], channels[-1]
+        if channels != (c, min(2 * c, top), min(4 * c, top), top) or not c <= top <= 8 * c:
+            raise UsageError(
+                f"AutoencoderConfig: a decoder that takes a picture too has four levels, of c, 2c and 4c channels or "
+                f"what the last has, which is at most 8c, and not {', '.join(map(str, channels))}."
+            )
+
+    @property
+    def condition_channels(self) -> tuple[int, ...]:
+        """Channels of the layers that bring a picture to the decoder's sizes: two of its own, then halves."""
+        first, top = self.decoder_channels[0], self.decoder_channels[-1]
+        return (*(min(first * 2**i, top) for i in range(4)), top)
+
+    @property
+    def decoder_blocks(self) -> int:
+        """Residual blocks of each decoder level, but one."""
+        return self.num_res_blocks if self.decoder_num_res_blocks is None else self.decoder_num_res_blocks
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""What diffusers' AutoencoderKL and AutoencoderKLFlux2 (0.42.1) have of the same network. No torch."""
+"""What diffusers' AutoencoderKL, AutoencoderKLFlux2 and AsymmetricAutoencoderKL (0.42.1) have of the same network.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from calotype.errors import WeightsError
+from calotype.errors import UsageError, WeightsError
 from calotype.families.face import Diffusers, DiffusersClass, Parts, contradiction, unsupported
 from calotype.families.kl.config import ActivationName, AutoencoderConfig
 from calotype.families.kl.names import diffusers_to_ldm, ldm_to_diffusers
+
+KL, ASYMMETRIC = "AutoencoderKL", "AsymmetricAutoencoderKL"
+
+# fields that only the one half tells, and those that both classes have
+DECODERS = ("decoder_block_out_channels", "up_block_types", "up_block_out_channels", "layers_per_up_block")
+ENCODERS = ("block_out_channels", "down_block_out_channels", "layers_per_down_block")
+SHARED = ("down_block_types", "up_block_types", "in_channels", "out_channels", "latent_channels")
 
 # diffusers' names of activations -> ours
 ACTIVATIONS: Mapping[str, ActivationName] = {
@@ -55,13 +65,16 @@ def _expected(config: AutoencoderConfig, said: Mapping[str, Any], parts: Parts) 
                 raise WeightsError(unsupported(key, block, " and ".join(blocks)))
     if (groups := said.get("norm_num_groups", config.norm_groups)) != config.norm_groups:
         raise WeightsError(contradiction("norm_num_groups", groups, config.norm_groups))
-    fields = _fields(config)
+    asymmetric = said.get("_class_name") == ASYMMETRIC
+    if "decoder" in parts and "_class_name" in said and asymmetric != config.condition:
+        raise WeightsError(contradiction("_class_name", said["_class_name"], ASYMMETRIC if config.condition else KL))
+    fields = _asymmetric(config) if asymmetric or config.condition else _fields(config)
     fields["patch_size"] = [2, 2]
     if "decoder" not in parts:
-        for key in ("use_post_quant_conv", "decoder_block_out_channels", "up_block_types", "out_channels"):
+        for key in (*DECODERS, "use_post_quant_conv", "out_channels", *(["block_out_channels"] if asymmetric else [])):
             fields[key] = said.get(key)
     if "encoder" not in parts:
-        for key in ("use_quant_conv", "block_out_channels", "in_channels"):
+        for key in (*ENCODERS, "use_quant_conv", "in_channels"):
             fields[key] = said.get(key)
     return fields
 
@@ -69,6 +82,7 @@ def _expected(config: AutoencoderConfig, said: Mapping[str, Any], parts: Parts) 
 def _fields(config: AutoencoderConfig) -> dict[str, Any]:
     """The fields of a config.json that tensors show."""
     levels = range(len(config.channels))
+    blocks = config.num_res_blocks, config.decoder_blocks
     return {
         "block_out_channels": list(config.channels),
         "decoder_block_out_channels": list(config.decoder_channels),
@@ -77,16 +91,48 @@ def _fields(config: AutoencoderConfig) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
         "latent_channels": config.z_channels,
-        "layers_per_block": config.num_res_blocks,
+        "layers_per_block": blocks[0] if blocks[0] == blocks[1] else list(blocks),
         "mid_block_add_attention": config.mid_attention,
         "use_quant_conv": config.quant_conv,
         "use_post_quant_conv": config.decoder_quant_conv,
     }
 
 
+def _asymmetric(config: AutoencoderConfig) -> dict[str, Any]:
+    """Those of the class whose decoder takes a picture too."""
+    fields = _fields(config)
+    return {
+        **{key: fields[key] for key in SHARED},
+        "block_out_channels": list(config.decoder_channels),  # of the decoder, as the class writes it
+        "down_block_out_channels": list(config.channels),
+        "up_block_out_channels": list(config.decoder_channels),
+        "layers_per_down_block": config.num_res_blocks,
+        "layers_per_up_block": config.decoder_blocks,
+    }
+
+
 def _written(config: AutoencoderConfig) -> dict[str, Any]:
-    values = {**_fields(config), "act_fn": config.activation, "norm_num_groups": config.norm_groups}
-    values |= {"force_upcast": True, "sample_size": 512}
+    values: dict[str, Any] = {
+        "act_fn": config.activation,
+        "norm_num_groups": config.norm_groups,
+        "sample_size": 512,
+    }
+    if config.condition:
+        if not (config.mid_attention and config.quant_conv and config.decoder_quant_conv):
+            raise UsageError(
+                f"diffusers' {ASYMMETRIC} has attention in the middle and 1x1 convolutions around the latents, and "
+                f"this network lacks some of them; --layout ldm writes it."
+            )
+        values |= {"_class_name": ASYMMETRIC, **_asymmetric(config)}
+        del values["block_out_channels"]
+        return values
+    if config.decoder_num_res_blocks not in (None, config.num_res_blocks):
+        raise UsageError(
+            f"diffusers' {KL} has as many residual blocks in every level of its decoder as in those of its encoder, "
+            f"and one more, and this network {config.decoder_blocks + 1} beside {config.num_res_blocks}; --layout ldm "
+            f"writes it."
+        )
+    values |= {**_fields(config), "force_upcast": True}
     if config.decoder_ch is None:
         del values["decoder_block_out_channels"]
     return values
@@ -94,8 +140,11 @@ def _written(config: AutoencoderConfig) -> dict[str, Any]:
 
 DIFFUSERS = Diffusers(
     classes={
-        "AutoencoderKL": DiffusersClass(defaults={"norm_num_groups": 32, "scaling_factor": 0.18215}),
+        KL: DiffusersClass(defaults={"norm_num_groups": 32, "scaling_factor": 0.18215}),
         "AutoencoderKLFlux2": DiffusersClass(defaults={"norm_num_groups": 32}, packs=True),
+        ASYMMETRIC: DiffusersClass(
+            defaults={"norm_num_groups": 32, "scaling_factor": 0.18215}, kept=("sample_size", "scaling_factor")
+        ),
     },
     completed=_completed,
     expected=_expected,

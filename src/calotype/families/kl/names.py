@@ -26,6 +26,7 @@ MODULES = (
     ("decoder.up.{i}.block.{j}.{resnet}", "decoder.up_blocks.{r}.resnets.{j}.{resnet}"),
     ("decoder.up.{i}.attn.{j}.{attn}", "decoder.up_blocks.{r}.attentions.{j}.{attn}"),
     ("decoder.up.{i}.upsample.conv", "decoder.up_blocks.{r}.upsamplers.0.conv"),
+    ("decoder.condition_encoder.layers.{j}", "decoder.condition_encoder.layers.{j}"),
 )
 RESNET = (
     ("norm1", "norm1"),
@@ -125,14 +126,16 @@ def keras_decoder(config: AutoencoderConfig) -> list[tuple[str, list[str]]]:
     layers += _mid("decoder", config)
     previous = config.decoder_channels[-1]
     for i in reversed(range(len(config.decoder_channels))):
-        for j in range(config.num_res_blocks + 1):
+        for j in range(config.decoder_blocks + 1):
             layers.append(_resnet(f"decoder.up.{i}.block.{j}", previous != config.decoder_channels[i]))
             previous = config.decoder_channels[i]
             if i in config.attn_levels:
                 layers.append(_attn(f"decoder.up.{i}.attn.{j}"))
         if i > 0:
             layers.append((f"up_{i}_upsample", [f"decoder.up.{i}.upsample.conv"]))
-    return [*layers, ("norm_out", ["decoder.norm_out"]), ("conv_out", ["decoder.conv_out"])]
+    layers += [("norm_out", ["decoder.norm_out"]), ("conv_out", ["decoder.conv_out"])]
+    count = len(config.condition_channels) if config.condition else 0
+    return [*layers, *((f"condition_{i}", [f"decoder.condition_encoder.layers.{i}"]) for i in range(count))]
 
 
 def _mid(side: str, config: AutoencoderConfig) -> list[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ are raw (nothing is scaled here).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -177,6 +177,38 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
+class ConditionEncoder(nn.Module):
+    """A picture -> its maps at each of the decoder's sizes.
+
+    That of Designing a Better Asymmetric VQGAN for StableDiffusion (arXiv 2306.04632), as diffusers'
+    MaskConditionEncoder has it: two convolutions at the picture's size, then three that halve it.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        pairs = list(pairwise((config.in_channels, *config.condition_channels)))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) if i < 2 else nn.Conv2d(a, b, 4, stride=2, padding=1)
+            for i, (a, b) in enumerate(pairs)
+        )
+
+    def forward(self, x: Tensor) -> dict[tuple[int, int], Tensor]:
+        """Pixels [N, P, H, W] -> maps by (channels, height)."""
+        found = {}
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else F.relu(x))
+            found[x.shape[1], x.shape[2]] = x  # of two with as many channels the second counts
+        return found
+
+
+def blended(x: Tensor, maps: Mapping[tuple[int, int], Tensor], mask: Tensor | None) -> Tensor:
+    """A map where the mask, at its size, is 1, and that of the same size among `maps` where it is 0."""
+    if mask is None or not maps:
+        return x
+    part = F.interpolate(mask, size=x.shape[2:], mode="nearest")
+    return x * part + maps[x.shape[1], x.shape[2]] * (1 - part)
+
+
 class Decoder(nn.Module):
     """Latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f]."""
 
@@ -191,7 +223,7 @@ class Decoder(nn.Module):
         # upsampling; stored so that up[0] is full resolution, as in the checkpoints
         self.up = nn.ModuleList()
         for i, (after, before) in enumerate(pairwise((*channels, channels[-1]))):
-            widths = [before] + [after] * (config.num_res_blocks + 1)
+            widths = [before] + [after] * (config.decoder_blocks + 1)
             self.up.append(
                 Level(
                     [ResnetBlock(a, b, groups, config.activation) for a, b in pairwise(widths)],
@@ -203,12 +235,16 @@ class Decoder(nn.Module):
         # end
         self.norm_out = group_norm(channels[0], groups)
         self.conv_out = nn.Conv2d(channels[0], config.in_channels, 3, padding=1)
+        if config.condition:
+            self.condition_encoder = ConditionEncoder(config)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, picture: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """With a picture [N, P, H, W] and a mask [N, 1, H, W], every map is the picture's where the mask is 0."""
+        maps = {} if picture is None or mask is None else self.condition_encoder((1 - mask) * picture)
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+            h = level(blended(h, maps, mask))
+        return self.conv_out(F.silu(self.norm_out(blended(h, maps, mask))))
 
 
 class AutoencoderKL(Network):
@@ -237,6 +273,13 @@ class AutoencoderKL(Network):
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.config.decoder_quant_conv else latents)
+
+    def decode_masked(self, latents: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+        """As `Network.decode_masked`."""
+        if not self.config.condition:
+            return super().decode_masked(latents, pixels, mask)
+        latents = self.post_quant_conv(latents) if self.config.decoder_quant_conv else latents
+        return self.decoder(latents, pixels, mask)
 
     def program(self, direction: Direction) -> Program:
         """What it computes, as steps."""

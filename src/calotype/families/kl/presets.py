@@ -72,6 +72,22 @@ PRESETS: Mapping[str, Preset] = {
         licence="Apache-2.0",
         about="FLUX.2",
     ),
+    "asymmetric-vae-x-1.5": Preset(
+        repo="cross-attention/asymmetric-autoencoder-kl-x-1-5",
+        files=on_the_hub(),
+        latent_format="sd1",
+        config=AutoencoderConfig(decoder_ch=192, decoder_num_res_blocks=3, condition=True),
+        licence="not known here: see its page",
+        about="Stable Diffusion 1 and 2; a decoder 1.5 times as wide, which can keep a picture around what is decoded",
+    ),
+    "asymmetric-vae-x-2": Preset(
+        repo="cross-attention/asymmetric-autoencoder-kl-x-2",
+        files=on_the_hub(),
+        latent_format="sd1",
+        config=AutoencoderConfig(decoder_ch=256, decoder_num_res_blocks=5, condition=True),
+        licence="not known here: see its page",
+        about="the same, with a decoder twice as wide",
+    ),
 }
 
 # sha256 of single files in circulation -> latent format, where shapes can't tell it

@@ -62,7 +62,7 @@ def _decoder(build: Builder, config: AutoencoderConfig) -> None:
     x = build.conv(x, channels[-1], "decoder.conv_in")
     x = _mid(build, x, "decoder.mid", config)
     for i, after in reversed(list(enumerate(channels))):
-        for j in range(config.num_res_blocks + 1):
+        for j in range(config.decoder_blocks + 1):
             x = _resnet(build, x, after, f"decoder.up.{i}.block.{j}", config)
             if i in config.attn_levels:
                 x = _attention(build, x, f"decoder.up.{i}.attn.{j}", groups)

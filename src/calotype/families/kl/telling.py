@@ -25,12 +25,17 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
     keys: dict[str, str] = {}
     unknown: list[str] = []
     statistics = {}
+    conditioned = any(name.startswith("decoder.encoder.layers.") for name in group.keys)
     for name, key in group.keys.items():
         if match := re.fullmatch(r"bn\.(running_mean|running_var|num_batches_tracked)", name):
             statistics[match[1]] = key
             continue
         # FLUX.2's own files keep the 1x1 convolutions inside encoder and decoder
         name = re.sub(r"^(encoder\.(?=quant_conv)|decoder\.(?=post_quant_conv))", "", name)
+        # asymmetric ones' original files call the condition's encoder so, and have their levels once more
+        if conditioned and name.startswith("decoder.up_layers."):
+            continue
+        name = re.sub(r"^decoder\.encoder\.(?=layers\.)", "decoder.condition_encoder.", name)
         ours = diffusers_to_ldm(name, levels) if diffusers else name
         if ours is None:
             unknown.append(key)
@@ -70,9 +75,11 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
     channels = widths(stem)
     decoder_channels = widths("decoder.up") if "decoder" in parts else channels
     blocks = count(rf"{re.escape(stem)}\.0\.block\.([0-9]+)\.") - extra
-    if len(channels) * blocks > len(shapes):
+    decoder_blocks = count(r"decoder\.up\.0\.block\.([0-9]+)\.") - 1 if "decoder" in parts else blocks
+    if len(channels) * max(blocks, decoder_blocks) > len(shapes):
         raise WeightsError(
-            f"{len(channels)} levels of {blocks} blocks are more than its tensors: it is not a whole VAE"
+            f"{len(channels)} levels of {max(blocks, decoder_blocks)} blocks are more than its tensors: it is not a "
+            f"whole VAE"
         )
     if not channels or not decoder_channels:
         raise WeightsError(f"the file holds no {'decoder.up' if channels else stem}.0: it is not a whole VAE")
@@ -109,8 +116,10 @@ def _config(shapes: Shapes, parts: frozenset[str], norm_groups: int | None) -> A
         quant_conv=quant_conv,
         post_quant_conv=post_quant_conv if post_quant_conv != quant_conv else None,
         decoder_ch=decoder_ch if decoder_ch != ch else None,
+        decoder_num_res_blocks=decoder_blocks if decoder_blocks != blocks else None,
         norm_groups=norm_groups,
         in_channels=picture_channels(shapes, parts, "encoder.conv_in.weight", "decoder.conv_out.weight"),
+        condition=any(key.startswith("decoder.condition_encoder.") for key in shapes),
     )
 
 
@@ -118,8 +127,11 @@ def joined(encoder: AutoencoderConfig, decoder: AutoencoderConfig) -> Autoencode
     """The configuration of both, from what each half's file tells."""
     require_one_picture(encoder.in_channels, decoder.in_channels)
     decoder_ch, post = decoder.decoder_channels[0], decoder.decoder_quant_conv
+    blocks = decoder.decoder_blocks
     return replace(
         encoder,
         decoder_ch=decoder_ch if decoder_ch != encoder.ch else None,
+        decoder_num_res_blocks=blocks if blocks != encoder.num_res_blocks else None,
         post_quant_conv=post if post != encoder.quant_conv else None,
+        condition=decoder.condition,
     )

@@ -10,15 +10,16 @@ from calotype.families.tiny.config import TinyConfig
 
 
 def _expected(config: TinyConfig, said: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    down, up = list(config.channels), list(config.decoder_channels)
     return {
         "act_fn": "relu",
-        "block_out_channels": [64] * 4,
-        "decoder_block_out_channels": [64] * 4,
-        "encoder_block_out_channels": [64] * 4,
+        "block_out_channels": down,
+        "decoder_block_out_channels": up,
+        "encoder_block_out_channels": down,
         "in_channels": config.in_channels,
         "latent_channels": config.z_channels,
-        "num_decoder_blocks": [3, 3, 3, 1],
-        "num_encoder_blocks": [1, 3, 3, 3],
+        "num_decoder_blocks": [3] * (len(up) - 1) + [1],
+        "num_encoder_blocks": [1] + [3] * (len(down) - 1),
         "out_channels": config.in_channels,
         "upsample_fn": "nearest",
         "upsampling_scaling_factor": 2,

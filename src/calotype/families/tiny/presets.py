@@ -52,4 +52,24 @@ PRESETS: Mapping[str, Preset] = {
         licence="MIT",
         about="tiny, for FLUX.2's latents",
     ),
+    "taeqi2_1": Preset(
+        repo="madebyollin/taeqi2_1",
+        files=("taeqi2_1.safetensors",),
+        latent_format="qwen-image-2.1",
+        config=TinyConfig(z_channels=64, in_channels=4, variant="f16"),
+        licence="MIT",
+        about="tiny, for Qwen-Image 2.1's latents; pictures with alpha",
+    ),
+    "taesana": Preset(
+        repo="madebyollin/taesd",
+        files=("taesana_encoder.pth", "taesana_decoder.pth"),
+        sha256=(
+            "858f4e4cc293f88efaf58107f4154b960b9ced0cb5d9c050dad11f926b618c1f",
+            "3eb733ab918dd5840fa6e6309642edb49359bd1c7624d9e5884f92438aa07c36",
+        ),
+        latent_format="sana",
+        config=TinyConfig(z_channels=32, variant="f32"),
+        licence="MIT",
+        about="tiny, for SANA's latents",
+    ),
 }

@@ -25,4 +25,5 @@ FAMILY = Family(
     given=given,
     join=joined,
     clamps=True,
+    enlarges=lambda config: config.enlarges,
 )

@@ -36,11 +36,12 @@ class WanConfig:
     patch: int = 1  # blocks of so many pixels a side are channels of the first map and the last (2 in Wan 2.2)
     residual: bool = False  # shuffles around the levels as shortcuts (Wan 2.2, Qwen-Image 2.1)
     frames: tuple[int, ...] = ()  # with them: frames that are one after each change of size, from full resolution down
+    enlarges: int = 1  # pictures come out so many times as large along each side (Wan2.1-VAE-upscale2x: 2)
 
     def __post_init__(self) -> None:
         require_counts(self, "base_dim", "z_channels", "in_channels")
         require_counts(self, "num_res_blocks", most=MOST_BLOCKS)
-        require_counts(self, "patch", most=MOST_PATCH)
+        require_counts(self, "patch", "enlarges", most=MOST_PATCH)
         if self.decoder_base_dim is not None:
             require_counts(self, "decoder_base_dim")
         require_flags(self, "residual")
@@ -66,6 +67,8 @@ class WanConfig:
                 raise UsageError(
                     f"WanConfig: base_dim and dim_mult make {channels} channels, and {MOST_CHANNELS} is most."
                 )
+        if self.enlarges > 1 and (self.patch > 1 or self.residual):
+            raise UsageError("WanConfig: only a decoder without blocks of pixels and shortcuts enlarges pictures.")
         self._require_levels()
 
     def _require_levels(self) -> None:

@@ -57,7 +57,7 @@ def _expected(config: WanConfig, said: Mapping[str, Any], parts: Parts) -> dict[
         "temperal_downsample": said.get("temperal_downsample"),
         "is_residual": config.residual,
         "in_channels": folded,
-        "out_channels": folded,
+        "out_channels": folded * config.enlarges**2,
         "input_channels": folded,
         "patch_size": config.patch if config.patch > 1 or said.get("patch_size") != 1 else 1,
     }

@@ -194,25 +194,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f]."""
+    """Latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], or `enlarges` times as large."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         channels = config.decoder_channels[::-1]
-        self.patch = config.patch
+        self.block = config.patch * config.enlarges
         self.conv_in = nn.Conv2d(config.z_channels, channels[0], 3, padding=1)
         self.mid = Mid(channels[0])
         # from the smallest on, as they are computed; without shortcuts each halves the channels with its last step
         before = (channels[0], *(c if config.residual else c // 2 for c in channels[:-1]))
         self.up = nn.ModuleList(Up(pair, config, i) for i, pair in enumerate(zip(before, channels, strict=True)))
         self.norm_out = PixelNorm(channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], config.in_channels * config.patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], config.in_channels * self.block**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in self.up:
             h = level(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.block)
 
 
 class WanAutoencoder(Network):
@@ -236,7 +236,10 @@ class WanAutoencoder(Network):
         return DiagonalGaussian(self.quant_conv(self.encoder(pixels)))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped."""
+        """Raw latents [N, z_channels, h, w] -> pixels [N, P, h * f, w * f], about [-1, 1], not clamped.
+
+        They are `config.enlarges` times as large where that is above 1.
+        """
         return self.decoder(self.post_quant_conv(latents))
 
     def program(self, direction: Direction) -> Program:

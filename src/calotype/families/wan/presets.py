@@ -34,6 +34,14 @@ PRESETS: Mapping[str, Preset] = {
         licence="Apache-2.0",
         about="Qwen-Image and its like; Wan 2.1's encoder and latents, with a decoder of its own",
     ),
+    "wan2.1-vae-upscale2x": Preset(
+        repo="spacepxl/Wan2.1-VAE-upscale2x",
+        files=on_the_hub("diffusers/Wan2.1_VAE_upscale2x_imageonly_real_v1/"),
+        latent_format="wan2.1",
+        config=WanConfig(enlarges=2),
+        licence="Apache-2.0",
+        about="Wan 2.1's and Qwen-Image's latents, decoded to pictures twice as large along each side",
+    ),
     "wan2.2-vae": Preset(
         repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         files=on_the_hub("vae/"),

@@ -63,7 +63,7 @@ def _encoder(build: Builder, config: WanConfig) -> None:
 
 def _decoder(build: Builder, config: WanConfig) -> None:
     channels = config.decoder_channels[::-1]
-    x = Map("latents", config.z_channels, config.factor)
+    x = Map("latents", config.z_channels, config.factor * config.enlarges)
     x = build.conv(x, config.z_channels, "post_quant_conv", 1)
     x = _mid(build, build.conv(x, channels[0], "decoder.conv_in"), "decoder.mid")
     for i, after in enumerate(channels):
@@ -76,6 +76,7 @@ def _decoder(build: Builder, config: WanConfig) -> None:
         x = build.conv(x, wide, f"decoder.up.{i}.upsample.conv", resample="up")
         if config.residual:
             x = build.fold(first, f"decoder.up.{i}", -2, after, frames=config.frames[-1 - i], residual=x)
-    x = _out(build, x, config.picture_channels * config.patch**2, "decoder")
-    if config.patch > 1:
-        build.fold(x, "decoder.picture", -config.patch)
+    block = config.patch * config.enlarges
+    x = _out(build, x, config.picture_channels * block**2, "decoder")
+    if block > 1:
+        build.fold(x, "decoder.picture", -block)

@@ -109,15 +109,12 @@ def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
     decoder = widths["decoder"][0] // mult[0] if "decoder" in parts else base
     taken = kernel("encoder.conv_in")[1] if "encoder" in parts else None
     made = kernel("decoder.conv_out")[0] if "decoder" in parts else None
-    folded = taken or made or 0
-    if not residual and made in (12, 16) and taken in (None, made // 4):
-        raise WeightsError(
-            f"its decoder makes pictures of twice the size ({made} channels that are 2x2 pixels), as Wan 2.1's "
-            f"upscaling one, which is not read; Wan 2.1's own VAE (wan2.1-vae) decodes the same latents"
-        )
+    # of Wan 2.1's upscaling decoder every row of the last layer is a pixel of 2x2
+    enlarges = 2 if not residual and made in (12, 16) and taken in (None, made // 4) else 1
+    folded = taken or (made or 0) // enlarges**2
     patch = 2 if residual and folded > 4 and folded % 4 == 0 else 1
     if taken is not None:
-        require_one_picture(taken // patch**2, made and made // patch**2)
+        require_one_picture(taken // patch**2, made and made // (patch * enlarges) ** 2)
     changes = range(levels - 1) if residual else range(0)
     z_channels = kernel("decoder.conv_in")[1] if "decoder" in parts else kernel("encoder.conv_out")[0] // 2
     config = WanConfig(
@@ -131,6 +128,7 @@ def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
         patch=patch,
         residual=residual,
         frames=tuple(2 if _over_time(names, shapes, side, i, levels, blocks) else 1 for i in changes),
+        enlarges=enlarges,
     )
     return config, parts
 
@@ -170,7 +168,7 @@ def joined(encoder: WanConfig, decoder: WanConfig) -> WanConfig:
     """The configuration of both, from what each half's file tells."""
     require_one_picture(encoder.in_channels, decoder.in_channels)
     base = decoder.base_dim if decoder.base_dim != encoder.base_dim else None
-    both = replace(encoder, decoder_base_dim=base)
+    both = replace(encoder, decoder_base_dim=base, enlarges=decoder.enlarges)
     if replace(decoder, base_dim=encoder.base_dim, decoder_base_dim=base, attn_levels=encoder.attn_levels) != both:
         raise WeightsError(f"encoder and decoder differ: {encoder} and {decoder}")
     return both
