@@ -181,6 +181,7 @@ class Family:
         diffusers: what diffusers has of it.
         original: (our key, config) -> the key in the original files, where that is another.
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
+        copies: whether what is taken of a file is copied, and not mapped into memory: for most of it is left there.
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
         join: configurations of an encoder and a decoder in files of their own -> that of both; None where they must be
@@ -200,6 +201,7 @@ class Family:
     original: Callable[[str, Any], str] = lambda key, config: key
     taken: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
+    copies: bool = False
     clamps: bool = False
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None
     join: Callable[[Any, Any], NetworkConfig] | None = None
