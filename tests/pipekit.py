@@ -25,7 +25,7 @@ UNET: dict[str, Any] = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }  # fmt: skip
 HEADS: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 2}
-VIDEO: dict[str, Any] = {"base_dim": 8, "num_res_blocks": 1}
+VIDEO: dict[str, Any] = {"base_dim": 8, "num_res_blocks": 1, "dim_mult": [1, 1, 2, 2]}
 
 
 def library() -> Any:
@@ -62,7 +62,7 @@ def wide(**more: Any) -> Any:
 
 
 def video(name: str, **more: Any) -> Any:
-    return narrow(random(getattr(library(), name)(**VIDEO, **more), 3, 0.3))
+    return narrow(random(getattr(library(), name)(**VIDEO | more), 3, 0.3))
 
 
 def hunyuan() -> Any:
@@ -76,7 +76,7 @@ VAES: dict[str, Callable[[], Any]] = {
     "AutoencoderKLFlux2": lambda: kl("AutoencoderKLFlux2", sample_size=64),
     "AutoencoderKLWan": lambda: video("AutoencoderKLWan"),
     "AutoencoderKLQwenImage": lambda: video("AutoencoderKLQwenImage"),
-    "AutoencoderKLQwenImage21": lambda: video("AutoencoderKLQwenImage21", decoder_base_dim=12),
+    "AutoencoderKLQwenImage21": lambda: video("AutoencoderKLQwenImage21", dim_mult=[1, 1, 2, 2, 2]),
     "AutoencoderDC": lambda: dcaekit.reference({**dcaekit.SMALL["sana"], "scaling_factor": 0.41}, 3),
     "AutoencoderKLHunyuanImage": hunyuan,
     "AutoencoderTiny": lambda: fill(library().AutoencoderTiny(), 3, 0.7),

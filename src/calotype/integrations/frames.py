@@ -96,9 +96,10 @@ def _cut(module: ModelMixin) -> None:
     """
     parts: list[tuple[str, Any]] = list(module.named_modules())
     for name, child in parts:
+        over_time = isinstance(child, nn.Conv3d)
         if name.endswith("time_conv"):
             child.weight = child.bias = None
-        elif isinstance(child, nn.Conv3d) and child.kernel_size[0] > 1:
+        elif over_time and child.kernel_size[0] > 1:
             child.kernel_size = (1, *child.kernel_size[1:])
             child._padding = (*child._padding[:4], 0, 0)
             child.weight = nn.Parameter(child.weight[:, :, -1:], requires_grad=False)
