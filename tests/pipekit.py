@@ -71,13 +71,17 @@ def hunyuan() -> Any:
     return narrow(fill(library().AutoencoderKLHunyuanImage(**config, **levels, scaling_factor=0.75), 3))
 
 
+def dc(name: str) -> Any:
+    return dcaekit.reference({**dcaekit.SMALL[name], "scaling_factor": 0.41}, 3)
+
+
 VAES: dict[str, Callable[[], Any]] = {
     "AutoencoderKL": kl,
     "AutoencoderKLFlux2": lambda: kl("AutoencoderKLFlux2", sample_size=64),
     "AutoencoderKLWan": lambda: video("AutoencoderKLWan"),
     "AutoencoderKLQwenImage": lambda: video("AutoencoderKLQwenImage"),
     "AutoencoderKLQwenImage21": lambda: video("AutoencoderKLQwenImage21", dim_mult=[1, 1, 2, 2, 2]),
-    "AutoencoderDC": lambda: dcaekit.reference({**dcaekit.SMALL["sana"], "scaling_factor": 0.41}, 3),
+    "AutoencoderDC": lambda: dc("two-levels"),
     "AutoencoderKLHunyuanImage": hunyuan,
     "AutoencoderTiny": lambda: fill(library().AutoencoderTiny(), 3, 0.7),
 }
@@ -243,7 +247,7 @@ def pipeline(kind: str) -> tuple[Any, dict[str, Any]]:
                 num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
                 caption_channels=WIDTH, sample_size=2,
             ),
-            "vae": VAES["AutoencoderDC"](), **no_text, "scheduler": flow(),
+            "vae": dc("sana"), **no_text, "scheduler": flow(),
         }  # fmt: skip
         seen = {"prompt_attention_mask": torch.ones(1, 5), "negative_prompt_attention_mask": torch.ones(1, 5)}
         call = both(**SIZE, **seen, negative_prompt=None, use_resolution_binning=False)

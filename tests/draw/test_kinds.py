@@ -33,6 +33,11 @@ OTHERS = ("flux", "flux2", "z-image", "qwen-image", "qwen-image-2.1", "wan", "sa
 REDRAWN = tuple(kind for kind in OTHERS if KINDS[kind].tasks)
 
 
+def some(*quick: str) -> list[Any]:
+    """All of the others, of which only some are quick."""
+    return [pytest.param(kind, marks=[] if kind in quick else pytest.mark.slow) for kind in OTHERS]
+
+
 def made_up(prompts: str | Sequence[str]) -> Tensor:
     """What stands for texts, [N, 5, width]."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -186,7 +191,7 @@ def test_a_folder_draws_what_diffusers_draws(kind: str, ours: Any) -> None:
     assert np.abs(array(alone.picture) - result).max() <= 1
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", some("flux", "flux2", "qwen-image"))
 def test_negative_prompts_count_where_there_are_any(kind: str, ours: Any) -> None:
     checkpoint = ours(kind)
 
@@ -234,7 +239,7 @@ def test_pictures_are_redrawn_as_by_diffusers(kind: str, ours: Any) -> None:
     assert np.abs(array(part.picture)[:32, :48] - array(image)[:32, :48]).mean() > 5
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", some("flux", "wan"))
 def test_another_vae_is_taken_if_it_has_the_same_latents(kind: str, ours: Any, folders: dict[str, Path]) -> None:
     own = load_checkpoint(folders[kind], vae=folders[kind] / "vae", device="cpu")
     assert own.vae_sha256 == ours(kind).vae_sha256
