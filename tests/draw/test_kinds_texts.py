@@ -93,7 +93,7 @@ def test_what_is_too_long_is_said(pipes: Any) -> None:
     one_sentence(str(warned[0].message))
 
 
-@pytest.mark.parametrize("kind", ["flux", "wan"])
+@pytest.mark.parametrize("kind", ["flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_a_narrower_type_draws_nearly_the_same(kind: str, pipes: Any) -> None:
     folder = pipes[kind][1]
     wide, narrow = (load_checkpoint(folder, device="cpu", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
