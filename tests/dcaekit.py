@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "encoder_layers_per_block": [0, 1, 1, 1, 1, 1], "decoder_layers_per_block": [0, 1, 1, 1, 1, 1],
     },
     "activations": narrow(SANA) | {"decoder_act_fns": ["relu", "silu", "relu", "silu", "silu", "silu"]},
+    "scales-that-count-for-nothing": narrow(SANA) | {"decoder_qkv_multiscales": [[], [3], [], [5], [5], [5]]},
     "heads-that-nothing-tells": narrow(shuffled(6)) | {"attention_head_dim": 8},
     "grey": narrow(SANA) | {"in_channels": 1},
     "two-levels": {

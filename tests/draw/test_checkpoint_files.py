@@ -130,8 +130,10 @@ def test_kinds_are_told_from_names_and_shapes(files: dict[str, Path], folders: d
 def test_other_folders_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"there is no model_index\.json in this folder"):
         load_checkpoint(tmp_path, device="cpu")
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(WeightsError, match="it holds a FluxPipeline, and a checkpoint of Stable Diffusion") as error:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioLDM2Pipeline"}))
+    with pytest.raises(
+        WeightsError, match="it holds a AudioLDM2Pipeline, and a checkpoint of Stable Diffusion"
+    ) as error:
         load_checkpoint(tmp_path, device="cpu")
     one_sentence(str(error.value))
     with pytest.raises(WeightsError, match="there is no such file or folder"):

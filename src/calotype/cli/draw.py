@@ -85,7 +85,8 @@ def command(
 
     A seed's picture is the same alone and among others. Every picture holds how it was made (prompt, seed, settings,
     and the sha256 of model and VAE), so --like draws it again, bit by bit on the same machine. The built-in model draws
-    small pictures; --model takes Stable Diffusion checkpoints, which need the packages diffusers and transformers.
+    small pictures; --model takes checkpoints (Stable Diffusion, FLUX, Qwen-Image and others), which need the packages
+    diffusers and transformers.
     """
     from calotype.draw.record import record
     from calotype.edit.sheet import sheet, thumbnail

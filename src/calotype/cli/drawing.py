@@ -47,7 +47,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="What draws: a drawing model's file, or a Stable Diffusion checkpoint (file or diffusers folder).",
+        help="What draws: a drawing model's file, or a checkpoint (a file of Stable Diffusion, or a diffusers folder).",
         show_default="built-in",
     ),
 ]
@@ -61,7 +61,7 @@ ConfigOption = Annotated[
 ]
 DrawDtypeOption = Annotated[
     Dtype | None,
-    typer.Option(help="What a checkpoint computes in.", show_default="float32 on the CPU, else float16"),
+    typer.Option(help="What a checkpoint computes in.", show_default="float32 on the CPU, else float16 or bfloat16"),
 ]
 SeedsOption = Annotated[
     int | None,
@@ -248,7 +248,7 @@ class OwnModel(Model):
 
 
 class CheckpointModel(Model):
-    """A Stable Diffusion checkpoint."""
+    """A checkpoint that diffusers draws with."""
 
     def __init__(self, checkpoint: Checkpoint, name: str, sha256: str) -> None:
         self.checkpoint, self.name, self.sha256 = checkpoint, name, sha256
@@ -292,14 +292,9 @@ class CheckpointModel(Model):
         raise UsageError("A checkpoint redraws pictures, not latents; give what `calotype decode` makes of them.")
 
     def preview(self, step: Step) -> Image.Image:
-        import torch
-
         from calotype.pixels import to_pil
 
-        vae = self.checkpoint.pipe.vae
-        with torch.no_grad():
-            raw = self.checkpoint.latent_format.to_raw(step.clean[:1].to(vae.device, vae.dtype))
-            return to_pil(vae.decode(raw).sample[0].float().cpu())
+        return to_pil(self.checkpoint.pixels(step.clean[:1])[0])
 
 
 def load_model(
@@ -321,7 +316,7 @@ def load_model(
     if path == own.BUILTIN or _is_own(path):
         for option, value in (("--config", config), ("--dtype", dtype)):
             if value is not None:
-                raise UsageError(f"{option} goes with a Stable Diffusion checkpoint, and {name} is none; leave it out.")
+                raise UsageError(f"{option} goes with a checkpoint, and {name} is none; leave it out.")
         from calotype.draw.pipeline import load_drawer
 
         return OwnModel(load_drawer(path, vae, device=device), name, digest(path))

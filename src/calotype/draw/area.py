@@ -8,9 +8,13 @@ decided by pixels: all of what the mask selects, and less and less outside it.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from calotype.edit.masks import MaskSource, read_mask
+from calotype.errors import UsageError
 
 
 def whole_latents(mask: Tensor, factor: int, patch: int = 1) -> Tensor:
@@ -62,3 +66,22 @@ def thin(mask: Tensor, factor: int, patch: int = 1) -> str | None:
         f"The mask is nowhere as wide as a latent ({cell}x{cell} pixels), which is the least that is drawn: whole "
         f"latents were drawn around it, and what it selects is cut out of them; widen it if it shows too little."
     )
+
+
+def levels_of(mask: MaskSource | Tensor) -> tuple[Tensor, list[str]]:
+    """A mask's levels, uint8 [H, W], and what is to be said of it.
+
+    Raises:
+        PictureError, UsageError: as `read_mask`, or if a tensor is no mask.
+    """
+    if not isinstance(mask, Tensor):
+        read = read_mask(mask)
+        return read.levels, list(read.notices)
+    if mask.ndim != 2:
+        raise UsageError(f"A mask is [H, W], not {list(mask.shape)}.")
+    mask = mask.detach().cpu()
+    if mask.dtype == torch.uint8 and mask.max() > 1:
+        return mask, []
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise UsageError("A mask holds numbers from 0, for what is kept, to 1, for what is redrawn, or uint8 levels.")
+    return mask.float().mul(255).round().to(torch.uint8), []

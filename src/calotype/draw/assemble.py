@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,39 +45,57 @@ def require_libraries() -> None:
 def checkpoint_vae(
     path: Path, found: Found, given: VAE | str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
 ) -> VAE:
-    format_, factor = _own_format(path, found)
-    if given is None:
+    """The VAE that a checkpoint draws with: its own, or the one that was given, if that has the same latents."""
+    config = read_json(path / "vae" / "config.json") if path.is_dir() and found.has_vae else {}
+    by_config = config.get("_class_name", found.kind.vae) == "AutoencoderKL"  # which says how latents are scaled
+    own = None
+    if given is None or not by_config:
         if not found.has_vae:
             raise UsageError(f"{path}: this checkpoint holds no VAE; give one with --vae.")
-        vae = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
-        require_rgb(vae.picture_channels, f"The VAE of {path.name}", "drawing")
-        require_as_large(vae.config, "Drawing")
-        return _with_format(vae, format_, f"the VAE of {path.name}")
+        own = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
+    if by_config:
+        format_, factor = _own_format(config, found)
+        channels = found.channels
+    else:
+        assert own is not None
+        format_, factor, channels = own.latent_format, own.factor, own.latent_channels
+    if given is None:
+        assert own is not None
+        _require_pictures(own, f"The VAE of {path.name}", found)
+        return _with_format(own, format_, f"the VAE of {path.name}")
     vae = given if isinstance(given, VAE) else load(given, device=device, dtype=dtype)
-    require_rgb(vae.picture_channels, vae.name, "drawing")
-    require_as_large(vae.config, "Drawing")
+    _require_pictures(vae, vae.name, found)
     what = f"{vae.name or 'The VAE'} can't stand in for the VAE of {path.name}"
-    if vae.latent_channels != found.channels:
-        raise UsageError(f"{what}: it has {vae.latent_channels} latent channels, and {found.channels} are needed.")
+    if vae.latent_channels != channels:
+        raise UsageError(f"{what}: it has {vae.latent_channels} latent channels, and {channels} are needed.")
     if vae.factor != factor:
         raise UsageError(
             f"{what}: a latent of it stands for {vae.factor} x {vae.factor} pixels, not {factor} x {factor}."
         )
-    own = vae.loaded.format
-    if own is None:
+    stored = vae.loaded.format
+    if stored is None:
         return _with_format(vae, format_, vae.name)
-    if own.to_dict() | {"name": ""} != format_.to_dict() | {"name": ""}:
-        raise UsageError(f"{what}: its latents are scaled otherwise ({own.name} instead of {format_.name}).")
+    if stored.to_dict() | {"name": ""} != format_.to_dict() | {"name": ""}:
+        raise UsageError(f"{what}: its latents are scaled otherwise ({stored.name} instead of {format_.name}).")
     return vae
+
+
+def _require_pictures(vae: VAE, name: str, found: Found) -> None:
+    if not (found.kind.alpha and vae.picture_channels == 4):
+        require_rgb(vae.picture_channels, name, "drawing")
+    require_as_large(vae.config, "Drawing")
 
 
 def _with_format(vae: VAE, format_: LatentFormat, name: str) -> VAE:
     return VAE(replace(vae.loaded, format=format_), name=name, device=vae.device, dtype=vae.dtype)
 
 
-def _own_format(path: Path, found: Found) -> tuple[LatentFormat, int]:
-    """How the denoiser wants latents to be scaled, and the pixels along a side that one stands for."""
-    config = read_json(path / "vae" / "config.json") if path.is_dir() and found.has_vae else {}
+def _own_format(config: Mapping[str, Any], found: Found) -> tuple[LatentFormat, int]:
+    """How the denoiser wants latents to be scaled, and the pixels along a side that one stands for.
+
+    Args:
+        config: what the config.json of the checkpoint's AutoencoderKL says; empty where there is none.
+    """
     levels = config.get("block_out_channels", [0] * 4)
     if not isinstance(levels, list) or not 1 <= len(levels) <= MOST_LEVELS:
         raise WeightsError(f"its vae/config.json can't be: block_out_channels is {shown(levels)}; fetch it again")
@@ -107,10 +125,25 @@ def pipeline_class(found: Found, task: str = "") -> tuple[Any, dict[str, Any]]:
     return getattr(importlib.import_module("diffusers"), f"{stem}{task}Pipeline"), extra.get(stem, {})
 
 
+def vae_class(path: Path, found: Found) -> Any:
+    """calotype's class in the place of the one that a checkpoint's pipeline has.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    module = importlib.import_module("calotype.integrations.diffusers")
+    said = read_json(path / "model_index.json").get("vae") if path.is_dir() else None
+    name = said[1] if isinstance(said, list) and len(said) == 2 and said[1] is not None else found.kind.vae
+    known = {one.__name__: one for one in module.CLASSES}
+    if name not in known:
+        raise WeightsError(f"its VAE is of the class {shown(name)}, and known are {', '.join(known)}")
+    return known[name]
+
+
 def pipeline_from_folder(path: Path, found: Found, vae: Any, dtype: torch.dtype) -> Any:
     transformers = importlib.import_module("transformers")
     pipeline, extra = pipeline_class(found, "Inpaint" if found.inpainting else "")
-    denoiser = path / ("transformer" if found.kind.name == "sd3" else "unet")
+    denoiser = path / found.kind.denoiser
     names = [file.name for file in denoiser.iterdir() if file.suffix in SUFFIXES]
     how = {"dtype": dtype, "local_files_only": True}
     if names and all(".fp16." in name for name in names):

@@ -1,9 +1,8 @@
-"""Real Stable Diffusion checkpoints: drawn by diffusers' pipelines, encoded and decoded by calotype's VAE."""
+"""Checkpoints of other models: drawn by diffusers' pipelines, encoded and decoded by calotype's VAE."""
 
 from __future__ import annotations
 
-import functools
-import importlib
+import inspect
 import math
 import os
 import warnings
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from calotype.draw.area import pasted, thin, whole_latents
+from calotype.draw.area import levels_of, pasted, thin, whole_latents
 from calotype.draw.assemble import (
     checkpoint_vae,
     find_configs,
@@ -26,12 +25,13 @@ from calotype.draw.assemble import (
     pipeline_from_folder,
     quiet,
     require_libraries,
+    vae_class,
 )
 from calotype.draw.kinds import Found, detect_file, detect_folder
 from calotype.draw.sampler import Step
-from calotype.draw.schedule import SAMPLERS
+from calotype.draw.schedulers import Watched, scheduler_named
 from calotype.edit.feather import FEATHER, shown
-from calotype.edit.masks import MaskSource, read_mask
+from calotype.edit.masks import MaskSource
 from calotype.errors import CalotypeWarning, FetchError, UsageError, WeightsError
 from calotype.families.face import listing
 from calotype.latents import LatentFormat, Latents
@@ -50,7 +50,7 @@ def load_checkpoint(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Loads a checkpoint of Stable Diffusion 1, 2, XL or 3.
+    """Loads a checkpoint of Stable Diffusion 1, 2, XL or 3, or a folder of one of the other `KINDS`.
 
     Args:
         path: a diffusers folder, or one file in the original layout (``model.diffusion_model.*`` and so on).
@@ -60,7 +60,7 @@ def load_checkpoint(
             has them (weights need not be in it), or a repository on the hub. None: the repository of the original
             checkpoint of that kind, from the local cache or the network.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
-        dtype: of weights and computation; None: float32 on the CPU, else float16.
+        dtype: of weights and computation; None: float32 on the CPU, else float16, or bfloat16 where that is usual.
 
     Raises:
         WeightsError: if there is no whole checkpoint of a known kind; the message says what there is.
@@ -69,17 +69,17 @@ def load_checkpoint(
     """
     path = Path(path)
     target = pick_device(device)
-    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"A checkpoint computes in float32, bfloat16 or float16, not {dtype}.")
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder; give a checkpoint.")
     try:
         found = detect_folder(path) if path.is_dir() else detect_file(open_container(path).shapes)
         require_libraries()
+        dtype = dtype or (torch.float32 if target.type == "cpu" else getattr(torch, found.kind.narrow))
         own = checkpoint_vae(path, found, vae, target, dtype)
         with quiet(Warning):
-            wrapped = importlib.import_module("calotype.integrations.diffusers").AutoencoderKL(own).to(dtype)
+            wrapped = vae_class(path, found)(own).to(dtype)
             if path.is_dir():
                 if config is not None:
                     raise UsageError(f"{path}: a diffusers folder has its own configurations; leave --config away.")
@@ -112,7 +112,7 @@ class Drawn:
     """One finished picture.
 
     Attributes:
-        picture: RGB.
+        picture: RGB, or RGBA (Qwen-Image 2.1).
         latents: what it was decoded from, in the model's space; `VAE.decode_images` decodes them again.
         prompt, seed: what it was drawn by.
     """
@@ -149,11 +149,11 @@ class _Hole(NamedTuple):
 
 
 class Checkpoint:
-    """A Stable Diffusion that draws; `load_checkpoint` makes it.
+    """A model that draws; `load_checkpoint` makes it.
 
     Attributes:
         pipe: diffusers' pipeline, whose VAE is calotype's.
-        kind: sd1, sd2, sdxl or sd3.
+        kind: sd1, sd2, sdxl, sd3, flux, ...: a name of `kinds.KINDS`.
         inpainting: whether it was trained to fill holes; such a checkpoint only redraws.
         factor: pixels along a side that one latent stands for; multiple: what sides of pictures are multiples of.
         latent_format: how the VAE's raw latents and the model's differ.
@@ -168,8 +168,8 @@ class Checkpoint:
         self.vae_name, self.vae_sha256 = vae.name, vae.sha256
         self.factor = vae.factor
         self._found = found
-        self._denoiser = pipe.transformer if self.kind == "sd3" else pipe.unet
-        self.multiple = self.factor * (self._denoiser.config.patch_size if self.kind == "sd3" else 1)
+        self._denoiser = getattr(pipe, found.kind.denoiser)
+        self.multiple = self.factor * found.kind.patch
         self._scheduler = pipe.scheduler
 
     def __repr__(self) -> str:
@@ -247,6 +247,11 @@ class Checkpoint:
             PictureError: if a picture or the mask can't be read.
             UsageError, MemoryLimitError, LatentsError, NonFiniteError: as `draw`.
         """
+        if not self._found.kind.tasks:
+            raise UsageError(
+                f"{self._found.kind.title} only draws: no pipeline of diffusers starts it from a picture, part of "
+                f"the way; redraw with another model."
+            )
         order = self._order(prompts, seeds, steps, guidance, negative, sampler, 1, on_step)
         pictures = [pictures] if isinstance(pictures, str | bytes | os.PathLike | Image.Image) else pictures
         if len(pictures) != len(order.prompts):
@@ -259,12 +264,12 @@ class Checkpoint:
             raise UsageError(
                 f"A strength of {strength:g} runs none of {steps} steps; give at least {least:g}, or more steps."
             )
-        # its pipelines round steps down, those of SD3 up: half a step more, or less, is what they can't round wrong
-        half = -0.5 if self.kind == "sd3" else 0.5
+        # some pipelines round steps down, those of flows up: half a step more, or less, is what they can't round wrong
+        half = -0.5 if self._found.kind.flow else 0.5
         exact = (run + half) / steps if 0 < run < steps else float(run > 0)
         if mask is None:
             return self._redraw(order, pictures, exact, None)
-        levels, notices = _levels(mask)
+        levels, notices = levels_of(mask)
         notices += filter(None, [thin(levels, self.factor, self.multiple // self.factor)])
         for notice in notices:
             warnings.warn(notice, CalotypeWarning, stacklevel=2)
@@ -288,8 +293,7 @@ class Checkpoint:
             part = slice(i, i + 1)
             size = {"height": height, "width": width}
             if strength == 0.0:
-                raw = self.pipe.vae.encode(image.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
-                latents = self.latent_format.to_model(raw)
+                latents = self._latents(image)
             elif hole is not None or self.inpainting:
                 drawn_anew = torch.ones(1, 1, height, width)
                 if hole is not None:
@@ -300,7 +304,7 @@ class Checkpoint:
             elif strength == 1.0:
                 latents = self._run("", order, part, (height, width), **size)
             else:
-                if self.kind != "sd3":
+                if not self._found.kind.flow:
                     size = {}  # they take the picture's
                 latents = self._run(
                     "Img2Img", order, part, (height, width), image=(image + 1) / 2, strength=strength, **size
@@ -313,35 +317,71 @@ class Checkpoint:
     def _run(self, task: str, order: _Order, part: slice, size: tuple[int, int], **inputs: Any) -> Tensor:
         """One call of a pipeline: model latents [N, C, h, w]."""
         scheduler = type(order.scheduler).from_config(order.scheduler.config)  # a new one: they count their steps
-        if not hasattr(scheduler, "scale_noise") and self.kind == "sd3":  # DPM-Solver calls it by another name
+        if not hasattr(scheduler, "scale_noise") and self._found.kind.flow:  # DPM-Solver calls it by another name
             scheduler.scale_noise = lambda sample, timestep, noise: scheduler.add_noise(sample, noise, timestep)
-        watched = _Watched(scheduler)
+        watched = Watched(scheduler)
         prompts, on_step = order.prompts[part], order.on_step
 
         def step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 last = index + 1 == pipe.num_timesteps
                 clean = tensors["latents"] if last or watched.clean is None else watched.clean
-                on_step(Step(index=index, total=pipe.num_timesteps, clean=clean))
+                on_step(Step(index=index, total=pipe.num_timesteps, clean=self._maps(clean, size)))
             return {}
 
         with quiet(FutureWarning, DeprecationWarning), enough_memory((len(prompts), 3, *size)):
             pipeline, extra = pipeline_class(self._found, task)
-            pipe = pipeline(**{**self.pipe.components, **extra, "scheduler": scheduler})
-            if self.kind == "sdxl":
-                pipe.register_to_config(force_zeros_for_empty_prompt=self.pipe.config.force_zeros_for_empty_prompt)
+            said = {
+                key: self.pipe.config[key] for key in inspect.signature(pipeline).parameters if key in self.pipe.config
+            }
+            pipe = pipeline(**{**said, **self.pipe.components, **extra, "scheduler": scheduler})
             pipe.set_progress_bar_config(disable=True)
-            latents: Tensor = pipe(
+            made = pipe(
                 prompt=prompts,
-                negative_prompt=order.negatives[part] if order.negatives is not None else None,
                 num_inference_steps=order.steps,
-                guidance_scale=order.guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed in order.seeds[part]],
                 output_type="latent",
                 callback_on_step_end=step,
+                **self._guided(order, part),
                 **inputs,
-            ).images
-        return latents
+            )
+        return self._maps(made.frames if hasattr(made, "frames") else made.images, size)
+
+    def _guided(self, order: _Order, part: slice) -> dict[str, Any]:
+        """What the pipeline is told of guidance."""
+        kind = self._found.kind
+        told = dict(kind.given)
+        if kind.guided_by is not None:
+            told[kind.guided_by] = order.guidance
+        if order.negatives is not None:
+            told["negative_prompt"] = order.negatives[part]
+        elif kind.nothing is not None and order.guidance > 1:
+            told["negative_prompt"] = [kind.nothing] * len(order.prompts[part])
+        return told
+
+    def _maps(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a pipeline calls latents of pictures of a size -> model latents [N, C, h, w]."""
+        if (n := self._found.kind.rows) and latents.ndim == 3:
+            height, width = (side // (self.factor * self.latent_format.patch * n) for side in size)
+            cells = latents.reshape(len(latents), height, width, -1, n, n).permute(0, 3, 1, 4, 2, 5)
+            return cells.reshape(len(latents), -1, height * n, width * n)
+        return latents[:, :, 0] if latents.ndim == 5 else latents
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """Pixels [N, P, H, W] in [-1, 1] -> model latents, without noise."""
+        vae, frames = self.pipe.vae, self._found.kind.frames
+        pixels = pixels.to(vae.device, vae.dtype)
+        raw = vae.encode(pixels[:, :, None] if frames else pixels).latent_dist.mode()
+        return self.latent_format.to_model(raw[:, :, 0] if frames else raw)
+
+    @torch.no_grad()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Model latents [N, C, h, w] -> pixels [N, P, H, W], float32 on the CPU, about [-1, 1]."""
+        vae, frames = self.pipe.vae, self._found.kind.frames
+        raw = self.latent_format.to_raw(latents).to(vae.device, vae.dtype)
+        made = vae.decode(raw[:, :, None] if frames else raw).sample
+        pixels: Tensor = (made[:, :, 0] if frames else made).float().cpu()
+        return pixels
 
     @torch.no_grad()
     def _finish(self, latents: Tensor, order: _Order, part: slice, paddings: Sequence[Padding]) -> Iterator[Drawn]:
@@ -356,8 +396,8 @@ class Checkpoint:
                 vae_name=self.vae_name,
             )
             with enough_memory((3, padding.height, padding.width)):
-                pixels = self.pipe.vae.decode(self.latent_format.to_raw(model[None])).sample[0]
-            yield Drawn(to_pil(crop(pixels.float().cpu(), padding)), named, prompt, seed)
+                pixels = self.pixels(model[None])[0]
+            yield Drawn(to_pil(crop(pixels, padding)), named, prompt, seed)
 
     def _order(
         self,
@@ -379,10 +419,15 @@ class Checkpoint:
         for name, value in (("steps", steps), ("pictures in a batch", batch)):
             if value < 1:
                 raise UsageError(f"The number of {name} must be at least 1, not {value}.")
-        guidance = self._found.kind.guidance if guidance is None else guidance
+        kind = self._found.kind
+        if guidance is not None and kind.guided_by is None:
+            raise UsageError(f"{kind.title} is guided as its folder says (guider/); leave the guidance out.")
+        guidance = kind.guidance if guidance is None else guidance
         if not math.isfinite(guidance):
             raise UsageError(f"A guidance is a finite number, not {guidance}.")
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative or [])
+        if negatives and not kind.negative:
+            raise UsageError(f"{kind.title} takes no negative prompt; leave it out.")
         if negatives and len(negatives) != len(prompts):
             raise UsageError(f"There are {len(negatives)} negative prompts and {len(prompts)} prompts; give as many.")
         if negatives and guidance <= 1:
@@ -395,15 +440,19 @@ class Checkpoint:
             seeds=list(seeds),
             steps=steps,
             guidance=guidance,
-            scheduler=self._scheduler_named(sampler),
+            scheduler=self._scheduler if sampler is None else scheduler_named(sampler, self._scheduler, kind),
             batch=batch,
             on_step=on_step,
         )
 
     def _warn_if_long(self, text: str) -> None:
-        most = self.pipe.tokenizer.model_max_length
+        name, most = self._found.kind.reads or ("", None)
+        tokenizer = getattr(self.pipe, name, None)
+        if tokenizer is None:
+            return
+        most = most or tokenizer.model_max_length
         with quiet(Warning):
-            count = len(self.pipe.tokenizer(text).input_ids)
+            count = len(tokenizer(text).input_ids)
         if count > most:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
             warnings.warn(
@@ -412,29 +461,11 @@ class Checkpoint:
                 stacklevel=4,
             )
 
-    def _scheduler_named(self, sampler: str | None) -> Any:
-        """diffusers' scheduler of that name with the checkpoint's noise schedule."""
-        if sampler is None:
-            return self._scheduler
-        if sampler not in SAMPLERS:
-            raise UsageError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        diffusers = importlib.import_module("diffusers")
-        config = dict(self._scheduler.config)
-        names = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-        name = names[sampler]
-        if self.kind != "sd3":
-            # a DDIM in diffusers cuts off latents beyond 1 where it is not told otherwise
-            config = {"clip_sample": False, "set_alpha_to_one": False, **config, "algorithm_type": "dpmsolver++"}
-        elif sampler == "dpm++":
-            config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config["shift"]}
-        else:
-            name = "FlowMatchEulerDiscreteScheduler"
-        with quiet():
-            return getattr(diffusers, name).from_config(config)
-
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         config = self._denoiser.config
         if size is None:
+            if self._found.kind.size is not None:
+                return self._found.kind.size
             side = config.sample_size
             height, width = (side, side) if isinstance(side, int) else side
             return height * self.factor, width * self.factor
@@ -442,48 +473,9 @@ class Checkpoint:
             raise UsageError(
                 f"A picture {size[1]} wide and {size[0]} high can't be drawn: sides are multiples of {self.multiple}."
             )
-        if self.kind == "sd3" and max(size) > (most := config.pos_embed_max_size * self.multiple):
+        positions = config.get("pos_embed_max_size")
+        if positions is not None and max(size) > (most := positions * self.multiple):
             raise UsageError(
                 f"A picture {size[1]} wide and {size[0]} high can't be drawn: sides are at most {most} here."
             )
         return size
-
-
-class _Watched:
-    """Keeps what a scheduler's last step took for the finished latents; None if it does not show it."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.clean: Tensor | None = None
-        inner = scheduler.step
-
-        @functools.wraps(inner)  # pipelines look which arguments it takes
-        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **named: Any) -> Any:
-            result = inner(output, timestep, sample, *args, **named)
-            if isinstance(result, tuple) and len(result) > 1:
-                self.clean = result[1]
-            elif getattr(scheduler.config, "algorithm_type", "") == "dpmsolver++":
-                self.clean = scheduler.model_outputs[-1]
-            elif type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
-                self.clean = sample - scheduler.sigmas[scheduler.step_index - 1].to(sample) * output
-            return result
-
-        scheduler.step = step
-
-
-def _levels(mask: MaskSource | Tensor) -> tuple[Tensor, list[str]]:
-    """A mask's levels, uint8 [H, W], and what is to be said of it.
-
-    Raises:
-        PictureError, UsageError: as `read_mask`, or if a tensor is no mask.
-    """
-    if not isinstance(mask, Tensor):
-        read = read_mask(mask)
-        return read.levels, list(read.notices)
-    if mask.ndim != 2:
-        raise UsageError(f"A mask is [H, W], not {list(mask.shape)}.")
-    mask = mask.detach().cpu()
-    if mask.dtype == torch.uint8 and mask.max() > 1:
-        return mask, []
-    if not ((mask >= 0) & (mask <= 1)).all():
-        raise UsageError("A mask holds numbers from 0, for what is kept, to 1, for what is redrawn, or uint8 levels.")
-    return mask.float().mul(255).round().to(torch.uint8), []

@@ -1,12 +1,12 @@
-"""Which Stable Diffusion a checkpoint is, told from tensor names, shapes and configurations."""
+"""Which diffusion model a checkpoint is, told from tensor names, shapes and configurations."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from calotype.errors import WeightsError
 from calotype.families.face import Shapes
@@ -15,7 +15,10 @@ from calotype.latents import KNOWN, LatentFormat
 from calotype.texts import TextError, json_table, shown, whole
 from calotype.weights.others import OTHERS
 
-EXPECTED = "a checkpoint of Stable Diffusion 1, 2, XL or 3 is expected, as one file or as a diffusers folder"
+EXPECTED = (
+    "a checkpoint of Stable Diffusion 1, 2, XL or 3 is expected, as one file or as a diffusers folder, or the folder "
+    "of a FLUX, Z-Image, Qwen-Image, Wan, SANA or HunyuanImage"
+)
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 
 # Denoisers that take more than latents: (channels of their input, what they are)
@@ -32,16 +35,60 @@ OTHER_MODELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A family of checkpoints."""
+    """A family of checkpoints, and what is particular about drawing with it.
+
+    Attributes:
+        pipelines: how the names of diffusers' pipelines begin.
+        format: of its latents, where no config and no VAE say otherwise.
+        guidance: what is usual.
+        guided_by: the name that it has in the pipelines' calls; None: a part of the folder says how much there is.
+        negative: whether they take negative prompts.
+        nothing: the negative prompt without which there is no guidance.
+        given: what they are called with besides.
+        repo: on the hub, with the configurations of its parts; None: files do not tell which.
+        tasks: further pipelines, which start from a picture: "Img2Img", "Inpaint".
+        samplers: whether others than the checkpoint's own are known to work.
+        denoiser: the part that it is.
+        flow: whether it learned a rectified flow; its pipelines from pictures take a size, and round steps up.
+        patch: latents along a side of what the denoiser takes as one.
+        rows: latents along a side of one row of what its pipelines call latents; 0: those are maps.
+        vae: class of its VAE, as usual.
+        frames: whether that is one of videos.
+        alpha: whether pictures are RGBA.
+        size: height and width of pictures where none are asked for; None: those that the denoiser's config says.
+        reads: its tokenizer, and the number of tokens that are read (None: as that says); None: it is not known.
+        narrow: dtype on an accelerator.
+    """
 
     name: str
     title: str
-    pipelines: str  # how the names of diffusers' pipelines begin
-    format: LatentFormat  # of its latents, where no config says otherwise
+    pipelines: str
+    format: LatentFormat | None
     guidance: float
-    repo: str | None  # on the hub, with the configurations of its parts; None: files do not tell which
+    guided_by: str | None = "guidance_scale"
+    negative: bool = True
+    nothing: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    repo: str | None = None
     inpainting: str | None = None
+    tasks: tuple[str, ...] = ("Img2Img", "Inpaint")
+    samplers: bool = False
+    denoiser: Literal["unet", "transformer"] = "transformer"
+    flow: bool = True
+    patch: int = 2
+    rows: int = 0
+    vae: str = "AutoencoderKL"
+    frames: bool = False
+    alpha: bool = False
+    size: tuple[int, int] | None = (1024, 1024)
+    reads: tuple[str, int | None] | None = None
+    narrow: Literal["float16", "bfloat16"] = "bfloat16"
 
+
+_UNET: Mapping[str, Any] = {
+    "denoiser": "unet", "flow": False, "patch": 1, "samplers": True, "size": None, "reads": ("tokenizer", None),
+    "narrow": "float16",
+}  # fmt: skip
 
 KINDS = {
     kind.name: kind
@@ -54,6 +101,7 @@ KINDS = {
             guidance=7.5,
             repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
             inpainting="stable-diffusion-v1-5/stable-diffusion-inpainting",
+            **_UNET,
         ),
         Kind(
             name="sd2",
@@ -61,8 +109,8 @@ KINDS = {
             pipelines="StableDiffusion",
             format=KNOWN["sd1"],
             guidance=7.5,
-            repo=None,
             inpainting="stabilityai/stable-diffusion-2-inpainting",
+            **_UNET,
         ),
         Kind(
             name="sdxl",
@@ -72,6 +120,7 @@ KINDS = {
             guidance=5.0,
             repo="stabilityai/stable-diffusion-xl-base-1.0",
             inpainting="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+            **_UNET,
         ),
         Kind(
             name="sd3",
@@ -80,6 +129,112 @@ KINDS = {
             format=KNOWN["sd3"],
             guidance=7.0,
             repo="stabilityai/stable-diffusion-3-medium-diffusers",
+            samplers=True,
+            size=None,
+            reads=("tokenizer", None),
+            narrow="float16",
+        ),
+        Kind(
+            name="flux",
+            title="FLUX.1",
+            pipelines="Flux",
+            format=KNOWN["flux"],
+            guidance=3.5,
+            negative=False,
+            rows=2,
+            reads=("tokenizer_2", 512),
+        ),
+        Kind(
+            name="flux2",
+            title="FLUX.2",
+            pipelines="Flux2",
+            vae="AutoencoderKLFlux2",
+            format=None,
+            guidance=4.0,
+            negative=False,
+            tasks=(),
+            rows=1,
+        ),
+        Kind(
+            name="flux2-klein",
+            title="FLUX.2 klein",
+            pipelines="Flux2Klein",
+            vae="AutoencoderKLFlux2",
+            format=None,
+            guidance=4.0,
+            negative=False,
+            tasks=(),
+            rows=1,
+        ),
+        Kind(
+            name="z-image",
+            title="Z-Image",
+            pipelines="ZImage",
+            format=KNOWN["flux"],
+            guidance=5.0,
+        ),
+        Kind(
+            name="qwen-image",
+            title="Qwen-Image",
+            pipelines="QwenImage",
+            vae="AutoencoderKLQwenImage",
+            format=KNOWN["wan2.1"],
+            guidance=4.0,
+            guided_by="true_cfg_scale",
+            nothing=" ",
+            rows=2,
+            frames=True,
+        ),
+        Kind(
+            name="qwen-image-2.1",
+            title="Qwen-Image 2.1",
+            pipelines="QwenImage21",
+            vae="AutoencoderKLQwenImage21",
+            format=KNOWN["qwen-image-2.1"],
+            guidance=1.0,
+            guided_by="true_cfg_scale",
+            nothing=" ",
+            tasks=(),
+            rows=1,
+            frames=True,
+            alpha=True,
+        ),
+        Kind(
+            name="wan",
+            title="Wan",
+            pipelines="Wan",
+            vae="AutoencoderKLWan",
+            format=KNOWN["wan2.1"],
+            guidance=5.0,
+            given={"num_frames": 1},
+            tasks=(),
+            frames=True,
+            size=(480, 832),
+            reads=("tokenizer", 512),
+        ),
+        Kind(
+            name="sana",
+            title="SANA",
+            pipelines="Sana",
+            vae="AutoencoderDC",
+            format=KNOWN["sana"],
+            guidance=4.5,
+            given={"use_resolution_binning": False},
+            tasks=(),
+            patch=1,
+            size=None,
+        ),
+        Kind(
+            name="hunyuan-image",
+            title="HunyuanImage",
+            pipelines="HunyuanImage",
+            vae="AutoencoderKLHunyuanImage",
+            format=KNOWN["hunyuan-image"],
+            guidance=3.5,
+            guided_by=None,
+            tasks=(),
+            patch=1,
+            size=(2048, 2048),
         ),
     )
 }
@@ -168,19 +323,28 @@ def detect_folder(folder: Path) -> Found:
     if not (folder / "model_index.json").is_file():
         raise WeightsError(f"there is no model_index.json in this folder, and {EXPECTED}")
     name = class_name(folder)
-    if not (match := re.fullmatch(r"(StableDiffusion(?:XL|3)?)(?:Img2Img|Inpaint)?Pipeline", name)):
-        raise WeightsError(f"it holds a {name}, and {EXPECTED}")
-    stem = match[1]
-    config = read_json(folder / ("transformer" if stem == "StableDiffusion3" else "unet") / "config.json")
-    kind = {"StableDiffusionXL": KINDS["sdxl"], "StableDiffusion3": KINDS["sd3"]}.get(stem)
+    stem, task = _stem(name)
+    kind = next((kind for kind in KINDS.values() if kind.pipelines == stem and (not task or task in kind.tasks)), None)
     if kind is None:
-        kind = KINDS["sd2" if config.get("cross_attention_dim") == 1024 else "sd1"]
-    usual = config.get("in_channels") or kind.format.channels
-    channels = _channels(config.get("out_channels") or usual, "out_channels")
-    inputs = _channels(config.get("in_channels", channels), "in_channels")
-    inpainting = kind.name != "sd3" and _inpainting(inputs, channels)
+        raise WeightsError(f"it holds a {name}, and {EXPECTED}")
+    config = read_json(folder / kind.denoiser / "config.json")
+    if kind.name == "sd1" and config.get("cross_attention_dim") == 1024:
+        kind = KINDS["sd2"]
+    usual = config.get("in_channels") or (kind.format.channels if kind.format else None)
+    inputs = _channels(config.get("in_channels", usual), "in_channels")
+    channels = inputs // max(1, kind.rows) ** 2
+    inpainting = False
+    if kind.denoiser == "unet":
+        channels = _channels(config.get("out_channels") or usual, "out_channels")
+        inpainting = _inpainting(inputs, channels)
     has_vae = (folder / "vae" / "config.json").is_file()
     return Found(kind=kind, channels=channels, inpainting=inpainting, has_vae=has_vae)
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """How a pipeline's name begins, and its task: "" where it draws from words alone."""
+    match = re.fullmatch(r"(.+?)(Img2Img|Inpaint|)Pipeline", name)
+    return (match[1], match[2]) if match else (name, "")
 
 
 def class_name(folder: Path) -> str:

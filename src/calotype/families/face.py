@@ -125,11 +125,13 @@ class DiffusersClass:
         defaults: of fields of its config.json that may be absent.
         packs: pipelines pack its latents, and normalise them by running statistics among the weights.
         kept: fields of its config.json about latents, and about how pipelines treat a VAE; None: all that there are.
+        holds: whether its modules can be a network of this configuration.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = False
     kept: tuple[str, ...] | None = None
+    holds: Callable[[Any], bool] = lambda config: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ class Family:
         diffusers: what diffusers has of it.
         original: (our key, config) -> the key in the original files, where that is another.
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
+        copies: whether what is taken of a file is copied, and not mapped into memory: for most of it is left there.
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         enlarges: how many times as large along each side pictures of a configuration come out as they went in.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
@@ -207,6 +210,7 @@ class Family:
     original: Callable[[str, Any], str] = lambda key, config: key
     taken: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
+    copies: bool = False
     clamps: bool = False
     enlarges: Callable[[Any], int] = lambda config: 1
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None

@@ -37,7 +37,7 @@ def load_pretrained(name: str | os.PathLike[str], options: Mapping[str, Any]) ->
     device = _device(given.pop("device_map", None))
     if unknown := [key for key, value in given.items() if value is not None]:
         raise UsageError(
-            f"from_pretrained of calotype's AutoencoderKL takes no {', '.join(sorted(unknown))}; diffusers' own does."
+            f"from_pretrained of calotype's classes takes no {', '.join(sorted(unknown))}; diffusers' own does."
         )
     if isinstance(dtype, str):
         dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype, dtype)

@@ -85,7 +85,8 @@ class Coder:
         self.device = torch.device(device)
         self.dtype = dtype
         # a narrower copy computes, and the weights as stored stay for what overflows in it
-        own = loaded.module if dtype == torch.float32 else copy.deepcopy(loaded.module)
+        narrows = dtype != torch.float32 and any(weight.dtype != dtype for weight in loaded.module.parameters())
+        own = copy.deepcopy(loaded.module) if narrows else loaded.module
         self.module: Network = own.to(device=self.device, dtype=dtype)
         self.engine = Engine(self.module, self.device, dtype, engine)
         self._wide: Engine | None = None

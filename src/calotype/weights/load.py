@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -162,6 +163,39 @@ def chosen(config: NetworkConfig, choices: Mapping[str, bool]) -> NetworkConfig:
     return replace(config, **choices)  # type: ignore[type-var]
 
 
+def load_tensors(tensors: Mapping[str, Tensor], fields: Mapping[str, Any], *, where: str) -> Loaded:
+    """A VAE of diffusers, from what it holds in memory, which is shared and not copied where it can be.
+
+    Args:
+        tensors: its `state_dict`.
+        fields: what its config.json says, `_class_name` among it.
+        where: what it is, for messages.
+
+    Raises:
+        WeightsError: if these are not the tensors and fields of a whole VAE of a known kind.
+    """
+    values = {key: value for key, value in fields.items() if key == "_class_name" or not key.startswith("_")}
+    said = Said(values=parse_config(json.dumps(values)))  # as from a file: lists, and no tuples
+    try:
+        found = detect({key: tuple(value.shape) for key, value in tensors.items()}, norm_groups=norm_groups_of(said))
+        config = described(found.config, said, found.parts, {})
+    except (WeightsError, UsageError) as error:
+        raise WeightsError(f"{where}: {error}.") from None
+    known = family_of(config)
+    own = {ours: known.taken(config, ours, tensors[key].detach()) for ours, key in found.keys.items()}
+    own |= {ours: torch.cat([tensors[key].detach() for key in keys]) for ours, keys in found.joined.items()}
+    own = {ours: _conv_shape(config, ours, tensor) for ours, tensor in own.items()}
+    return Loaded(
+        module=build(config, found.parts, own, where=where),
+        layout=found.layout,
+        parts=found.parts,
+        sha256="",
+        dtypes=_names(own.values()),
+        files=(Path(where),),
+        kept=said.kept,
+    )
+
+
 def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Tensor], *, where: str) -> Network:
     """The network of `config`, holding exactly these tensors; a half VAE loses the other half's modules.
 
@@ -169,13 +203,9 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
         WeightsError: if any tensor is missing, unexpected, of another shape, or not finite; all are listed.
     """
     try:
-        with torch.device("meta"):
-            module = make_network(config)
+        module = without_weights(config, parts)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # torch's, of sizes
         raise WeightsError(f"{where}: these are the weights of no network that can be ({quoted(error)}).") from None
-    for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
-        if side not in parts and hasattr(module, name):
-            delattr(module, name)
     state = module.state_dict()
     expected = {key: tuple(value.shape) for key, value in state.items()}
     counts = {key for key, value in state.items() if not value.is_floating_point()}
@@ -201,6 +231,16 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
         raise WeightsError(f"{where}: these are not the weights of a whole VAE: {'; '.join(problems)}.")
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def without_weights(config: NetworkConfig, parts: frozenset[str]) -> Network:
+    """The network of `config`, on the device "meta"; a half VAE lacks the other half's modules."""
+    with torch.device("meta"):
+        module = make_network(config)
+    for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
+        if side not in parts and hasattr(module, name):
+            delattr(module, name)
+    return module
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -278,8 +318,12 @@ def _read(
         config, said = _described(found, own, said)
     except UsageError as error:
         raise WeightsError(str(error)) from None
-    taken = family_of(config).taken
-    stored_tensors = {ours: taken(config, ours, container.read(key)) for ours, key in found.keys.items()}
+    family = family_of(config)
+    stored_tensors = {ours: family.taken(config, ours, container.read(key)) for ours, key in found.keys.items()}
+    if family.copies:
+        stored_tensors = {
+            ours: tensor.clone(memory_format=torch.contiguous_format) for ours, tensor in stored_tensors.items()
+        }
     for ours, keys in found.joined.items():
         rows = [container.read(key) for key in keys]
         if len({one.dtype for one in rows}) > 1:

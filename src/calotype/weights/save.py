@@ -78,7 +78,7 @@ def save_weights(
     if layout == "keras":
         return write_keras(_folder(path, layout), config, tensors, header)
     if isinstance(format_, Packed) and not config.in_model_space:
-        tensors |= _statistics(format_)
+        tensors |= statistics(format_)
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
@@ -184,7 +184,7 @@ def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
     return renamed
 
 
-def _statistics(format_: Packed) -> dict[str, Tensor]:
+def statistics(format_: Packed) -> dict[str, Tensor]:
     """FLUX.2's batch-norm buffers."""
     return {
         "bn.running_mean": torch.tensor(format_.running_mean),

@@ -107,6 +107,10 @@ def _expected(config: DcaeConfig, said: Mapping[str, Any], parts: Parts) -> dict
             if field not in fields:
                 continue
             value = said.get(field)
+            if name == "qkv_multiscales" and isinstance(value, list) and len(value) == len(blocks):
+                attended = getattr(config, f"{side}_attn_levels")
+                found = zip(value, fields[field], strict=True)
+                fields[field] = [ours if n in attended else one for n, (one, ours) in enumerate(found)]
             if side not in parts:
                 fields[field] = value
             elif isinstance(value, str):  # one for all

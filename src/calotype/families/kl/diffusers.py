@@ -138,12 +138,22 @@ def _written(config: AutoencoderConfig) -> dict[str, Any]:
     return values
 
 
+def _as_deep(config: AutoencoderConfig) -> bool:
+    """Whether its decoder is as that of an ordinary one: without a picture beside, with a block more in each level."""
+    return not config.condition and config.decoder_num_res_blocks in (None, config.num_res_blocks)
+
+
 DIFFUSERS = Diffusers(
     classes={
-        KL: DiffusersClass(defaults={"norm_num_groups": 32, "scaling_factor": 0.18215}),
-        "AutoencoderKLFlux2": DiffusersClass(defaults={"norm_num_groups": 32}, packs=True),
+        KL: DiffusersClass(
+            defaults={"norm_num_groups": 32, "scaling_factor": 0.18215},
+            holds=lambda config: _as_deep(config) and config.decoder_ch in (None, config.ch),
+        ),
+        "AutoencoderKLFlux2": DiffusersClass(defaults={"norm_num_groups": 32}, packs=True, holds=_as_deep),
         ASYMMETRIC: DiffusersClass(
-            defaults={"norm_num_groups": 32, "scaling_factor": 0.18215}, kept=("sample_size", "scaling_factor")
+            defaults={"norm_num_groups": 32, "scaling_factor": 0.18215},
+            kept=("sample_size", "scaling_factor"),
+            holds=lambda config: config.condition,
         ),
     },
     completed=_completed,

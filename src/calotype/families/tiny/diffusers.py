@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,21 @@ def _expected(config: TinyConfig, said: Mapping[str, Any], parts: Parts) -> dict
     }
 
 
+def _theirs(key: str, config: TinyConfig) -> str | None:
+    """Its layers stand in a list, and the clamp before the decoder's is not among them."""
+    match = re.fullmatch(r"(encoder|decoder)\.([0-9]+)\.(.+)", key)
+    return match and f"{match[1]}.layers.{int(match[2]) - (match[1] == 'decoder')}.{match[3]}"
+
+
+def _ours(key: str, config: TinyConfig) -> str | None:
+    match = re.fullmatch(r"(encoder|decoder)\.layers\.([0-9]+)\.(.+)", key)
+    return match and f"{match[1]}.{int(match[2]) + (match[1] == 'decoder')}.{match[3]}"
+
+
 DIFFUSERS = Diffusers(
     classes={"AutoencoderTiny": DiffusersClass()},
     expected=_expected,
     untold=("act_fn", "upsample_fn", "upsampling_scaling_factor"),
+    theirs=_theirs,
+    ours=_ours,
 )

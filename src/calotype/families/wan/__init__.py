@@ -23,6 +23,7 @@ FAMILY = Family(
     original=lambda key, config: keys_of("ldm", config)[key],
     taken=taken,
     given=given,
+    copies=True,
     join=joined,
     clamps=True,
     enlarges=lambda config: config.enlarges,

@@ -89,11 +89,16 @@ def _written(config: WanConfig) -> dict[str, Any]:
     return {"_class_name": "AutoencoderKLQwenImage21" if images else "AutoencoderKLWan", **values}
 
 
+def _as_large(config: WanConfig) -> bool:
+    """Whether its pictures come out as large as they go in: its classes give a larger one's in channels."""
+    return config.enlarges == 1
+
+
 DIFFUSERS = Diffusers(
     classes={
-        "AutoencoderKLWan": DiffusersClass(),
-        "AutoencoderKLQwenImage": DiffusersClass(),
-        "AutoencoderKLQwenImage21": DiffusersClass(),
+        "AutoencoderKLWan": DiffusersClass(holds=_as_large),
+        "AutoencoderKLQwenImage": DiffusersClass(holds=_as_large),
+        "AutoencoderKLQwenImage21": DiffusersClass(holds=_as_large),
     },
     completed=_completed,
     expected=_expected,

@@ -8,7 +8,7 @@ from calotype.families.wan.config import WanConfig
 
 
 def taken(config: WanConfig, key: str, tensor: Any) -> Any:
-    """A tensor of a file as the network has it, which shares no memory with the file's.
+    """A tensor of a file as the network has it, sharing memory with it where it can.
 
     Of kernels the last slice in time; norms without their dimensions of one; and channels of 2x2 pixels (Wan 2.2)
     in the order of torch's pixel_unshuffle, row by row, where files have them column by column.
@@ -17,7 +17,7 @@ def taken(config: WanConfig, key: str, tensor: Any) -> Any:
         tensor = tensor.reshape(-1)
     if tensor.ndim == 5:
         tensor = tensor[:, :, -1]
-    return _turned(config, key, tensor).clone().contiguous()
+    return _turned(config, key, tensor)
 
 
 def given(config: WanConfig, key: str, tensor: Any) -> Any:
