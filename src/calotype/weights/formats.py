@@ -66,6 +66,7 @@ class Piece:
     edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
     assumed: str = ""  # what nothing told
+    whole: Mapping[str, str] = field(default_factory=dict)  # as `Told.whole`
 
     def __post_init__(self) -> None:
         _fields(self.metadata)  # damaged ones are refused where it is known whose they are

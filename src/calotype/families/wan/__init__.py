@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from calotype.families.face import Family
+from calotype.families.face import Family, Video
 from calotype.families.wan.config import WanConfig
 from calotype.families.wan.diffusers import DIFFUSERS
 from calotype.families.wan.presets import FORMATS, PRESETS, space
 from calotype.families.wan.steps import program
-from calotype.families.wan.stored import given, taken
-from calotype.families.wan.telling import DIFFUSERS as NAMED, ORIGINAL, joined, keys_of, tell
+from calotype.families.wan.stored import given, shaped, taken
+from calotype.families.wan.telling import (
+    DIFFUSERS as NAMED,
+    ORIGINAL,
+    all_keys_of,
+    joined,
+    keys_of,
+    tell,
+    told_by_time,
+)
 
 FAMILY = Family(
     config=WanConfig,
@@ -23,6 +31,7 @@ FAMILY = Family(
     original=lambda key, config: keys_of("ldm", config)[key],
     taken=taken,
     given=given,
+    video=Video(named=all_keys_of, shaped=shaped, fields=told_by_time),
     join=joined,
     clamps=True,
 )
