@@ -22,7 +22,7 @@ def whole_tensors(loaded: Loaded) -> dict[str, Tensor]:
     Raises:
         WeightsError: a file can't be read any more, or holds NaN or infinity.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for part in loaded.whole:
         container = opened_all(part.files)
         if gone := [key for key in part.keys.values() if key not in container.shapes]:
