@@ -72,6 +72,7 @@ def command(
     def work(i: int, told: Progress | None) -> dict[str, Any]:
         one = load_latents(latents[i])
         decoder = vae_of(one, latents[i])
+        decoder.require("decoder")
         _, rows, columns = decoder.own(one, any_vae).shape
         decoder.engine.plan("decode", rows * decoder.factor, columns * decoder.factor, memory)
         make_folder(out)  # now that nothing is refused any more

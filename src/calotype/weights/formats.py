@@ -140,7 +140,10 @@ def _scaled(piece: Piece, file: Path, meaning: str | None) -> tuple[LatentFormat
     if not said.values and piece.kept:
         said = replace(said, file=file, values=piece.kept)
     channels = piece.config.z_channels
-    if "calotype_config" in (piece.metadata or {}) and not any(said.values.get(key) for key in LATENTS):
+    told = (
+        any(said.values.get(key) for key in LATENTS) or said.values.get("scaling_factor") is not None
+    )  # 0 is told, too
+    if "calotype_config" in (piece.metadata or {}) and not told:
         return None, "", ""  # written by calotype, which leaves out what is not known
     if meaning is not None and not said.values:
         raise UsageError(f"{file}: latent format {meaning!r} reads a config.json, and there is none beside it.")

@@ -168,7 +168,10 @@ def diffusers_config(
     allowed = diffusers.classes[values["_class_name"]].kept
     if allowed is None:
         return values
-    lacking = [key for key in LATENTS if values.get(key) and key not in allowed]
+    plain = isinstance(format_, PerChannel) and format_.scaling_factor == 1  # where means are there, no factor is 1
+    lacking = [
+        key for key in LATENTS if values.get(key) and key not in allowed and not (plain and key == "scaling_factor")
+    ]
     if lacking and format_ is not None:
         raise UsageError(
             f"The latents are of the format {format_.name!r}, and {values['_class_name']}'s config.json has no "

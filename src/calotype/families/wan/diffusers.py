@@ -97,9 +97,8 @@ def _written(config: WanConfig) -> dict[str, Any]:
 
 DIFFUSERS = Diffusers(
     classes={
-        "AutoencoderKLWan": DiffusersClass(),
-        "AutoencoderKLQwenImage": DiffusersClass(),
-        "AutoencoderKLQwenImage21": DiffusersClass(),
+        name: DiffusersClass(kept=("latents_mean", "latents_std"))
+        for name in ("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")
     },
     completed=_completed,
     expected=_expected,
