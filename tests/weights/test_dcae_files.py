@@ -150,9 +150,9 @@ def test_heads_that_nothing_tells(tmp_path: Path) -> None:
     """They are of 32 channels in all published ones, which a note says; where these do not fit, somebody must say."""
     path = folder("f32", tmp_path / "wide")
     (path / "config.json").unlink()
-    assert any("attention's heads, of 32 channels" in note for note in load_weights(path).notes)
+    assert any("heads of its attention to have 32 channels" in note for note in load_weights(path).notes)
     assert not any("heads" in note for note in load_weights(alone(folder("sana", tmp_path / "told"))).notes)
-    channels = [8, 16, 32, 48, 48, 96]
+    channels = [12, 24, 48, 48, 48, 96]
     fields = narrow(shuffled(6)) | {
         "encoder_block_out_channels": channels, "decoder_block_out_channels": channels, "latent_channels": 4,
         "attention_head_dim": 24,

@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type.
 
-    Files of a video's VAE (Wan's, Qwen-Image's) keep all that frames need in the layouts ldm and diffusers;
+    Files of a video's VAE keep all that frames need in the layouts ldm and diffusers;
     diffusers-2d keeps what one picture needs, a third of it, from which the others can't be made again.
     """
     import torch

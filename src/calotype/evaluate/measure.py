@@ -62,7 +62,7 @@ METRICS = {
         Metric("ms_ssim", "MS-SSIM", "", True, 161),
         Metric("lpips_vgg", "LPIPS (VGG)", "", False, LEAST["vgg"]),
         Metric("lpips_alex", "LPIPS (AlexNet)", "", False, LEAST["alex"]),
-        Metric("colour_psnr", "PSNR of colours", "dB", True, 1, absent="without alpha, or nothing to be seen"),
+        Metric("colour_psnr", "PSNR of colours", "dB", True, 1, absent="without alpha or anything to see"),
         Metric("alpha_psnr", "PSNR of alpha", "dB", True, 1, absent="without alpha"),
         Metric("alpha_mae", "Error of alpha, mean", "of 255", False, 1, absent="without alpha"),
         Metric("alpha_max", "Error of alpha, largest", "of 255", False, 1, absent="without alpha"),

@@ -47,7 +47,7 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
     heads = (
         ""
         if tells_heads(config) or not attends(config)
-        else f" and its attention's heads, of {config.head_dim} channels,"
+        else f", and heads of its attention to have {config.head_dim} channels"
     )
     return Told(
         layout="diffusers" if group.sign is DIFFUSERS else "ldm",
@@ -55,7 +55,7 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
         parts=parts,
         keys=keys,
         joined=joined_keys,
-        assumed=f"Its activations{heads} are taken to be those of the published network of its shape",
+        assumed=f"Its activations are taken to be those of the published network of its shape{heads}",
     )
 
 
