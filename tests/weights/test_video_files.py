@@ -10,11 +10,12 @@ import pytest
 import torch
 from support import import_diffusers, one_sentence, same_tensors, write
 from torch import Tensor
-from wankit import VARIANTS, originals, theirs
+from wankit import FULL, VARIANTS, originals, theirs
 
 from calotype.errors import UsageError, WeightsError
 from calotype.families.wan.config import WanConfig
 from calotype.weights.container import open_container
+from calotype.weights.detect import detect
 from calotype.weights.load import Loaded, load_weights
 from calotype.weights.save import save_weights
 from calotype.weights.video import whole_tensors
@@ -193,3 +194,27 @@ def test_every_tensor_has_a_name_in_both_layouts() -> None:
         ldm, diffusers = (FAMILY.video.named(config, layout) for layout in ("ldm", "diffusers"))  # type: ignore[arg-type]
         assert ldm.keys() == diffusers.keys()
         assert len(set(ldm.values())) == len(set(diffusers.values())) == len(ldm)
+
+
+def test_names_of_wan_are_those_that_diffusers_own_converter_gives() -> None:
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    from calotype.families.wan import FAMILY
+
+    with torch.device("meta"):
+        module = import_diffusers().AutoencoderKLWan()
+    told = detect({key: tuple(value.shape) for key, value in module.state_dict().items()})
+    assert FAMILY.video is not None
+    original = FAMILY.video.named(told.config, "ldm")
+    converted = convert_wan_vae_to_diffusers({original[ours]: ours for ours in told.whole})
+    assert converted == {name: ours for ours, name in told.whole.items()}
+
+
+@pytest.mark.parametrize("variant", FULL)
+def test_every_published_tensor_is_kept(variant: str) -> None:
+    name, numbers = FULL[variant]
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in getattr(import_diffusers(), name)(**numbers).state_dict().items()}
+    told = detect(shapes)
+    assert sorted(told.whole.values()) == sorted(shapes)
+    assert told.keys.items() < told.whole.items()
