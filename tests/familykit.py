@@ -67,5 +67,6 @@ KINDS: dict[str, Kind] = {
     "hunyuan": Kind(_hunyuan, 4, 64),
 }
 
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if kind.factor > 32 else name for name, kind in KINDS.items()]
-"""For tests of all; those that take long where pictures are padded to 64 or 128 pixels are slow."""
+_SLOW = ("flux2", "qwen-image-layered", "f64", "f128")  # like others here, or padded to 64 and 128 pixels
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in KINDS]
+"""For tests of all."""
