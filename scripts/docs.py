@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, and the table of presets.
+"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, and tables of the registry.
 
 With --check it only says whether they are up to date.
 """
@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from calotype.families import PRESETS
+from calotype.families import FORMATS, PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -96,9 +98,41 @@ def weights() -> str:
     return before + mark + "\n".join(rows) + "\n"
 
 
+def latents() -> str:
+    """docs/latents.md, whose table of formats is made anew."""
+    before, mark, after = (ROOT / "docs" / "latents.md").read_text().partition("## Formats\n")
+    rows = ["", "| format | presets | channels | model latents |", "|---|---|---|---|"]
+    packed = "2\u00d72 packed, (packed \u2212 running_mean) / √(running_var + 1e-4), statistics from the weights"
+    for values in FORMATS:
+        rows.append(f"| `{values['name']}` | {_presets(values['name'])} | {values['channels']} | {_scaled(values)} |")
+    rows += [
+        f"| `flux2` | {_presets('flux2')} | 32 → 128 | {packed} |",
+        "| `builtin` | the weights that ship | 16 | (raw \u2212 mean) / std, per channel, from the weights |",
+        "| `none` | | any | raw |",
+        "",
+        "## Which it is\n",
+    ]
+    return before + mark + "\n".join(rows) + after.partition("## Which it is\n")[2]
+
+
+def _presets(name: str) -> str:
+    return ", ".join(f"`{preset}`" for preset, one in PRESETS.items() if one.latent_format == name)
+
+
+def _scaled(values: Mapping[str, Any]) -> str:
+    """How raw latents become a model's, in words."""
+    factor = values.get("scaling_factor", 1.0)
+    times = "" if factor == 1 else f" · {factor:g}"
+    if values["kind"] == "per_channel":
+        return f"(raw \u2212 mean) / std{times}, per channel"
+    shift = values.get("shift_factor")
+    return f"(raw \u2212 {shift:g}){times}" if shift else f"raw{times}"
+
+
 PAGES = {
     ROOT / "docs" / "cli.md": commands,
     ROOT / "docs" / "builtin.md": builtin,
+    ROOT / "docs" / "latents.md": latents,
     ROOT / "docs" / "weights.md": weights,
 }
 

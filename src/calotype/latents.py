@@ -251,7 +251,7 @@ def latent_format(name: str, channels: int) -> LatentFormat:
 class Latents:
     """The latents of one picture, with all that is needed to make it a picture again."""
 
-    tensor: Tensor  # [C, h, w], float
+    tensor: Tensor  # [C, h, w], float; a frame of a video ([C, 1, h, w] or [1, C, 1, h, w]) becomes such
     space: Space  # raw or model
     format: LatentFormat  # how raw and model latents of this VAE differ
     vae: str  # sha256 of the VAE's weights
@@ -263,7 +263,9 @@ class Latents:
         if self.space not in get_args(Space):
             raise LatentsError(f"Latents are raw or model, not {quoted(self.space, 20)!r}.")
         folded = self.format.patch if self.space == "model" else 1
-        channels, sides = self.format.channels * folded**2, self.tensor.shape[1:]
+        channels = self.format.channels * folded**2
+        object.__setattr__(self, "tensor", _one_frame(self.tensor, channels))
+        sides = self.tensor.shape[1:]
         if self.tensor.ndim != 3 or self.tensor.shape[0] != channels or 0 in sides:
             raise LatentsError(
                 f"{self.space.capitalize()} latents of format {self.format.name!r} must be [{channels}, h, w], "
@@ -294,6 +296,22 @@ class Latents:
         if self.space == "model":
             return self
         return replace(self, tensor=self.format.to_model(self.tensor[None])[0], space="model")
+
+
+def _one_frame(tensor: Tensor, channels: int) -> Tensor:
+    """Latents [C, h, w] of one picture, which may come as a video's VAE gives them: [C, 1, h, w] or [1, C, 1, h, w].
+
+    Raises:
+        LatentsError: there are more frames than one.
+    """
+    if tuple(tensor.shape[:-3]) not in ((channels,), (1, channels)):
+        return tensor
+    if (frames := tensor.shape[-3]) != 1:
+        raise LatentsError(
+            f"Latents are of one picture, [C, h, w], and these are of {frames} frames of a video, "
+            f"{list(tensor.shape)}; give one frame after another."
+        )
+    return tensor.reshape(channels, *tensor.shape[-2:])
 
 
 def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:

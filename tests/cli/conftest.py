@@ -15,6 +15,7 @@ from calotype.cli.main import main
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `clikit`, whichever way pytest imports the tests
 
 from clikit import Calotype, Ran, small_vae
+from familykit import KINDS
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another one of the same network."""
     return small_vae(tmp_path_factory.mktemp("vae") / "other.safetensors", seed=1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny network of each family, in a folder; see `familykit`."""
+    root = tmp_path_factory.mktemp("families")
+    for name, kind in KINDS.items():
+        kind.make(root / name)
+    return {name: root / name for name in KINDS}
 
 
 @pytest.fixture(autouse=True, scope="session")

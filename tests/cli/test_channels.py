@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clikit import Calotype, draw
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 from support import SMALL, network
 
@@ -76,6 +76,7 @@ def test_there_and_back(calotype: Calotype, channels: int, kind: str) -> None:
     done = calotype("reconstruct", photo, "--vae", vae, "--out", "o")
     assert done.code == 0, done.err
     assert f"a pixel: {channels} number{'s' * (channels > 1)}, {8 * channels} bits" in done.out
+    assert ("alpha: PSNR" in done.out) == (channels == 4)
     assert pixels("o/p-reconstruction.png")[0] == MODES[channels]
     assert pixels("o/p-panel.png")[0] == "RGB"
 
@@ -111,6 +112,20 @@ def test_alpha_and_background(calotype: Calotype) -> None:
     assert pixels("p-reconstruction.png")[0] == "LA"
 
 
+def test_errors_of_alpha_in_json(calotype: Calotype) -> None:
+    from calotype.evaluate.alpha import apart
+
+    vae, photo = save(4), draw("p.png", mode="RGBA")
+    (found,) = calotype("reconstruct", photo, "--vae", vae, "--background", "black", "--json").json["results"]
+    before = pixels(photo)[1].copy()
+    before[before[..., 3] == 0] = 0
+    a, b = (torch.from_numpy(x.copy()).permute(2, 0, 1) for x in (before, pixels("p-reconstruction.png")[1]))
+    told = vars(apart(a, b))
+    assert {key: found[key] for key in told} == told
+    (found,) = calotype("reconstruct", photo, "--vae", save(1), "--json").json["results"]
+    assert {found[key] for key in told} == {None}
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_conversions(calotype: Calotype, channels: int) -> None:
     pytest.importorskip("h5py")
@@ -139,11 +154,25 @@ def test_edits(calotype: Calotype, channels: int) -> None:
         ["blend", a, b, "m.png", "--vae", vae, "--feather", 4, "--out", "blend.png"],
         ["morph", a, b, "--vae", vae, "--frames", 3, "--ping-pong", "--out", "m.webp", "--sheet", "s.png",
          "--measure", "--lpips", "none"],
+        ["morph", a, b, "--vae", vae, "--frames", 3, "--ping-pong", "--out", "m.apng"],
+        ["morph", a, b, "--vae", vae, "--frames", 2, "--out", "m.gif"],
+        ["reconstruct", a, "--vae", vae, "--out", "n"],
     ):  # fmt: skip
         done = calotype(*words)
         assert done.code == 0, (words, done.err)
-        assert ("frames are over white" in done.err) == (words[0] == "morph" and channels == 4)
+        assert ("frames are over white" in done.err) == ("m.gif" in words and channels == 4)
         assert ("composited" in done.err) == (channels == 1)
+    for name in ("m.webp", "m.apng"):
+        with Image.open(name) as animated:
+            assert (animated.n_frames, animated.mode) == (4, "RGBA" if channels == 4 else "RGB")
+            frames = [np.asarray(frame) for frame in ImageSequence.Iterator(animated)]
+        first = pixels("n/a-reconstruction.png")[1]
+        if channels == 4:  # to the last level, under alpha 0 too
+            assert np.array_equal(frames[0], first)
+            assert np.array_equal(frames[1], frames[3])
+            assert (frames[0][..., 3] < 255).any()
+        else:
+            assert np.array_equal(frames[0][..., 0], first)
     for name in ("v/a-vary-0.png", "v/a-vary-1.png", "w/a-vary-0.png", "t.png", "blend.png"):
         assert pixels(name)[0] == MODES[channels], name
     # beyond the feather not one level changes
@@ -187,6 +216,14 @@ def test_measuring(calotype: Calotype, channels: int) -> None:
     done = calotype("evaluate", "data", "--vae", vae, "--report", "r", "--metrics", "psnr,ssim")
     assert done.code == 0, done.err
     assert {1: "in grey (luma)", 4: "RGBA over white and over black"}[channels] in done.out
+    done = calotype("evaluate", "data", "--vae", vae, "--report", "a", "--metrics", "psnr,colour_psnr,alpha_mae")
+    if channels == 4:
+        assert done.code == 0, done.err
+        assert "Error of alpha" in done.out
+        assert "those of alpha are of alpha alone" in " ".join(done.out.split())
+    else:
+        assert (done.code, len(done.said)) == (2, 1)
+        assert "the metric colour_psnr is of VAEs of RGBA pictures" in done.err
     done = calotype("evaluate", "data", "--vae", vae, "--vae", save(3), "--report", "s", "--metrics", "psnr")
     assert done.code == 0, done.err
     assert f"All VAEs are compared in {'grey' if channels == 1 else 'RGB'}" in done.err

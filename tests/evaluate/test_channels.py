@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from dataclasses import replace
@@ -15,7 +16,8 @@ from PIL import Image
 from support import SMALL, network
 
 from calotype.errors import CalotypeWarning, UsageError
-from calotype.evaluate.measure import Original, Tools
+from calotype.evaluate.alpha import APART, apart
+from calotype.evaluate.measure import METRICS, Original, Tools
 from calotype.evaluate.metrics import RowMetrics, ms_ssim, psnr, ssim
 from calotype.evaluate.probe import probe
 from calotype.evaluate.protocol import PRESETS, Protocol
@@ -64,7 +66,7 @@ def folder_of(at: Path, count: int = 3) -> Path:
 
 
 def evaluated(tmp_path: Path, vaes: list[Path], data: Path, report: str = "report", **more: Any) -> dict[str, Any]:
-    setup = Setup(vaes=tuple(map(str, vaes)), metrics=("psnr", "ssim"), **{"protocol": Protocol(), **more})
+    setup = Setup(**{"vaes": tuple(map(str, vaes)), "metrics": ("psnr", "ssim"), "protocol": Protocol(), **more})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalotypeWarning)
         return evaluate(data, setup, tmp_path / report)
@@ -120,6 +122,72 @@ def test_rgba_is_measured_over_white_and_over_black(tmp_path: Path) -> None:
     x = levels_of(data / "0.png")
     y = to_channels(vae.decode(vae.encode(to_channels(x, 4)[None]).mode(), (32, 48))[0], 3)
     assert both["vaes"][0]["rows"][0]["psnr"] == pytest.approx(psnr(to_uint8(x), to_uint8(y)), abs=1e-6)
+
+
+@pytest.fixture
+def without_lpips(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All metrics but those that need weights are all that there are."""
+    kept = {key: metric for key, metric in METRICS.items() if "lpips" not in key}
+    monkeypatch.setattr("calotype.evaluate.setup.METRICS", kept)
+    return list(kept)
+
+
+def test_errors_of_alpha_are_told_apart(tmp_path: Path, without_lpips: list[str]) -> None:
+    path, data = file_of(tmp_path, RGBA), folder_of(tmp_path / "data")
+    boxes = {"corner": {"1.png": [(4, 2, 30, 28)]}}
+    found = evaluated(tmp_path, [path], data, metrics=None, boxes=boxes)
+    assert [metric["key"] for metric in found["metrics"]] == without_lpips
+    vae = VAE(load_weights(path))
+    for i, row in enumerate(found["vaes"][0]["rows"]):
+        x = from_array(drawn(i))
+        x[:3] = torch.where(x[3] == -1.0, torch.ones(3, 1, 1), x[:3])
+        y = vae.decode(vae.encode(x[None]).mode(), (32, 48))[0]
+        assert {key: row[key] for key in APART} == vars(apart(to_uint8(x), to_uint8(y)))
+        if i == 1:
+            (part,) = row["subsets"]["corner"]
+            assert {key: part[key] for key in APART} == vars(
+                apart(to_uint8(x[:, 2:28, 4:30]), to_uint8(y[:, 2:28, 4:30]))
+            )
+    means = found["vaes"][0]["means"]
+    assert means["alpha_mae"]["mean"] == pytest.approx(np.mean([row["alpha_mae"] for row in found["vaes"][0]["rows"]]))
+    page = (tmp_path / "report" / "index.html").read_text()
+    for key in APART:
+        assert METRICS[key].title in page
+    assert "errors of colours and of alpha are mixed" in page
+    sheet = list(csv.DictReader((tmp_path / "report" / "results.csv").read_text().splitlines()))
+    assert [float(row["alpha_max"]) for row in sheet if row["kind"] == "picture"] == [
+        row["alpha_max"] for row in found["vaes"][0]["rows"]
+    ]
+
+
+def test_beside_a_vae_of_rgb_alpha_is_that_of_opaque_pictures(tmp_path: Path, without_lpips: list[str]) -> None:
+    paths, data = [file_of(tmp_path, RGBA), file_of(tmp_path, SMALL)], folder_of(tmp_path / "data")
+    alone = evaluated(tmp_path, paths[1:], data, metrics=None)
+    assert [metric["key"] for metric in alone["metrics"]] == without_lpips[:3]
+    found = evaluated(tmp_path, paths, data, metrics=None)  # goes on where the one of RGB was measured
+    vae = VAE(load_weights(paths[0]))
+    for i, (row, other) in enumerate(zip(*(one["rows"] for one in found["vaes"]), strict=True)):
+        x = to_channels(levels_of(data / f"{i}.png"), 4)
+        y = vae.decode(vae.encode(x[None]).mode(), (32, 48))[0]
+        assert {key: row[key] for key in APART} == vars(apart(to_uint8(x), to_uint8(y)))
+        assert not other.keys() & set(APART)
+    assert found["vaes"][1]["means"] == alone["vaes"][0]["means"]
+    assert any("how far from opaque it came back" in told for told in found["warnings"])
+    assert "3 without alpha" in (tmp_path / "report" / "index.html").read_text()
+    with pytest.raises(UsageError, match="the metric alpha_max is of VAEs of RGBA pictures"):
+        evaluated(tmp_path, paths[1:], data, "refused", metrics=("psnr", "alpha_max"))
+    assert not (tmp_path / "refused").exists()
+
+
+def test_pictures_of_which_nothing_can_be_seen(tmp_path: Path) -> None:
+    path, data = file_of(tmp_path, RGBA), folder_of(tmp_path / "data", 2)
+    empty = drawn()
+    empty[..., 3] = 0
+    Image.fromarray(empty).save(data / "empty.png")
+    found = evaluated(tmp_path, [path], data, metrics=("colour_psnr", "alpha_psnr"))
+    means = found["vaes"][0]["means"]
+    assert (means["colour_psnr"]["n"], means["alpha_psnr"]["n"]) == (2, 3)
+    assert "1 without alpha or anything to see" in (tmp_path / "report" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -194,11 +262,15 @@ def test_reconstructions(tmp_path: Path, channels: int) -> None:
     whole = reconstruct(vae, read_picture(path, alpha=alpha))  # type: ignore[arg-type]
     assert whole.image().mode == {1: "L", 4: "RGBA"}[channels]
     assert whole.psnr == psnr(seen(whole.original), seen(whole.reconstruction))
+    assert whole.apart == (apart(whole.original, whole.reconstruction) if channels == 4 else None)
     files = tmp_path / "a.png", tmp_path / "b.png"
     figures = reconstruct_files(
         vae, read_picture_rows(path, alpha=alpha), reconstruction=files[0], panel=files[1]  # type: ignore[arg-type]
     )  # fmt: skip
     assert figures.psnr == pytest.approx(whole.psnr, abs=1e-3)
+    with Image.open(files[0]) as image:
+        written = torch.from_numpy(np.array(image)).permute(2, 0, 1) if channels == 4 else None
+    assert figures.apart == (None if written is None else apart(whole.original, written))
     with Image.open(files[0]) as image:
         assert image.mode == whole.image().mode
         assert np.abs(np.asarray(image).astype(int) - np.asarray(whole.image())).max() <= 1

@@ -146,6 +146,50 @@ def test_the_published_kinds_are_told_without_a_config(name: str, tmp_path: Path
                 require_format(loaded)
 
 
+def test_heads_that_nothing_tells(tmp_path: Path) -> None:
+    """They are of 32 channels in all published ones, which a note says; where these do not fit, somebody must say."""
+    path = folder("f32", tmp_path / "wide")
+    (path / "config.json").unlink()
+    assert any("heads of its attention to have 32 channels" in note for note in load_weights(path).notes)
+    assert not any("heads" in note for note in load_weights(alone(folder("sana", tmp_path / "told"))).notes)
+    channels = [12, 24, 48, 48, 48, 96]
+    fields = narrow(shuffled(6)) | {
+        "encoder_block_out_channels": channels, "decoder_block_out_channels": channels, "latent_channels": 4,
+        "attention_head_dim": 24,
+    }  # fmt: skip
+    reference(fields).save_pretrained(tmp_path / "odd")
+    first = load_weights(tmp_path / "odd")
+    assert first.module.config.to_dict()["head_dim"] == 24
+    assert not first.notes
+    (tmp_path / "x").mkdir()
+    (single,) = save_weights(first.module, tmp_path / "x" / "x.safetensors", layout="ldm")
+    assert load_weights(single).module.config == first.module.config
+    with pytest.raises(WeightsError, match=r"nothing tells how many channels a head.*attention_head_dim") as caught:
+        load_weights(alone(tmp_path / "odd"))
+    one_sentence(str(caught.value))
+
+
+def alone(path: Path) -> Path:
+    """Its weights without their config.json."""
+    (path / "config.json").unlink()
+    return path
+
+
+@pytest.mark.parametrize("name", ["sana", "f32"])
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_halves_of_which_one_attends(name: str, layout: str, tmp_path: Path) -> None:
+    """LITE's decoder has no attention, so its encoder alone tells of heads."""
+    path = folder("lite" if name == "sana" else name, tmp_path)
+    whole = load_weights(path)
+    tensors = original(whole) if layout == "ldm" else stored(path / "diffusion_pytorch_model.safetensors")
+    for side in ("encoder", "decoder"):
+        write(tmp_path / "halves" / f"{side}.safetensors", {k: v for k, v in tensors.items() if k.startswith(side)})
+    both = load_weights(tmp_path / "halves")
+    if name == "sana":
+        assert both.module.config.to_dict()["head_dim"] == whole.module.config.to_dict()["head_dim"]
+    assert same_tensors(both.module, whole.module)
+
+
 @pytest.mark.parametrize("name", ["sana", "f32"])
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 def test_halves_are_read_alone_and_together(name: str, layout: str, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_what_is_written_comes_back(variant: str, layout: Any, tmp_path: Path) -
 
 def test_layouts_with_time_are_refused(tmp_path: Path) -> None:
     module = load_weights(folder(tmp_path / "theirs")).module
-    with pytest.raises(UsageError, match="only the original file has the other slices") as caught:
+    with pytest.raises(UsageError, match="only the original file has: the other slices") as caught:
         save_weights(module, tmp_path / "out", layout="diffusers")
     one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="has no keras layout"):

@@ -74,6 +74,7 @@ def command(
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
     loaded = load_vae(vae, None, device, dtype)
+    loaded.require("encoder", "decoder")
     a, b = (read_rows(path, wanted, under, loaded.picture_channels) for path in (first, second))
     height, width = a.size
     if b.size != a.size:

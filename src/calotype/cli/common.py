@@ -17,6 +17,7 @@ import typer
 from calotype import stopping
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeError, UsageError
+from calotype.families import FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,8 +58,9 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="How models scale the latents, where weights can't tell: sd1, sdxl, sd3, flux, playground, wan2.1, "
-        "wan2.2, qwen-image-2.1 or none; model:NAME where they are NAME's model latents already, as a TAEHV's.",
+        help="How models scale the latents, where weights can't tell: "
+        f"{', '.join(one['name'] for one in FORMATS)} or none; model:NAME where they are NAME's model latents already, "
+        "as a TAEHV's.",
         show_default="from the weights",
     ),
 ]

@@ -44,13 +44,18 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type."""
+    """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type.
+
+    Files of a video's VAE keep all that frames need in the layouts ldm and diffusers;
+    diffusers-2d keeps what one picture needs, a third of it, from which the others can't be made again.
+    """
     import torch
 
     from calotype.vae import load_as_stored
     from calotype.weights.formats import DIFFUSERS_LAYOUTS
     from calotype.weights.load import TRAINING, require_format
-    from calotype.weights.save import files_of, save_weights
+    from calotype.weights.save import WITH_FRAMES, files_of, save_weights
+    from calotype.weights.video import whole_tensors
 
     loaded = load_as_stored(
         weights,
@@ -71,6 +76,7 @@ def command(
         dtype=getattr(torch, dtype.value) if dtype else None,
         metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
         kept=loaded.kept,
+        whole=whole_tensors(loaded) if layout.value in WITH_FRAMES else None,
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

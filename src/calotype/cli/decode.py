@@ -72,6 +72,7 @@ def command(
     def work(i: int, told: Progress | None) -> dict[str, Any]:
         one = load_latents(latents[i])
         decoder = vae_of(one, latents[i])
+        decoder.require("decoder")
         _, rows, columns = decoder.own(one, any_vae).shape
         f = decoder.factor * decoder.enlarges
         decoder.engine.plan("decode", rows * f, columns * f, memory)

@@ -65,6 +65,7 @@ def read_sources(
         named = [name_for(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)]
         vae = named[0] if named else None
     loaded = load_vae(vae, None, device, dtype)
+    loaded.require("decoder")
     channels = loaded.picture_channels
     sources = [known.get(i) or read_source(path, sizes[i], background, channels) for i, path in enumerate(paths)]
     return sources, loaded

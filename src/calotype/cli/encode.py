@@ -79,6 +79,7 @@ def command(
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING, vae)
     loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
+    loaded.require("encoder")
     format_ = loaded.latent_format
     how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)
 

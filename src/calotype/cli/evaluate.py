@@ -39,7 +39,11 @@ def command(
     protocol: Annotated[str, typer.Option(help="whole, crop256, or that of a known table; see --protocols.")] = "whole",
     metrics: Annotated[
         str | None,
-        typer.Option(help="Comma-separated, of psnr, ssim, ms_ssim, lpips_vgg, lpips_alex.", show_default="all"),
+        typer.Option(
+            help="Comma-separated, of psnr, ssim, ms_ssim, lpips_vgg, lpips_alex; and of VAEs of RGBA, colour_psnr, "
+            "alpha_psnr, alpha_mae, alpha_max.",
+            show_default="all",
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -83,7 +87,6 @@ def command(
     from dataclasses import replace
 
     from calotype.engine.memory import PLENTY, keep_freed
-    from calotype.evaluate.measure import METRICS
     from calotype.evaluate.protocol import preset
     from calotype.evaluate.session import REPORT, evaluate, plain, shard as part_of
     from calotype.evaluate.setup import Setup, read_boxes
@@ -100,7 +103,7 @@ def command(
         )
     setup = Setup(
         vaes=tuple(vae or ["builtin"]), protocol=replace(chosen, seed=seed),
-        metrics=tuple(METRICS) if metrics is None else _listed("--metrics", metrics),
+        metrics=None if metrics is None else _listed("--metrics", metrics),
         features=() if features is None else _listed("--features", features),
         distances=_listed("--distances", distances),
         boxes=read_boxes(boxes) if boxes else {}, device=device, memory=memory,
@@ -173,6 +176,7 @@ def _table(found: dict[str, Any]) -> None:
     """Means with 95% intervals and what they are over, which is best of each, subsets alone, and the protocol."""
     from rich.table import Table
 
+    from calotype.evaluate.alpha import APART, SAID
     from calotype.evaluate.report.standing import STANDINGS, standings, unmarked
 
     metrics, vaes = found["metrics"], found["vaes"]
@@ -202,6 +206,8 @@ def _table(found: dict[str, Any]) -> None:
         f"{_pictures(len(found['pictures']))}; {found['protocol']['text']}; engine {found['engine']}; "
         f"95% intervals by bootstrap over pictures"
     )
+    if any(metric["key"] in APART for metric in metrics):
+        print(SAID)
     for name, one in found["extractors"].items():
         print(f"{name}: {one['weights']}; {one['resize']}")
 

@@ -121,7 +121,7 @@ def command(
     of them with that seed.
     """
     from calotype.draw.record import origin, record
-    from calotype.edit.animation import require_animation
+    from calotype.edit.animation import WITH_ALPHA, require_animation
     from calotype.edit.morph import Way, morph, write_frames
     from calotype.edit.sources import latents_of
     from calotype.engine.budget import parse_memory
@@ -173,8 +173,10 @@ def command(
                 latents.append(latents_of(loaded, source, memory=memory, progress=share(told, i, len(sources))))
                 if latents[i].alpha is not None:
                     complain(f"{paths[i]}: its alpha was left out.")
-        if loaded.picture_channels == 4:
-            complain(f"{out}: animations have no alpha here, so frames are over white.")
+        if loaded.picture_channels == 4 and out.suffix.lower() not in WITH_ALPHA:
+            complain(
+                f"{out}: {out.suffix} has no alpha here, so frames are over white; {', '.join(WITH_ALPHA)} keep it."
+            )
         _require_one_size(paths, [(one.padding.width, one.padding.height) for one in latents])
         padding = latents[0].padding
         frames_of = partial(morph, loaded, latents, chosen, memory=memory)
@@ -187,8 +189,8 @@ def command(
         make_folder(path.parent)
     with bar("Morphing", json) as told:
         made = write_frames(
-            frames_of(progress=told), out, chosen, len(pictures), (padding.width, padding.height), fps=fps, plays=plays,
-            sheet=sheet, measure=measure, lpips=network,
+            frames_of(progress=told), out, chosen, len(pictures), (padding.width, padding.height),
+            alpha=loaded.picture_channels == 4, fps=fps, plays=plays, sheet=sheet, measure=measure, lpips=network,
             text=record(NAME, {**made_of, "size": [padding.width, padding.height]}),
         )  # fmt: skip
     evenness = {key: {kind: _evenness(getattr(found, kind)) for kind in KINDS} for key, found in made.steps.items()}

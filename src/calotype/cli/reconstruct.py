@@ -60,11 +60,13 @@ def command(
     picture that comes back without any loss is null.
 
     A VAE of grey pictures gets their luma, and both are compared in grey. One of RGBA gets their alpha too (--alpha
-    over makes them opaque for it), and figures are of how they look over white and over black.
+    over makes them opaque for it): PSNR and SSIM are of how they look over white and over black, and errors of colours
+    and of alpha are told apart, too. The reconstruction has alpha.
 
     Pictures of any size are encoded and decoded exactly, without tiles, and written row by row.
     """
     from calotype.engine.budget import parse_memory
+    from calotype.evaluate.alpha import APART
     from calotype.evaluate.reconstruct import reconstruct_files
     from calotype.pixels import alpha_mode, read_picture_rows
 
@@ -76,6 +78,7 @@ def command(
     plain = outputs(photos, out, "-reconstruction.png", vae)
     panels = outputs(photos, out, "-panel.png", vae)
     loaded = load_vae(vae, None, device, dtype, prefix, which)
+    loaded.require("encoder", "decoder")
     channels = loaded.picture_channels
     how = alpha_mode(channels, alpha.value if alpha else None)
     make_folder(out)
@@ -103,6 +106,7 @@ def command(
             "numbers_per_pixel": result.numbers_per_pixel,
             "bits_per_pixel": result.bits_per_pixel,
             "kl_bits_per_pixel": result.kl_bits_per_pixel,
+            **{key: None if result.apart is None else getattr(result.apart, key) for key in APART},
             "reconstruction": str(plain[i]),
             "panel": str(panels[i]),
         }
@@ -115,6 +119,8 @@ def command(
             ssim = "" if r["ssim"] is None else f", SSIM {r['ssim']:.4f}"
             rate = "" if r["kl_bits_per_pixel"] is None else f", KL {r['kl_bits_per_pixel']:.2f} bits"
             print(f"{r['photo']} ({r['width']}x{r['height']}): PSNR {r['psnr']:.2f} dB{ssim}")
+            if r["alpha_psnr"] is not None:
+                print(f"  {_apart(r)}")
             print(
                 f"  a pixel: {channels} number{'s' * (channels > 1)}, {8 * channels} bits -> "
                 f"{r['numbers_per_pixel']:.4g} latent numbers, "
@@ -125,3 +131,12 @@ def command(
             print(f"mean PSNR {sum(r['psnr'] for r in results) / len(results):.2f} dB over {len(results)} pictures")
 
     finish(document, as_json=json, text=text, failures=failures, of=len(photos))
+
+
+def _apart(r: dict[str, Any]) -> str:
+    """Errors of colours and of alpha, in words."""
+    seen = "nothing of it can be seen" if r["colour_psnr"] is None else f"PSNR {r['colour_psnr']:.2f} dB"
+    return (
+        f"colours alone: {seen}; alpha: PSNR {r['alpha_psnr']:.2f} dB, off by {r['alpha_mae']:.2f} of 255 in the mean, "
+        f"{r['alpha_max']:.0f} at most"
+    )

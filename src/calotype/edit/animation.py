@@ -26,6 +26,7 @@ from calotype.errors import PictureError, UsageError
 from calotype.files import writing
 
 SUFFIXES = (".gif", ".png", ".apng", ".webp", ".mp4")
+WITH_ALPHA = (".png", ".apng", ".webp")
 
 _SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -78,7 +79,7 @@ def require_animation(path: Path, fps: float, plays: int = 0, size: tuple[int, i
 
 @contextmanager
 def animation(
-    path: Path, *, size: tuple[int, int], frames: int, fps: float, plays: int = 0
+    path: Path, *, size: tuple[int, int], frames: int, fps: float, plays: int = 0, alpha: bool = False
 ) -> Iterator[Callable[[Image.Image], None]]:
     """A function that adds a frame; the file takes its place when the block ends well, and only then.
 
@@ -88,16 +89,20 @@ def animation(
 
     Args:
         path: ends in one of `SUFFIXES`.
-        size: (width, height) of every frame; frames are RGB.
+        size: (width, height) of every frame.
         frames: how many will come.
         fps: frames a second; GIF rounds to 1/100 s and WebP to 1/1000 s, without an error that adds up.
         plays: how often it is played; 0 is without end.
+        alpha: frames are RGBA, for which the suffix is of `WITH_ALPHA`; else RGB.
 
     Raises:
-        UsageError: what `require_animation` refuses, or another number or size of frames.
+        UsageError: what `require_animation` refuses, alpha where there is none, or another number or size of frames.
         PictureError: the disk or the encoder refuses it.
     """
     require_animation(path, fps, plays, size)
+    if alpha and path.suffix.lower() not in WITH_ALPHA:
+        raise UsageError(f"{path} can't be written: {path.suffix} has no alpha; use one of {', '.join(WITH_ALPHA)}.")
+    mode = "RGBA" if alpha else "RGB"
     count = 0
     with writing(path, PictureError) as file:
         with _refusals(path):
@@ -108,7 +113,7 @@ def animation(
             if frame.size != size or count == frames:
                 raise UsageError(f"{path} was to have {frames} frames of {size[0]}x{size[1]}, and others came.")
             with _refusals(path):
-                writer.add(frame.convert("RGB"))
+                writer.add(frame.convert(mode))
             count += 1
 
         try:
@@ -138,7 +143,7 @@ def _refusals(path: Path) -> Iterator[None]:
 
 
 class _Writer(ABC):
-    """A file that frames are added to, RGB and of one size."""
+    """A file that frames are added to, of one size and mode: RGB, or RGBA where the format has alpha."""
 
     def __init__(self, file: IO[bytes], size: tuple[int, int], frames: int, fps: Fraction, plays: int) -> None:
         self.file, self.size, self.frames, self.fps, self.plays = file, size, frames, fps, plays
@@ -220,9 +225,10 @@ class _Webp(_Writer):
     def write(self, frame: Image.Image) -> None:
         if not self.count:
             self.file.write(b"RIFF\0\0\0\0WEBP")
-            self._chunk(b"VP8X", b"\x02\0\0\0" + self._sides())  # 2: animated
+            flags = 0x02 | 0x10 * (frame.mode == "RGBA")  # animated, with alpha
+            self._chunk(b"VP8X", bytes([flags, 0, 0, 0]) + self._sides())
             self._chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, self.plays))  # on white
-        encoded = _encoded(frame, "WEBP", lossless=True)
+        encoded = _encoded(frame, "WEBP", lossless=True, exact=True)
         kind, data = next(chunk for chunk in _chunks(encoded, 12, "<4sI") if chunk[0] == b"VP8L")
         head = bytes(6) + self._sides() + struct.pack("<I", self.lasts(1000))[:3] + b"\x02"  # replaces what was there
         self._chunk(b"ANMF", head + _riff(kind, data))

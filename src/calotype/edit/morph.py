@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calotype.edit.animation import animation, require_animation
+from calotype.edit.animation import WITH_ALPHA, animation, require_animation
 from calotype.edit.paths import Kind, between, times
 from calotype.edit.sheet import sheet as contact_sheet, thumbnail
 from calotype.engine.executor import Progress
@@ -178,8 +178,8 @@ def write_morph(
 ) -> Morph:
     """Writes a morph as an animation.
 
-    Three frames are in memory at a time. With `ping_pong` the others wait in a temporary file, of 3 bytes a pixel, that
-    has no name.
+    Three frames are in memory at a time. With `ping_pong` the others wait in a temporary file, of 3 bytes a pixel (4
+    with alpha), that has no name.
 
     Args:
         out: .gif, .png or .apng, .webp or .mp4; see `animation`.
@@ -199,7 +199,7 @@ def write_morph(
     size = pictures[0].padding.width, pictures[0].padding.height
     return write_frames(
         frames, out, way, len(pictures), size,
-        fps=fps, plays=plays, sheet=sheet, measure=measure, lpips=lpips, text=text,
+        alpha=vae.picture_channels == 4, fps=fps, plays=plays, sheet=sheet, measure=measure, lpips=lpips, text=text,
     )  # fmt: skip
 
 
@@ -210,6 +210,7 @@ def write_frames(
     stops: int,
     size: tuple[int, int],
     *,
+    alpha: bool = False,
     fps: float = 12.0,
     plays: int = 0,
     sheet: Path | None = None,
@@ -219,23 +220,25 @@ def write_frames(
 ) -> Morph:
     """Writes the frames of a way between so many stops, of a (width, height); the rest is as `write_morph` has it.
 
-    Frames of RGBA are written, shown and measured over white.
+    Frames with alpha are written with it where the format has it (`animation.WITH_ALPHA`), and else over white. They
+    are measured, and shown on the sheet, over white.
     """
     width, height = size
     require_animation(out, fps, plays, size)
     if measure and lpips and min(size) < LEAST_LPIPS:
         raise UsageError(f"LPIPS needs pictures of at least {LEAST_LPIPS} pixels a side, not {width}x{height}.")
     count = way.count(stops)
+    channels = 4 if alpha and out.suffix.lower() in WITH_ALPHA else 3
     steps = {key: Steps() for key in (("rmse", "lpips") if lpips else ("rmse",)) if measure}
     small: list[Image.Image] = []
     first: tuple[Tensor, Tensor] | None = None
     last: tuple[Tensor, Tensor] | None = None
     with (
-        animation(out, size=size, frames=count, fps=fps, plays=plays) as add,
+        animation(out, size=size, frames=count, fps=fps, plays=plays, alpha=channels == 4) as add,
         temporary_file(spill_folder()) as spool,
     ):
         for frame in frames:
-            image = to_pil(to_channels(frame.pixels, 3))
+            image = to_pil(to_channels(frame.pixels, channels))
             add(image)
             if way.ping_pong:
                 spool.write(image.tobytes())
@@ -251,9 +254,9 @@ def write_frames(
             _measured(steps, last, first, lpips)
         if way.ping_pong:
             for i in range(way.decoded(stops) - 2, 0, -1):
-                spool.seek(i * 3 * width * height)
-                levels = np.frombuffer(spool.read(3 * width * height), dtype=np.uint8)
-                add(Image.fromarray(levels.reshape(height, width, 3)))
+                spool.seek(i * channels * width * height)
+                levels = np.frombuffer(spool.read(channels * width * height), dtype=np.uint8)
+                add(Image.fromarray(levels.reshape(height, width, channels)))
     if sheet:
         write_picture(sheet, contact_sheet(small), text=text)
     return Morph(frames=count, width=width, height=height, steps=steps)

@@ -14,9 +14,8 @@ LABEL = 20  # rows under a picture, where there are captions
 
 def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
     """The picture, RGB over white, no side longer than that; a smaller one as it is."""
-    if image.mode == "RGBA":
-        under = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(under, image)
+    if image.mode in ("RGBA", "LA"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from calotype import __version__
 from calotype.engine.memory import give_back
 from calotype.errors import MemoryLimitError, PictureError, UsageError
+from calotype.evaluate.alpha import APART
 from calotype.evaluate.bootstrap import mean_interval
 from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
 from calotype.evaluate.protocol import Protocol
@@ -67,6 +68,12 @@ class Evaluation:
     def channels(self) -> int:
         """In what pictures are compared: what all VAEs have, grey (1), RGB (3) or RGBA (4)."""
         return min(vae.picture_channels for vae in self.vaes.values())
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of `tools` that any of the VAEs can have."""
+        rgba = any(vae.picture_channels == 4 for vae in self.vaes.values())
+        return tuple(key for key in self.tools.metrics if rgba or key not in APART)
 
     @property
     def text(self) -> str:
@@ -169,6 +176,11 @@ class Seen:
                 f"All VAEs are compared in {least}, for the pictures of {fewest} have no more: figures of the others "
                 f"say nothing of the rest of theirs."
             )
+            if 4 in (vae.picture_channels for vae in evaluation.vaes.values()):
+                found.append(
+                    "VAEs of RGBA got the same pictures as the others, over white and opaque: their errors of alpha "
+                    "say how far from opaque it came back."
+                )
         if self.enlarged:
             sizes = [f"{names[i]} ({w} x {h})" for i, (w, h) in sorted(self.enlarged.items())]
             found.append(
@@ -290,7 +302,7 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
         for i, key in zip(numbers, order, strict=True)
     ]
     tools = evaluation.tools
-    used = [METRICS[key] for key in tools.metrics]
+    used = [METRICS[key] for key in evaluation.metrics]
     rows = {label: _rows(store, vae.sha256, order, errors) for label, vae in evaluation.vaes.items()}
     places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {
@@ -304,7 +316,7 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
                 "title": m.title,
                 "unit": m.unit,
                 "better": "higher" if m.higher else "lower",
-                "least": m.least,
+                **({"absent": m.absent} if m.absent else {"least": m.least}),
                 **({"sha256": tools.sha256[m.key]} if m.key in tools.sha256 else {}),
             }
             for m in used
@@ -377,8 +389,8 @@ def _of_vae(
         "channels": vae.latent_channels,
         "picture_channels": vae.picture_channels,
         "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in enumerate(rows)],
-        "means": _means(good, evaluation.tools.metrics),
-        "subsets": {subset: _means(parts, evaluation.tools.metrics) for subset, parts in subsets.items()},
+        "means": _means(good, evaluation.metrics),
+        "subsets": {subset: _means(parts, evaluation.metrics) for subset, parts in subsets.items()},
         "distances": distances(evaluation.tools, store, vae.sha256, measured),
         "latents": _latents(good),
         "speed": _speed(good, common),

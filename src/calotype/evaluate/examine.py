@@ -99,6 +99,7 @@ def _examine(
     if named is not None and isinstance(given, _Chosen):
         named = tuple(named[i] for i in given.numbers)
     loaded = load(vae, device=device)
+    loaded.require("encoder", "decoder")
     lpips = None
     if perceptual:
         lpips = load_lpips(perceptual).to(loaded.device)  # type: ignore[arg-type]

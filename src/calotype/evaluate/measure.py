@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calotype.errors import CalotypeError
+from calotype.evaluate.alpha import APART, apart
 from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.evaluate.metrics import ms_ssim, psnr, ssim
 from calotype.evaluate.protocol import Protocol
@@ -37,13 +38,20 @@ FAILURES = (CalotypeError, RuntimeError, MemoryError)
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one picture."""
+    """A figure of one picture.
+
+    Attributes:
+        higher: is better.
+        least: pixels a side.
+        absent: why VAEs or pictures have none, where that may be for another reason than their size.
+    """
 
     key: str
     title: str
     unit: str
-    higher: bool  # is better
-    least: int  # pixels a side
+    higher: bool
+    least: int
+    absent: str = ""
 
 
 METRICS = {
@@ -54,6 +62,10 @@ METRICS = {
         Metric("ms_ssim", "MS-SSIM", "", True, 161),
         Metric("lpips_vgg", "LPIPS (VGG)", "", False, LEAST["vgg"]),
         Metric("lpips_alex", "LPIPS (AlexNet)", "", False, LEAST["alex"]),
+        Metric("colour_psnr", "PSNR of colours", "dB", True, 1, absent="without alpha or anything to see"),
+        Metric("alpha_psnr", "PSNR of alpha", "dB", True, 1, absent="without alpha"),
+        Metric("alpha_mae", "Error of alpha, mean", "of 255", False, 1, absent="without alpha"),
+        Metric("alpha_max", "Error of alpha, largest", "of 255", False, 1, absent="without alpha"),
     )
 }
 
@@ -75,7 +87,7 @@ class Tools:
     """What measures.
 
     Attributes:
-        metrics: keys of `METRICS`.
+        metrics: keys of `METRICS`; those of `alpha.APART` are of VAEs that have them.
         lpips: networks by their metric's key.
         extractors: by their names.
         sha256: of the weights of all these networks, by the same keys and names.
@@ -256,12 +268,13 @@ def _measured(
     middle = time.perf_counter()
     y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
     end = time.perf_counter()
+    rgba = to_uint8(y) if len(y) == 4 else None
     if len(y) != original.channels:  # as a file of it would be brought to them
         y = to_channels(y.clamp(-1, 1), original.channels)
     row: dict[str, Any] = {
         "height": x.shape[1],
         "width": x.shape[2],
-        **_figures(original, y, protocol, tools),
+        **_figures(original, y, rgba, protocol, tools),
         "numbers_per_pixel": z.numel() / (x.shape[1] * x.shape[2]),
         "kl_bits_per_pixel": _rate(posterior, x),
         "encode_seconds": middle - begin,
@@ -272,7 +285,13 @@ def _measured(
     if boxes:
         row["subsets"] = {
             subset: [
-                {"box": list(box), **_figures(original.part(box), _part(y, box), protocol, tools)} for box in parts
+                {
+                    "box": list(box),
+                    **_figures(
+                        original.part(box), _part(y, box), None if rgba is None else _part(rgba, box), protocol, tools
+                    ),
+                }
+                for box in parts
             ]
             for subset, parts in boxes.items()
         }
@@ -285,12 +304,16 @@ def _part(pixels: Tensor, box: Box) -> Tensor:
     return pixels[:, top:bottom, left:right]
 
 
-def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) -> dict[str, float]:
-    """The metrics that a picture [C, H, W], or a part of one, is large enough for."""
+def _figures(original: Original, y: Tensor, rgba: Tensor | None, protocol: Protocol, tools: Tools) -> dict[str, float]:
+    """The metrics that a picture [C, H, W], or a part of one, is large enough for.
+
+    Args:
+        rgba: the same as it was made, levels [4, H, W], where it has alpha.
+    """
     before, after = original.planes, seen(to_uint8(y))
     found: dict[str, float] = {}
     for key in tools.metrics:
-        if min(y.shape[1:]) < METRICS[key].least:
+        if key in APART or min(y.shape[1:]) < METRICS[key].least:
             continue
         if key == "psnr":
             found[key] = psnr(before, after)
@@ -300,6 +323,9 @@ def _figures(original: Original, y: Tensor, protocol: Protocol, tools: Tools) ->
             found[key] = ms_ssim(before, after)
         else:
             found[key] = original.lpips(key, y, tools, protocol)
+    if rgba is not None and any(key in APART for key in tools.metrics):
+        told = vars(apart(to_uint8(to_channels(original.pixels, 4)), rgba))
+        found |= {key: told[key] for key in tools.metrics if told.get(key) is not None}
     return found
 
 

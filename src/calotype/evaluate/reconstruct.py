@@ -16,6 +16,7 @@ from calotype.engine.executor import Progress
 from calotype.engine.memory import Spill
 from calotype.engine.run import share
 from calotype.errors import NonFiniteError, UsageError
+from calotype.evaluate.alpha import Apart, ApartMetrics
 from calotype.evaluate.metrics import RowMetrics
 from calotype.families import require_as_large
 from calotype.pixels import (
@@ -52,6 +53,7 @@ class Figures:
         numbers_per_pixel: latent numbers for each pixel (a pixel itself has as many as channels).
         bits_per_pixel: of the latents stored as float16 (a pixel itself has 8 a channel).
         kl_bits_per_pixel: KL(posterior || N(0, I)), the rate of the variational bound; None without a posterior.
+        apart: errors of colours and of alpha, each alone; None where pictures are not RGBA.
     """
 
     psnr: float
@@ -59,6 +61,7 @@ class Figures:
     numbers_per_pixel: float
     bits_per_pixel: float
     kl_bits_per_pixel: float | None
+    apart: Apart | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,9 +112,9 @@ def reconstruct(
     decoded = vae.decode(latents, memory=memory, progress=share(progress, 1, 2))[0].cpu()
     before, after = to_uint8(pixels), to_uint8(crop(decoded, padding))
     size = padding.height, padding.width
-    metrics = RowMetrics(*size)
+    metrics = _Compared(*size)
     for top, bottom in _bands(*size):
-        metrics.add(seen(before[:, top:bottom]), seen(after[:, top:bottom]))
+        metrics.add(before[:, top:bottom], after[:, top:bottom])
     figures = _figures(metrics, size, latents.numel(), _rate(posterior))
     return Reconstruction(original=before, reconstruction=after, **vars(figures))
 
@@ -175,7 +178,7 @@ def reconstruct_files(
             vae.widen(stacklevel=3)
             spool.fill(vae.decode_rows(latents, memory=memory, progress=told), height)
 
-        metrics = RowMetrics(height, width)
+        metrics = _Compared(height, width)
 
         def before(top: int, bottom: int) -> Tensor:
             return to_uint8(whole(top, bottom))
@@ -183,7 +186,7 @@ def reconstruct_files(
         def compared() -> Iterator[Tensor]:
             for top, bottom in _bands(height, width, share(progress, 2, 4)):
                 after = spool.rows(top, bottom)
-                metrics.add(seen(before(top, bottom)), seen(after))
+                metrics.add(before(top, bottom), after)
                 yield after
 
         write_rows(reconstruction, compared(), width=width, height=height, channels=channels, alpha=alpha)
@@ -232,18 +235,42 @@ def _bands(height: int, width: int, progress: Progress | None = None) -> Iterato
             progress(bottom / height)
 
 
-def _figures(metrics: RowMetrics, size: tuple[int, int], numbers: int, nats: float | None) -> Figures:
+class _Compared:
+    """What is measured of a picture that comes in rows.
+
+    Args:
+        height, width: of the whole picture.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.seen = RowMetrics(height, width)
+        self._apart: ApartMetrics | None = None
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """The next rows of either, from the top: uint8 [C, n, W]."""
+        self.seen.add(seen(before), seen(after))
+        if len(before) == 4:
+            self._apart = self._apart or ApartMetrics()
+            self._apart.add(before, after)
+
+    def apart(self) -> Apart | None:
+        """Of RGBA."""
+        return self._apart.figures() if self._apart else None
+
+
+def _figures(metrics: _Compared, size: tuple[int, int], numbers: int, nats: float | None) -> Figures:
     n = size[0] * size[1]
     try:
-        similarity = metrics.ssim()
+        similarity = metrics.seen.ssim()
     except UsageError:
         similarity = None
     return Figures(
-        psnr=metrics.psnr(),
+        psnr=metrics.seen.psnr(),
         ssim=similarity,
         numbers_per_pixel=numbers / n,
         bits_per_pixel=16 * numbers / n,
         kl_bits_per_pixel=None if nats is None else nats / n / log(2),
+        apart=metrics.apart(),
     )
 
 

@@ -226,7 +226,7 @@ class _Shown:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._metric = METRICS[_telling(evaluation.tools.metrics)]
+        self._metric = METRICS[_telling(evaluation.metrics)]
         self._at = -1
         self._of: dict[str, Taken] = {}
         self._kept: dict[int, tuple[float, Crop]] = {}

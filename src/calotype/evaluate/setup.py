@@ -13,6 +13,7 @@ from torch import nn
 from calotype.engine.budget import parse_memory
 from calotype.errors import UsageError
 from calotype.evaluate import features
+from calotype.evaluate.alpha import APART
 from calotype.evaluate.compare import Evaluation, Pictures
 from calotype.evaluate.lpips import load_lpips
 from calotype.evaluate.measure import METRICS, Box, Tools
@@ -31,7 +32,8 @@ class Setup:
 
     Attributes:
         vaes: presets or paths, as `calotype.load` takes them.
-        metrics: keys of `measure.METRICS`; in which order, and how often each, is no matter.
+        metrics: keys of `measure.METRICS`; in which order, and how often each, is no matter. None: all, those of alpha
+            where a VAE has it.
         features: names of extractors that distances are over; likewise. "dinov2=FOLDER" says where its weights are (see
             `features.load_extractor`).
         distances: of `sets.DISTANCES`; in which order is no matter.
@@ -42,7 +44,7 @@ class Setup:
 
     vaes: tuple[str, ...]
     protocol: Protocol
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] | None = None
     features: tuple[str, ...] = ()
     distances: tuple[str, ...] = tuple(DISTANCES)
     boxes: Mapping[str, Mapping[str, Sequence[Box]]] = field(default_factory=dict)
@@ -58,16 +60,17 @@ class Setup:
                 efficientnet-lite0 are refused before weights are looked for.
 
         Raises:
-            UsageError: for an unknown metric or distance or none, two places for one extractor, too few pictures, what
-                is no amount of memory, boxes that the protocol moves, boxes of no picture, the same weights under two
-                names, or a VAE whose pictures are neither grey, RGB nor RGBA.
-            WeightsError: if weights of a VAE or of a metric are not there.
+            UsageError: for an unknown metric or distance or none, a metric of alpha that no VAE has, two places for one
+                extractor, too few pictures, what is no amount of memory, boxes that the protocol moves, boxes of no
+                picture, the same weights under two names, or a VAE whose pictures are neither grey, RGB nor RGBA.
+            WeightsError: if weights of a VAE or of a metric are not there, or half a VAE is.
         """
         if not self.vaes:
             raise UsageError("no VAE was given; give a preset, a file or a folder.")
-        if unknown := [key for key in self.metrics if key not in METRICS]:
+        asked = tuple(METRICS) if self.metrics is None else self.metrics
+        if unknown := [key for key in asked if key not in METRICS]:
             raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}.")
-        metrics = tuple(key for key in METRICS if key in self.metrics)
+        metrics = tuple(key for key in METRICS if key in asked)
         if not metrics:
             raise UsageError(f"no metric was given; choose among {', '.join(METRICS)}.")
         if unknown := [one for one in self.distances if one not in DISTANCES] or ([""] if not self.distances else []):
@@ -109,6 +112,7 @@ class Setup:
         given: dict[str, str] = {}
         for label, spec in labels(self.vaes).items():
             vaes[label] = load(spec, device=device, dtype=dtype)
+            vaes[label].require("encoder", "decoder")
             require_channels(vaes[label].picture_channels)
             require_as_large(vaes[label].config, "An evaluation")
             same = given.setdefault(vaes[label].sha256, spec)
@@ -117,6 +121,11 @@ class Setup:
                     f"--vae {same} and --vae {spec} are the same weights (sha256 {vaes[label].sha256[:12]}...); "
                     f"give one of them."
                 )
+        rgba = any(vae.picture_channels == 4 for vae in vaes.values())
+        if self.metrics is not None and not rgba and (idle := [key for key in metrics if key in APART]):
+            raise UsageError(
+                f"the metric {idle[0]} is of VAEs of RGBA pictures, and there is none among these; leave it out."
+            )
         return Evaluation(vaes=vaes, pictures=pictures, protocol=self.protocol, tools=tools, boxes=self.boxes)
 
     def _places(self) -> dict[str, str | None]:

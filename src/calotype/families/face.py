@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -91,6 +91,8 @@ class Told:
         joined: our key -> keys in the file of tensors whose rows, one after another, are its own.
         assumed: what nothing in the file tells, for people; a config.json or the file's metadata do.
         statistics: file keys of the running mean and variance of latents.
+        whole: as `keys`, with all that a file of a video's network has beside what one picture needs; empty where it
+            has nothing more.
     """
 
     layout: Layout
@@ -101,6 +103,7 @@ class Told:
     assumed: str = ""
     statistics: tuple[str, str] | None = None
     groups_assumed: bool = False  # nobody said how many groups the norms have
+    whole: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +152,8 @@ class Diffusers:
         parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
             parts; () where it is one.
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
-        layout: what it is written as: in diffusers' own shapes, or with its names alone ("diffusers-2d").
-        lacks: why it is not written in diffusers' own shapes, where it is not.
+        layout: what networks are written as: in diffusers' own shapes, or with its names alone ("diffusers-2d").
+        lacks: what diffusers' own layout needs that a network here does not have, where that is so.
         scaled: config -> whether pipelines scale its latents as its config.json says.
     """
 
@@ -166,6 +169,21 @@ class Diffusers:
     layout: Literal["diffusers", "diffusers-2d"] = "diffusers"
     lacks: str = ""
     scaled: Callable[[Any], bool] = lambda config: True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """What files of a family of videos hold, of which networks here have what one picture needs.
+
+    Attributes:
+        named: (config, "ldm" or "diffusers") -> our key -> the key in files of that layout, of all that there can be.
+        shaped: (config, our key, tensor) -> a tensor of such a file as diffusers has it.
+        fields: (config, our keys) -> what these tensors alone tell of fields of a config.json.
+    """
+
+    named: Callable[[Any, Literal["ldm", "diffusers"]], Mapping[str, str]]
+    shaped: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
+    fields: Callable[[Any, Collection[str]], Mapping[str, Any]] = lambda config, keys: {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +206,7 @@ class Family:
         original: (our key, config) -> the key in the original files, where that is another.
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
         copies: whether what is taken of a file is copied, and not mapped into memory: for most of it is left there.
+        video: what its files hold beside what one picture needs, if it is of videos.
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         enlarges: how many times as large along each side pictures of a configuration come out as they went in.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
@@ -211,6 +230,7 @@ class Family:
     taken: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     copies: bool = False
+    video: Video | None = None
     clamps: bool = False
     enlarges: Callable[[Any], int] = lambda config: 1
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None

@@ -40,9 +40,9 @@ def load(
     Args:
         vae: None for the weights that ship with calotype; the name of a preset (fetched from the hub on first use);
             or a file or folder in any layout.
-        latent_format: sd1, sdxl, sd3, flux, playground, wan2.1, wan2.2, qwen-image-2.1 or none; model:NAME where they
+        latent_format: a name of `calotype.latents.KNOWN` (sd1, flux, wan2.1 and others) or none; model:NAME where they
             are the model latents of the format NAME already, as those of some TAEHVs are; or how a config.json is
-            meant that can be read in two ways, means or scaled-means; needed only where the weights can't tell and
+            meant that can be read in two ways, means or scaled-means. Needed only where the weights can't tell and
             model latents or latents on disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +15,8 @@ from torch.nn import functional
 
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
-from calotype.errors import LatentsError, NonFiniteError
-from calotype.latents import Latents, Space
+from calotype.errors import CalotypeWarning, LatentsError, NonFiniteError
+from calotype.latents import KNOWN, Latents, Space
 from calotype.pixels import (
     AlphaMode,
     Padding,
@@ -151,6 +152,7 @@ class VAE(Coder):
         Args:
             any_vae: also decode latents that another VAE made. They pass through model space, so VAEs of one family
                 (say, SDXL's and TAESDXL) understand each other.
+                Of those of another published format a CalotypeWarning says that they are no pictures to this one.
             memory, progress: as for `encode`.
 
         Raises:
@@ -249,6 +251,13 @@ class VAE(Coder):
                 f"{self.name or 'this VAE'} decodes those of {self.latent_format.name!r}, with "
                 f"{self.latent_channels}; load one of their kind."
             )
+        other = self._other_space(latents.format.name) if not own else ""
+        if other and not any_vae:
+            raise LatentsError(
+                f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
+            )
+        if other:
+            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=2)
         if not own and not any_vae:
             raise LatentsError(
                 f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
@@ -273,6 +282,14 @@ class VAE(Coder):
                 f"they are damaged, or for a VAE of another f."
             )
         return raw
+
+    def _other_space(self, theirs: str) -> str:
+        """What to say of latents of a published format, where this VAE's are of another one; else nothing."""
+        ours = self.loaded.format
+        if ours is None or ours.name == theirs or not {ours.name, theirs} <= KNOWN.keys():
+            return ""
+        name = self.name or "this VAE"
+        return f"These latents are of format {theirs!r}, and {name} decodes those of {ours.name!r}"
 
     def __repr__(self) -> str:
         return f"VAE({self.name!r}, f{self.factor}, {self.latent_channels} channels, {self.device}, {self.dtype})"

@@ -132,8 +132,8 @@ class Coder:
         `module.encode` does.
 
         Args:
-            pixels: [N, P, H, W], float, in [-1, 1]. Sizes that are no multiple of f are padded at the bottom and right
-                (reflected where large enough, else replicated).
+            pixels: [N, P, H, W], float, in [-1, 1]; or [N, P, 1, H, W], of a video of one frame. Sizes that are no
+                multiple of f are padded at the bottom and right (reflected where large enough, else replicated).
             memory: at most so much beside the weights and what goes in and out: bytes, or words like "1GB". None: what
                 is fast, and free.
             progress: called with the part of the work that is done, from 0 to 1; may raise to stop.
@@ -144,9 +144,9 @@ class Coder:
             MemoryLimitError: if it can't be done in so much memory; the message says in how much it can.
             NonFiniteError: if the result is not finite in float32 either.
         """
-        self._require("encoder")
+        self.require("encoder")
         channels = self.picture_channels
-        _require_pictures("encode", "pixels", pixels)
+        pixels = _one_frame("encode", "pixels", pixels)
         if pixels.ndim != 4 or pixels.shape[1] != channels or 0 in pixels.shape or not pixels.is_floating_point():
             raise UsageError(
                 f"encode takes float pixels [N, {channels}, H, W] in [-1, 1], not {pixels.dtype} "
@@ -179,7 +179,8 @@ class Coder:
         `module.decode` does.
 
         Args:
-            latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents).
+            latents: [N, C, h, w], float, raw (`latent_format.to_raw` makes them from model latents); or
+                [N, C, 1, h, w], of a video of one frame.
             size: (height, width) of the picture, to crop what `encode` padded; the whole where not given, which is h*f
                 x w*f, times `enlarges`.
             clamp: pixels to [-1, 1].
@@ -192,7 +193,7 @@ class Coder:
             LatentsError: if the latents are not finite.
             NonFiniteError: if the result is not finite in float32 either.
         """
-        self._check_latents(latents)
+        latents = self._check_latents(latents)
         f = self.factor * self.enlarges
         if size is not None and not all(0 < n <= m * f for n, m in zip(size, latents.shape[2:], strict=True)):
             raise UsageError(
@@ -300,7 +301,7 @@ class Coder:
         Raises:
             UsageError, WeightsError, MemoryLimitError, NonFiniteError: as `encode`.
         """
-        self._require("encoder")
+        self.require("encoder")
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise UsageError(f"encode_rows takes sides that are multiples of {self.factor}, not {height}x{width}.")
 
@@ -337,9 +338,10 @@ class Coder:
             except NonFiniteError:
                 raise self._not_finite(torch.float32) from None
 
-    def _check_latents(self, latents: Tensor) -> None:
-        self._require("decoder")
-        _require_pictures("decode", "latents", latents)
+    def _check_latents(self, latents: Tensor) -> Tensor:
+        """Raw latents of pictures, [N, C, h, w]."""
+        self.require("decoder")
+        latents = _one_frame("decode", "latents", latents)
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise UsageError(
                 f"decode takes raw latents [N, {self.latent_channels}, h, w], not {list(latents.shape)}: "
@@ -348,6 +350,7 @@ class Coder:
         require_none_lost("decode", latents, self.module)
         if not torch.isfinite(latents).all():
             raise LatentsError("The latents hold NaN or infinity; nothing was decoded.")
+        return latents
 
     def _run(self, direction: Direction, x: Tensor, memory: int | str | None, progress: Progress | None) -> Tensor:
         """Moments or pixels, float32; computed again in float32 where the narrower type overflowed."""
@@ -405,8 +408,15 @@ class Coder:
             checks[str(dtype).removeprefix("torch.")] = finite
         return checks
 
-    def _require(self, part: Literal["encoder", "decoder"]) -> None:
-        if part not in self.loaded.parts:
+    def require(self, *parts: Literal["encoder", "decoder"]) -> None:
+        """Checks that a VAE is as whole as something needs it.
+
+        Raises:
+            WeightsError: if a part is not there; the message says what to do.
+        """
+        for part in parts:
+            if part in self.loaded.parts:
+                continue
             other = "decoder" if part == "encoder" else "encoder"
             raise WeightsError(
                 f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
@@ -414,14 +424,18 @@ class Coder:
             )
 
 
-def _require_pictures(what: str, of: str, given: Tensor) -> None:
-    """Checks that tensors have no frames, as a video's have them.
+def _one_frame(what: str, of: str, given: Tensor) -> Tensor:
+    """Tensors of pictures; those that are of a video, [N, C, frames, height, width], have one frame, which they lose.
 
     Raises:
-        UsageError: they do.
+        UsageError: they have more.
     """
-    if given.ndim == 5:
+    if given.ndim != 5:
+        return given
+    if given.shape[2] != 1:
         raise UsageError(
-            f"{what} takes {of} of pictures, [N, C, height, width], and these are of videos, {list(given.shape)}; "
-            f"give it one frame after another, as {of}[:, :, 0]: of a video's VAE calotype has what one picture needs."
+            f"{what} takes {of} of pictures, [N, C, height, width], and these are of {given.shape[2]} frames, "
+            f"{list(given.shape)}; give it one frame after another, as {of}[:, :, 0]: of a video's VAE calotype has "
+            f"what one picture needs."
         )
+    return given[:, :, 0]

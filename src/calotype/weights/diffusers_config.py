@@ -33,8 +33,9 @@ USUAL: Mapping[str, Any] = {
 }
 # Fields of AutoencoderTiny that no tensor tells.
 UNTOLD = ("act_fn", "upsample_fn", "upsampling_scaling_factor")
-# Fields about the file and not about the network.
-ASIDE = ("architectures", "dtype", "latent_format", "license", "torch_dtype")
+# Fields about the file and not about the network. What is quantised its tensors tell, and few are of those to which a
+# pipeline's configuration says it.
+ASIDE = ("architectures", "dtype", "latent_format", "license", "quantization_config", "torch_dtype")
 
 # A config.json without a class is about a VAE if it has one of these.
 OF_A_VAE = ("latent_channels", "block_out_channels", "norm_num_groups", "use_quant_conv", *LATENTS)

@@ -67,6 +67,7 @@ class Piece:
     edm: Mapping[str, Tensor] = field(default_factory=dict)  # means and stds of Playground's latents
     groups_assumed: bool = False
     assumed: str = ""  # what nothing told
+    whole: Mapping[str, str] = field(default_factory=dict)  # as `Told.whole`
 
     def __post_init__(self) -> None:
         _fields(self.metadata)  # damaged ones are refused where it is known whose they are
@@ -143,7 +144,10 @@ def _scaled(piece: Piece, file: Path, meaning: str | None) -> tuple[LatentFormat
     if not said.values and piece.kept:
         said = replace(said, file=file, values=piece.kept)
     channels = piece.config.z_channels
-    if "calotype_config" in (piece.metadata or {}) and not any(said.values.get(key) for key in LATENTS):
+    told = (
+        any(said.values.get(key) for key in LATENTS) or said.values.get("scaling_factor") is not None
+    )  # 0 is told, too
+    if "calotype_config" in (piece.metadata or {}) and not told:
         return None, "", ""  # written by calotype, which leaves out what is not known
     if meaning is not None and not said.values:
         raise UsageError(f"{file}: latent format {meaning!r} reads a config.json, and there is none beside it.")

@@ -54,6 +54,19 @@ TRAINING = "calotype_training_"  # what begins the keys of facts about a trainin
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Where a file has all that a video's network needs.
+
+    Attributes:
+        files: one, or its shards.
+        keys: our key -> the key in the file.
+    """
+
+    files: tuple[Path, ...]
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A network with its weights, and where they came from."""
 
@@ -74,6 +87,7 @@ class Loaded:
     twin: str | None = None  # the prefix of the raw weights beside averaged ones, or of the averaged beside raw ones
     beside: str = ""  # what else is in the file, for people
     notices: tuple[str, ...] = ()  # what a user should know of how the file was read
+    whole: tuple[Whole, ...] = ()  # where what frames need is, if it is there: see `weights.video`
 
     def training(self) -> dict[str, Any]:
         """What `calotype train` wrote into the file about how its weights were made."""
@@ -126,6 +140,8 @@ def load_weights(
     piece = pieces[0] if len(pieces) == 1 else _join(path, *pieces)
     if choices:
         piece = replace(piece, config=chosen(piece.config, choices))
+    whole = tuple(Whole(files=place, keys=one.whole) for place, one in zip(places, pieces, strict=True))
+    whole = whole if all(one.whole for one in pieces) else ()
     module = build(piece.config, piece.parts, piece.tensors, where=str(path))
     format_, source, question = format_of(piece, files, latent_format_name)
     return Loaded(
@@ -146,6 +162,7 @@ def load_weights(
         twin=piece.choice.twin.prefix if piece.choice and piece.choice.twin else None,
         beside=summary(piece.choice.beside) if piece.choice else "",
         notices=(*notices, *piece.notices),
+        whole=whole,
     )
 
 
@@ -297,7 +314,7 @@ def _read(
             layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
             said=read_said(config_file, file.parent), dtypes=_names(tensors.values()),
         )  # fmt: skip
-    container: Container = Shards([open_container(f) for f in (file, *more)]) if more else open_container(file)
+    container = opened_all((file, *more))
     said = read_said(config_file, file.parent)
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
@@ -343,10 +360,16 @@ def _read(
         edm=_edm(container),
         groups_assumed=found.groups_assumed,
         assumed="" if own or said.values else found.assumed,
+        whole=found.whole,
         dtypes=_names(stored_tensors.values()),
         choice=found.choice,
         notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
     )
+
+
+def opened_all(files: Sequence[Path]) -> Container:
+    """A file, or several that are the shards of one."""
+    return Shards([open_container(file) for file in files]) if len(files) > 1 else open_container(files[0])
 
 
 def _edm(container: Container) -> dict[str, Tensor]:

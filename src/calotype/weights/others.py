@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from calotype.families import CLASSES
+
 Shapes = Mapping[str, tuple[int, ...]]
 Sign = str | tuple[str, int | Callable[[tuple[int, ...]], bool]]
 
-IMAGES = "give a VAE of images (an AutoencoderKL, FLUX.2's, or a TAESD)"
+IMAGES = f"give a VAE of images ({', '.join(CLASSES)})"
 
 
 def _channels_last(kernel: tuple[int, ...]) -> bool:

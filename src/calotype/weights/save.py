@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
 from calotype.families import family_of
-from calotype.families.face import Family, NetworkConfig, listing
+from calotype.families.face import Family, NetworkConfig, Video, listing
 from calotype.families.network import Network
 from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
@@ -25,6 +25,8 @@ from calotype.weights.load import SUFFIXES
 
 WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras"]
 
+WITH_FRAMES: tuple[WriteLayout, ...] = ("ldm", "diffusers")  # which can hold what one picture does not need
+
 
 def save_weights(
     module: Network,
@@ -35,17 +37,21 @@ def save_weights(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     kept: Mapping[str, Any] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:
     """Writes a VAE; what was there before is replaced only when the new file is whole.
 
     Args:
         path: ``ldm``: a .safetensors file. ``diffusers``: a folder, which gets config.json and
             diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
-            picture. ``keras``: a folder, which gets encoder.h5 and decoder.h5.
+            picture; ``diffusers`` of such a VAE is written from `whole` alone. ``keras``: a folder, which gets
+            encoder.h5 and decoder.h5.
         format_: stored with the weights, where the layout can.
         dtype: stored dtype; that of the module where not given.
         metadata: further entries of a safetensors header.
         kept: what a config.json said beside network and latent format (`Loaded.kept`).
+        whole: a video VAE's tensors with all that frames need (see `weights.video`), written in place of the module's
+            in the layouts ``ldm`` and ``diffusers``.
 
     Raises:
         UsageError: if the layout can't hold this network, or the path does not fit the layout.
@@ -57,8 +63,10 @@ def save_weights(
     if layout not in get_args(WriteLayout):
         raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
     family = family_of(config)
-    _require_layout(family, layout)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    video = family.video if whole and layout in WITH_FRAMES else None
+    _require_layout(family, layout, video)
+    held = whole if video and whole else module.state_dict()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in held.items()}
     if dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
         if lost := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
@@ -68,6 +76,7 @@ def save_weights(
             )
     if layout in DIFFUSERS_LAYOUTS:
         described = diffusers_config(config, format_, kept)
+        described |= video.fields(config, tensors.keys()) if video else {}
         kept = {key: described[key] for key in KEPT if key in described} if kept else None
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
     if kept:
@@ -82,29 +91,34 @@ def save_weights(
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
-        named = {family.original(key, config): family.given(config, key, value) for key, value in tensors.items()}
+        named = as_video(tensors, config, video, layout) if video else as_original(tensors, config)
         return [write_safetensors(path, named, header)]
 
+    named = as_video(tensors, config, video, "diffusers") if video else as_diffusers(tensors, config)
     folder = _folder(path, layout)
     weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     make_folder(folder)
     # the weights first: they say all themselves, where a killed process leaves an older config.json
     with writing_all([weights, about]) as (file, config_file):
-        file.writelines(safetensors_parts(as_diffusers(tensors, config), header))
+        file.writelines(safetensors_parts(named, header))
         config_file.write(text.encode())
     return [about, weights]
 
 
-def _require_layout(family: Family, layout: WriteLayout) -> None:
+def _require_layout(family: Family, layout: WriteLayout, video: Video | None) -> None:
     kind, diffusers = family.config.kind, family.diffusers
     if layout in DIFFUSERS_LAYOUTS and diffusers and diffusers.written:
-        if layout == diffusers.layout:
+        if layout == diffusers.layout or video:
             return
-        why = diffusers.lacks or "its kernels have no slices in time"
+        if diffusers.lacks:
+            raise UsageError(
+                f"The {layout} layout of a network of the kind {kind} needs {diffusers.lacks}; "
+                f"--layout {diffusers.layout} writes what there is under diffusers' names."
+            )
         raise UsageError(
-            f"A network of the kind {kind} is not written in the {layout} layout: {why}; "
-            f"--layout {diffusers.layout} writes what there is under diffusers' names."
+            f"The {layout} layout is for VAEs of videos, and a network of the kind {kind} is of pictures; "
+            f"--layout {diffusers.layout} writes it under diffusers' names."
         )
     if layout in DIFFUSERS_LAYOUTS or (layout == "keras" and not family.keras):
         raise UsageError(
@@ -154,13 +168,30 @@ def diffusers_config(
     allowed = diffusers.classes[values["_class_name"]].kept
     if allowed is None:
         return values
-    lacking = [key for key in LATENTS if values.get(key) and key not in allowed]
+    plain = isinstance(format_, PerChannel) and format_.scaling_factor == 1  # where means are there, no factor is 1
+    lacking = [
+        key for key in LATENTS if values.get(key) and key not in allowed and not (plain and key == "scaling_factor")
+    ]
     if lacking and format_ is not None:
         raise UsageError(
             f"The latents are of the format {format_.name!r}, and {values['_class_name']}'s config.json has no "
             f"{lacking[0]} to say so; --layout ldm writes a single file that does."
         )
     return {key: value for key, value in values.items() if key not in KEPT or key in allowed}
+
+
+def as_original(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
+    """Tensors under the keys of the original files."""
+    family = family_of(config)
+    return {family.original(key, config): family.given(config, key, value) for key, value in tensors.items()}
+
+
+def as_video(
+    tensors: Mapping[str, Tensor], config: NetworkConfig, video: Video, layout: Literal["ldm", "diffusers"]
+) -> dict[str, Tensor]:
+    """All tensors of a video VAE, as a file has them, under the keys of a layout."""
+    names = video.named(config, layout)
+    return {names[key]: video.shaped(config, key, value).contiguous() for key, value in tensors.items()}
 
 
 def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ def reason(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     if "error" in row:
         return "failed"
     value = row.get(metric["key"])
+    if value is None and "absent" in metric:
+        return str(metric["absent"])
     if value is None:
         return f"smaller than {metric['least']} x {metric['least']} pixels" if "least" in metric else "not measured"
     return "" if math.isfinite(value) else "unchanged"

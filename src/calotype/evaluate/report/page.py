@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from calotype.errors import UsageError
+from calotype.evaluate.alpha import APART, SAID
 from calotype.evaluate.figures import Bars
 from calotype.evaluate.report import svg
 from calotype.evaluate.report.absent import reason, reasons
@@ -158,7 +159,7 @@ def _plotted(results: Results) -> list[dict[str, Any]]:
 
 
 def _digits(metric: Mapping[str, Any]) -> int:
-    return {"dB": 2, "bit/pixel": 3}.get(metric["unit"], 4)
+    return {"dB": 2, "bit/pixel": 3, "of 255": 2}.get(metric["unit"], 4)
 
 
 def _unit(metric: Mapping[str, Any]) -> str:
@@ -197,6 +198,7 @@ def _summary(results: Results) -> Markup:
         *(f"{_badge(name)}: {text}." for name, text in STANDINGS.items() if any(name in marked for marked in marks)),
         f"{why}." if (why := unmarked(results)) else "",
         "Distances have no such interval, and none of them is marked." if distances else "",
+        SAID if any(metric["key"] in APART for metric in metrics) else "",
     ]
     return section(
         "summary",

@@ -193,3 +193,17 @@ class Side:
     norms: Sequence[NormName]
     activations: Sequence[ActivationName]
     outer: int
+
+
+def attends(config: DcaeConfig) -> bool:
+    """Whether any of its blocks is of attention."""
+    return any(
+        getattr(config, f"{side}_blocks")[level]
+        for side in ("encoder", "decoder")
+        for level in getattr(config, f"{side}_attn_levels")
+    )
+
+
+def tells_heads(config: DcaeConfig) -> bool:
+    """Whether shapes of its tensors tell the channels of a head: those of convolutions that gather q, k and v do."""
+    return any((*config.encoder_scales, *config.decoder_scales))

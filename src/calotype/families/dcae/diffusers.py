@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from calotype.errors import WeightsError
-from calotype.families.dcae.config import ActivationName, DcaeConfig
+from calotype.families.dcae.config import ActivationName, DcaeConfig, attends, tells_heads
 from calotype.families.dcae.names import QKV, from_diffusers, to_diffusers
 from calotype.families.face import Diffusers, DiffusersClass, Parts, contradiction, unsupported
 
@@ -32,17 +32,27 @@ def _completed(config: DcaeConfig, said: Mapping[str, Any], own: Mapping[str, An
     told: dict[str, Any] = {
         ours: tuple(own[ours]) if isinstance(own[ours], list) else own[ours]
         for ours, _ in UNTOLD.values()
-        if own.get(ours) is not None and not (ours == "head_dim" and _tells_heads(config))
+        if own.get(ours) is not None and not (ours == "head_dim" and tells_heads(config))
     }
     if said:
         for field, (ours, usual) in UNTOLD.items():
-            if ours == "head_dim" and _tells_heads(config):
+            if ours == "head_dim" and tells_heads(config):
                 continue
             value = said.get(field)
             read = _read(field, usual if value is None else value, config)
             if ours in told and not _agree(field, read, told[ours], config):
                 raise WeightsError(contradiction(field, value, told[ours]))
             told.setdefault(ours, read)
+    if (
+        "head_dim" not in told
+        and not tells_heads(config)
+        and attends(config)
+        and config.head_dim != DcaeConfig.head_dim
+    ):
+        raise WeightsError(
+            f"nothing tells how many channels a head of its attention has, and {DcaeConfig.head_dim}, as the published "
+            f"ones have, do not fit it; put its config.json (attention_head_dim) beside it"
+        )
     return replace(config, **told)
 
 
@@ -50,10 +60,6 @@ def _agree(field: str, read: Any, told: Any, config: DcaeConfig) -> bool:
     if field != "decoder_act_fns":
         return bool(read == told)
     return all(read[level] == told[level] for level in _of_residual_blocks(config))
-
-
-def _tells_heads(config: DcaeConfig) -> bool:
-    return any((*config.encoder_scales, *config.decoder_scales))
 
 
 def _of_residual_blocks(config: DcaeConfig) -> list[int]:
@@ -98,7 +104,7 @@ def _expected(config: DcaeConfig, said: Mapping[str, Any], parts: Parts) -> dict
         fields[field] = value if value in kinds[known] else kinds[known][0]
     for field in _UNREAD:
         fields[field] = said.get(field, fields[field])  # `_completed` has read it
-    if _tells_heads(config):
+    if tells_heads(config):
         fields["attention_head_dim"] = config.head_dim
     for side in ("encoder", "decoder"):
         blocks = getattr(config, f"{side}_blocks")

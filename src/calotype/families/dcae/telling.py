@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from math import gcd
 from typing import Any
 
 from calotype.errors import WeightsError
-from calotype.families.dcae.config import DcaeConfig, NormName, Up
+from calotype.families.dcae.config import DcaeConfig, NormName, Up, attends, tells_heads
 from calotype.families.dcae.names import TO_QKV, from_diffusers
 from calotype.families.face import Group, Parts, Shapes, Sign, Told, listing, require_one_picture, shape_of
 from calotype.families.numbers import MOST_LEVELS
@@ -42,13 +43,19 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
     parts: Parts = frozenset(
         side for side in ("encoder", "decoder") if any(name.startswith(f"{side}.") for name in ours)
     )
+    config = _config(ours, parts)
+    heads = (
+        ""
+        if tells_heads(config) or not attends(config)
+        else f", and heads of its attention to have {config.head_dim} channels"
+    )
     return Told(
         layout="diffusers" if group.sign is DIFFUSERS else "ldm",
-        config=_config(ours, parts),
+        config=config,
         parts=parts,
         keys=keys,
         joined=joined_keys,
-        assumed="Its activations are taken to be those of the published network of its shape",
+        assumed=f"Its activations are taken to be those of the published network of its shape{heads}",
     )
 
 
@@ -108,12 +115,19 @@ def _config(shapes: Shapes, parts: Parts) -> DcaeConfig:
         told["up"] = _up(shapes, *decoder)
     told.setdefault("up", "nearest" if told.get("down") == "conv" else "shuffle")
     told.setdefault("down", "conv" if told["up"] == "nearest" else "unshuffle")
+    told.setdefault("head_dim", _heads(told))
     z, axis = ("decoder.project_in.main.conv", 1) if "decoder" in parts else (OUT, 0)
     return DcaeConfig(
         **told,
         z_channels=shape_of(shapes, f"{z}.weight")[axis],
         in_channels=_picture_channels(shapes, parts, shuffled=told["up"] == "shuffle" and not decoder[1][0]),
     )
+
+
+def _heads(told: Mapping[str, Any]) -> int:
+    """Channels of a head where no scale tells them: those of the published ones, or what fits all levels."""
+    channels = [told[f"{side}_ch"][level] for side in ("encoder", "decoder") for level in told[f"{side}_attn_levels"]]
+    return gcd(DcaeConfig.head_dim, *channels)
 
 
 OUT = "encoder.project_out.main.op_list.0.conv"
@@ -193,5 +207,11 @@ def joined(encoder: DcaeConfig, decoder: DcaeConfig) -> DcaeConfig:
         raise WeightsError(
             f"its encoder makes latents of {encoder.z_channels} channels and its decoder takes {decoder.z_channels}"
         )
+    heads = {half.head_dim for half in (encoder, decoder) if tells_heads(half)}
+    if len(heads) > 1:
+        raise WeightsError(
+            f"heads of its encoder's attention have {encoder.head_dim} channels and of its decoder's {decoder.head_dim}"
+        )
+    told = heads.pop() if heads else (decoder if attends(decoder) else encoder).head_dim
     of_encoder = ("encoder_ch", "encoder_blocks", "encoder_attn_levels", "encoder_scales", "encoder_shortcut", "down")
-    return replace(decoder, **{field: getattr(encoder, field) for field in of_encoder})
+    return replace(decoder, head_dim=told, **{field: getattr(encoder, field) for field in of_encoder})

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from calotype.families.face import Family
+from calotype.families.face import Family, Video
 from calotype.families.wan.config import WanConfig
 from calotype.families.wan.diffusers import DIFFUSERS
 from calotype.families.wan.presets import FORMATS, PRESETS, space
 from calotype.families.wan.steps import program
-from calotype.families.wan.stored import given, taken
-from calotype.families.wan.telling import DIFFUSERS as NAMED, ORIGINAL, joined, keys_of, tell
+from calotype.families.wan.stored import given, shaped, taken
+from calotype.families.wan.telling import (
+    DIFFUSERS as NAMED,
+    ORIGINAL,
+    all_keys_of,
+    joined,
+    keys_of,
+    tell,
+    told_by_time,
+)
 
 FAMILY = Family(
     config=WanConfig,
@@ -24,6 +32,7 @@ FAMILY = Family(
     taken=taken,
     given=given,
     copies=True,
+    video=Video(named=all_keys_of, shaped=shaped, fields=told_by_time),
     join=joined,
     clamps=True,
     enlarges=lambda config: config.enlarges,

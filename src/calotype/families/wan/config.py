@@ -102,6 +102,11 @@ class WanConfig:
         return int(self.patch * 2 ** (len(self.dim_mult) - 1))
 
     @property
+    def of_images(self) -> bool:
+        """Whether its kernels have no slices in time in files either (Qwen-Image 2.1)."""
+        return self.residual and self.patch == 1
+
+    @property
     def imitated(self) -> None:
         """Its raw latents are its own."""
         return None

@@ -85,8 +85,14 @@ def _written(config: WanConfig) -> dict[str, Any]:
     }
     for key in ("input_channels", "clip_output"):
         del values[key]
-    images = config.residual and config.patch == 1
-    return {"_class_name": "AutoencoderKLQwenImage21" if images else "AutoencoderKLWan", **values}
+    if config.of_images:
+        return {"_class_name": "AutoencoderKLQwenImage21", **values}
+    if config.in_channels != 4 or config.residual or config.decoder_base_dim:
+        return {"_class_name": "AutoencoderKLWan", **values}
+    # Qwen-Image-Layered's, whose class calls them otherwise
+    fields = ("base_dim", "z_dim", "dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample", "dropout")
+    said = {key: values[key] for key in fields}
+    return {"_class_name": "AutoencoderKLQwenImage", **said, "input_channels": config.in_channels}
 
 
 def _as_large(config: WanConfig) -> bool:
@@ -96,16 +102,15 @@ def _as_large(config: WanConfig) -> bool:
 
 DIFFUSERS = Diffusers(
     classes={
-        "AutoencoderKLWan": DiffusersClass(holds=_as_large),
-        "AutoencoderKLQwenImage": DiffusersClass(holds=_as_large),
-        "AutoencoderKLQwenImage21": DiffusersClass(holds=_as_large),
+        name: DiffusersClass(kept=("latents_mean", "latents_std"), holds=_as_large)
+        for name in ("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")
     },
     completed=_completed,
     expected=_expected,
     untold=("patch_size",),
     written=_written,
     layout="diffusers-2d",
-    lacks="it is held as it is for one picture, and only the original file has the other slices of its kernels",
+    lacks="what only the original file has: the other slices of its kernels, and convolutions over time",
     theirs=lambda key, config: keys_of("diffusers", config).get(key),
     ours=lambda key, config: {b: a for a, b in keys_of("diffusers", config).items()}.get(key),
 )

@@ -49,6 +49,21 @@ def theirs(names: Names, residual: bool, levels: int, blocks: int, attn_levels: 
     return found
 
 
+def over_time(needed: Mapping[str, str]) -> dict[str, str]:
+    """Our key -> the key in files, of convolutions over time: for one picture they do nothing.
+
+    Args:
+        needed: what `theirs` gives.
+    """
+    found = {}
+    for ours, other in needed.items():
+        if other.endswith(".resample.1.weight"):
+            for leaf in ("weight", "bias"):
+                ours_there = f"{ours.removesuffix('.conv.weight')}.time_conv.{leaf}"
+                found[ours_there] = f"{other.removesuffix('.resample.1.weight')}.time_conv.{leaf}"
+    return found
+
+
 def resampler(names: Names, side: str, level: int, blocks: int) -> str:
     """The module that changes the size after a level of a network.
 

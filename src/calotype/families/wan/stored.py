@@ -27,6 +27,18 @@ def given(config: WanConfig, key: str, tensor: Any) -> Any:
     return _turned(config, key, tensor).contiguous()
 
 
+def shaped(config: WanConfig, key: str, tensor: Any) -> Any:
+    """A tensor of a file with all that frames need, as diffusers' classes have it.
+
+    Norms have their dimensions of one; and kernels of Qwen-Image 2.1, which some files have with a slice in time, none.
+    """
+    if _is_norm(key) and tensor.numel() == tensor.shape[0]:
+        return tensor.reshape(-1, 1, 1) if key.endswith(".norm.weight") else tensor.reshape(-1, 1, 1, 1)
+    if config.of_images and tensor.ndim == 5 and tensor.shape[2] == 1:
+        return tensor[:, :, 0]
+    return tensor
+
+
 def _is_norm(key: str) -> bool:
     return key.endswith((".norm.weight", ".norm1.weight", ".norm2.weight", ".norm_out.weight"))
 

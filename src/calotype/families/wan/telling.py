@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from calotype.errors import WeightsError
 from calotype.families.face import Group, Shapes, Sign, Told, listing, require_one_picture
 from calotype.families.wan.config import WanConfig
-from calotype.families.wan.names import Names, resampler, theirs
-
-# over time alone; for one picture it does nothing
-TIME_CONV = re.compile(r"(encoder|decoder)\..+\.time_conv\.(weight|bias)")
+from calotype.families.wan.names import Names, over_time, resampler, theirs
 
 # kernels that are not stored as they compute, which others tell
 ODD = re.compile(r".*(\.base_layer\.|lora_|parametrizations|weight_(v|g|orig)$).*")
@@ -44,22 +41,47 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
     names: Names = "ldm" if group.sign is ORIGINAL else "diffusers"
     inside = {name: shapes[key] for name, key in group.keys.items()}
     config, parts = _config(names, inside)
-    back = {theirs: ours for ours, theirs in keys_of(names, config).items()}
-    known = {name: key for name, key in group.keys.items() if not TIME_CONV.fullmatch(name)}
-    if unknown := [key for name, key in known.items() if name not in back]:
+    needed, more = keys_of(names, config), over_time(keys_of(names, config))
+    back = {theirs: ours for ours, theirs in (*needed.items(), *more.items())}
+    if unknown := [key for name, key in group.keys.items() if name not in back]:
         raise WeightsError(listing("unexpected", unknown))
-    flat = len(known) == len(group.keys) and not any(len(shape) == 5 for shape in inside.values())
+    whole = {back[name]: key for name, key in group.keys.items()}
+    if missing := [other for name in whole if name in more and (other := _beside(name)) not in whole]:
+        raise WeightsError(f"these are not the weights of a whole VAE: {listing('missing', missing)}")
+    keys = {ours: key for ours, key in whole.items() if ours in needed}
+    flat = len(keys) == len(whole) and not any(len(shape) == 5 for shape in inside.values())
     return Told(
         layout="ldm" if names == "ldm" else "diffusers-2d" if flat else "diffusers",
         config=config,
         parts=parts,
-        keys={back[name]: key for name, key in known.items()},
+        keys=keys,
+        whole={} if flat else whole,
     )
 
 
+def _beside(key: str) -> str:
+    """The weight beside a bias, or the bias beside a weight."""
+    stem, _, leaf = key.rpartition(".")
+    return f"{stem}.{'bias' if leaf == 'weight' else 'weight'}"
+
+
 def keys_of(names: Names, config: WanConfig) -> Mapping[str, str]:
-    """Our key -> the key in files of these names."""
+    """Our key -> the key in files of these names, of what one picture needs."""
     return theirs(names, config.residual, len(config.dim_mult), config.num_res_blocks, config.attn_levels)
+
+
+def all_keys_of(config: WanConfig, names: Names) -> Mapping[str, str]:
+    """As `keys_of`, of all that there can be."""
+    needed = keys_of(names, config)
+    return {**needed, **over_time(needed)}
+
+
+def told_by_time(config: WanConfig, keys: Collection[str]) -> dict[str, list[bool]]:
+    """Which changes of size take two frames, by the convolutions over time (their weights are among our keys)."""
+    changes = len(config.dim_mult) - 1
+    encoders = [f"encoder.down.{i}.downsample.time_conv.weight" in keys for i in range(changes)]
+    decoders = [f"decoder.up.{i}.upsample.time_conv.weight" in keys for i in reversed(range(changes))]
+    return {"temperal_downsample": [a or b for a, b in zip(encoders, decoders, strict=True)]}
 
 
 def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
