@@ -38,15 +38,22 @@ def command(
     import torch
 
     from calotype.vae import load_as_stored
+    from calotype.vae.loading import locate
     from calotype.weights.formats import DIFFUSERS_LAYOUTS
+    from calotype.weights.groups import Weights
     from calotype.weights.load import TRAINING, require_format
     from calotype.weights.save import files_of, save_weights
+    from calotype.weights.whole import read_whole
 
-    loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=which.value if which else None)
+    chosen: Weights | None = which.value if which else None
+    loaded = load_as_stored(weights, latent_format, prefix=prefix, weights=chosen)
     require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
     kept = layout.value in DIFFUSERS_LAYOUTS and "scaling_factor" in loaded.kept
     if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
+    whole = None
+    if layout is LayoutName.diffusers:  # a video's VAE, if the file has all of it
+        whole = read_whole(locate(weights, None)[0], loaded.module, prefix=prefix, weights=chosen)
     paths = save_weights(
         loaded.module,
         out,
@@ -55,6 +62,8 @@ def command(
         dtype=getattr(torch, dtype.value) if dtype else None,
         metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
         kept=loaded.kept,
+        said=loaded.said if whole else None,
+        whole=whole,
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}
 

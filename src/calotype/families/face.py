@@ -89,6 +89,7 @@ class Told:
     Attributes:
         keys: our key -> key in the file.
         joined: our key -> keys in the file of tensors whose rows, one after another, are its own.
+        beside: name in ours' manner -> key in the file of what the network for one picture leaves out.
         assumed: what nothing in the file tells, for people; a config.json or the file's metadata do.
         statistics: file keys of the running mean and variance of latents.
     """
@@ -98,6 +99,7 @@ class Told:
     parts: Parts
     keys: Mapping[str, str]
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
     assumed: str = ""
     statistics: tuple[str, str] | None = None
     groups_assumed: bool = False  # nobody said how many groups the norms have
@@ -143,7 +145,8 @@ class Diffusers:
         expected: (config, fields, parts) -> what the fields must say beside these tensors.
         untold: which of them no tensor tells.
         written: config -> fields for a config.json; None where the family is not written in this layout.
-        theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
+        theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none. What a
+            network leaves out (`Told.beside`) has one too.
         parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
             parts; () where it is one.
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
@@ -179,7 +182,7 @@ class Family:
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
         space: name of the latent format that all networks of a configuration have; None where they differ.
         diffusers: what diffusers has of it.
-        original: (our key, config) -> the key in the original files, where that is another.
+        original: (our key, config) -> the key in the original files, where that is another; as `Diffusers.theirs`.
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.

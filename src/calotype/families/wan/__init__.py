@@ -8,7 +8,7 @@ from calotype.families.wan.diffusers import DIFFUSERS
 from calotype.families.wan.presets import FORMATS, PRESETS, space
 from calotype.families.wan.steps import program
 from calotype.families.wan.stored import given, taken
-from calotype.families.wan.telling import DIFFUSERS as NAMED, ORIGINAL, joined, keys_of, tell
+from calotype.families.wan.telling import DIFFUSERS as NAMED, ORIGINAL, joined, original, tell
 
 FAMILY = Family(
     config=WanConfig,
@@ -20,7 +20,7 @@ FAMILY = Family(
     formats=FORMATS,
     space=space,
     diffusers=DIFFUSERS,
-    original=lambda key, config: keys_of("ldm", config)[key],
+    original=original,
     taken=taken,
     given=given,
     join=joined,

@@ -9,11 +9,14 @@ from typing import Any
 from calotype.errors import UsageError, WeightsError
 from calotype.families.face import Diffusers, DiffusersClass, Parts, unsupported
 from calotype.families.wan.config import WanConfig
-from calotype.families.wan.telling import keys_of
+from calotype.families.wan.telling import keys_of, name_of
 
 # about training, tiles, and time, of which one picture has none; published ones of Wan say clip_output, which no
 # version of the class reads
 FREE = ("clip_output", "dropout", "scale_factor_temporal", "scale_factor_spatial")
+
+
+MEANS = ("latents_mean", "latents_std")  # what its classes say about latents
 
 
 def _completed(config: WanConfig, said: Mapping[str, Any], own: Mapping[str, Any]) -> WanConfig:
@@ -91,9 +94,9 @@ def _written(config: WanConfig) -> dict[str, Any]:
 
 DIFFUSERS = Diffusers(
     classes={
-        "AutoencoderKLWan": DiffusersClass(),
-        "AutoencoderKLQwenImage": DiffusersClass(),
-        "AutoencoderKLQwenImage21": DiffusersClass(),
+        "AutoencoderKLWan": DiffusersClass(kept=MEANS),
+        "AutoencoderKLQwenImage": DiffusersClass(kept=MEANS),
+        "AutoencoderKLQwenImage21": DiffusersClass(kept=MEANS),
     },
     completed=_completed,
     expected=_expected,
@@ -101,6 +104,6 @@ DIFFUSERS = Diffusers(
     written=_written,
     layout="diffusers-2d",
     lacks="it is held as it is for one picture, and only the original file has the other slices of its kernels",
-    theirs=lambda key, config: keys_of("diffusers", config).get(key),
+    theirs=lambda key, config: name_of("diffusers", key, config),
     ours=lambda key, config: {b: a for a, b in keys_of("diffusers", config).items()}.get(key),
 )

@@ -45,6 +45,7 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
     inside = {name: shapes[key] for name, key in group.keys.items()}
     config, parts = _config(names, inside)
     back = {theirs: ours for ours, theirs in keys_of(names, config).items()}
+    times = {theirs: ours for ours, theirs in time_keys_of(names, config).items()}
     known = {name: key for name, key in group.keys.items() if not TIME_CONV.fullmatch(name)}
     if unknown := [key for name, key in known.items() if name not in back]:
         raise WeightsError(listing("unexpected", unknown))
@@ -54,12 +55,34 @@ def tell(shapes: Shapes, group: Group, norm_groups: int | None) -> Told:
         config=config,
         parts=parts,
         keys={back[name]: key for name, key in known.items()},
+        beside={times[name]: key for name, key in group.keys.items() if name in times},
     )
 
 
 def keys_of(names: Names, config: WanConfig) -> Mapping[str, str]:
     """Our key -> the key in files of these names."""
     return theirs(names, config.residual, len(config.dim_mult), config.num_res_blocks, config.attn_levels)
+
+
+def time_keys_of(names: Names, config: WanConfig) -> Mapping[str, str]:
+    """Names of convolutions over time alone, beside the ones that change the size: in our manner -> in files."""
+    return {
+        ours.replace(".conv.", ".time_conv."): other.replace(".resample.1.", ".time_conv.")
+        for ours, other in keys_of(names, config).items()
+        if ".resample.1." in other
+    }
+
+
+def name_of(names: Names, key: str, config: WanConfig) -> str | None:
+    """What files of these names call a tensor, also one over time; None where there is none."""
+    return keys_of(names, config).get(key) or time_keys_of(names, config).get(key)
+
+
+def original(key: str, config: WanConfig) -> str:
+    """What the original files call a tensor."""
+    name = name_of("ldm", key, config)
+    assert name is not None, key
+    return name
 
 
 def _config(names: Names, shapes: Shapes) -> tuple[WanConfig, frozenset[str]]:
