@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 from clikit import Calotype, draw, files
+from support import network
+
+from calotype.families.kl.config import AutoencoderConfig
+from calotype.latents import KNOWN
+from calotype.weights.load import load_weights
+from calotype.weights.save import save_weights
 
 RECIPE = """
 name = "tiny"
@@ -137,5 +143,22 @@ def test_a_dry_run_says_what_it_would_take(calotype: Calotype) -> None:
 def test_named_recipes(calotype: Calotype) -> None:
     ran = calotype("train", "kl-f9", "--data", "data", "--out", "run")
     assert ran.code == 2
-    names = "builtin, builtin-adversarial, builtin-finish, fp16-fix, ft-ema, ft-mse, kl-f8, sd3-like-16ch, sdxl-like"
-    assert f"{names}, tiny-distill" in ran.said[0]
+    names = "builtin, builtin-adversarial, builtin-finish, flux2-decoder, fp16-fix, ft-ema, ft-mse, kl-f8"
+    assert f"{names}, qwen-decoder, sd3-like-16ch, sdxl-like, tiny-distill" in ran.said[0]
+
+
+def test_a_start_by_its_path(calotype: Calotype) -> None:
+    """The network is that of the weights, whatever the recipe's is."""
+    config = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
+    save_weights(network(config), "begin.safetensors", layout="ldm", format_=KNOWN["sd1"])
+    done = calotype(*WORDS, "--set", "start=begin.safetensors", "--set", "steps=2", "--dry-run")
+    assert (done.code, len(done.said)) == (0, 1), done.err
+    assert done.said[0].startswith("calotype: Nothing was written.")
+    done = calotype(*WORDS, "--set", "start=begin.safetensors", "--set", "steps=2")
+    assert (done.code, done.out) == (0, "run/weights.safetensors\n"), done.err
+    before, after = (load_weights(f"{name}.safetensors").module.state_dict() for name in ("begin", "run/weights"))
+    moved = {key.split(".")[0] for key in after if not (after[key] == before[key]).all()}
+    assert moved == {"decoder", "post_quant_conv"}
+    done = calotype(*WORDS, "--set", "start=none.safetensors")
+    assert (done.code, len(done.said)) == (1, 1), done.err
+    assert "there is no such file or folder" in done.said[0]

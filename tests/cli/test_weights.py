@@ -10,6 +10,7 @@ import torch
 from clikit import Calotype, draw, files
 from safetensors.torch import load_file, save_file
 from support import SMALL, import_diffusers, kl, room, tensors_of
+from wankit import theirs
 
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.network import AutoencoderKL
@@ -286,3 +287,18 @@ def test_one_of_two_vaes_is_chosen(here: Path, calotype: Calotype) -> None:
     ran = calotype("plan", "two.safetensors", "64x64", "--prefix", "c")
     assert ran.code == 2
     assert "no VAE stands under the prefix 'c'; they stand under 'a.', 'b.'" in ran.err
+
+
+def test_a_videos_vae_is_converted_from_a_file_that_has_all_of_it(calotype: Calotype, here: Path) -> None:
+    theirs("qwen-image").save_pretrained(here / "whole")
+    done = calotype("convert", "whole", "again", "--layout", "diffusers", "--dtype", "float16")
+    assert done.code == 0, done.err
+    before, after = (load_file(f"{name}/diffusion_pytorch_model.safetensors") for name in ("whole", "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value.half(), after[key]) for key, value in before.items())
+    assert json.loads(Path("again/config.json").read_text())["_class_name"] == "AutoencoderKLQwenImage"
+    assert calotype("convert", "whole", "flat", "--layout", "diffusers-2d").code == 0
+    done = calotype("convert", "flat", "back", "--layout", "diffusers")
+    assert (done.code, len(done.said)) == (2, 1)
+    assert "only the original file has the other slices of its kernels" in done.said[0]
+    assert not Path("back").exists()

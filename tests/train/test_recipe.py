@@ -163,7 +163,9 @@ def test_another_network(toml: Path) -> None:
         (["shift.weight=1", "crop=24"], "shift needs crops of at least 32 pixels"),
         (["start={weights='x', train='decoder'}", "alignment.weight=1"], "leaves nothing to weigh the gradient of"),
         (["accumulate=3"], "batch must be a multiple of accumulate, 3, not 2"),
-        (["start=x"], "start must be a table, not 'x'"),
+        (["start=3"], "start must be a table, not 3"),
+        (["start=x"], "network must be given"),  # x is no preset, and nobody is there who could look at a file
+        (["start.train=decoder"], "start: weights must be given"),
         (["network=3"], "network must be a table, not 3"),
         (["network.ch=[0, 8]"], r"network: FoldedConfig\.ch must be a whole number from 1 to 65536, not 0"),
         (["sources=[]"], "sources must name at least one folder or zip"),

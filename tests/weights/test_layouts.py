@@ -34,7 +34,7 @@ from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.network import AutoencoderKL
 from calotype.families.tiny.config import TinyConfig
 from calotype.latents import KNOWN, LatentFormat, Packed, PerChannel, flux2
-from calotype.weights import formats, load as load_module
+from calotype.weights import formats, places
 from calotype.weights.container import Container, open_container
 from calotype.weights.load import load_weights, tensors_sha256
 from calotype.weights.save import WriteLayout, save_weights
@@ -260,7 +260,7 @@ def test_only_the_vaes_tensors_are_read_from_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr(load_module, "open_container", lambda path: Counting(open_container(path), read))
+    monkeypatch.setattr(places, "open_container", lambda path: Counting(open_container(path), read))
     tensors = {**UNET, **prefixed("first_stage_model.", LDM), "cond_stage_model.transformer.x": torch.zeros(5)}
     path = tmp_path / f"sd{suffix}"
     write(path, tensors) if suffix == ".safetensors" else torch_file(path, {"state_dict": tensors})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import one_sentence, same_tensors, write
+from support import import_diffusers, one_sentence, same_tensors, write
 from torch import Tensor
 from wankit import VARIANTS, originals, theirs
 
@@ -21,6 +21,7 @@ from calotype.latents import KNOWN
 from calotype.weights.container import open_container
 from calotype.weights.load import Loaded, load_weights
 from calotype.weights.save import save_weights
+from calotype.weights.video import whole_tensors
 
 PUBLISHED = [name for name in VARIANTS if name not in ("wan-2.1-attention", "wan-2.2-no-time")]
 SPACES = {"wan-2.1": "wan2.1", "qwen-image": "wan2.1", "qwen-image-layered": "wan2.1", "wan-2.2": "wan2.2",
@@ -162,6 +163,61 @@ def test_layouts_with_time_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no keras layout"):
         save_weights(module, tmp_path / "out", layout="keras")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("of", ["original", "theirs"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_file_with_time_is_written_with_it(variant: str, of: str, tmp_path: Path) -> None:
+    """As diffusers has it, from either names; and what one picture leaves out is read again only then."""
+    module = theirs(variant)
+    begin = folder(tmp_path / "theirs", variant)
+    if of == "original":
+        if variant == "wan-2.2-no-time":
+            pytest.skip("nothing in such a file tells what its levels do with frames")
+        begin = write(tmp_path / "x.safetensors", originals(module, VARIANTS[variant][2]))
+    first = load_weights(begin)
+    whole = whole_tensors(first)
+    _, written = save_weights(
+        first.module, tmp_path / "out", layout="diffusers", format_=first.format, kept=first.kept, said=first.said,
+        whole=whole,
+    )  # fmt: skip
+    again = open_container(written)
+    expected = module.state_dict()
+    assert again.shapes == {key: tuple(value.shape) for key, value in expected.items()}
+    assert all(torch.equal(again.read(key), value) for key, value in expected.items())
+    loaded = load_weights(tmp_path / "out")
+    assert (loaded.layout, loaded.sha256, loaded.format) == ("diffusers", first.sha256, first.format)
+    class_ = VARIANTS[variant][0] if of == "theirs" or loaded.module.config.residual else "AutoencoderKLWan"  # type: ignore[attr-defined]
+    if class_ == VARIANTS[variant][0] or VARIANTS[variant][2].in_channels == 3:
+        loads = getattr(import_diffusers(), class_).from_pretrained(tmp_path / "out")
+        assert all(torch.equal(value, expected[key]) for key, value in loads.state_dict().items())
+
+
+def test_other_slices_stay_where_a_network_has_changed(tmp_path: Path) -> None:
+    begin = folder(tmp_path / "theirs", "wan-2.1")
+    first = load_weights(begin)
+    whole = whole_tensors(first)
+    with torch.no_grad():
+        for value in first.module.state_dict().values():
+            value.add_(1)
+    for layout, name in (("ldm", "x.safetensors"), ("diffusers", "out")):
+        save_weights(first.module, tmp_path / name, layout=layout, whole=whole)  # type: ignore[arg-type]
+        again = load_weights(tmp_path / name)
+        assert same_tensors(again.module, first.module)
+        for key, value in whole_tensors(again).items():
+            if value.ndim == 5 and "time_conv" not in key:
+                assert torch.equal(value[:, :, :-1], whole[key][:, :, :-1])
+                assert torch.equal(value[:, :, -1], whole[key][:, :, -1] + 1)
+            else:
+                assert torch.equal(value, whole[key] + (0 if "time_conv" in key else 1)), key
+
+
+def test_what_has_no_time_has_nothing_more(tmp_path: Path) -> None:
+    path = write(tmp_path / "2d.safetensors", flat(tensors_of("wan-2.1")))
+    loaded = load_weights(path)
+    assert whole_tensors(loaded) == {}
+    with pytest.raises(UsageError, match="only the original file has: the other slices"):
+        save_weights(loaded.module, tmp_path / "out", layout="diffusers", whole={})
 
 
 # --- what can't be ---

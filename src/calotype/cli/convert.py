@@ -76,6 +76,7 @@ def command(
         dtype=getattr(torch, dtype.value) if dtype else None,
         metadata={k: v for k, v in (loaded.metadata or {}).items() if k.startswith(TRAINING)},
         kept=loaded.kept,
+        said=loaded.said,
         whole=whole_tensors(loaded) if layout.value in WITH_FRAMES else None,
     )
     document = {"from": loaded.layout, "to": layout.value, "files": [str(path) for path in paths]}

@@ -11,6 +11,7 @@ import typer
 
 from calotype import stopping
 from calotype.cli.common import DeviceOption, complain, require_folder, stop
+from calotype.families.face import NetworkConfig
 
 NAME = "train"
 EXAMPLE = "Example: [bold]calotype train builtin --data data/ --out runs/builtin --set batch=4[/]"
@@ -33,7 +34,8 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change one value of the recipe, as in batch=4, network.z_channels=8, sources.0.repeat=2; repeatable.",
+            help="Change one value of the recipe, as in batch=4, network.z_channels=8, sources.0.repeat=2; repeatable. "
+            "start=PATH begins from any VAE's weights and trains their decoder.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
@@ -50,7 +52,7 @@ def command(
 
     Ctrl-C, SIGTERM or SIGHUP writes a checkpoint and stops; --resume goes on as if nothing had happened. At the end,
     OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
-    an AutoencoderKL as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
+    the same as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
 
     A recipe with a [denoiser], as `emoji` is one, trains a model for `calotype draw` on the pictures and words of
     DATA/captions.jsonl, on one device; OUT has its weights at every checkpoint.
@@ -65,7 +67,7 @@ def command(
             raise UsageError("A drawing model is trained on one device; leave out --dry-run, --strategy and --wandb.")
         _train_drawing(recipe, settings or [], data, out, resume, device)
         return
-    loaded = load_recipe(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or (), _network_of)
     try:
         from calotype.train.run import Options, train
     except ImportError as error:
@@ -102,6 +104,12 @@ def command(
         if first:
             stop(f"Stopped; the same command with --resume goes on from the newest checkpoint in {out}.")
         raise typer.Exit(stopping.exit_code())
+
+
+def _network_of(weights: str) -> NetworkConfig:
+    from calotype.train.start import network_of
+
+    return network_of(weights)
 
 
 def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:

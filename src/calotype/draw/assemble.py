@@ -25,7 +25,7 @@ from calotype.texts import shown
 from calotype.vae import VAE, load
 from calotype.weights.diffusers_config import Scales
 from calotype.weights.formats import as_format
-from calotype.weights.load import SUFFIXES
+from calotype.weights.places import SUFFIXES
 
 EXTRA = "Drawing with checkpoints needs {}; install it with: pip install 'calotype[sd]'"
 CONFIGS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]  # what a repository has beside weights and pictures

@@ -23,7 +23,8 @@ from calotype.families import require_as_large
 from calotype.pixels import require_channels
 from calotype.texts import COUNT, TextError, is_whole, json_of, plain, shown
 from calotype.vae import VAE, load, pick_device
-from calotype.weights.load import SUFFIXES, tensors_sha256
+from calotype.weights.load import tensors_sha256
+from calotype.weights.places import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)

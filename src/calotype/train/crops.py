@@ -32,7 +32,7 @@ from calotype.train.recipe import Source
 Rule = Literal["random", "resized", "centre"]
 
 Batch = tuple[Array, list[str]]
-"""Crops, uint8 [N, crop, crop, 3], and the names of the pictures they were cut from."""
+"""Crops, uint8 [N, crop, crop, 3 or 4], and the names of the pictures they were cut from."""
 
 SKIP_LIMIT = 0.01  # share of pictures that may be unreadable
 A_FEW = 3  # so many may be in any case
@@ -152,18 +152,21 @@ class Decoded:
 
 
 def gather(
-    sources: Sequence[Source], data: Path, *, cache: int, notice: Callable[[str], None]
+    sources: Sequence[Source], data: Path, *, cache: int, notice: Callable[[str], None], alpha: bool = False
 ) -> tuple[Picked, Picked]:
     """The pictures of a recipe's sources: (to train on, repeated as it says; held out).
 
     Args:
         data: the folder that paths of sources are relative to.
         cache, notice: see `Decoded`.
+        alpha: pictures are RGBA, opaque where they have no alpha, and not over white.
 
     Raises:
         UsageError: a source is missing, damaged or empty, or all pictures are held out.
     """
     parts = [open_source(source.path, data) for source in sources]
+    if alpha:
+        parts = [part.with_alpha() for part in parts]
     for part in parts:
         if part.left_out:
             notice(f"{part.title}: {part.left_out.sentence}")
@@ -242,7 +245,7 @@ class Crops:
     before it). A picture that can't be read is replaced by the next one in the epoch's order.
 
     Args:
-        pictures: what to cut from; a picture smaller than the crop is enlarged.
+        pictures: what to cut from, RGB, or RGBA where `channels` is 4; a picture smaller than the crop is enlarged.
         crop: side in pixels.
         rule: how the square is chosen that becomes the crop, where `short` is the picture's shorter side:
             "random": anywhere, at full resolution; half of them have a side smaller by a factor of up to `zoom`.
@@ -251,8 +254,10 @@ class Crops:
         flip: half of the crops are mirrored, left to right.
         zoom: the largest factor by which crops are enlarged, at least 1.
         seed: of everything.
+        channels: of the pictures.
 
-    What is resized is so by Pillow's bicubic filter, which is wider where it makes smaller (antialiased).
+    What is resized is so by Pillow's bicubic filter, which is wider where it makes smaller (antialiased); of RGBA the
+    colours are weighed by their alpha.
     """
 
     def __init__(
@@ -264,8 +269,10 @@ class Crops:
         flip: bool = True,
         zoom: float = 1.0,
         seed: int,
+        channels: int = 3,
     ) -> None:
         self.pictures, self.crop, self.rule, self.flip, self.zoom, self.seed = pictures, crop, rule, flip, zoom, seed
+        self.channels = channels
         self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch and those ahead seldom touch more epochs
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
@@ -280,7 +287,7 @@ class Crops:
         return np.stack(crops), list(names)
 
     def at(self, position: int) -> tuple[Array, str]:
-        """The crop with so many before it, uint8 [crop, crop, 3], and the name of its picture.
+        """The crop with so many before it, uint8 [crop, crop, channels], and the name of its picture.
 
         Raises:
             UsageError: no picture at all can be read.
@@ -367,7 +374,7 @@ def load(
                 # one batch to give, two more behind it, and enough for every thread
                 while step < last and (len(queue) < 3 or waiting < 2 * workers):
                     crops, size = plan(step)
-                    pixels = np.empty((size, crops.crop, crops.crop, 3), dtype=np.uint8)
+                    pixels = np.empty((size, crops.crop, crops.crop, crops.channels), dtype=np.uint8)
                     places = enumerate(positions(step, size, rank, world))
                     queue.append((pixels, [pool.submit(_fill, pixels, i, crops, place) for i, place in places]))
                     waiting, step = waiting + size, step + 1
@@ -387,7 +394,7 @@ def _fill(pixels: Array, i: int, crops: Crops, position: int) -> str:
 
 
 def centre_crop(picture: Array, multiple: int, most: int = 256) -> Tensor:
-    """The middle of a picture, at most `most` pixels a side and a multiple of `multiple`: [1, 3, h, w] in [-1, 1].
+    """The middle of a picture, at most `most` pixels a side and a multiple of `multiple`: [1, C, h, w] in [-1, 1].
 
     A side shorter than `multiple` is padded to it.
     """

@@ -39,7 +39,8 @@ def estimate(trainer: Trainer) -> Estimate:
         UsageError: if a step can't fit in the memory that is free.
     """
     recipe, world = trainer.recipe, trainer.fabric.world_size
-    parameters = sum(local(p).numel() * p.element_size() for p in trainer.own.parameters())
+    trained = [p for p in trainer.own.parameters() if p.requires_grad]  # what is frozen has no gradient
+    parameters = sum(local(p).numel() * p.element_size() for p in trained)
     if trainer.discriminator is not None:
         parameters += sum(local(p).numel() * p.element_size() for p in trainer.discriminator.parameters())
     weights = 3 * parameters  # to come: a gradient and two moments
@@ -89,7 +90,7 @@ def _kept(trainer: Trainer, crop: int) -> int:
     helpers = (trainer.helpers.perceptual, trainer.helpers.features, trainer.discriminator)
     modules = [trainer.own, *(one for one in helpers if isinstance(one, nn.Module))]
     known = {local(p).untyped_storage().data_ptr() for module in modules for p in module.parameters()}
-    black = np.zeros((1, crop, crop, 3), dtype=np.uint8)
+    black = np.zeros((1, crop, crop, trainer.recipe.network.picture_channels), dtype=np.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = trainer.losses(black)
     total = sum(size for place, size in seen.items() if place not in known)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,21 @@ from torch import Tensor, nn
 from calotype import __version__
 from calotype.evaluate.metrics import psnr, ssim
 from calotype.families import CONFIGS, family_of
+from calotype.families.face import Diffusers, DiffusersClass, NetworkConfig
 from calotype.families.network import Network
 from calotype.files import write_text
 from calotype.latents import LatentFormat, PerChannel, ScaleShift
-from calotype.pixels import to_uint8
+from calotype.pixels import seen, to_uint8
 from calotype.tensor_files import write_safetensors
+from calotype.train.configs import Trainable
 from calotype.train.crops import centre_crop
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Trainer
+from calotype.train.model import triples
 from calotype.train.recipe import Recipe
+from calotype.weights.formats import can_mean
 from calotype.weights.load import TRAINING
-from calotype.weights.save import save_weights
+from calotype.weights.save import in_dtype, save_tensors
 
 Array = NDArray[np.uint8]
 
@@ -73,30 +78,56 @@ def latent_statistics(network: Autoencoder, pictures: Iterable[Array]) -> Statis
 
 @torch.no_grad()
 def validate(network: Autoencoder, pictures: Iterable[Array], perceptual: nn.Module | None = None) -> dict[str, float]:
-    """Means over the middles of pictures (mode, uint8): psnr in dB, ssim, and lpips where its network is given."""
+    """Means over the middles of pictures (mode, uint8): psnr in dB, ssim, and lpips where its network is given.
+
+    RGBA is measured as it looks over white and over black.
+    """
     device = next(network.parameters()).device
     found: dict[str, list[float]] = {"psnr": [], "ssim": []}
     for picture in pictures:
         x = centre_crop(picture, network.config.factor).to(device)
         y = network.decode(network.encode(x).mode()).float()
-        before, after = to_uint8(x[0].cpu()), to_uint8(y[0].cpu())
+        before, after = (seen(to_uint8(one[0].cpu())) for one in (x, y))
         found["psnr"].append(psnr(after, before))
         if min(before.shape[1:]) >= 11:  # SSIM's window
             found["ssim"].append(ssim(after, before))
         if perceptual is not None and min(x.shape[2:]) >= 32:
-            found.setdefault("lpips", []).append(float(perceptual(x, y.clamp(-1, 1))))
+            found.setdefault("lpips", []).append(float(perceptual(triples(x), triples(y.clamp(-1, 1))).mean()))
     return {key: sum(values) / len(values) for key, values in found.items() if values}
 
 
 @contextmanager
 def stored(trainer: Trainer) -> Iterator[Autoencoder]:
-    """The network with averaged weights as they will be stored, so that what is measured is what is stored."""
+    """The network with averaged weights as they will be stored, so that what is measured is what is stored.
+
+    What was not trained stays as it was.
+    """
     dtype = getattr(torch, trainer.recipe.export_dtype)
+    trained = _trained(trainer)
     with trainer.averaged() as network:
         with torch.no_grad():
-            for p in network.parameters():
-                p.copy_(p.to(dtype))
+            for name, p in network.named_parameters():
+                if name in trained:
+                    p.copy_(p.to(dtype))
         yield network
+
+
+def _trained(trainer: Trainer) -> set[str]:
+    """Names of the parameters that are trained."""
+    return {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+
+
+def _written(trainer: Trainer, network: Autoencoder, path: Path) -> dict[str, Tensor]:
+    """The network's tensors as they are written: what was trained in the recipe's type, what was not as it came.
+
+    Raises:
+        WeightsError: if a number is too large for the type.
+    """
+    state, dtype = network.state_dict(), getattr(torch, trainer.recipe.export_dtype)
+    origin, trained = trainer.helpers.origin, _trained(trainer)
+    kept = {key: value for key, value in origin.tensors.items() if key not in trained} if origin else {}
+    ours = {key: value for key, value in state.items() if key not in kept}
+    return {**in_dtype(ours, dtype, path), **in_dtype(kept, None, path)}
 
 
 def export(
@@ -109,9 +140,11 @@ def export(
     count: int,
     perceptual: nn.Module | None,
 ) -> Path:
-    """Writes OUT/weights.safetensors (averaged weights, LDM keys, the recipe and figures in its header) and a card.
+    """Writes OUT/weights.safetensors (averaged weights, original keys, recipe and figures in its header) and a card.
 
-    An AutoencoderKL is also written to OUT/diffusers, with one scale and shift of all channels.
+    What diffusers has a class for is also written to OUT/diffusers, and what came as Keras's files to OUT/keras. What
+    was begun from a video's VAE with all of its tensors is written as one: its other tensors, and other slices of its
+    kernels, are those that it came with.
 
     Args:
         network: as `stored` gives it. Its latent format is that of a frozen encoder or of a teacher, if there is one
@@ -144,34 +177,81 @@ def export(
         "torch": torch.__version__,
     }
     header = {f"{TRAINING}{key}": json.dumps(value) for key, value in facts.items()}
-    config, dtype = network.config, getattr(torch, recipe.export_dtype)
-    channels = len(statistics.mean)
+    tensors, channels = _written(trainer, network, path), len(statistics.mean)
     if isinstance(network, Network):
         measured = PerChannel(name=recipe.name, channels=channels, mean=statistics.mean, std=statistics.std)
-        format_ = trainer.helpers.format or measured
-        save_weights(network, path, layout="ldm", format_=format_, dtype=dtype, metadata=header)
-        if (diffusers := family_of(network.config).diffusers) and diffusers.written:
-            one = with_one_scale(format_)
-            save_weights(network, out / "diffusers", layout=diffusers.layout, format_=one, dtype=dtype, metadata=header)
+        _save(trainer, network.config, tensors, trainer.helpers.format or measured, out, header)
     else:
-        state: dict[str, Tensor] = network.state_dict()
-        tensors = {key: value.to("cpu", dtype) for key, value in state.items()}
-        write_safetensors(path, tensors, {"calotype_config": json.dumps(config.to_dict()), **header})
+        write_safetensors(path, tensors, {"calotype_config": json.dumps(network.config.to_dict()), **header})
     write_text(out / "README.md", card(trainer, statistics, quality, count, shown))
     return path
+
+
+def _save(
+    trainer: Trainer,
+    config: NetworkConfig,
+    tensors: dict[str, Tensor],
+    format_: LatentFormat,
+    out: Path,
+    header: dict[str, str],
+) -> None:
+    """Writes a network in all layouts that people load it from, that it came in among them."""
+    origin, diffusers = trainer.helpers.origin, family_of(config).diffusers
+    whole = origin.whole if origin else {}
+    save = partial(
+        save_tensors, tensors, config, metadata=header, kept=origin.loaded.kept if origin else None, whole=whole
+    )
+    save(out / "weights.safetensors", layout="ldm", format_=format_)
+    if diffusers is not None and diffusers.written:
+        said = origin.loaded.said if origin else {}
+        told = as_told(format_, diffusers, said or (origin.loaded.kept if origin else {}))
+        save(out / "diffusers", layout="diffusers" if whole else diffusers.layout, format_=told, said=said)
+    if origin and origin.loaded.layout == "keras":
+        save(out / "keras", layout="keras", format_=format_)
+
+
+def as_told(format_: LatentFormat, diffusers: Diffusers, said: Mapping[str, Any]) -> LatentFormat:
+    """A latent format as a config.json of diffusers can say it, and its pipelines read it.
+
+    Args:
+        said: by a config.json that the weights came with, of which nothing need change if it says the same.
+    """
+    class_ = diffusers.classes.get(said.get("_class_name", ""), _usual(diffusers))
+    if said and can_mean(said, format_):
+        return format_
+    if class_.kept is None or "scaling_factor" in class_.kept:
+        one = with_one_scale(format_)
+        shifts = class_.kept is None or "shift_factor" in class_.kept
+        return one if shifts or not isinstance(one, ScaleShift) else replace(one, shift_factor=0.0)
+    if isinstance(format_, ScaleShift):
+        n, std = format_.channels, 1.0 / format_.scaling_factor
+        return PerChannel(name=format_.name, channels=n, mean=(format_.shift_factor,) * n, std=(std,) * n)
+    return format_
 
 
 def _scale(known: LatentFormat | None, statistics: Statistics, recipe: Recipe) -> list[str]:
     noise = f"The posterior's mean std is {statistics.noise:.4g}."
     measured = PerChannel(name=recipe.name, channels=len(statistics.mean), mean=statistics.mean, std=statistics.std)
+    before = f" The format is {known.name}, as before." if known else ""
+    if isinstance(known or measured, PerChannel) and _by_channel(recipe.network):
+        return [f"Model latents = (raw - mean) / std, channel by channel.{before} {noise} Measured here:"]
     one = with_one_scale(known or measured)
     if not isinstance(one, ScaleShift):
         return [f"Their format is {one.name}, as before. {noise}"]
-    before = f" The format is {known.name}, as before." if known else ""
     return [
         f"One scale for all channels: scaling_factor {one.scaling_factor:.5f}, shift_factor {one.shift_factor:.5f} "
         f"(model latents = (raw - shift_factor) x scaling_factor).{before} {noise} Measured here, channel by channel:"
     ]
+
+
+def _by_channel(config: Trainable) -> bool:
+    """Whether pipelines of diffusers know no other way to normalise latents."""
+    diffusers = family_of(config).diffusers if config.kind in CONFIGS else None  # type: ignore[arg-type]
+    return diffusers is not None and "scaling_factor" not in (_usual(diffusers).kept or ("scaling_factor",))
+
+
+def _usual(diffusers: Diffusers) -> DiffusersClass:
+    return next(iter(diffusers.classes.values()))
 
 
 def with_one_scale(format_: LatentFormat) -> LatentFormat:
@@ -183,6 +263,22 @@ def with_one_scale(format_: LatentFormat) -> LatentFormat:
     square = sum(mean**2 + std**2 for mean, std in zip(format_.mean, format_.std, strict=True)) / n
     scale = format_.scaling_factor / math.sqrt(max(square - shift**2, 1e-12))
     return ScaleShift(name=format_.name, channels=n, scaling_factor=scale, shift_factor=shift)
+
+
+def _begun(trainer: Trainer) -> list[str]:
+    """What of it is as it was before, and what videos are not to expect."""
+    start, origin = trainer.recipe.start, trainer.helpers.origin
+    if start is None or origin is None:
+        return []
+    other = {"decoder": "encoder", "encoder": "decoder"}.get(start.train)
+    kept = f" Its {other} is as it was there, bit for bit." if other else ""
+    videos = (
+        " It was trained on single pictures: what of a video's frames acts on those after them is as it was, so "
+        "videos may not come out well."
+        if origin.whole
+        else ""
+    )
+    return [f"It began from {start.weights} (tensors' sha256 {origin.loaded.sha256[:12]}...).{kept}{videos}", ""]
 
 
 def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], count: int, held_out: int) -> str:
@@ -199,6 +295,7 @@ def card(trainer: Trainer, statistics: Statistics, quality: dict[str, float], co
         f"{recipe.network.z_channels} latent channels), trained with calotype {__version__} for {trainer.step:,} steps "
         f"on {count:,} pictures.",
         "",
+        *_begun(trainer),
         *(SNIPPET if loads else []),
         "## Measured",
         "",

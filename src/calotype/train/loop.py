@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from calotype.errors import NonFiniteError, UsageError
 from calotype.latents import LatentFormat
-from calotype.pixels import from_array
+from calotype.pixels import from_array, to_channels
 from calotype.posterior import DiagonalGaussian
 from calotype.stopping import noted
 from calotype.train.crops import Batch, noise_generator
@@ -34,12 +34,25 @@ from calotype.train.discriminator import (
 from calotype.train.ema import EMA
 from calotype.train.family import Autoencoder, make_autoencoder
 from calotype.train.losses import kl, nll, reconstruction
-from calotype.train.model import Judge, Model, Output, Scaled, autocast, freeze, last_layer, posterior_of
+from calotype.train.model import (
+    Judge,
+    Model,
+    Output,
+    Scaled,
+    autocast,
+    freeze,
+    last_layer,
+    measured,
+    posterior_of,
+    quieten,
+    triples,
+)  # fmt: skip
 from calotype.train.norm import hasten
 from calotype.train.optim import Muon, optimisers_of
 from calotype.train.recipe import Recipe
 from calotype.train.regularisers import Equivariance, Transform
 from calotype.train.sharded import shared, whole
+from calotype.train.start import Origin
 
 Array = NDArray[np.uint8]
 Features = Callable[[Tensor], Tensor]
@@ -52,6 +65,7 @@ class Helpers:
     Attributes:
         start: the network that training begins from; a fresh one where there is none.
         before: what is known of the weights it begins from, for the header of those it gives.
+        origin: these weights as they are stored, so that what is frozen is written as it was.
         perceptual: two pictures [N, 3, H, W] in [-1, 1] -> their LPIPS, [N].
         features: pixels -> what latents are aligned to, [N, D, h, w].
         teacher: encodes pixels to the latents to give, and decodes them.
@@ -60,6 +74,7 @@ class Helpers:
 
     start: Autoencoder | None = None
     before: dict[str, Any] | None = None
+    origin: Origin | None = None
     perceptual: nn.Module | None = None
     features: Features | None = None
     teacher: Autoencoder | Scaled | None = None
@@ -81,9 +96,11 @@ class Trainer:
         self.history: list[dict[str, Any]] = []  # what was changed on the way, and when
         torch.manual_seed(recipe.seed)
         network = self.helpers.start or make_autoencoder(recipe.network)
-        if self.helpers.start is None and recipe.quiet:
+        if self.helpers.start is not None:
+            network.eval()  # batch norms keep the statistics that they came with
+        elif recipe.quiet:
             quieten(network)
-        elif recipe.start is not None:
+        if recipe.start is not None:
             freeze(network, recipe.start.train)
         self.network: Autoencoder = network.to(fabric.device)
         on_cpu = fabric.device.type == "cpu"
@@ -119,7 +136,7 @@ class Trainer:
     # --- one step ---
 
     def train_step(self, crops: Array, names: Sequence[str] = ()) -> dict[str, float]:
-        """One step on this process's crops, uint8 [n, H, W, 3]; `names` of their pictures, for errors.
+        """One step on this process's crops, uint8 [n, H, W, P]; `names` of their pictures, for errors.
 
         Raises:
             NonFiniteError: if a loss or gradient is NaN or infinite; the weights are then as before the step.
@@ -158,11 +175,8 @@ class Trainer:
         """What some crops cost at this step; nothing is trained, and no statistics are taken."""
         recipe = self.recipe.at(self.step)
         x, transform, shift = self._drawn(recipe, crops)
-        if self.discriminator is not None:
-            self.discriminator.eval()
-        losses, _ = self._generator_part(recipe, x, self._noise(recipe, x), transform, shift)
-        if self.discriminator is not None:
-            self.discriminator.train()
+        with measured(self.network, *([self.discriminator] if self.discriminator is not None else [])):
+            losses, _ = self._generator_part(recipe, x, self._noise(recipe, x), transform, shift)
         return losses["loss"]
 
     def _generator_part(
@@ -177,7 +191,7 @@ class Trainer:
                 given = teacher.encode(x).mode()
                 if recipe.teacher and recipe.teacher.target == "teacher":
                     target = teacher.decode(given)
-            seen = features(x) if features is not None else None
+            seen = features(to_channels(x, 3)) if features is not None else None
         out: Output = self.model(x, noise, transform, seen, shift, given)
         if transform is not None:
             target = transform.pixels(target)
@@ -187,7 +201,7 @@ class Trainer:
         parts: dict[str, Tensor] = {"rec": distance.mean()}
         seen_apart: Tensor | None = None
         if self.helpers.perceptual is not None:
-            seen_apart = self.helpers.perceptual(target, made)
+            seen_apart = self.helpers.perceptual(triples(target), triples(made)).view(len(made), -1).mean(1)
             parts["lpips"] = seen_apart.mean()
         likelihood = nll(distance, seen_apart, perceptual_weight=recipe.perceptual, logvar=out.logvar).mean()
         posterior = posterior_of(out.moments, recipe.network.z_channels)
@@ -214,7 +228,7 @@ class Trainer:
         gan = recipe.adversarial
         if gan and self.step >= gan.start:
             assert self.discriminator is not None
-            g = self._judged_by(self.discriminator, made)
+            g = self._judged_by(self.discriminator, triples(made))
             weight = made.new_tensor(gan.weight)
             if gan.adaptive:  # on losses summed over a picture, so that LDM's 1e-4 and 1e4 mean what they mean there
                 layer = last_layer(self.network, "decoder")
@@ -223,7 +237,7 @@ class Trainer:
             loss = loss + weight * g
         seen_latents = out.latents.detach()
         parts |= {"latent_mean": seen_latents.mean(), "latent_std": seen_latents.std(correction=0)}
-        return {"loss": loss, **parts}, (target, made.detach())
+        return {"loss": loss, **parts}, (triples(target), triples(made.detach()))
 
     def _discriminator_backward(self, recipe: Recipe, outputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """The discriminator's gradient on what the network has just learnt from; its losses for the log."""
@@ -342,13 +356,14 @@ class Trainer:
         """The network with its averaged weights, for validation and export; all processes must ask."""
         if self.sharded:
             network = make_autoencoder(self.recipe.network).to(self.fabric.device)
-            network.load_state_dict(whole(self.ema.shadow))
-            yield network.requires_grad_(False)
+            network.load_state_dict({**dict(self.network.named_buffers()), **whole(self.ema.shadow)})
+            yield network.eval().requires_grad_(False)
             return
         own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self._put(self.ema.shadow)
         try:
-            yield self.network
+            with measured(self.network):
+                yield self.network
         finally:
             self._put(own)
 
@@ -409,19 +424,6 @@ def _put_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for i, values in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": of})
-
-
-@torch.no_grad()
-def quieten(network: Autoencoder) -> None:
-    """Begins with little posterior noise (std about 0.007): with much, a decoder has nothing to learn from for long."""
-    weights = [p for p in network.encoder.parameters() if p.ndim > 1]
-    biases = [p for p in network.encoder.parameters() if p.ndim == 1]
-    quant = getattr(network, "quant_conv", None)
-    weight, bias = (quant.weight, quant.bias) if quant is not None else (weights[-1], biases[-1])
-    half = network.config.z_channels
-    if len(weight) == 2 * half:  # networks without a posterior give latents only
-        weight[half:].mul_(0.1)
-        bias[half:].fill_(-10.0)
 
 
 class Hooks(Protocol):

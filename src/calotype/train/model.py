@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from calotype.families import FAMILIES, network_class
+from calotype.families.network import Network
 from calotype.latents import LatentFormat
+from calotype.pixels import seen
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.train import family
 from calotype.train.discriminator import PatchDiscriminator
@@ -35,7 +37,7 @@ class Output(NamedTuple):
     Attributes:
         moments: [N, 2C, h, w], or latents [N, C, h, w] where the network has no posterior.
         latents: [N, C, h, w], drawn from it.
-        reconstruction: [N, 3, H, W], of transformed latents where they are transformed.
+        reconstruction: [N, P, H, W], of transformed latents where they are transformed.
         logvar: of the reconstruction, a scalar.
         alignment, shift, excess: what the recipe's regularisers cost, scalars; zero where it has none.
     """
@@ -80,7 +82,7 @@ class Model(nn.Module):
         shift: Tensor | None = None,
         given: Tensor | None = None,
     ) -> Output:
-        """Encodes pixels [N, 3, H, W] and decodes a sample of what comes out.
+        """Encodes pixels [N, P, H, W] and decodes a sample of what comes out.
 
         Args:
             noise: [N, C, h, w], standard normal, of the sample.
@@ -192,10 +194,42 @@ def last_layer(network: Autoencoder, half: str) -> nn.Parameter:
 
 
 def freeze(network: Autoencoder, train: str) -> None:
-    """Keeps the half that is not trained as it is; the 1x1 convolution beside the latents belongs to its half."""
-    halves = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
-    for half, names in halves.items():
-        if train not in ("all", half):
-            for name in names:
-                if hasattr(network, name):
-                    getattr(network, name).requires_grad_(False)
+    """Keeps all but the half that is trained as it is; what stands beside the two belongs to the half it names."""
+    sides = {"encoder": "encoder", "decoder": "decoder", **(network.sides if isinstance(network, Network) else {})}
+    for name, part in network.named_children():
+        if train not in ("all", sides.get(name)):
+            part.requires_grad_(False)
+
+
+@torch.no_grad()
+def quieten(network: Autoencoder) -> None:
+    """Begins with little posterior noise (std about 0.007): with much, a decoder has nothing to learn from for long."""
+    weights = [p for p in network.encoder.parameters() if p.ndim > 1]
+    biases = [p for p in network.encoder.parameters() if p.ndim == 1]
+    quant = getattr(network, "quant_conv", None)
+    weight, bias = (quant.weight, quant.bias) if quant is not None else (weights[-1], biases[-1])
+    half = network.config.z_channels
+    if len(weight) == 2 * half:  # networks without a posterior give latents only
+        weight[half:].mul_(0.1)
+        bias[half:].fill_(-10.0)
+
+
+@contextmanager
+def measured(*modules: nn.Module) -> Iterator[None]:
+    """Batch norms use the statistics that they have, and take none."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def triples(pixels: Tensor) -> Tensor:
+    """Pixels [N, C, H, W] as networks for RGB see them: RGB as it is, RGBA over white and over black, [2N, 3, H, W].
+
+    So do metrics: together the two say all of a picture but the colours of what is fully transparent.
+    """
+    return pixels if pixels.shape[1] == 3 else seen(pixels).reshape(-1, 3, *pixels.shape[2:])

@@ -61,16 +61,32 @@ class Muon(torch.optim.Optimizer):
 
 
 def _hidden(model: Model) -> list[str]:
-    """Names of the convolutions inside encoder and decoder: all but the first and the last of each."""
+    """Names of the convolutions inside encoder and decoder: all but the first and the last of each.
+
+    One of several groups (a depthwise one) is many small matrices, and no single one.
+    """
     names: list[str] = []
     for half in ("encoder", "decoder"):
-        of_half = getattr(model.network, half).named_parameters(prefix=f"network.{half}")
-        names += [name for name, p in of_half if p.ndim == 4][1:-1]
+        of_half = getattr(model.network, half).named_modules(prefix=f"network.{half}")
+        names += [f"{name}.weight" for name, m in of_half if isinstance(m, nn.Conv2d) and m.groups == 1][1:-1]
     return names
 
 
+def _of_norms(model: Model) -> set[str]:
+    """Names of what norms multiply by and add, whatever their kind: modules that have vectors only."""
+    found: set[str] = set()
+    for prefix, module in model.network.named_modules(prefix="network"):
+        own = dict(module.named_parameters(prefix=prefix, recurse=False))
+        if own and all(p.ndim == 1 for p in own.values()):
+            found |= own.keys()
+    return found
+
+
 def optimisers_of(recipe: Recipe, module: Model) -> list[torch.optim.Optimizer]:
-    """What trains a model's parameters: Muon for the matrices of hidden convolutions where asked for, and Adam."""
+    """What trains a model's parameters: Muon for the matrices of hidden convolutions where asked for, and Adam.
+
+    Norms have no weight decay: it would pull maps to zero, and not weights.
+    """
     adam = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimisers: list[torch.optim.Optimizer] = []
     if recipe.optimiser == "muon":
@@ -78,5 +94,11 @@ def optimisers_of(recipe: Recipe, module: Model) -> list[torch.optim.Optimizer]:
         optimisers.append(Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay))
     kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
     decay = 0.0 if recipe.optimiser == "adam" else recipe.weight_decay
-    optimisers.append(kind(adam.values(), recipe.learning_rate, betas=recipe.betas, weight_decay=decay))
+    of_norms = _of_norms(module) if decay else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in adam.items() if (name in of_norms) == norms], "weight_decay": rate}
+        for norms, rate in ((False, decay), (True, 0.0))
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimisers.append(kind(groups, recipe.learning_rate, betas=recipe.betas))
     return optimisers

@@ -7,15 +7,19 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import UsageError
+from calotype.families import PRESETS
 from calotype.families.numbers import MOST_CHANNELS
 from calotype.texts import COUNT, TextError, is_number, is_whole, plain, shown, toml_of
 from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
+
+NONE = "none"  # leaves out what a recipe has
+PICTURES = (3, 4)  # channels of pictures to train on
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -36,7 +40,7 @@ class Start:
     """Weights to begin from, instead of random ones."""
 
     weights: str  # a preset's name or a path
-    train: Literal["all", "encoder", "decoder"] = "all"  # the other half stays as it is, bit by bit
+    train: Literal["all", "encoder", "decoder"] = "decoder"  # the other half stays as it is, bit by bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ class Recipe:
     """Everything that decides what a training run gives."""
 
     name: str
-    network: Trainable
+    network: Trainable  # a file may leave it out where it names weights to begin from, whose it is
     sources: tuple[Source, ...]
     start: Start | None = None
     teacher: Teacher | None = None
@@ -215,8 +219,16 @@ def named_recipes() -> list[str]:
     return sorted(path.stem for path in NAMED.glob("*.toml"))
 
 
-def load_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path, settings: Sequence[str] = (), network_of: Callable[[str], Trainable] | None = None
+) -> Recipe:
     """Reads a recipe, by name or from a TOML file, and changes it by `key=value` settings (``network.ch=64``).
+
+    ``start=PATH`` begins from other weights, and with their network, whatever the recipe's is.
+
+    Args:
+        network_of: path of weights -> their network, for a recipe that begins from some and names none; of presets it
+            is known.
 
     Raises:
         UsageError: for a missing file, bad TOML, an unknown key or a value of the wrong type.
@@ -232,6 +244,7 @@ def load_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
     for setting in settings:
         _set(values, setting)
     where = f"{path.name} with --set {' --set '.join(map(plain, settings))}" if settings else str(path)
+    _begin(values, network_of)
     loaded = typing.cast(Recipe, _build(Recipe, values, where))
     _check(loaded, where)
     return loaded
@@ -261,6 +274,8 @@ def _set(values: Any, setting: str) -> None:
     except ValueError:
         value = text  # so that text needs no quotes
     *parents, last = key.strip().split(".")
+    if (parents, last) == ([], "start") and isinstance(value, str) and value != NONE:
+        values.pop("network", None)  # it is that of the weights
     try:
         for parent in parents:
             values = values[int(parent)] if isinstance(values, list) else values.setdefault(parent, {})
@@ -269,13 +284,30 @@ def _set(values: Any, setting: str) -> None:
         raise UsageError(f"--set {plain(setting)}: the recipe has no such place; see its keys.") from None
 
 
+def _begin(values: dict[str, Any], network_of: Callable[[str], Trainable] | None) -> None:
+    """Completes what a recipe says of weights to begin from: their path is enough, and tells the network too."""
+    start = values.get("start")
+    if isinstance(start, str) and start != NONE:
+        start = values["start"] = {"weights": start}
+    if values.get("network", NONE) != NONE:
+        return
+    values.pop("network", None)
+    weights = start.get("weights") if isinstance(start, dict) else None
+    if not isinstance(weights, str):
+        return  # what is missing is told where the recipe is built
+    if weights in PRESETS:
+        values["network"] = PRESETS[weights].config
+    elif network_of is not None:
+        values["network"] = network_of(weights)
+
+
 def _check(recipe: Recipe, where: str) -> None:
     """What neither types nor `LEAST` say."""
     factor = recipe.network.factor
-    if recipe.network.picture_channels != 3:
+    if recipe.network.picture_channels not in PICTURES:
         raise UsageError(
-            f"{where}: network.in_channels must be 3, not {recipe.network.picture_channels}: training takes pictures "
-            f"of 3 channels (RGB), for which its losses are made."
+            f"{where}: network.in_channels must be 3 (RGB) or 4 (RGBA), not {recipe.network.picture_channels}: these "
+            f"are the pictures that losses are made for."
         )
     if not recipe.sources:
         raise UsageError(f"{where}: sources must name at least one folder or zip of pictures.")
@@ -369,6 +401,8 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint == Trainable:
+        if isinstance(value, tuple(TRAINABLE.values())):  # that of weights
+            return value
         if not isinstance(value, dict):
             raise UsageError(f"{where} must be a table, not {shown(value)}.")
         value = dict(value)
@@ -377,7 +411,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where}.kind must be one of {', '.join(TRAINABLE)}, not {shown(kind)}.")
         return _build(TRAINABLE[kind], value, where)
     if origin is types.UnionType:
-        if value == "none":  # so that --set can leave out what a recipe has
+        if value == NONE:
             return None
         hint = next(arg for arg in args if arg is not type(None))
     if dataclasses.is_dataclass(hint):

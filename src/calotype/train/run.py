@@ -29,7 +29,6 @@ from calotype.families import require_as_large
 from calotype.files import FULL
 from calotype.latents import LatentFormat, Packed, same_as_model
 from calotype.locks import lock
-from calotype.pixels import require_rgb
 from calotype.sources import files_of
 from calotype.temporaries import sweep
 from calotype.train import checkpoint
@@ -41,6 +40,7 @@ from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.model import Scaled
 from calotype.train.recipe import Recipe
 from calotype.train.sharded import require_shardable, shard
+from calotype.train.start import begin, require_parts
 from calotype.train.watch import PANELS, Watch, panel
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.save import files_of as files_of_layout
@@ -136,7 +136,8 @@ def _train(
             f"A batch of {uneven[0]} is no multiple of {fabric.world_size} processes times accumulate "
             f"({recipe.accumulate}); change batch or accumulate."
         )
-    pictures, held = gather(recipe.sources, data, cache=CACHE // local_world(), notice=notice)
+    channels = recipe.network.picture_channels
+    pictures, held = gather(recipe.sources, data, cache=CACHE // local_world(), notice=notice, alpha=channels == 4)
     seen = fingerprint((*pictures.names, *held.names))
     if state is not None and state.get("pictures") != seen:
         raise UsageError(
@@ -148,6 +149,12 @@ def _train(
     with _enough_memory(), _enough_room(out):
         with fabric.rank_zero_first():  # others find in the cache what the first one downloads
             helpers = make_helpers(recipe, fabric.device)
+        begun = helpers.before["sha256"] if helpers.before else None
+        if state is not None and recipe.start is not None and state.get("start", begun) != begun:
+            raise UsageError(
+                f"{last}: this run began from other weights than {recipe.start.weights} holds now; put them back, or "
+                f"give another --out."
+            )
         trainer = Trainer(recipe, fabric, helpers)
         if state is not None and last is not None:
             with checkpoint.restoring(last, checkpoint.ADVICE):
@@ -156,7 +163,15 @@ def _train(
                 trainer.history.append({"step": trainer.step, "changed": changes})
         took = estimate(trainer)
         crops = {
-            n: Crops(pictures, crop=n, rule=recipe.rule, flip=recipe.flip, zoom=recipe.zoom, seed=recipe.seed)
+            n: Crops(
+                pictures,
+                crop=n,
+                rule=recipe.rule,
+                flip=recipe.flip,
+                zoom=recipe.zoom,
+                seed=recipe.seed,
+                channels=channels,
+            )
             for n in sorted(recipe.crops())
         }
 
@@ -182,7 +197,7 @@ def _train(
             watch = Watch(recipe, out, tensorboard=options.tensorboard, wandb=options.wandb, first=first)
         fabric.barrier()
         try:
-            if not run(trainer, batches, _Hooks(out, watch, report, held_out, seen)):
+            if not run(trainer, batches, _Hooks(out, watch, report, held_out, {"pictures": seen, "start": begun})):
                 return None
             with stored(trainer) as network:
                 if fabric.is_global_zero:
@@ -203,7 +218,11 @@ def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
         UsageError: if it would.
     """
     names = ("recipe.json", "environment.json", "metrics.jsonl", "weights.safetensors", "README.md")
-    written = [*(out / name for name in names), *files_of_layout(out / "diffusers", "diffusers")]
+    written = [
+        *(out / name for name in names),
+        *files_of_layout(out / "diffusers", "diffusers"),
+        *files_of_layout(out / "keras", "keras"),
+    ]
     weights = [one.weights for one in (recipe.start, recipe.teacher) if one is not None]
     require_apart(written, chain(weights_files(*weights), *(files_of(source.path, data) for source in recipe.sources)))
     for source in recipe.sources:
@@ -285,28 +304,26 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
 
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     """The frozen networks that a recipe's losses need, on the device."""
-    start = before = None
+    start = before = origin = None
     format_: LatentFormat | None = None
     if recipe.start is not None:
-        vae = load(recipe.start.weights, device="cpu")
-        start = vae.module
-        require_rgb(vae.picture_channels, str(recipe.start.weights), "training")
-        require_as_large(vae.config, "Training")
-        before = {"sha256": vae.loaded.sha256, **vae.loaded.training()}
+        start, origin = begin(recipe.start.weights, recipe.network)
+        require_as_large(start.config, "Training")
+        before = {"sha256": origin.loaded.sha256, **origin.loaded.training()}
         if recipe.start.train == "decoder":
-            format_ = _format_of(vae)
-        if start.config != recipe.network:
-            raise UsageError(
-                f"{recipe.start.weights} is another network than the recipe's: {_differences(recipe, start)}; change "
-                f"the recipe's network, or begin from other weights."
-            )
-        start.requires_grad_(True)
+            format_ = origin.loaded.format
     teacher: Autoencoder | Scaled | None = None
     if recipe.teacher is not None:
         vae = load(recipe.teacher.weights, device=device)
+        halves = ["encoder"] + ["decoder"] * (recipe.teacher.target == "teacher")
+        require_parts(vae.loaded, f"The teacher {recipe.teacher.weights}", *halves)
         teacher, format_ = vae.module, _format_of(vae)
-        require_rgb(vae.picture_channels, f"The teacher {recipe.teacher.weights}", "training")
         require_as_large(vae.config, "Training")
+        if teacher.config.picture_channels != recipe.network.picture_channels:
+            raise UsageError(
+                f"The teacher {recipe.teacher.weights} has pictures of {teacher.config.picture_channels} channels, and "
+                f"the recipe's network of {recipe.network.picture_channels}: they must be the same."
+            )
         if (teacher.config.z_channels, teacher.config.factor) != (recipe.network.z_channels, recipe.network.factor):
             raise UsageError(
                 f"The teacher's latents have {teacher.config.z_channels} channels at f{teacher.config.factor}; the "
@@ -328,8 +345,9 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
 
         features = extractor(recipe.alignment.features).to(device)
     return Helpers(
-        start=start, before=before, perceptual=perceptual, features=features, teacher=teacher, format=format_
-    )
+        start=start, before=before, origin=origin, perceptual=perceptual, features=features, teacher=teacher,
+        format=format_,
+    )  # fmt: skip
 
 
 def _duration(seconds: float) -> str:
@@ -337,13 +355,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _differences(recipe: Recipe, network: Autoencoder) -> str:
-    asked, there = recipe.network.to_dict(), network.config.to_dict()
-    if asked["kind"] != there["kind"]:
-        return f"it is of the kind {there['kind']}, not {asked['kind']}"
-    return ", ".join(f"{key} is {there[key]} there, not {asked[key]}" for key in there if asked[key] != there[key])
 
 
 def _format_of(vae: VAE) -> LatentFormat | None:
@@ -404,9 +415,10 @@ class _Hooks:
         watch: Watch | None,
         report: Callable[[dict[str, float]], None],
         held_out: Sequence[Array],
-        pictures: str,
+        known: dict[str, str | None],
     ) -> None:
-        self.out, self.watch, self.report, self.held_out, self.pictures = out, watch, report, held_out, pictures
+        self.out, self.watch, self.report, self.held_out = out, watch, report, held_out
+        self.known = known  # what a run that goes on must find again
         self.best = max((score(line) for line in watch.lines), default=None) if watch else None
 
     def logged(self, line: dict[str, float]) -> None:
@@ -418,7 +430,7 @@ class _Hooks:
         first = trainer.fabric.is_global_zero
         state = trainer.state_dict()
         if first:  # before all else: whoever stops a run may not wait for long
-            path = checkpoint.save(self.out, {**state, "pictures": self.pictures}, trainer.recipe)
+            path = checkpoint.save(self.out, {**state, **self.known}, trainer.recipe)
         with trainer.averaged() as network:
             if self.held_out and first:
                 found = validate(network, self.held_out, trainer.helpers.perceptual)

@@ -22,6 +22,7 @@ from calotype import __version__
 from calotype.errors import UsageError
 from calotype.files import append_text, make_folder, write_text
 from calotype.pixels import to_uint8, write_picture
+from calotype.pixels.channels import over
 from calotype.posterior import DiagonalGaussian
 from calotype.train.checkpoint import keep_lines
 from calotype.train.crops import centre_crop
@@ -33,6 +34,7 @@ Array = NDArray[np.uint8]
 PANELS = "panels"  # a folder
 PANEL_PICTURES = 8
 PANEL_SIDE = 256  # pixels at most of each
+GROUND = 0.0  # grey, behind what is smaller or transparent
 
 
 class Watch:
@@ -137,20 +139,26 @@ def panel(network: Autoencoder, pictures: Sequence[Array], seed: int) -> Image.I
         gaussian = isinstance(posterior, DiagonalGaussian)
         mode = network.decode(posterior.mode())
         sample = network.decode(posterior.sample(torch.Generator().manual_seed(seed + i)))
+        x, mode, sample = (_on_grey(one) for one in (x, mode, sample))
         difference = (mode - x).mul(2).clamp(-1, 1)
         rows.append(torch.cat([x, mode, sample, difference]).clamp(-1, 1).cpu())
     if gaussian:
         side = max(1, min(PANEL_SIDE, min(min(p.shape[:2]) for p in pictures)) // factor)
         shape = (4, network.config.z_channels, side, side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        rows.append(network.decode(noise.to(device)).clamp(-1, 1).cpu())
+        rows.append(_on_grey(network.decode(noise.to(device))).clamp(-1, 1).cpu())
     side = max(64, *(n for row in rows for n in row.shape[-2:]))
     return Image.fromarray(torch.cat([_row(one, side) for one in rows], dim=1).permute(1, 2, 0).numpy())
 
 
+def _on_grey(pixels: Tensor) -> Tensor:
+    """RGB as it is, and RGBA on the ground that panels have."""
+    return over(pixels, GROUND) if pixels.shape[1] == 4 else pixels
+
+
 def _row(pictures: Tensor, side: int) -> Tensor:
     """Pictures beside each other in the middle of grey squares: uint8 [3, side, 4 * side]."""
-    ground = torch.zeros(len(pictures), 3, side, side)
+    ground = torch.full((len(pictures), 3, side, side), GROUND)
     height, width = pictures.shape[-2:]
     top, left = (side - height) // 2, (side - width) // 2
     ground[:, :, top : top + height, left : left + width] = pictures.float()

@@ -19,13 +19,12 @@ from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.families import family_of, make_network
 from calotype.families.face import Layout, NetworkConfig, listing
 from calotype.families.network import Network
-from calotype.families.numbers import MOST_CHANNELS
 from calotype.latents import (
     KNOWN,
     LatentFormat,
 )
-from calotype.texts import TextError, json_of, shown, whole
-from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, open_container
+from calotype.texts import TextError, json_of, shown
+from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -41,10 +40,7 @@ from calotype.weights.eight_bits import widened
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
-from calotype.weights.shards import Shards, in_folder, shards_of
-from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
-
-SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
+from calotype.weights.places import find, locate, open_place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -82,6 +78,7 @@ class Loaded:
     question: str = ""  # why it is not, where more can be said than that nothing tells
     notes: tuple[str, ...] = ()  # sentences for people: what was assumed, and what was not read
     kept: Mapping[str, Any] = field(default_factory=dict)  # fields of a config.json that a conversion keeps
+    said: Mapping[str, Any] = field(default_factory=dict)  # all fields of the config.json that was read beside them
     metadata: Mapping[str, str] | None = None
     averaged: bool = False  # whether these are weights averaged over a training (EMA)
     twin: str | None = None  # the prefix of the raw weights beside averaged ones, or of the averaged beside raw ones
@@ -126,7 +123,7 @@ def load_weights(
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder; give weights, or the name of a preset.")
-    places, config_file, notices, weights = _locate(path, weights)
+    places, config_file, notices, weights = locate(path, weights)
     pieces = []
     for file, *more in places:
         try:
@@ -157,6 +154,7 @@ def load_weights(
         question=question,
         notes=_notes(piece, source),
         kept=piece.kept,
+        said=piece.said.values,
         metadata=piece.metadata,
         averaged=piece.choice is not None and piece.choice.group.averaged,
         twin=piece.choice.twin.prefix if piece.choice and piece.choice.twin else None,
@@ -270,33 +268,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _locate(
-    path: Path, weights: Weights | None
-) -> tuple[tuple[tuple[Path, ...], ...], Path | None, tuple[str, ...], Weights | None]:
-    """The weight files at `path`, each with its shards; the config.json that describes them, if any; notices; and which
-    weights are still to be chosen in a file."""
-    if path.is_file():
-        beside = path.with_name("config.json")
-        return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
-    if inside := next((name for name in SUBFOLDERS if (path / name).is_dir()), None):
-        if name := audio_pipeline(path):
-            raise WeightsError(
-                f"{path}: this is a pipeline for sound ({name}); its VAE is of spectrograms, not pictures."
-            )
-        path = path / inside
-    config = path / "config.json"
-    places, notices, weights = in_folder(path, weights, SUFFIXES)
-    if not places and (said := told_in_folder(path)):
-        raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
-    if len(places) not in (1, 2):
-        names = ", ".join(file.name for file, *_ in places[:4]) + (", ..." if len(places) > 4 else "")
-        raise WeightsError(
-            f"{path}: this folder holds {len(places)} weight files; give one with a VAE in it "
-            f"(or an encoder and a decoder), or name the file itself{f': {names}' if places else ''}."
-        )
-    return places, config if config.is_file() else None, notices, weights
-
-
 def _read(
     file: Path,
     more: Sequence[Path],
@@ -314,23 +285,8 @@ def _read(
             layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
             said=read_said(config_file, file.parent), dtypes=_names(tensors.values()),
         )  # fmt: skip
-    container = opened_all((file, *more))
-    said = read_said(config_file, file.parent)
-    stored = container.metadata.get("calotype_config")
-    own = parse_config(stored) if stored is not None else {}
-    told = own.get("norm_groups")
-    try:
-        groups = norm_groups_of(said) if told is None else whole(told, "norm_groups", 1, MOST_CHANNELS)
-    except TextError as error:
-        raise WeightsError(f"its own metadata are damaged ({error}); fetch or convert it again") from None
-    if not isinstance(said_so := own.get("post_quant_conv"), bool | None):
-        raise WeightsError(f"its metadata say post_quant_conv {quoted(said_so, 40)}, which is true, false or null")
-
-    def same(a: str, b: str) -> bool:
-        first, second = container.read(a), container.read(b)
-        return first.dtype == second.dtype and torch.equal(first, second)
-
-    found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
+    container = open_place(file, more)
+    found, said, own = find(container, file, config_file, prefix, weights)
     try:
         config, said = _described(found, own, said)
     except UsageError as error:
@@ -365,11 +321,6 @@ def _read(
         choice=found.choice,
         notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
     )
-
-
-def opened_all(files: Sequence[Path]) -> Container:
-    """A file, or several that are the shards of one."""
-    return Shards([open_container(file) for file in files]) if len(files) > 1 else open_container(files[0])
 
 
 def _edm(container: Container) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.diffusers_config import KEPT, LATENTS
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
-from calotype.weights.load import SUFFIXES
+from calotype.weights.places import SUFFIXES
+from calotype.weights.video import grafted
 
 WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras"]
 
@@ -37,6 +38,7 @@ def save_weights(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     kept: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
     whole: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:
     """Writes a VAE; what was there before is replaced only when the new file is whole.
@@ -46,36 +48,75 @@ def save_weights(
             diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
             picture; ``diffusers`` of such a VAE is written from `whole` alone. ``keras``: a folder, which gets
             encoder.h5 and decoder.h5.
-        format_: stored with the weights, where the layout can.
         dtype: stored dtype; that of the module where not given.
-        metadata: further entries of a safetensors header.
-        kept: what a config.json said beside network and latent format (`Loaded.kept`).
-        whole: a video VAE's tensors with all that frames need (see `weights.video`), written in place of the module's
-            in the layouts ``ldm`` and ``diffusers``.
+        format_, metadata, kept, said, whole: see `save_tensors`.
 
     Raises:
         UsageError: if the layout can't hold this network, or the path does not fit the layout.
         WeightsError: if a number is too large for `dtype`.
         StorageError: if the disk refuses it; files that belong together are written all or none.
     """
+    require_layout(family_of(module.config), layout, whole)
+    tensors, whole = (in_dtype(one, dtype, path) for one in (module.state_dict(), whole or {}))
+    return save_tensors(
+        tensors, module.config, path, layout=layout, format_=format_, metadata=metadata, kept=kept, said=said,
+        whole=whole,
+    )  # fmt: skip
+
+
+def in_dtype(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, path: str | os.PathLike[str]
+) -> dict[str, Tensor]:
+    """Tensors on the CPU, in a type if one is given; what counts stays as it is.
+
+    Raises:
+        WeightsError: if a number is too large for it; the message names the file that was to be written.
+    """
+    held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    if dtype is None:
+        return held
+    held = {key: value.to(dtype) if value.is_floating_point() else value for key, value in held.items()}
+    if lost := [key for key, value in held.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(
+            f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
+            f"choose bfloat16 or float32."
+        )
+    return held
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    config: NetworkConfig,
+    path: str | os.PathLike[str],
+    *,
+    layout: WriteLayout,
+    format_: LatentFormat | None = None,
+    metadata: Mapping[str, str] | None = None,
+    kept: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+) -> list[Path]:
+    """Writes a network's tensors, each in its own type, as `save_weights` writes a network.
+
+    Args:
+        tensors: by our keys, on the CPU.
+        format_: stored with the weights, where the layout can.
+        metadata: further entries of a safetensors header.
+        kept: what a config.json said beside network and latent format (`Loaded.kept`).
+        said: all fields of a config.json of this network (`Loaded.said`), which come back, but for latents.
+        whole: of a video's VAE all that its file has, as `video.whole_tensors` gives it; ``ldm`` and ``diffusers``
+            are written as a video's then, with these tensors in their places.
+
+    Raises:
+        UsageError, StorageError: as `save_weights`.
+    """
     path = Path(path)
-    config = module.config
-    if layout not in get_args(WriteLayout):
-        raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
     family = family_of(config)
     video = family.video if whole and layout in WITH_FRAMES else None
-    _require_layout(family, layout, video)
-    held = whole if video and whole else module.state_dict()
-    tensors = {key: value.detach().cpu().contiguous() for key, value in held.items()}
-    if dtype is not None:
-        tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-        if lost := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
-            raise WeightsError(
-                f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
-                f"choose bfloat16 or float32."
-            )
+    require_layout(family, layout, whole)
+    tensors = grafted(tensors, whole) if video and whole else dict(tensors)
     if layout in DIFFUSERS_LAYOUTS:
-        described = diffusers_config(config, format_, kept)
+        described = diffusers_config(config, format_, kept, said)
         described |= video.fields(config, tensors.keys()) if video else {}
         kept = {key: described[key] for key in KEPT if key in described} if kept else None
     header = {"format": "pt", "calotype_config": json.dumps(config.to_dict()), **(metadata or {})}
@@ -106,10 +147,17 @@ def save_weights(
     return [about, weights]
 
 
-def _require_layout(family: Family, layout: WriteLayout, video: Video | None) -> None:
+def require_layout(family: Family, layout: WriteLayout, whole: Mapping[str, Tensor] | None = None) -> None:
+    """Checks that networks of a family can be written so.
+
+    Raises:
+        UsageError: if they can't.
+    """
+    if layout not in get_args(WriteLayout):
+        raise UsageError(f"There is no layout {layout!r}; choose one of {', '.join(get_args(WriteLayout))}.")
     kind, diffusers = family.config.kind, family.diffusers
     if layout in DIFFUSERS_LAYOUTS and diffusers and diffusers.written:
-        if layout == diffusers.layout or video:
+        if layout == diffusers.layout or (whole and family.video and layout in WITH_FRAMES):
             return
         if diffusers.lacks:
             raise UsageError(
@@ -139,12 +187,16 @@ def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
 
 
 def diffusers_config(
-    config: NetworkConfig, format_: LatentFormat | None = None, kept: Mapping[str, Any] | None = None
+    config: NetworkConfig,
+    format_: LatentFormat | None = None,
+    kept: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What diffusers' ``config.json`` says of such a network and its latents.
 
     Args:
         kept: what one said before; its fields about latents come back as they were where they can mean `format_`.
+        said: all that one said; where it is of one of the family's classes, its other fields come back too.
     """
     kept = kept or {}
     diffusers = family_of(config).diffusers
@@ -156,6 +208,9 @@ def diffusers_config(
         **diffusers.written(config),
         **{key: kept[key] for key in ("force_upcast", "sample_size") if key in kept},
     }
+    class_ = diffusers.classes.get(said.get("_class_name", "")) if said else None
+    if said and class_ and class_.packs == packed:
+        values = {key: value for key, value in said.items() if key not in LATENTS}
     if isinstance(format_, ScaleShift):
         values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
     elif isinstance(format_, PerChannel):
@@ -168,10 +223,9 @@ def diffusers_config(
     allowed = diffusers.classes[values["_class_name"]].kept
     if allowed is None:
         return values
-    plain = isinstance(format_, PerChannel) and format_.scaling_factor == 1  # where means are there, no factor is 1
-    lacking = [
-        key for key in LATENTS if values.get(key) and key not in allowed and not (plain and key == "scaling_factor")
-    ]
+    lacking = [key for key in LATENTS if values.get(key) and key not in allowed]
+    if isinstance(format_, PerChannel) and format_.scaling_factor == 1 and "scaling_factor" in lacking:
+        lacking.remove("scaling_factor")  # which changes nothing
     if lacking and format_ is not None:
         raise UsageError(
             f"The latents are of the format {format_.name!r}, and {values['_class_name']}'s config.json has no "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from calotype.damage import quoted
 from calotype.errors import WeightsError
 from calotype.families.face import listing
 from calotype.weights.eight_bits import widened
-from calotype.weights.load import Loaded, opened_all
+from calotype.weights.load import Loaded
+from calotype.weights.places import open_place
 
 
 def whole_tensors(loaded: Loaded) -> dict[str, Tensor]:
@@ -24,7 +27,7 @@ def whole_tensors(loaded: Loaded) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for part in loaded.whole:
-        container = opened_all(part.files)
+        container = open_place(part.files[0], part.files[1:])
         if gone := [key for key in part.keys.values() if key not in container.shapes]:
             raise WeightsError(f"{part.files[0]}: {quoted(gone[0])} is gone from it; it was changed while it was read.")
         found |= {ours: container.read(key) for ours, key in part.keys.items()}
@@ -32,3 +35,24 @@ def whole_tensors(loaded: Loaded) -> dict[str, Tensor]:
     if bad := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all()):
         raise WeightsError(f"{loaded.files[0]}: NaN or infinity in {listing('the', bad)}; fetch it again.")
     return tensors
+
+
+def grafted(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors in the place of those of a file: for one picture the file is the network then.
+
+    Other slices of kernels, and what stands beside, are the file's.
+
+    Args:
+        tensors: of the network, by our keys.
+        whole: as `whole_tensors` gives it.
+    """
+    made = dict(tensors)
+    for key, stored in whole.items():
+        if key not in tensors:
+            made[key] = stored.contiguous()
+        elif tensors[key].numel() == stored.numel():
+            made[key] = tensors[key].reshape(stored.shape)
+        else:
+            made[key] = stored.to(tensors[key].dtype, copy=True).contiguous()
+            made[key][:, :, -1] = tensors[key]
+    return made

@@ -9,6 +9,7 @@ into channels or back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,13 @@ class ResBlock(nn.Module):
         return self.conv2(self.activation(self.conv1(x)))
 
 
+def exactly(device: torch.device) -> AbstractContextManager[None]:
+    """Without autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class LinearAttention(nn.Module):
     """Attention with relu(k) . relu(q) as weights: the whole picture enters by two sums of each head.
 
@@ -134,8 +142,9 @@ class LinearAttention(nn.Module):
         heads = qkv if qkv.dtype == torch.float64 else qkv.float()
         q, k, v = heads.reshape(n, -1, 3, self.head_dim, height * width).unbind(2)
         q, k = q.relu(), k.relu()
-        values, total = v @ k.mT, k.sum(-1, keepdim=True).mT
-        mixed = (values @ q) / (total @ q + steps.LEAST_SUM)
+        with exactly(x.device):  # sums over the whole picture
+            values, total = v @ k.mT, k.sum(-1, keepdim=True).mT
+            mixed = (values @ q) / (total @ q + steps.LEAST_SUM)
         return self.proj(mixed.reshape(n, -1, height, width).to(x.dtype))
 
 
