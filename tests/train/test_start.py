@@ -24,7 +24,9 @@ from calotype.families import FAMILIES, make_network, program
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.presets import PRESETS
+from calotype.families.taehv.config import TaehvConfig
 from calotype.families.tiny.config import TinyConfig
+from calotype.families.vq.config import VqConfig
 from calotype.families.wan.config import WanConfig
 from calotype.families.wan.presets import WAN_21
 from calotype.latents import KNOWN, Packed, PerChannel, ScaleShift
@@ -45,6 +47,7 @@ from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
 
 KL = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
+VQ = VqConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, n_embed=40, norm_groups=4)
 HUNYUAN = HunyuanImageConfig(channels=(32, 64, 64), num_res_blocks=1, z_channels=16)
 FLUX2: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "latent_channels": 4,
                          "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -142,6 +145,8 @@ CASES = {
     "dc-ae with batch norms": Case(lambda folder: saved(reference(DCAE["f32"]), folder), "diffusers", "AutoencoderDC"),
     "hunyuan-image": Case(_hunyuan, "diffusers", "AutoencoderKLHunyuanImage"),
     "taesd": Case(_ldm(TinyConfig(), "sd1"), "taesd", rate=2e-3),
+    "taew2_1": Case(_ldm(TaehvConfig(), "wan2.1"), "taehv", rate=2e-3),
+    "vq": Case(_ldm(VQ, None), "ldm", "VQModel"),
     "built in": Case(_ldm(FOLDED, None), "calotype"),
 }
 
@@ -171,7 +176,7 @@ def recipe_for(begin: Path, **values: Any) -> Recipe:
     )  # fmt: skip
 
 
-RARER = ("dc-ae", "wan-2.1, flat")
+RARER = ("dc-ae", "wan-2.1, flat", "hunyuan-image", "taesd", "taew2_1", "vq")
 
 
 @pytest.fixture(
@@ -322,7 +327,13 @@ def test_keras_files_come_out_as_keras_files(tmp_path: Path, data: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "begin", ["dc-ae", "wan-2.1, flat", pytest.param("hunyuan-image", marks=pytest.mark.slow), "flux2"]
+    "begin",
+    [
+        "dc-ae",
+        "wan-2.1, flat",
+        "flux2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vq", "hunyuan-image")),
+    ],
 )
 def test_all_of_it_can_be_trained(begin: str, tmp_path: Path, data: Path) -> None:
     """Then latents are others, and config.json says so as well as it can."""
@@ -347,7 +358,7 @@ def test_all_of_it_can_be_trained(begin: str, tmp_path: Path, data: Path) -> Non
 
 NETWORKS = [
     KL, WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1), VARIANTS["qwen-image-2.1"][2], HUNYUAN,
-    TinyConfig(), FOLDED,
+    TinyConfig(), TaehvConfig(), VQ, FOLDED,
 ]  # fmt: skip
 
 

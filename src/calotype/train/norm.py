@@ -16,7 +16,8 @@ _PIECE = 2**18  # values that are worked on at a time, so that they stay in the 
 def hasten(network: nn.Module) -> None:
     """Has a network's GroupNorms and 3x3 convolutions computed by the functions below, where maps are channels-last."""
     for module in network.modules():
-        if isinstance(module, nn.GroupNorm):
+        if type(module).forward is nn.GroupNorm.forward:
+            assert isinstance(module, nn.GroupNorm)
             module.forward = _Forward(module)  # type: ignore[method-assign, assignment]
         elif type(module) is nn.Conv2d:
             module.forward = _Convolved(module)  # type: ignore[method-assign, assignment]

@@ -114,7 +114,8 @@ def save_tensors(
     family = family_of(config)
     video = family.video if whole and layout in WITH_FRAMES else None
     require_layout(family, layout, whole)
-    tensors = grafted(tensors, whole) if video and whole else dict(tensors)
+    if video and whole:
+        tensors = grafted({key: family.given(config, key, value) for key, value in tensors.items()}, whole)
     if layout in DIFFUSERS_LAYOUTS:
         described = diffusers_config(config, format_, kept, said)
         described |= video.fields(config, tensors.keys()) if video else {}
@@ -128,7 +129,7 @@ def save_tensors(
     if layout == "keras":
         return write_keras(_folder(path, layout), config, tensors, header)
     if isinstance(format_, Packed) and not config.in_model_space:
-        tensors |= statistics(format_)
+        tensors = {**tensors, **statistics(format_)}
     if layout == "ldm":
         if path.suffix not in (".safetensors", ".sft"):
             raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")

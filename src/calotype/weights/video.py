@@ -43,7 +43,7 @@ def grafted(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[
     Other slices of kernels, and what stands beside, are the file's.
 
     Args:
-        tensors: of the network, by our keys.
+        tensors: of the network, by our keys, as files have them but for time.
         whole: as `whole_tensors` gives it.
     """
     made = dict(tensors)
