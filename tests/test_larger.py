@@ -73,6 +73,12 @@ def test_every_executor_makes_them(engine: str, vae: VAE) -> None:
         assert_close(rows, whole[0].clamp(-1, 1))
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 9, 7), (16, 1, 9, 7), (9, 7)])
+def test_rows_are_of_one_picture(shape: tuple[int, ...], vae: VAE) -> None:
+    with pytest.raises(UsageError, match=r"takes latents \[16, h, w\] of one picture, not"):
+        list(vae.decode_rows(torch.zeros(shape)))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(37, 22), (4, 4), (1, 1), (50, 3)])
 def test_pictures(mode: str, size: tuple[int, int], vae: VAE, tmp_path: Path) -> None:

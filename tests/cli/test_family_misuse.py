@@ -21,6 +21,7 @@ from calotype.errors import CalotypeWarning, LatentsError, UsageError, WeightsEr
 from calotype.latents import KNOWN, Latents, load_latents, save_latents
 from calotype.vae import VAE, load
 from calotype.weights.load import load_weights
+from calotype.weights.save import diffusers_config
 
 
 def picture(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Image:
@@ -237,6 +238,7 @@ def test_a_quantisation_of_a_pipeline_is_none_of_its_vae(folders: dict[str, Path
     (copy / "config.json").write_text(json.dumps(said))
     a, b = load_weights(copy), load_weights(folders[name])
     assert (a.sha256, a.module.config, a.format) == (b.sha256, b.module.config, b.format)
+    assert "quantization_config" not in diffusers_config(a.module.config, a.format, a.kept, a.said)
     weights = copy / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     key = next(

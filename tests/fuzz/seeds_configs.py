@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from support import SMALL, diffusers_tensors, fill, kl, tensors_of
 
 import calotype
-from calotype.draw.kinds import detect_folder
+from calotype.draw.kinds import detect_folder, read_json
 from calotype.draw.model import KEY, DrawingModel, load_model, save_model
 from calotype.errors import LatentFormatError, WeightsError
 from calotype.latents import KNOWN, PerChannel, flux2
@@ -121,7 +121,7 @@ def pipeline(folder: Path, name: str) -> Callable[[Path], Accepted]:
         (folder / name).write_bytes(path.read_bytes())
         try:
             found = detect_folder(folder)
-            return Accepted(f"{found} {_own_format(folder, found)}")
+            return Accepted(f"{found} {_own_format(read_json(folder / 'vae' / 'config.json'), found)}")
         except WeightsError as error:  # as `load_checkpoint` says it
             raise WeightsError(f"{folder}: {error}.") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import wankit
 from pipekit import PIPELINES, VAES, drawn, kl, library, pipeline
 from support import one_sentence
 from torch import nn
@@ -154,6 +155,13 @@ def test_an_unknown_class_is_named(module: Any) -> None:
     pipe.vae = Other()
     with pytest.raises(UsageError, match="is of the class Other, and those that can be accelerated are") as error:
         module.accelerate(pipe)
+    one_sentence(str(error.value))
+
+
+def test_a_decoder_that_makes_larger_pictures_in_channels_stays(module: Any) -> None:
+    larger = wankit.theirs("wan-2.1-larger")
+    with pytest.raises(WeightsError, match="no ordinary AutoencoderKLWan") as error:
+        module.AutoencoderKLWan.of(larger)
     one_sentence(str(error.value))
 
 

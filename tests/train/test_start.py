@@ -332,7 +332,7 @@ def test_keras_files_come_out_as_keras_files(tmp_path: Path, data: Path) -> None
         "dc-ae",
         "wan-2.1, flat",
         "flux2",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vq", "hunyuan-image")),
+        pytest.param("hunyuan-image", marks=pytest.mark.slow),
     ],
 )
 def test_all_of_it_can_be_trained(begin: str, tmp_path: Path, data: Path) -> None:
@@ -351,6 +351,23 @@ def test_all_of_it_can_be_trained(begin: str, tmp_path: Path, data: Path) -> Non
         assert (told.shift_factor == 0) == (begin != "flux2")
     old, new = load_weights(place).module.state_dict(), load_weights(path).module.state_dict()
     assert not torch.equal(old[next(iter(old))], new[next(iter(new))])
+
+
+def test_a_codebook_is_not_trained(tmp_path: Path) -> None:
+    begin = CASES["vq"].make(tmp_path / "begin")
+    settings = [f"start={begin}", "adversarial=none"]
+    assert load_recipe("qwen-decoder", settings, network_of).network == VQ
+    for part in ("all", "encoder"):
+        with pytest.raises(UsageError, match=f"start.train = {part} can't be with a network of the kind vq") as caught:
+            load_recipe("qwen-decoder", [*settings, f"start.train={part}"], network_of)
+        one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_settings_of_a_start_come_in_any_order(turn: int, tmp_path: Path) -> None:
+    begin = CASES["sd1"].make(tmp_path / "begin")
+    recipe = load_recipe("ft-mse", [f"start={begin}", "start.train=all"][::turn], network_of)
+    assert recipe.start == Start(weights=str(begin), train="all")
 
 
 # --- parts of the loop that ask a network what it is ---

@@ -186,7 +186,7 @@ def test_damaged_files_are_refused(change: str, tmp_path: Path) -> None:
 def test_frames_are_refused(tmp_path: Path) -> None:
     vae = load(write(tmp_path / "x.safetensors", taekit.tensors("taew2_1")), device="cpu")
     for call, shape in ((vae.encode, (1, 3, 5, 16, 16)), (vae.decode, (1, 16, 2, 2, 2))):
-        with pytest.raises(UsageError, match="of videos") as error:
+        with pytest.raises(UsageError, match="of a video") as error:
             call(torch.zeros(shape))
         one_sentence(str(error.value))
 

@@ -127,6 +127,7 @@ def command(
     from calotype.engine.budget import parse_memory
     from calotype.engine.run import share
     from calotype.evaluate.lpips import load_lpips
+    from calotype.families import require_as_large
     from calotype.pixels import require_writable
 
     _require_fitting(ctx, prompts)
@@ -167,6 +168,7 @@ def command(
         made_of |= {"prompts": pictures, "seeds": seeds, **drawing.made_with(asked), **drawing.names}
     else:
         sources, loaded = read_sources(paths, [wanted] * len(paths), under, vae, device, dtype)
+        require_as_large(loaded.config, "A morph")
         with bar("Encoding", json) as told:
             latents = []
             for i, source in enumerate(sources):

@@ -68,6 +68,7 @@ def command(
     from calotype.engine.budget import parse_memory
     from calotype.evaluate.alpha import APART
     from calotype.evaluate.reconstruct import reconstruct_files
+    from calotype.families import require_as_large
     from calotype.pixels import alpha_mode, read_picture_rows
 
     if not (isfinite(amplify) and amplify >= 0):
@@ -79,6 +80,7 @@ def command(
     panels = outputs(photos, out, "-panel.png", vae)
     loaded = load_vae(vae, None, device, dtype, prefix, which)
     loaded.require("encoder", "decoder")
+    require_as_large(loaded.config, "A reconstruction")
     channels = loaded.picture_channels
     how = alpha_mode(channels, alpha.value if alpha else None)
     make_folder(out)

@@ -50,6 +50,11 @@ def checkpoint_vae(
     by_config = config.get("_class_name", found.kind.vae) == "AutoencoderKL"  # which says how latents are scaled
     own = None
     if given is None or not by_config:
+        if not found.has_vae and given is not None:
+            raise UsageError(
+                f"{path}: this folder lacks its VAE (vae/), which says what latents it draws; fetch it too, also where "
+                f"another one is given."
+            )
         if not found.has_vae:
             raise UsageError(f"{path}: this checkpoint holds no VAE; give one with --vae.")
         own = load(path / "vae" if path.is_dir() else path, device=device, dtype=dtype)
@@ -108,7 +113,8 @@ def _own_format(config: Mapping[str, Any], found: Found) -> tuple[LatentFormat, 
             means = Scales(factor=scale or 1.0, mean=columns[0], std=columns[1])
             return as_format(means, found.channels), factor
         if scale is None:
-            assert isinstance(found.kind.format, ScaleShift)
+            if not isinstance(found.kind.format, ScaleShift):
+                raise WeightsError("its vae/config.json does not say scaling_factor; fetch it again")
             return replace(found.kind.format, channels=found.channels), factor
         return as_format(Scales(factor=scale, shift=shift), found.channels), factor
     except UsageError as error:  # of numbers that can't be

@@ -207,6 +207,7 @@ class Family:
         taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
         copies: whether what is taken of a file is copied, and not mapped into memory: for most of it is left there.
         video: what its files hold beside what one picture needs, if it is of videos.
+        trains: what of it can be trained: "all", "encoder", "decoder".
         clamps: whether pipelines' class limits what it decodes to [-1, 1]; networks here never do.
         enlarges: how many times as large along each side pictures of a configuration come out as they went in.
         keras: (config, side) -> layers and our modules in the order of Keras's files, if it has such.
@@ -231,6 +232,7 @@ class Family:
     given: Callable[[Any, str, Any], Any] = lambda config, key, tensor: tensor
     copies: bool = False
     video: Video | None = None
+    trains: tuple[str, ...] = ("all", "encoder", "decoder")
     clamps: bool = False
     enlarges: Callable[[Any], int] = lambda config: 1
     keras: Callable[[Any, str], list[tuple[str, list[str]]]] | None = None

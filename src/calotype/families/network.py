@@ -20,6 +20,7 @@ class Network(nn.Module, ABC):
         config: the numbers that it follows from.
         blocks: kinds of submodules that most of it is made of; training may compute each once more, to save memory.
         sides: submodules that belong to encoder and decoder beside these two -> which.
+        unused: submodules that `decode(encode(x))` computes no gradients for, so that training leaves them as they are.
     """
 
     config: NetworkConfig
@@ -27,6 +28,7 @@ class Network(nn.Module, ABC):
     decoder: nn.Module
     blocks: tuple[type[nn.Module], ...] = ()
     sides: dict[str, str] = {}  # noqa: RUF012
+    unused: tuple[str, ...] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__()

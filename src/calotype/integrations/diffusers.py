@@ -161,6 +161,14 @@ class AutoencoderTiny(DropIn, diffusers.AutoencoderTiny):
         """As `DropIn.decode`."""
         return super().decode(x, return_dict=return_dict)
 
+    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """As `encode`: that class has none of this name."""
+        return self.encode(x, return_dict=return_dict)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
+        """As `decode`: that class has none of this name."""
+        return self.decode(z, return_dict=return_dict)
+
 
 CLASSES: tuple[type[DropIn], ...] = (
     AutoencoderKL,
@@ -186,8 +194,9 @@ def accelerate(pipe: Pipeline) -> Pipeline:
         pipe: a pipeline of diffusers with a VAE of one of `CLASSES`.
 
     Raises:
-        UsageError: if it is no pipeline, has no VAE or one of another class, or parts of it are offloaded already.
-        WeightsError: if the VAE has other tensors than its class (as with adapters), or a type no VAE computes in.
+        UsageError: if it is no pipeline, has no VAE or one of another class or of a type in which none computes, or
+            parts of it are offloaded already.
+        WeightsError: if the VAE has other tensors than its class (as with adapters).
     """
     name = type(pipe).__name__
     if not isinstance(pipe, diffusers.DiffusionPipeline):

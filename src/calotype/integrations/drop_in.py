@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from calotype.errors import UsageError
+from calotype.errors import UsageError, WeightsError
 from calotype.families import family_of
 from calotype.families.face import Diffusers
 from calotype.families.network import Network
@@ -79,6 +79,13 @@ class DropIn(ModelMixin):
             raise _unknown(module.dtype)
         tensors = module.state_dict()
         loaded = load_tensors(tensors, {**module.config, "_class_name": cls._name()}, where=cls._name())
+        known = family_of(loaded.module.config).diffusers
+        if (
+            known is None
+            or cls._name() not in known.classes
+            or not known.classes[cls._name()].holds(loaded.module.config)
+        ):
+            raise WeightsError(f"it is no ordinary {cls._name()}, and decodes to other pictures than calotype's")
         made: Self = cls.__new__(cls)
         made._take(loaded, module, tensors)
         for key, value in vars(module).items():
@@ -417,11 +424,13 @@ class DropIn(ModelMixin):
         computes = self._computing(x, self._own.module.config.factor) is not None
         if self._tiles_are_moments:
             return self.encode(x).latent_dist.parameters if computes else super().tiled_encode(x)
-        return self.encode(x, return_dict) if computes else super().tiled_encode(x, return_dict)
+        return self.encode(x, return_dict=return_dict) if computes else super().tiled_encode(x, return_dict)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """As `decode`: without tiles, and so without seams."""
-        return self.decode(z, return_dict) if self._computing(z) else super().tiled_decode(z, return_dict)
+        if self._computing(z):
+            return self.decode(z, return_dict=return_dict)
+        return super().tiled_decode(z, return_dict)
 
     @functools.wraps(ModelMixin.save_pretrained)
     def save_pretrained(self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any) -> None:

@@ -41,9 +41,10 @@ from calotype.train.model import (
     Scaled,
     autocast,
     freeze,
+    freeze_unused,
     last_layer,
     measured,
-    posterior_of,
+    posterior_by_width,
     quieten,
     triples,
 )  # fmt: skip
@@ -102,6 +103,7 @@ class Trainer:
             quieten(network)
         if recipe.start is not None:
             freeze(network, recipe.start.train)
+        freeze_unused(network)
         self.network: Autoencoder = network.to(fabric.device)
         on_cpu = fabric.device.type == "cpu"
         self.channels_last = on_cpu if recipe.channels_last is None else recipe.channels_last
@@ -204,7 +206,7 @@ class Trainer:
             seen_apart = self.helpers.perceptual(triples(target), triples(made)).view(len(made), -1).mean(1)
             parts["lpips"] = seen_apart.mean()
         likelihood = nll(distance, seen_apart, perceptual_weight=recipe.perceptual, logvar=out.logvar).mean()
-        posterior = posterior_of(out.moments, recipe.network.z_channels)
+        posterior = posterior_by_width(out.moments, recipe.network.z_channels)
         loss = likelihood
         if isinstance(posterior, DiagonalGaussian):
             parts["kl"] = kl(posterior).mean() / values

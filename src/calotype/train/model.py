@@ -182,8 +182,8 @@ def _trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def posterior_of(moments: Tensor, channels: int) -> Posterior:
-    """The posterior that these moments are of."""
+def posterior_by_width(moments: Tensor, channels: int) -> Posterior:
+    """The posterior that these moments are of, told by how many they are."""
     return DiagonalGaussian(moments) if moments.shape[1] == 2 * channels else Point(moments)
 
 
@@ -199,6 +199,14 @@ def freeze(network: Autoencoder, train: str) -> None:
     for name, part in network.named_children():
         if train not in ("all", sides.get(name)):
             part.requires_grad_(False)
+
+
+def freeze_unused(network: Autoencoder) -> None:
+    """Keeps what no gradient reaches as it is: processes that train together would wait for it."""
+    for name in network.unused if isinstance(network, Network) else ():
+        for path, part in network.named_modules():
+            if path == name:
+                part.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import UsageError
-from calotype.families import PRESETS
+from calotype.families import PRESETS, family_of
 from calotype.families.numbers import MOST_CHANNELS
 from calotype.texts import COUNT, TextError, is_number, is_whole, plain, shown, toml_of
-from calotype.train.configs import TRAINABLE, DenseConfig, Trainable
+from calotype.train.configs import TRAINABLE, ConvConfig, DenseConfig, Trainable
 
 NONE = "none"  # leaves out what a recipe has
 PICTURES = (3, 4)  # channels of pictures to train on
@@ -276,6 +276,8 @@ def _set(values: Any, setting: str) -> None:
     *parents, last = key.strip().split(".")
     if (parents, last) == ([], "start") and isinstance(value, str) and value != NONE:
         values.pop("network", None)  # it is that of the weights
+        before = values.get("start")
+        value = {**(before if isinstance(before, dict) else {}), "weights": value}
     try:
         for parent in parents:
             values = values[int(parent)] if isinstance(values, list) else values.setdefault(parent, {})
@@ -349,6 +351,11 @@ def _check(recipe: Recipe, where: str) -> None:
     if recipe.shift and min(recipe.crops()) < 4 * factor:
         raise UsageError(f"{where}: shift needs crops of at least {4 * factor} pixels, four latents a side.")
     train = recipe.start.train if recipe.start else "all"
+    if not isinstance(recipe.network, DenseConfig | ConvConfig) and train not in family_of(recipe.network).trains:
+        raise UsageError(
+            f"{where}: start.train = {train} can't be with a network of the kind {recipe.network.kind}, of which the "
+            f"decoder alone is trained here; give start.train = decoder, and weights to begin from."
+        )
     if (train == "decoder" and recipe.alignment) or (train == "encoder" and gan and gan.adaptive):
         raise UsageError(f"{where}: start.train = {train} leaves nothing to weigh the gradient of; leave the loss out.")
     if recipe.equivariance and not recipe.equivariance.probability <= 1 >= recipe.equivariance.low:

@@ -32,6 +32,7 @@ from calotype.locks import lock
 from calotype.sources import files_of
 from calotype.temporaries import sweep
 from calotype.train import checkpoint
+from calotype.train.configs import ConvConfig, DenseConfig
 from calotype.train.crops import Batch, Crops, gather, load as load_batches, readable, require_size, spread
 from calotype.train.estimate import estimate
 from calotype.train.export import export, stored, validate
@@ -306,9 +307,10 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
     """The frozen networks that a recipe's losses need, on the device."""
     start = before = origin = None
     format_: LatentFormat | None = None
+    if not isinstance(recipe.network, DenseConfig | ConvConfig):
+        require_as_large(recipe.network, "Training")
     if recipe.start is not None:
         start, origin = begin(recipe.start.weights, recipe.network)
-        require_as_large(start.config, "Training")
         before = {"sha256": origin.loaded.sha256, **origin.loaded.training()}
         if recipe.start.train == "decoder":
             format_ = origin.loaded.format

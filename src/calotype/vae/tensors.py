@@ -223,7 +223,7 @@ class Coder:
                 be lost.
             WeightsError, LatentsError, NonFiniteError: as `decode`.
         """
-        self._check_latents(latents)
+        latents = self._check_latents(latents)
         n, f = len(latents), self.factor
         expected = (n, self.picture_channels)
         padded, _ = pad(pixels, f) if pixels.ndim == 4 and pixels.numel() else (pixels, None)
@@ -271,6 +271,10 @@ class Coder:
             NonFiniteError: if rows are not finite; unlike in `decode` nothing is computed again, for rows are gone.
             UsageError, WeightsError, LatentsError, MemoryLimitError: as `decode`.
         """
+        if latents.ndim != 3:
+            raise UsageError(
+                f"decode_rows takes latents [{self.latent_channels}, h, w] of one picture, not {list(latents.shape)}."
+            )
         self._check_latents(latents[None])
         engine = self._wide or self.engine
         with enough_memory(latents.shape):

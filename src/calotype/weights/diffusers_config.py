@@ -31,8 +31,6 @@ USUAL: Mapping[str, Any] = {
     "norm_type": "group",
     "resnet_eps": 1e-6,
 }
-# Fields of AutoencoderTiny that no tensor tells.
-UNTOLD = ("act_fn", "upsample_fn", "upsampling_scaling_factor")
 # Fields about the file and not about the network. What is quantised its tensors tell, and few are of those to which a
 # pipeline's configuration says it.
 ASIDE = ("architectures", "dtype", "latent_format", "license", "quantization_config", "torch_dtype")

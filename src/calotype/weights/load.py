@@ -44,8 +44,6 @@ from calotype.weights.places import find, locate, open_place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-SUBFOLDERS = ("vae", "movq", "vqvae")  # of pipelines, with the VAE in it
-
 TRAINING = "calotype_training_"  # what begins the keys of facts about a training
 
 

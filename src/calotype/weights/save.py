@@ -18,7 +18,7 @@ from calotype.families.network import Network
 from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.tensor_files import safetensors_parts, write_safetensors
-from calotype.weights.diffusers_config import KEPT, LATENTS
+from calotype.weights.diffusers_config import ASIDE, KEPT, LATENTS
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
 from calotype.weights.keras import write_keras
 from calotype.weights.places import SUFFIXES
@@ -211,7 +211,7 @@ def diffusers_config(
     }
     class_ = diffusers.classes.get(said.get("_class_name", "")) if said else None
     if said and class_ and class_.packs == packed:
-        values = {key: value for key, value in said.items() if key not in LATENTS}
+        values = {key: value for key, value in said.items() if key not in (*LATENTS, *ASIDE)}
     if isinstance(format_, ScaleShift):
         values |= {"scaling_factor": format_.scaling_factor, "shift_factor": format_.shift_factor or None}
     elif isinstance(format_, PerChannel):

@@ -232,11 +232,12 @@ class Decoder(nn.Module):
                 )
             )
 
+        if config.condition:
+            self.condition_encoder = ConditionEncoder(config)
+
         # end
         self.norm_out = group_norm(channels[0], groups)
         self.conv_out = nn.Conv2d(channels[0], config.in_channels, 3, padding=1)
-        if config.condition:
-            self.condition_encoder = ConditionEncoder(config)
 
     def forward(self, z: Tensor, picture: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """With a picture [N, P, H, W] and a mask [N, 1, H, W], every map is the picture's where the mask is 0."""
@@ -255,6 +256,7 @@ class AutoencoderKL(Network):
     decoder: Decoder
     blocks = (ResnetBlock, AttnBlock)
     sides = {"quant_conv": "encoder", "post_quant_conv": "decoder"}  # noqa: RUF012
+    unused = ("decoder.condition_encoder",)
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)

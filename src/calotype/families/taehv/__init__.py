@@ -19,4 +19,5 @@ FAMILY = Family(
     files=KNOWN_FILES,
     spaces=spaces,
     taken=taken,
+    copies=True,
 )

@@ -12,7 +12,7 @@ FIRST_GROW = 7
 
 
 def taken(config: TaehvConfig, key: str, tensor: Any) -> Any:
-    """The part of a file's tensor that a layer here is, which shares no memory with the file's.
+    """The part of a file's tensor that a layer here is, in the file's memory.
 
     Of a block's first kernel the part for its own frame or for the one before; of those from frames to one and from one
     to frames the part of each frame. What is a part already stays as it is.
@@ -27,7 +27,7 @@ def taken(config: TaehvConfig, key: str, tensor: Any) -> Any:
         if side == "decoder" and tensor.shape[0] > tensor.shape[1]:
             rows = tensor.shape[1]
             i += GROWS[level] - GROWN[level]  # the last ones
-            return tensor[i * rows : (i + 1) * rows].clone().contiguous()
+            return tensor[i * rows : (i + 1) * rows]
     if key.endswith(".past.weight") and tensor.shape[1] == 2 * tensor.shape[0]:
         return _columns(tensor, 1)
     return tensor
@@ -36,4 +36,4 @@ def taken(config: TaehvConfig, key: str, tensor: Any) -> Any:
 def _columns(tensor: Any, i: int) -> Any:
     """The part of a kernel for the i-th of the frames that it sees."""
     n = tensor.shape[0]
-    return tensor[:, i * n : (i + 1) * n].clone().contiguous()
+    return tensor[:, i * n : (i + 1) * n]

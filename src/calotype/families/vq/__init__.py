@@ -20,4 +20,5 @@ FAMILY = Family(
     space=space,
     diffusers=DIFFUSERS,
     choices=("quantize",),
+    trains=("decoder",),  # a codebook takes losses of its own
 )

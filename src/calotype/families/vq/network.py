@@ -253,8 +253,10 @@ class Codebook(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         # in float64, so that what stands beside a position does not decide between entries equally near
-        positions, entries = z.detach().permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.detach().double()
-        parts = [positions[i : i + POSITIONS].double() for i in range(0, len(positions), POSITIONS)]
+        positions, entries = z.detach().permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.detach()
+        kind = torch.float32 if z.device.type == "mps" else torch.float64  # which has no other
+        entries = entries.to(kind)
+        parts = [positions[i : i + POSITIONS].to(kind) for i in range(0, len(positions), POSITIONS)]
         nearest = torch.cat([_distances(part, entries).argmin(1) for part in parts])
         zq = self.embedding(nearest).view(z.shape[0], *z.shape[2:], z.shape[1]).permute(0, 3, 1, 2)
         return z + (zq - z).detach()  # the gradient goes past the choice (van den Oord et al. 2017, arXiv:1711.00937)
@@ -272,6 +274,7 @@ class VQModel(Network):
     decoder: Decoder
     blocks = (ResnetBlock, AttnBlock)
     sides = {"quant_conv": "encoder", "quantize": "decoder", "post_quant_conv": "decoder"}  # noqa: RUF012
+    unused = ("quantize",)
 
     def __init__(self, config: VqConfig) -> None:
         super().__init__(config)
