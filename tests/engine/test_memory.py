@@ -311,7 +311,6 @@ ENGINES = [
         ("decode", 24, 200, None, "float32"),
         ("decode", 64, 64, None, "bfloat16"),
         ("decode", 64, 64, None, "float16"),
-        ("decode", 64, 96, 200_000_000, "float16"),
         ("encode", 64, 64, None, "float32"),
         ("encode", 24, 200, 150_000_000, "float32"),
     ],
@@ -333,12 +332,9 @@ def test_runs_take_what_plans_say(
 @pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("rows", "columns", "memory"), [(64, 64, None), (64, 96, 200_000_000)])
-def test_runs_with_codebooks_and_norms_that_follow_latents_take_what_plans_say(
-    engine: str, rows: int, columns: int, memory: int | None
-) -> None:
+def test_runs_with_codebooks_and_norms_that_follow_latents_take_what_plans_say(engine: str) -> None:
     config = "VqConfig(ch=64, ch_mult=(1, 2, 2, 4), embed_dim=4, n_embed=16384, attn_levels=(3,), spatial_norm=True)"
-    command = script(MEASURE, engine, way="decode", rows=rows, columns=columns, memory=memory, config=config)
+    command = script(MEASURE, engine, way="decode", rows=64, columns=96, memory=200_000_000, config=config)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     peak, measured = map(int, done.stdout.split())
     print(f"planned {peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")

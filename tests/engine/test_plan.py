@@ -74,6 +74,9 @@ def test_nothing_is_read_that_is_not_there(name: str, kernels: Any, direction: D
         assert seen == {"kept", "spilled", "rows"}
 
 
+MOST = 40  # of the candidates for a network, a size and a direction, at even distances
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 @pytest.mark.parametrize("direction", ["encode", "decode"])
@@ -81,7 +84,8 @@ def test_nothing_is_read_that_is_not_there(name: str, kernels: Any, direction: D
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_is_read_that_is_not_there_in_any_candidate(name: str, kernels: Any, direction: Direction) -> None:
     for height, width in ((2, 9), (40, 2)):
-        for one in candidates(CONFIGS[name], direction, height, width, kernels=kernels, threads=8):
+        found = candidates(CONFIGS[name], direction, height, width, kernels=kernels, threads=8)
+        for one in found[:: 1 + len(found) // MOST]:
             Replay(one).run()
 
 

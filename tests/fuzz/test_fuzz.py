@@ -10,21 +10,15 @@ import pytest
 from fuzzkit import run
 
 FAMILIES = sorted(path.stem.removeprefix("seeds_") for path in Path(__file__).parent.glob("seeds_*.py"))
-MANY = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 25)  # of each family; give more to look for longer
+MANY = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 15)  # of each family; give more to look for longer
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are watched as POSIX has it")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_few_mutants(family: str, tmp_path: Path) -> None:
-    report = run(family, tmp_path, total=200, seconds=20)
-    assert not report.failures, "\n".join(report.failures)
-    assert report.counts["refused"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_many_mutants(family: str, tmp_path: Path) -> None:
-    report = run(family, tmp_path, total=int(400 * MANY), seconds=MANY)
+def test_mutants(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A few, or with --slow many."""
+    many = request.config.getoption("--slow")
+    report = run(family, tmp_path, total=int(400 * MANY) if many else 200, seconds=MANY if many else 20)
     print(family, report)
     assert not report.failures, "\n".join(report.failures)
     assert report.counts["refused"]

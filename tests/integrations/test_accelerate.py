@@ -160,7 +160,7 @@ def test_an_unknown_class_is_named(module: Any) -> None:
 
 def test_a_decoder_that_makes_larger_pictures_in_channels_stays(module: Any) -> None:
     larger = wankit.theirs("wan-2.1-larger")
-    with pytest.raises(WeightsError, match="no ordinary AutoencoderKLWan") as error:
+    with pytest.raises(WeightsError, match="This is no ordinary AutoencoderKLWan") as error:
         module.AutoencoderKLWan.of(larger)
     one_sentence(str(error.value))
 

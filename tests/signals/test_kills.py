@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processe
 
 MOMENTS = 10
 # after which no more is tried than every command once in every way; give more to look for longer
-SECONDS = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 75)
+SECONDS = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 45)
 
 
 @pytest.mark.skipif(bool(winograd_available()), reason="no CPU kernels here")

@@ -85,7 +85,7 @@ class DropIn(ModelMixin):
             or cls._name() not in known.classes
             or not known.classes[cls._name()].holds(loaded.module.config)
         ):
-            raise WeightsError(f"it is no ordinary {cls._name()}, and decodes to other pictures than calotype's")
+            raise WeightsError(f"This is no ordinary {cls._name()}: it decodes to other pictures than calotype does.")
         made: Self = cls.__new__(cls)
         made._take(loaded, module, tensors)
         for key, value in vars(module).items():
