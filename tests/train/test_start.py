@@ -374,7 +374,7 @@ def test_settings_of_a_start_come_in_any_order(turn: int, tmp_path: Path) -> Non
 
 
 NETWORKS = [
-    KL, AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4, condition=True),
+    KL, AutoencoderConfig(ch=8, num_res_blocks=1, norm_groups=4, condition=True),
     WanConfig(base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1), VARIANTS["qwen-image-2.1"][2], HUNYUAN,
     TinyConfig(), TaehvConfig(), VQ, FOLDED,
 ]  # fmt: skip
