@@ -14,6 +14,7 @@ from clikit import Calotype, Ran
 import calotype as package
 from calotype.cli import common
 from calotype.cli.main import app
+from calotype.families import FORMATS
 
 COMMANDS = [
     "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
@@ -63,6 +64,10 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     ran = python(f"import sys, calotype; print([m for m in {(*HEAVY, 'typer', 'rich')!r} if m in sys.modules])")
     assert ran.stdout == "[]\n"
+
+
+def test_help_names_all_latent_formats() -> None:
+    assert ", ".join(str(one["name"]) for one in FORMATS) == common.LATENT_FORMATS
 
 
 def test_help_comes_at_once() -> None:

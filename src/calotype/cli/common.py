@@ -17,7 +17,6 @@ import typer
 from calotype import stopping
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeError, UsageError
-from calotype.families import FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,13 +53,16 @@ VaeOption = Annotated[
     str | None,
     typer.Option("--vae", help="Weights: a preset's name, or a file or folder in any layout.", show_default="built-in"),
 ]
+# those of all families, whose modules take a help's time to import
+LATENT_FORMATS = (
+    "sd1, sdxl, sd3, flux, playground, wan2.1, wan2.2, qwen-image-2.1, sana, hunyuan-image, vq-f4, vq-f8, vq-f16, movq"
+)
 FormatOption = Annotated[
     str | None,
     typer.Option(
         "--latent-format",
-        help="How models scale the latents, where weights can't tell: "
-        f"{', '.join(one['name'] for one in FORMATS)} or none; model:NAME where they are NAME's model latents already, "
-        "as a TAEHV's.",
+        help=f"How models scale the latents, where weights can't tell: {LATENT_FORMATS} or none; model:NAME where they "
+        "are NAME's model latents already, as a TAEHV's.",
         show_default="from the weights",
     ),
 ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from calotype import stopping
 from calotype.cli.common import DeviceOption, complain, require_folder, stop
-from calotype.families.face import NetworkConfig
+
+if TYPE_CHECKING:
+    from calotype.families.face import NetworkConfig
 
 NAME = "train"
 EXAMPLE = "Example: [bold]calotype train builtin --data data/ --out runs/builtin --set batch=4[/]"
