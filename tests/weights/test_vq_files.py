@@ -22,6 +22,7 @@ from calotype.families import PRESETS
 from calotype.families.vq.config import VqConfig
 from calotype.families.vq.names import from_diffusers, to_diffusers
 from calotype.latents import KNOWN, latent_format
+from calotype.stopping import stoppable
 from calotype.weights.load import load_weights, require_format
 from calotype.weights.save import save_weights
 
@@ -351,9 +352,10 @@ def test_a_choice_is_kept_by_convert(tmp_path: Path) -> None:
         ("quantize=maybe", "--choose takes NAME=true or NAME=false, not 'quantize=maybe'"),
         ("clamp=true", "no choice 'clamp'"),
     ):
-        result = CliRunner().invoke(
-            app, ["convert", str(path), str(tmp_path / "y.safetensors"), "--layout", "ldm", "--choose", text]
-        )
+        with stoppable():  # as `main` runs it: else a signal of an earlier test would count
+            result = CliRunner().invoke(
+                app, ["convert", str(path), str(tmp_path / "y.safetensors"), "--layout", "ldm", "--choose", text]
+            )
         assert isinstance(result.exception, UsageError)
         assert message in str(result.exception)
         one_sentence(str(result.exception))
