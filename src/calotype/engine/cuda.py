@@ -328,9 +328,8 @@ class _Run:
     def _attention(self, step: Attention, given: list[Tensor], own: bool) -> Tensor:
         x = given.pop()
         n, c, height, width = x.shape
-        h = _rows(self._norm(step.norm, x, silu=False, own=False) if step.norm else x).unsqueeze(
-            1
-        )  # [N, one head, positions, C]
+        h = self._norm(step.norm, x, silu=False, own=False) if step.norm else x
+        h = _rows(h).unsqueeze(1)  # [N, one head, positions, C]
         q, k, v = (self._project(step, name, h) for name in "qkv")
         del h
         h = F.scaled_dot_product_attention(q, k, v)
