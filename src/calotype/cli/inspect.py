@@ -59,6 +59,7 @@ def command(
     total = sum(p.numel() for p in vae.module.parameters())
     document: dict[str, Any] = {
         "files": [str(path) for path in loaded.files],
+        "container": loaded.container,
         "layout": loaded.layout,
         "prefix": loaded.prefix,
         "averaged": loaded.averaged,
@@ -97,6 +98,7 @@ def command(
         larger = f", decoded {vae.enlarges} times as large along each side" if vae.enlarges != 1 else ""
         rows = [
             ("files", ", ".join(document["files"])),
+            ("container", loaded.container),
             ("layout", f"{loaded.layout}{prefix}, {' and '.join(document['parts'])}"),
             *([("weights", averaged)] if averaged else []),
             *([("left out", loaded.beside)] if loaded.beside else []),

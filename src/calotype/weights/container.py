@@ -46,8 +46,17 @@ DEEPEST = 16  # levels of a nest that are searched
 DAMAGED = "the file is truncated or damaged ({why}); fetch it again"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a type, without torch's own: "float16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 class Container(Protocol):
     """Named tensors in a file, or in several that belong together."""
+
+    @property
+    def kind(self) -> str:
+        """What kind of file it is, for people: "safetensors"."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -61,8 +70,11 @@ class Container(Protocol):
     def notices(self) -> tuple[str, ...]:
         """What a user should know of the file, though it can be read."""
 
+    def stored(self, key: str) -> str:
+        """The type in which the file has a tensor's numbers: torch's name of it, or the file's own ("Q8_0")."""
+
     def read(self, key: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype it is stored in."""
+        """One tensor, on the CPU, in the dtype it is stored in, or in one that holds its numbers exactly."""
 
 
 class SafetensorsFile:
@@ -71,6 +83,8 @@ class SafetensorsFile:
     Its own library refuses a file with anything after the last tensor, as some tools leave it there, and does not say
     how much of a truncated one is missing.
     """
+
+    kind = "safetensors"
 
     def __init__(self, path: Path) -> None:
         size = path.stat().st_size
@@ -102,6 +116,10 @@ class SafetensorsFile:
             self.notices = (f"{path}: {beyond:,} bytes too many after the last tensor, which were left out.",)
         self.shapes = {key: shape for key, (_, shape, _) in self._entries.items()}
         self._whole = map_file(path)
+
+    def stored(self, key: str) -> str:
+        name = self._entries[key][0]
+        return dtype_name(SAFE_DTYPES[name]) if name in SAFE_DTYPES else name
 
     @damage(WeightsError, DAMAGED)
     def read(self, key: str) -> Tensor:
@@ -141,6 +159,8 @@ def _entry(key: str, value: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]
 class TorchFile:
     """A torch file; nests of dictionaries, lists and objects are searched, and tensors named by the way to them."""
 
+    kind = "torch"
+
     def __init__(self, path: Path) -> None:
         content = read_pickle(path)
         claimed = 0
@@ -167,6 +187,9 @@ class TorchFile:
             )
         if isinstance(content, Stand) and not self.shapes:
             raise WeightsError(f"the file holds a {quoted(content.named)}, not named tensors")
+
+    def stored(self, key: str) -> str:
+        return dtype_name(self._tensors[key].dtype or torch.uint8)
 
     @damage(WeightsError, DAMAGED)
     def read(self, key: str) -> Tensor:

@@ -61,6 +61,7 @@ class Piece:
     family: str | None = None
     metadata: Mapping[str, str] | None = None
     dtypes: tuple[str, ...] = ()  # as stored
+    container: str = ""
     choice: Choice | None = None
     notices: tuple[str, ...] = ()
     said: Said = field(default_factory=Said)

@@ -24,7 +24,7 @@ from calotype.latents import (
     LatentFormat,
 )
 from calotype.texts import TextError, json_of, shown
-from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container
+from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, dtype_name
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -68,8 +68,9 @@ class Loaded:
     layout: Layout
     parts: frozenset[str]  # "encoder", "decoder" or both
     sha256: str  # of the tensors under our keys, so the same in every layout
-    dtypes: tuple[str, ...]  # as stored
+    dtypes: tuple[str, ...]  # as stored: torch's names, or those of the file's own types
     files: tuple[Path, ...]
+    container: str = ""  # the kind of file, for people
     prefix: str = ""
     format: LatentFormat | None = None  # None: the weights do not say
     format_source: str = ""  # how the format is known, for people
@@ -146,6 +147,7 @@ def load_weights(
         sha256=tensors_sha256(module.state_dict()),
         dtypes=piece.dtypes,
         files=files,
+        container=piece.container,
         prefix=piece.prefix,
         format=format_,
         format_source=source,
@@ -281,7 +283,7 @@ def _read(
         given, side, tensors, metadata = read_keras(file)
         return Piece(
             layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
-            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()),
+            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()), container="Keras h5",
         )  # fmt: skip
     container = open_place(file, more)
     found, said, own = find(container, file, config_file, prefix, weights)
@@ -315,7 +317,8 @@ def _read(
         groups_assumed=found.groups_assumed,
         assumed="" if own or said.values else found.assumed,
         whole=found.whole,
-        dtypes=_names(stored_tensors.values()),
+        dtypes=_stored(container, [*found.keys.values(), *(key for keys in found.joined.values() for key in keys)]),
+        container=container.kind,
         choice=found.choice,
         notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
     )
@@ -350,9 +353,12 @@ def _notes(piece: Piece, source: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _stored(container: Container, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({container.stored(key) for key in keys} - {"int64"}))  # of counts, which are no weights
+
+
 def _names(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    kinds = {tensor.dtype for tensor in tensors if tensor.dtype != torch.int64}  # of counts, which are no weights
-    return tuple(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return tuple(sorted({dtype_name(tensor.dtype) for tensor in tensors} - {"int64"}))
 
 
 def _said(choice: Choice | None, weights: Weights | None) -> list[str]:

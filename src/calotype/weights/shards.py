@@ -32,6 +32,10 @@ class Shards:
         self.shapes: Mapping[str, tuple[int, ...]] = {k: c.shapes[k] for k, c in self._of.items()}
         self.metadata: Mapping[str, str] = {k: v for c in containers for k, v in c.metadata.items()}
         self.notices: tuple[str, ...] = tuple(notice for container in containers for notice in container.notices)
+        self.kind = f"{containers[0].kind}, {len(containers)} shards"
+
+    def stored(self, key: str) -> str:
+        return self._of[key].stored(key)
 
     def read(self, key: str) -> Tensor:
         return self._of[key].read(key)
