@@ -21,6 +21,7 @@ from calotype.engine.reference import Moments, Reference, fold, moments_of
 from calotype.steps import Attention, Conv, Fold, LinearAttention, Local, Map, Norm, PixelNorm, SpatialNorm, Step
 
 if TYPE_CHECKING:
+    from calotype.engine.local_cpu import LocalKernels
     from calotype.engine.winograd import Winograd
 
 Progress = Callable[[float], None]
@@ -86,6 +87,11 @@ class Executor:
     ) -> None:
         self.plan, self.module, self.device, self.dtype = plan, module, device, dtype
         self.backend = backend
+        self._kernels: LocalKernels | None = None
+        if not isinstance(backend, Reference) and dtype == torch.float32:
+            from calotype.engine.local_cpu import LocalKernels  # needs Numba
+
+            self._kernels = LocalKernels(backend.workers, plan.job)
         self._progress = progress
         self._weights = dict(module.named_parameters()) | dict(module.named_buffers())
         self._summed = {step.source.name: step for step in plan.program.steps if isinstance(step, LinearAttention)}
@@ -193,12 +199,7 @@ class Executor:
         elif isinstance(step, Conv):
             self._convolve(one, step, run, target)
         elif isinstance(step, Local):
-            local.run(
-                self.plan.job, step, run.start, run.end, source=self._rows(step.source), target=target,
-                residual=self._rows(step.residual) if step.residual else None,
-                guide=self._rows(guide) if (guide := guide_of(step)) else None, weights=self._weights,
-                sums=self._sums.get(step.source.name), affine=self._affine(step),
-            )  # fmt: skip
+            self._local(step, run, target)
         if run.map.name in one.measured and (reader := self._summed.get(run.map.name)):
             self._sum(reader, target[slice(run.start, run.end)])
         rows_of, _ = self.plan.job.size(step.target)
@@ -206,18 +207,36 @@ class Executor:
             self._spill.write(run.map, run.start, target[slice(run.start, run.end)])
         self._advance(self._cost(step) * (run.end - run.start) / rows_of)
 
+    def _local(self, step: Local, run: Run, target: Rows) -> None:
+        source, residual = self._rows(step.source), self._rows(step.residual) if step.residual else None
+        sums = self._sums.get(step.source.name)
+        if self._kernels and self._kernels.suit(step):
+            self._kernels.run(
+                step, run.start, run.end, source=source, target=target, residual=residual, weights=self._weights,
+                sums=sums,
+            )  # fmt: skip
+            return
+        local.run(
+            self.plan.job, step, run.start, run.end, source=source, target=target, residual=residual,
+            guide=self._rows(guide) if (guide := guide_of(step)) else None, weights=self._weights, sums=sums,
+            affine=self._affine(step),
+        )  # fmt: skip
+
     def _fold(self, one: Pass, step: Fold, run: Run, target: Rows) -> None:
         n, source, residual = step.block, self._rows(step.source), step.residual and self._rows(step.residual)
         rows = self.plan.job.fold_rows(step)
+        if self._kernels:
+            self._kernels.fold(step, run.start, run.end, source=source, target=target, residual=residual or None)
         for start in range(run.start, run.end, rows):
             end = min(run.end, start + rows)
-            first, last = (start * n, end * n) if step.inwards else (start // n, end // n)
-            made = fold(step, source[slice(first, last)])
-            if residual:
-                made = made + residual[slice(start, end)]
-            target[slice(start, end)].copy_(made)
+            if not self._kernels:
+                first, last = (start * n, end * n) if step.inwards else (start // n, end // n)
+                made = fold(step, source[slice(first, last)])
+                if residual:
+                    made = made + residual[slice(start, end)]
+                target[slice(start, end)].copy_(made)
             if step.target.name in one.measured:
-                self._measured(step.target, moments_of(made))
+                self._measured(step.target, moments_of(target[slice(start, end)]))
 
     def _convolve(self, one: Pass, step: Conv, run: Run, target: Rows) -> None:
         source = self._rows(step.source)
@@ -247,7 +266,10 @@ class Executor:
             self._measured(step.target, moments)
 
     def _sum(self, reader: LinearAttention, rows: Tensor) -> None:
-        sums = local.summed(self.plan.job, reader, rows)
+        if self._kernels and self._kernels.suit(reader):
+            sums = self._kernels.summed(reader, rows)
+        else:
+            sums = local.summed(self.plan.job, reader, rows)
         if reader.source.name in self._sums:
             self._sums[reader.source.name].add(sums)
         else:

@@ -31,7 +31,6 @@ from calotype.engine.vectors import (
     input_transform,
     outer_product,
     output_transform,
-    pixel_norm,
     product,
     scalars,
     softmax,
@@ -47,6 +46,7 @@ _HALVES = (False, True) if BF16 else (False,)
 
 _read, _write, _write_double = scalars()
 _identity, _silu, _relu = activation("none"), activation("silu"), activation("relu")
+_normed_identity, _normed_silu, _normed_relu = (activation(kind, norm=True) for kind in ("none", "silu", "relu"))
 # which of each: the algorithm's number, and _COUNT more with products of bfloat16, or with a residual
 _transform_input = choice(6, [input_transform(one.input, half) for half in _HALVES for one in ALGORITHMS])
 _transform_gradient = emit(6, input_transform(ALGORITHMS[GRADIENT].of_output, False))
@@ -54,7 +54,6 @@ _transform_output = choice(9, [output_transform(one, residual) for residual in (
 _transform_weights = choice(4, [weight_transform(one, half) for half in _HALVES for one in ALGORITHMS])
 _finish_pixel, _finish_added = finish(residual=False), finish(residual=True)
 _finish_half, _widen = finish_half(), widen()
-_normalise = pixel_norm()
 _accumulate_pixels = accumulate()
 _softmax_row, _blend_row = softmax(), blend()
 _outer_product = outer_product()
@@ -99,7 +98,7 @@ def _zero(address: int, floats: int) -> None:
 
 @_kernel("iii", types.float32)
 def _factor(source: int, channels: int, norm: int) -> Any:
-    """What normalises one pixel of any number of channels, as `vectors.pixel_norm` has it."""
+    """What normalises one pixel of any number of channels, as `vectors.activation` has it."""
     total = np.float32(0)
     for c in range(channels):
         total += _read(source + 4 * c) * _read(source + 4 * c)
@@ -125,9 +124,13 @@ def _activate(
         return
     if channels == padded:
         if norm:
-            _normalise(target, source, columns, channels // LANES, norm)
-            source = target
-        if activation == SILU:
+            if activation == SILU:
+                _normed_silu(target, source, columns, channels // LANES, scale, shift, norm)
+            elif activation == RELU:
+                _normed_relu(target, source, columns, channels // LANES, scale, shift, norm)
+            else:
+                _normed_identity(target, source, columns, channels // LANES, scale, shift, norm)
+        elif activation == SILU:
             _silu(target, source, columns, channels // LANES, scale, shift)
         elif activation == RELU:
             _relu(target, source, columns, channels // LANES, scale, shift)
@@ -222,7 +225,7 @@ def convolve_block(
         index: of the block, counted along columns first, in tile rows `first` to `end`.
         algorithm: index in `ALGORITHMS`; `half`: whether products are bfloat16.
         source, source_row: where the map's row of this number lies; what is outside height x width counts as zero.
-        scale, shift: [channels], before the activation; norm: 0, or of each pixel before (see `vectors.pixel_norm`).
+        scale, shift: [channels], before the activation; norm: 0, or of each pixel before (see `vectors.activation`).
         pad: zeros before the first row and column.
         target, residual: likewise; `residual` is 0 for none, and `floor` the address of what results are cut at.
         weights: transformed, [T * T, panels, channels, PANEL]; bias: [panels * PANEL].

@@ -91,11 +91,10 @@ class Code:
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), operands)
 
     def across(self, x: Any) -> Any:
-        """The sum of a vector's floats, in all of them."""
-        for distance in (8, 4, 2, 1):
-            moved = self.b.shuffle_vector(x, x, ir.Constant(IVEC, [i ^ distance for i in range(LANES)]))
-            x = self.b.fadd(x, moved)
-        return x
+        """The sum of a vector's floats."""
+        kind = ir.FunctionType(F32, [F32, VEC])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        return self.b.call(function, [F32(0.0), x], fastmath=("reassoc",))
 
     def fma(self, x: Any, y: Any, plus: Any) -> Any:
         return self.call("llvm.fma.v16f32", x, y, plus)
@@ -127,7 +126,8 @@ class Code:
     def silu(self, x: Any) -> Any:
         """x / (1 + exp(-x))."""
         minus = self.b.fsub(self.constant(-0.0), x)
-        return self.b.fdiv(x, self.b.fadd(self.exp(minus), self.constant(1.0)))
+        # by an estimate and a step of Newton's, where the processor has one: dividing takes as long as the polynomial
+        return self.b.fdiv(x, self.b.fadd(self.exp(minus), self.constant(1.0)), flags=("arcp",))
 
     def combine(self, coefficients: Sequence[float], values: Sequence[Any]) -> Any:
         """The sum of coefficient * value, without what is zero; None if all are."""
@@ -235,50 +235,50 @@ def _intrinsic(arguments: int, generate: Callable[[ir.IRBuilder, Sequence[Any]],
     return intrinsic(scope["emitted"])
 
 
-def activation(kind: str) -> Any:
-    """Columns of pixels: target = activation(source * scale + shift)."""
+def activation(kind: str, norm: bool = False) -> Any:
+    """Columns of pixels: target = activation(source * scale + shift).
 
-    def body(code: Code, target: Any, source: Any, columns: Any, vectors: Any, scale: Any, shift: Any) -> None:
+    With `norm`, of pixels over sqrt(max(mean of squares, floor) + eps); one more argument is the address of one over
+    the number of channels, floor and eps.
+    """
+
+    def body(
+        code: Code, target: Any, source: Any, columns: Any, vectors: Any, scale: Any, shift: Any, *rest: Any
+    ) -> None:  # fmt: skip
         width = code.b.mul(vectors, I64(4 * LANES))
+        total = cgutils.alloca_once(code.b, VEC) if norm else None
+        given = [code.load(code.address(rest[0], i, 4), F32) for i in range(3)] if norm else []
         with cgutils.for_range(code.b, columns) as column:
             base = code.b.mul(column.index, width)
+            here, to = code.b.add(source, base), code.b.add(target, base)
+            factor = _pixel_factor(code, here, vectors, total, *given) if norm else None
             with cgutils.for_range(code.b, vectors) as vector:
                 at = code.b.mul(vector.index, I64(4 * LANES))
-                x = code.load(code.b.add(code.b.add(source, base), at))
+                x = code.load(code.b.add(here, at))
+                if factor is not None:
+                    x = code.b.fmul(x, factor)
                 x = code.fma(x, code.load(code.b.add(scale, at)), code.load(code.b.add(shift, at)))
                 if kind == "silu":
                     x = code.silu(x)
                 elif kind == "relu":
                     x = code.at_least(x, code.constant(0.0))
-                code.store(x, code.b.add(code.b.add(target, base), at))
+                code.store(x, code.b.add(to, at))
 
-    return emit(6, body)
+    return emit(7 if norm else 6, body)
 
 
-def pixel_norm() -> Any:
-    """Columns of pixels: target = source / sqrt(max(mean of squares, floor) + eps).
-
-    `norm` is the address of one over the number of channels, floor and eps.
-    """
-
-    def body(code: Code, target: Any, source: Any, columns: Any, vectors: Any, norm: Any) -> None:
-        build, width = code.b, code.b.mul(vectors, I64(4 * LANES))
-        share, floor, eps = (code.splat(code.load(code.address(norm, i, 4), F32)) for i in range(3))
-        total = cgutils.alloca_once(build, VEC)
-        with cgutils.for_range(build, columns) as column:
-            base = build.mul(column.index, width)
-            build.store(code.constant(0.0), total)
-            with cgutils.for_range(build, vectors) as vector:
-                x = code.load(code.address(build.add(source, base), vector.index, 4 * LANES))
-                build.store(code.fma(x, x, build.load(total)), total)
-            mean = build.fmul(code.across(build.load(total)), share)
-            root = code.call("llvm.sqrt.v16f32", build.fadd(code.at_least(mean, floor), eps))
-            factor = build.fdiv(code.constant(1.0), root)
-            with cgutils.for_range(build, vectors) as vector:
-                x = code.load(code.address(build.add(source, base), vector.index, 4 * LANES))
-                code.store(build.fmul(x, factor), code.address(build.add(target, base), vector.index, 4 * LANES))
-
-    return emit(5, body)
+def _pixel_factor(code: Code, source: Any, vectors: Any, total: Any, share: Any, floor: Any, eps: Any) -> Any:
+    """What normalises one pixel, in every lane; the root and the quotient are of one number, not of sixteen."""
+    build = code.b
+    build.store(code.constant(0.0), total)
+    with cgutils.for_range(build, vectors) as vector:
+        x = code.load(code.address(source, vector.index, 4 * LANES))
+        build.store(code.fma(x, x, build.load(total)), total)
+    mean = build.fmul(code.across(build.load(total)), share)
+    mean = build.select(build.fcmp_ordered("<", mean, floor), floor, mean)  # NaN stays
+    kind = ir.FunctionType(F32, [F32])
+    root = build.call(cgutils.get_or_insert_function(build.module, kind, "llvm.sqrt.f32"), [build.fadd(mean, eps)])
+    return code.splat(build.fdiv(F32(1.0), root))
 
 
 def widen() -> Any:
@@ -543,13 +543,7 @@ def softmax() -> Any:
             code.store(value, where)
         fade = code.exp(code.splat(build.fsub(before, top)))
         fade = build.extract_element(fade, I32(0))
-        summed = build.call(
-            cgutils.get_or_insert_function(
-                build.module, ir.FunctionType(F32, [F32, VEC]), "llvm.vector.reduce.fadd.v16f32"
-            ),
-            [F32(0.0), build.load(total)],
-            fastmath=("reassoc",),
-        )
+        summed = code.across(build.load(total))
         old = code.load(build.add(state, I64(4)), F32)
         code.store(top, state)
         code.store(build.fadd(build.fmul(old, fade), summed), build.add(state, I64(4)))

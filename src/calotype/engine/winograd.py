@@ -187,7 +187,7 @@ class Winograd:
         statistics = np.empty((blocks, 3, n)) if measure else None
         bias, floor = self._biases[step.weights], _FLOORS[step.relu]
         code = kernels.HALVES if source.tensor.dtype == torch.bfloat16 else _CODES[step.activation]
-        norm = _pixel_norm(step.norm, step.source.channels)
+        norm = pixel_norm(step.norm, step.source.channels)
         fixed = (
             kernels.ALGORITHMS.index(algorithm), self.job.half, source.address, source.first, high, wide,
             step.source.channels, scale.ctypes.data, shift.ctypes.data, code, norm.ctypes.data if norm.size else 0,
@@ -228,7 +228,7 @@ class Winograd:
         places = [take(step, padded + channels) for _ in range(self.workers.threads)]
         linear = _Linear(self.workers, self.job, channels, take)
         ask, answer = linear.weights(folded.query), linear.weights(folded.out)
-        of_positions = _pixel_norm(norm, channels)
+        of_positions = pixel_norm(norm, channels)
         one, zero = np.ones(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32)
         for start in range(0, positions, QUERIES):
             end = min(positions, start + QUERIES)
@@ -347,8 +347,8 @@ class _Linear:
         return merged(statistics)
 
 
-def _pixel_norm(norm: Norm | PixelNorm | None, channels: int) -> Floats:
-    """What `vectors.pixel_norm` reads; empty where positions are not normalised."""
+def pixel_norm(norm: Norm | PixelNorm | None, channels: int) -> Floats:
+    """What `vectors.activation` reads of a norm of pixels; empty where positions are not normalised."""
     if not isinstance(norm, PixelNorm):
         return _NO_NORM
     return np.array([1 / channels, norm.least**2 / channels, norm.eps], dtype=np.float32)
