@@ -160,8 +160,8 @@ class LocalKernels:
         keys = np.append(sums.keys.float().numpy().ravel(), np.float32(step.least))
         scratch = _scratch(self.workers, 2 * (-(-POSITIONS // ROWS) * ROWS) * size)
         fixed = (
-            source[slice(start, end)].data_ptr(), count, channels, target[slice(start, end)].data_ptr(), size, POSITIONS,
-            matrices.ctypes.data, keys.ctypes.data,
+            source[slice(start, end)].data_ptr(), count, channels, target[slice(start, end)].data_ptr(), size,
+            POSITIONS, matrices.ctypes.data, keys.ctypes.data,
         )  # fmt: skip
         blocks = heads * ceil(count / POSITIONS)
         self.workers.run(blocks, lambda thread, i: local_kernels.attend_block(i, *fixed, _address(scratch, thread)))

@@ -12,25 +12,28 @@ source that have been read. Offsets in one block of memory are fixed here, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil
-from typing import Literal
+from typing import Literal, TypeVar
 
-from calotype.engine.blocks import Job, Kernels, aligned
+from calotype.engine.blocks import TILES_AT_ONCE, Job, Kernels, aligned
 from calotype.engine.budget import in_words
 from calotype.engine.passes import Pass, Place, needs_statistics, needs_whole, read_by, residual_of
 from calotype.errors import MemoryLimitError
 from calotype.steps import Attention, Conv, LinearAttention, Map, Program, SpatialNorm, Step
 
+T = TypeVar("T")
+
 SMALLEST_SPILL = 2**20  # bytes of a map that is worth not keeping
 SPILL_COST = 100.0  # operations in the time that a byte takes to the temporary file or from it
 READ_COST = 3.5  # operations in the time that a thread takes to read a byte of weights
 RUN_COST = 2e7  # operations in the time that starting a step on a stripe takes
-COMFORT = 10**9  # bytes that the default plan takes without asking what less would cost
-SLACK = 1.1  # above them it takes the least memory that costs no more than this, over the fastest plan
+# The default plan takes the least memory that costs no more than NEAR over the fastest plan, and if that is more than
+# COMFORT bytes, the least that costs no more than SLACK.
+NEAR, COMFORT, SLACK = 1.02, 10**9, 1.1
 ATTENTION_WARNING = 3.0  # when attention costs so much more than everything else, the plan says so
 
 
@@ -229,28 +232,44 @@ _Chain = dict[str, _Home]
 """Maps that lie over one another, at places relative to the first of them."""
 
 
-def _plan(
-    job: Job, program: Program, places: Mapping[str, Place], stripe: int, known: dict[tuple[object, ...], Pass]
-) -> Plan:
-    """What these places come to; passes that other plans have too are looked up in `known`."""
-    passes: list[Pass] = []
+def _plans(
+    job: Job, program: Program, places: Mapping[str, Place], known: dict[tuple[object, ...], list[Pass]]
+) -> list[Plan]:
+    """What these places come to, each pass a stripe at a time that is large and takes little; in less and less memory.
+
+    Passes that other plans have too are looked up in `known`.
+    """
+    order: list[list[Pass]] = []
+    measured = {step.source.name for step in program.steps if needs_statistics(step)}
+    summed = {step.source.name: step for step in program.steps if isinstance(step, LinearAttention)}
+    for steps, measures in _passes(program, places):
+        names = {m.name for step in steps for m in (*read_by(step), step.target)}
+        key = (steps[0].target, steps[-1].target, measures, *(places[name] for name in sorted(names)))
+        if key not in known:
+            ways = [_pass(job, stripe, steps, measures, places, measured, summed) for stripe in STRIPES]
+            different = {way.stripe: way for way in ways}.values()
+            known[key] = sorted(different, key=lambda way: (_overhead(job, way), way.temporary))
+        order.append(known[key])
+    found: dict[tuple[int, ...], Plan] = {}
+    least = max(min(way.temporary for way in ways) for ways in order)
+    for most in sorted({way.temporary for ways in order for way in ways if way.temporary >= least}, reverse=True):
+        passes = [next(way for way in ways if way.temporary <= most) for ways in order]
+        stripes = tuple(way.stripe for way in passes)
+        if stripes not in found:
+            found[stripes] = _plan(job, program, places, passes)
+    return _some(list(found.values()), CEILINGS_TRIED)
+
+
+def _plan(job: Job, program: Program, places: Mapping[str, Place], passes: list[Pass]) -> Plan:
+    """What these passes come to."""
     chains: list[_Chain] = []
     home: dict[str, _Chain] = {}  # of kept maps
     last_read: dict[str, int] = {}
-    order = _passes(program, places)
-    measured = {step.source.name for step in program.steps if needs_statistics(step)}
-    summed = {step.source.name: step for step in program.steps if isinstance(step, LinearAttention)}
-    for i, (steps, _) in enumerate(order):
-        for step in steps:
+    for i, one in enumerate(passes):
+        for step in one.steps:
             for m in read_by(step):
                 last_read[m.name] = i
-    for i, (steps, measures) in enumerate(order):
-        names = {m.name for step in steps for m in (*read_by(step), step.target)}
-        key = (steps[0].target, steps[-1].target, measures, stripe, *(places[name] for name in sorted(names)))
-        if key not in known:
-            known[key] = _pass(job, stripe, steps, measures, places, measured, summed)
-        one = known[key]
-        passes.append(one)
+    for i, one in enumerate(passes):
         if one.stores:
             _place(job, one, i, last_read, chains, home)
     offsets, kept = _arrange(chains)
@@ -261,17 +280,14 @@ def _plan(
             if places[name] == "spilled" and (name not in one.made or one.stores):
                 spill += job.bytes(m)
     computed: dict[str, int] = {}
-    runs, overhead = 0, 0.0
     for one in passes:
-        runs += one.iterations * len(one.steps)
-        overhead += _weight_reads(job, one)
         for step in one.steps:
             computed[step.target.name] = computed.get(step.target.name, 0) + job.flops(step)
     flops = sum(computed.values())
     return Plan(
         program=program, job=job, passes=tuple(passes), places=places, offsets=offsets, kept=kept,
         peak=kept + _most(job, passes) + _heap(program),
-        work=flops + overhead + SPILL_COST * spill + RUN_COST * runs, flops=flops, spill=spill,
+        work=flops + sum(_overhead(job, one) for one in passes) + SPILL_COST * spill, flops=flops, spill=spill,
         attention=sum(computed[s.target.name] for s in program.steps if isinstance(s, Attention)),
         computed=computed,
     )  # fmt: skip
@@ -364,24 +380,24 @@ def _pass(
     )  # fmt: skip
 
 
-def _weight_reads(job: Job, one: Pass) -> float:
-    """Operations in the time that blocks take to read their weights."""
-    if job.kernels != "winograd":
-        return 0.0
-    total = 0.0
-    for step in one.steps:
-        if isinstance(step, Conv):
-            rows, columns = job.size(step.target)
-            at_once = ceil(rows / one.iterations)
-            block = job.block(step, at_once)
-            tile = job.algorithm(step).tile
-            total += (
-                one.iterations
-                * ceil(ceil(at_once / tile) / block[0])
-                * ceil(ceil(columns / tile) / block[1])
-                * job.weight_bytes(step)
-                * READ_COST
-            )
+def _overhead(job: Job, one: Pass) -> float:
+    """Operations in the time that a pass takes beside its products.
+
+    That is of starting steps on a stripe, and with the kernels of blocks that read their weights, of tiles that only
+    fill up a block, and of threads that have no block left.
+    """
+    total = RUN_COST * one.iterations * len(one.steps)
+    for step in one.steps if job.kernels == "winograd" else ():
+        if not isinstance(step, Conv):
+            continue
+        rows, columns = job.size(step.target)
+        at_once = ceil(rows / one.iterations)
+        high, wide = job.block(step, at_once)
+        tile = job.algorithm(step).tile
+        blocks = ceil(ceil(at_once / tile) / high) * ceil(ceil(columns / tile) / wide)
+        total += one.iterations * blocks * job.weight_bytes(step) * READ_COST
+        padded = ceil(high * wide / TILES_AT_ONCE) * TILES_AT_ONCE / (high * wide)
+        total += job.flops(step) * (padded * ceil(blocks / job.threads) * job.threads / blocks - 1)
     return total
 
 
@@ -498,13 +514,15 @@ def _arrange(chains: list[_Chain]) -> tuple[dict[str, int], int]:
 
 
 LIMITS_TRIED, LOOSE_TRIED = 10, 5  # sizes of maps; networks of many sizes would take long to plan
+CEILINGS_TRIED = 6  # of what passes take beside kept maps
+STRIPES = (512, 128, 64, 32, 16, 8)  # rows of pixels at a time, about
 
 
-def _some(sizes: list[int], most: int) -> list[int]:
+def _some(values: list[T], most: int) -> list[T]:
     """The first, the last, and evenly many between."""
-    if len(sizes) <= most:
-        return sizes
-    return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 @lru_cache(maxsize=8)
@@ -520,17 +538,16 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
     for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
-    found: dict[tuple[object, ...], Plan] = {}
-    passes: dict[tuple[object, ...], Pass] = {}
+    found: dict[tuple[object, ...], list[Plan]] = {}
+    passes: dict[tuple[object, ...], list[Pass]] = {}
     loose = _loose(program)
     sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
     for policy, small in product(policies, _some(sorted({0, *sizes_of_loose}), LOOSE_TRIED)):
         places = _places(job, program, replace(policy, small=small))
-        for stripe in (512, 128, 64, 32, 16, 8):
-            key = (tuple(places.values()), stripe)
-            if key not in found:
-                found[key] = _plan(job, program, places, stripe, passes)
-    return tuple(sorted(found.values(), key=lambda one: (one.work, one.peak)))
+        key = tuple(places.values())
+        if key not in found:
+            found[key] = _plans(job, program, places, passes)
+    return tuple(sorted((one for some in found.values() for one in some), key=lambda one: (one.work, one.peak)))
 
 
 def plan(
@@ -562,9 +579,9 @@ def plan(
     """
     job = Job(height, width, kernels, threads, itemsize, half, widens, unfolds, touched)
     limit = memory if memory is not None else free
-    fastest = _candidates(job, program, everything=False)[0]
-    if (limit is None or fastest.peak <= limit) and (memory is not None or fastest.peak <= COMFORT):
-        return fastest
+    quick = _candidates(job, program, everything=False)
+    if (limit is None or quick[0].peak <= limit) and (memory is not None or quick[0].peak <= COMFORT):
+        return quick[0] if memory is not None else _least(quick, NEAR)
     candidates = _candidates(job, program)
     fitting = [one for one in candidates if limit is None or one.peak <= limit]
     if not fitting and kernels == "winograd":
@@ -586,4 +603,10 @@ def plan(
     if memory is not None:
         return fitting[0]
     fitting = [one for one in fitting if not one.spill] or fitting  # nobody asked for files
-    return min((one for one in fitting if one.work <= SLACK * fitting[0].work), key=lambda one: (one.peak, one.work))
+    near = _least(fitting, NEAR)
+    return near if near.peak <= COMFORT else _least(fitting, SLACK)
+
+
+def _least(plans: Sequence[Plan], slack: float) -> Plan:
+    """That of the least memory among those that cost no more than so many times what the first does."""
+    return min((one for one in plans if one.work <= slack * plans[0].work), key=lambda one: (one.peak, one.work))
