@@ -192,7 +192,7 @@ class _Header:
         """Its tensors, and values by their keys: texts, numbers, and short rows of whole numbers."""
         magic = bytes(self._content[self._take(4) : 4])
         (version,) = self._numbers("I")
-        if magic != GGUF[0] or version & 0xFFFF == 0:
+        if magic != GGUF[0] or (version and version & 0xFFFF == 0):
             raise WeightsError(
                 "this is a big-endian GGUF file, which is not read; turn it with the package gguf: "
                 "gguf-convert-endian FILE little"

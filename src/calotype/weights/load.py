@@ -302,9 +302,9 @@ def _read(
         if len({one.dtype for one in rows}) > 1:
             raise WeightsError(f"{listing('the', keys)} are of different types, and must be of one")
         stored_tensors[ours] = torch.cat(rows)
-    tensors, notices = widened(stored_tensors)
+    tensors, narrow = widened(stored_tensors)
     used = [*found.keys.values(), *(key for keys in found.joined.values() for key in keys)]
-    notices = (*_said(found.choice, weights), *notices, *unpacked(container, used))
+    notices = (*_said(found.choice, weights), *narrow, *unpacked(container, used))
     return Piece(
         layout=found.layout,
         config=config,
@@ -322,10 +322,7 @@ def _read(
         dtypes=_stored(container, used),
         container=container.kind,
         choice=found.choice,
-        notices=(
-            *container.notices,
-            *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice, *unpacked(container, used))),
-        ),
+        notices=(*container.notices, *(f"{file}: {said}" for said in notices)),
     )
 
 
