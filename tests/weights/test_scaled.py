@@ -231,36 +231,38 @@ def test_rows_that_only_make_tiles_whole_are_left_out(tmp_path: Path) -> None:
 
 
 ROWS = torch.ones(64, 1)
+I8, F8 = torch.zeros(64, 64, dtype=torch.int8), torch.zeros(64, 64).to(E4M3)
+U8 = torch.zeros(64, 32, dtype=torch.uint8)
 # (the weight, its scale, its format, what is said)
 REFUSED: list[tuple[Tensor, Tensor | None, Tensor | None, str]] = [
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS, None, "int8 with scales, and nothing says in which format"),
-    (torch.zeros(64, 32, dtype=torch.uint8), ROWS, None, "uint8 with scales, and nothing says in which format"),
-    (torch.zeros(64, 64, dtype=torch.int8), None, told(format="int8_tensorwise"), "its scale is missing"),
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS, told(format="convrot_w4a4"), "'convrot_w4a4', that is not read"),
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS, told(format="asym_w4a8_int8"), "'asym_w4a8_int8', that is not read"),
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS, told(format="awq_w4a16"), "'awq_w4a16', that is not read"),
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS, told(), "in a format, 'None', that is not read"),
+    (I8, ROWS, None, "int8 with scales, and nothing says in which format"),
+    (U8, ROWS, None, "uint8 with scales, and nothing says in which format"),
+    (I8, None, told(format="int8_tensorwise"), "its scale is missing"),
+    (I8, ROWS, told(format="convrot_w4a4"), "'convrot_w4a4', that is not read"),
+    (I8, ROWS, told(format="asym_w4a8_int8"), "'asym_w4a8_int8', that is not read"),
+    (I8, ROWS, told(format="awq_w4a16"), "'awq_w4a16', that is not read"),
+    (I8, ROWS, told(), "in a format, 'None', that is not read"),
     (torch.zeros(64, 64).half(), ROWS, told(format="int8_tensorwise"), "holds torch.float16 where its format has"),
-    (torch.zeros(64, 64, dtype=torch.int8), ROWS[:50], told(format="int8_tensorwise"), r"of \[50, 1\], which do not fit"),
+    (I8, ROWS[:50], told(format="int8_tensorwise"), r"of \[50, 1\], which do not fit"),
     (
-        torch.zeros(64, 64, dtype=torch.int8), ROWS, told(format="int8_tensorwise", convrot=True),
+        I8, ROWS, told(format="int8_tensorwise", convrot=True),
         "in groups of 256, which do not divide 64 columns",
     ),
     (
-        torch.zeros(64, 64, dtype=torch.int8), ROWS,
-        told(format="int8_tensorwise", convrot=True, convrot_groupsize=32), "in groups of 32, which is no power of four",
+        I8, ROWS,
+        told(format="int8_tensorwise", convrot=True, convrot_groupsize=32), "in groups of 32, which is no power of",
     ),
     (
-        torch.zeros(64, 64, dtype=torch.int8), ROWS,
+        I8, ROWS,
         told(format="int8_tensorwise", convrot=True, convrot_groupsize=2**40), "which is no power of four",
     ),
-    (torch.zeros(64, 64).to(E4M3), ROWS, told(format="mxfp8"), "holds torch.float32 where its format has torch.uint8"),
-    (torch.zeros(64, 64).to(E4M3), ROWS.to(torch.uint8), told(format="mxfp8"), "with 64 scales, which do not fit"),
-    (torch.zeros(64, 32, dtype=torch.uint8), ROWS.to(E4M3), told(format="nvfp4"), "nvfp4, and its scale is missing"),
-    (torch.zeros(64, 64).to(E4M3), ROWS, torch.zeros(20, dtype=torch.uint8), "does not say in which format a weight is"),
-    (torch.zeros(64, 64).to(E4M3), ROWS, torch.zeros(20), "does not say in which format a weight is"),
-    (torch.zeros(64, 64).to(E4M3), ROWS, torch.zeros(70_000, dtype=torch.uint8), "does not say .*70,000 numbers"),
-    (torch.zeros(64, 64).to(E4M3), ROWS * torch.inf, None, "NaN or infinity"),
+    (F8, ROWS, told(format="mxfp8"), "holds torch.float32 where its format has torch.uint8"),
+    (F8, ROWS.to(torch.uint8), told(format="mxfp8"), "with 64 scales, which do not fit"),
+    (U8, ROWS.to(E4M3), told(format="nvfp4"), "nvfp4, and its scale is missing"),
+    (F8, ROWS, torch.zeros(20, dtype=torch.uint8), "does not say in which format a weight is"),
+    (F8, ROWS, torch.zeros(20), "does not say in which format a weight is"),
+    (F8, ROWS, torch.zeros(70_000, dtype=torch.uint8), "does not say .*70,000 numbers"),
+    (F8, ROWS * torch.inf, None, "NaN or infinity"),
 ]  # fmt: skip
 
 

@@ -78,5 +78,10 @@ def find(
         first, second = container.read(a), container.read(b)
         return first.dtype == second.dtype and torch.equal(first, second)
 
-    found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
+    try:
+        found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
+    except WeightsError as error:
+        if container.kind in ("safetensors", "torch"):
+            raise
+        raise WeightsError(f"read as {container.kind}: {error}") from None
     return found, said, own
