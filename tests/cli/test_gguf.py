@@ -8,7 +8,7 @@ import ggufkit
 import pytest
 from clikit import Calotype, draw
 from ggufkit import Type
-from support import SMALL, kl, tensors_of, write
+from support import NARROW, kl, tensors_of, write
 
 from calotype.weights.container import open_container
 
@@ -34,8 +34,7 @@ def test_a_file_is_written_told_and_read_again(calotype: Calotype, vae: Path) ->
 
 
 def test_what_was_quantised_is_said(calotype: Calotype) -> None:
-    module = kl(SMALL)
-    tensors = {key: value for key, value in tensors_of(module).items()}
+    tensors = tensors_of(kl(NARROW))
     ggufkit.write(Path("vae.gguf"), ggufkit.as_written(tensors, Type.F16))
     ran = calotype("inspect", "vae.gguf", "--latent-format", "sd1")
     assert (ran.code, ran.err) == (0, "")
@@ -63,11 +62,8 @@ def test_misuse(calotype: Calotype, vae: Path, words: tuple[str, ...], said: str
 
 
 def test_one_tensor_is_no_vae(calotype: Calotype) -> None:
-    """And a checkpoint to draw with is another matter."""
     shape = ggufkit.Written(b"first_stage_model.decoder.conv_in.weight", (3, 3, 4, 32), Type.F16, bytes(2304))
     ggufkit.write(Path("vae.gguf"), [shape], [ggufkit.says("general.architecture", "sd1")])
     ran = calotype("inspect", "vae.gguf")
     assert ran.code == 1
-    assert ran.err.startswith("vae.gguf: read as GGUF: ") or "read as GGUF: " in ran.err
-    ran = calotype("draw", "a cat", "--model", "vae.gguf", "--out", "x.png")
-    assert ran.code in (1, 2)
+    assert "vae.gguf: read as GGUF: " in ran.err

@@ -17,6 +17,7 @@ from ggufkit import Type, Written, as_written, dequantised, numbers, says
 from support import diffusers_tensors, kl, network, one_sentence, same_tensors, tensors_of, write
 from torch import Tensor
 
+from calotype.draw.checkpoints import load_checkpoint
 from calotype.errors import UsageError, WeightsError
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.kl.config import AutoencoderConfig
@@ -400,3 +401,10 @@ def test_files_of_stable_diffusion_cpp(name: str, dtypes: tuple[str, ...], share
             expected = wide.to(tensor.dtype)
         assert torch.equal(tensor, expected.reshape(tensor.shape)), key
     assert KNOWN["sd1"].channels == loaded.module.config.z_channels
+
+
+def test_checkpoints_to_draw_with_are_not_read(tmp_path: Path) -> None:
+    path = ggufkit.write(tmp_path / "x.gguf", as_written(LDM, Type.F16, "first_stage_model."))
+    with pytest.raises(WeightsError, match="this is a GGUF file, of which the VAE alone is read") as caught:
+        load_checkpoint(path)
+    one_sentence(str(caught.value))
