@@ -14,6 +14,7 @@ from support import NARROW, SMALL, kl, network, one_sentence, same_tensors, tens
 from torch import Tensor
 
 from calotype.errors import UsageError, WeightsError
+from calotype.families import config_from_dict
 from calotype.families.dcae.config import DcaeConfig
 from calotype.families.face import NetworkConfig
 from calotype.families.folded.config import FoldedConfig
@@ -31,7 +32,7 @@ from calotype.weights.video import whole_tensors
 
 CONFIGS: dict[str, NetworkConfig] = {
     "kl": SMALL,
-    "kl-grey": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, picture_channels=1, z_channels=1),
+    "kl-grey": AutoencoderConfig(ch=8, ch_mult=(1,), num_res_blocks=1, norm_groups=4, in_channels=1, z_channels=1),
     "tiny": TinyConfig(),
     "folded": FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1)),
     "hunyuan": HunyuanImageConfig(channels=(32, 64, 128), num_res_blocks=1, z_channels=64),
@@ -79,7 +80,7 @@ def test_every_network_comes_back_bit_by_bit(name: str, dtype: torch.dtype, tmp_
     assert same_tensors(loaded.module, module)
     assert (loaded.container, loaded.dtypes) == ("GGUF", (str(dtype).removeprefix("torch."),))
     tensors, texts = read_by_gguf(path)
-    assert json.loads(texts["calotype_config"]) == module.config.to_dict()
+    assert config_from_dict(json.loads(texts["calotype_config"])) == module.config
     assert len(tensors) == len(module.state_dict())
     first = path.read_bytes()
     save_weights(loaded.module, path, layout="gguf")
