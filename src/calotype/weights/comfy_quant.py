@@ -101,7 +101,7 @@ def _int8(told: Mapping[str, Any], weight: Tensor, scale: Tensor) -> Tensor:
         raise QuantError(f"and rotated (ConvRot) in groups of {str(group)[:20]}, which is no power of four")
     if wide.shape[1] % group:
         raise QuantError(f"and rotated (ConvRot) in groups of {group}, which do not divide {wide.shape[1]} columns")
-    return (wide.unflatten(1, (-1, group)) @ hadamard(group)).flatten(1)
+    return (wide.reshape(wide.shape[0], -1, group) @ hadamard(group)).flatten(1)
 
 
 def hadamard(size: int) -> Tensor:
@@ -128,7 +128,7 @@ def _blocks(wide: Tensor, scales: Tensor, block: int, whole: Tensor | float = 1.
     tile = row // TILE[0] * across + column // TILE[1]
     inside = row % 32 * 16 + row % TILE[0] // 32 * 4 + column % TILE[1]
     found = scales.reshape(-1)[tile * TILE[0] * TILE[1] + inside] * whole
-    return (wide.unflatten(1, (count, block)) * found[:, :, None]).flatten(1)
+    return (wide.reshape(rows, count, block) * found[:, :, None]).flatten(1)
 
 
 def _exponents(scales: Tensor) -> Tensor:
