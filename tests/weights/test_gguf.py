@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from calotype.weights.load import load_weights
 CONFIG = AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1)
 MODULE = kl(CONFIG)
 LDM, DIFFUSERS = tensors_of(MODULE), diffusers_tensors(MODULE)
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # much like others
 
 
 def writes() -> list[Any]:
@@ -159,7 +161,9 @@ def test_names_that_converters_write(tensors: dict[str, Tensor], prefix: str, tm
 
 
 @pytest.mark.parametrize("names", ["ldm", "diffusers"])
-@pytest.mark.parametrize("variant", ["wan-2.1", "wan-2.1-larger", "qwen-image-layered", "wan-2.2", "qwen-image-2.1"])
+@pytest.mark.parametrize(
+    "variant", ["wan-2.1", "wan-2.2", "qwen-image-2.1", SLOW("wan-2.1-larger"), SLOW("qwen-image-layered")]
+)
 def test_kernels_of_five_dimensions_are_split(variant: str, names: str, tmp_path: Path) -> None:
     module, config = wankit.theirs(variant), wankit.VARIANTS[variant][2]
     tensors = wankit.originals(module, config) if names == "ldm" else dict(module.state_dict())

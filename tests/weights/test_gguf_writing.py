@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -55,6 +56,7 @@ CONFIGS: dict[str, NetworkConfig] = {
         decoder_activations=("silu",) * 3,
     ),
 }
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # much like others
 FORMAT = ScaleShift(name="mine", channels=4, scaling_factor=0.5)
 
 
@@ -111,7 +113,7 @@ def test_latent_formats_come_back(tmp_path: Path) -> None:
         assert (loaded.format, loaded.format_source) == (format_, "the file's metadata")
 
 
-@pytest.mark.parametrize("variant", ["wan-2.1", "wan-2.2", "qwen-image-2.1", "qwen-image-layered"])
+@pytest.mark.parametrize("variant", ["wan-2.1", "wan-2.2", SLOW("qwen-image-2.1"), SLOW("qwen-image-layered")])
 def test_all_that_frames_need_comes_back(variant: str, tmp_path: Path) -> None:
     module = wankit.theirs(variant)
     module.save_pretrained(tmp_path / "theirs")

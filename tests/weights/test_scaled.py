@@ -52,10 +52,13 @@ def wide(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.reshape(-1, *(1,) * (weight.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
 
 
-@pytest.mark.parametrize("prefix", ["", "vae."])
-@pytest.mark.parametrize("name", ["weight_scale", "scale_weight", "weight_scale_inv"])
-@pytest.mark.parametrize("kind", SCALES)
-@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "name", "prefix"),
+    [
+        *((E4M3, kind, "weight_scale", "") for kind in SCALES),
+        *((E5M2, "scalar", name, "vae.") for name in ("scale_weight", "weight_scale_inv")),
+    ],
+)
 def test_float8_with_scales(dtype: torch.dtype, kind: str, name: str, prefix: str, tmp_path: Path) -> None:
     tensors, expected = {}, {}
     for key, value in LDM.items():
@@ -132,7 +135,7 @@ def int8(weight: Tensor, group: int = 0, rows: bool = True) -> tuple[Tensor, Ten
     return stored, scale, (meant.unflatten(1, (-1, group)) @ hadamard(group)).flatten(1) if group else meant
 
 
-@pytest.mark.parametrize("group", [0, 4, 16, 64])
+@pytest.mark.parametrize("group", [0, 16])
 @pytest.mark.parametrize("where", ["tensor", "params", "header", "header without prefix"])
 def test_int8(where: str, group: int, tmp_path: Path) -> None:
     weight = DIFFUSERS[f"{LAYER}.weight"]
