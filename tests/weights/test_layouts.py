@@ -248,7 +248,7 @@ class Counting:
 
     def __init__(self, inner: Container, read: list[str]) -> None:
         self.inner, self.shapes, self.metadata, self.keys = inner, inner.shapes, inner.metadata, read
-        self.notices = inner.notices
+        self.kind, self.notices, self.stored = inner.kind, inner.notices, inner.stored
 
     def read(self, key: str) -> Tensor:
         self.keys.append(key)

@@ -204,17 +204,17 @@ def test_plain_float8_is_widened_exactly(tmp_path: Path, dtype: torch.dtype) -> 
 @pytest.mark.parametrize(
     ("name", "whose"),
     [
-        ("decoder.conv_in.weight_scale", "float8 or int8 with scales"),
-        ("decoder.conv_in.scale_weight", "ComfyUI's scaled float8"),
-        ("decoder.conv_in.comfy_quant", "ComfyUI's quantisation"),
+        ("decoder.conv_9.weight_scale", "float8 or int8 with scales"),
+        ("decoder.conv_9.scale_weight", "ComfyUI's scaled float8"),
+        ("decoder.conv_9.comfy_quant", "ComfyUI's quantisation"),
         ("decoder.conv_in.weight.absmax", "bitsandbytes' four bits"),
         ("decoder.mid.attn_1.q.SCB", "bitsandbytes' int8"),
         ("decoder.mid.attn_1.q.scales", "GPTQ's, AWQ's or MLX's"),
-        ("encoder.conv_in.weight_scale_inv", "float8 or int8 with scales"),
+        ("encoder.conv_9.weight_scale_inv", "float8 or int8 with scales"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "vae."])
-def test_weights_with_scales_are_refused_by_name(tmp_path: Path, name: str, whose: str, prefix: str) -> None:
+def test_other_scales_are_refused_by_name(tmp_path: Path, name: str, whose: str, prefix: str) -> None:
     tensors = {**tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1,)))), name: torch.ones(())}
     path = write(tmp_path / "x.safetensors", {f"{prefix}{key}": value for key, value in tensors.items()})
     with pytest.raises(WeightsError, match=rf"quantised \({whose}.*{name}\), which is not read; get them as they were"):

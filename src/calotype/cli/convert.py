@@ -24,11 +24,12 @@ class LayoutName(str, Enum):
     diffusers = "diffusers"
     diffusers_2d = "diffusers-2d"
     keras = "keras"
+    gguf = "gguf"
 
 
 def command(
     weights: Annotated[str, typer.Argument(help="A preset's name, or a file or folder in any layout.")],
-    out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, else a folder.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors file for ldm, a .gguf file for gguf, else a folder.")],
     layout: Annotated[LayoutName, typer.Option(help="Layout to write.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Type to store.", show_default="as it is")] = None,
     prefix: PrefixOption = None,
@@ -46,7 +47,7 @@ def command(
 ) -> None:
     """Write weights in another layout; the numbers stay the same, bit for bit, unless --dtype changes their type.
 
-    Files of a video's VAE keep all that frames need in the layouts ldm and diffusers;
+    Files of a video's VAE keep all that frames need in the layouts ldm, gguf and diffusers;
     diffusers-2d keeps what one picture needs, a third of it, from which the others can't be made again.
     """
     import torch
@@ -66,7 +67,8 @@ def command(
     )
     require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
     kept = layout.value in DIFFUSERS_LAYOUTS and "scaling_factor" in loaded.kept
-    if layout is not LayoutName.ldm and not kept:  # readers take a missing scale for Stable Diffusion 1's
+    named = layout in (LayoutName.diffusers, LayoutName.diffusers_2d, LayoutName.keras)
+    if named and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(
         loaded.module,

@@ -37,7 +37,7 @@ from calotype.families.face import listing
 from calotype.latents import LatentFormat, Latents
 from calotype.pixels import Padding, crop, pad, read_picture, to_pil
 from calotype.vae import VAE, enough_memory, pick_device
-from calotype.weights.container import open_container
+from calotype.weights.container import Container, open_container
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image
 
@@ -74,7 +74,7 @@ def load_checkpoint(
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder; give a checkpoint.")
     try:
-        found = detect_folder(path) if path.is_dir() else detect_file(open_container(path).shapes)
+        found = detect_folder(path) if path.is_dir() else detect_file(_whole(path).shapes)
         require_libraries()
         dtype = dtype or (torch.float32 if target.type == "cpu" else getattr(torch, found.kind.narrow))
         own = checkpoint_vae(path, found, vae, target, dtype)
@@ -105,6 +105,20 @@ def load_checkpoint(
         text = str(error).rstrip(".")
         raise WeightsError(f"{text}." if text.startswith(str(path)) else f"{path}: {text}.") from None
     return Checkpoint(pipe, found, own)
+
+
+def _whole(path: Path) -> Container:
+    """The tensors of a single file.
+
+    Raises:
+        WeightsError: if it is damaged, or of a kind that diffusers does not make a pipeline of.
+    """
+    container = open_container(path)
+    if container.kind == "GGUF":
+        raise WeightsError(
+            "this is a GGUF file, of which the VAE alone is read; to draw with, get the checkpoint as safetensors"
+        )
+    return container
 
 
 @dataclass(frozen=True, eq=False)

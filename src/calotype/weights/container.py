@@ -1,4 +1,4 @@
-"""Containers of tensors: safetensors and torch files, opened so that only what is asked for is read."""
+"""Containers of tensors, opened so that only what is asked for is read: safetensors and torch files; GGUF elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from calotype.weights.sniff import other_file
 from calotype.weights.stored import Stored
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+GGUF = (b"GGUF", b"FUGG")  # the second where it is big-endian
 
 # safetensors' names of types
 SAFE_DTYPES = {
@@ -233,7 +234,7 @@ def _tensors(
 
 @damage(WeightsError, DAMAGED)
 def open_container(path: Path) -> Container:
-    """Opens a safetensors or torch file, told apart by its first bytes.
+    """Opens a safetensors, torch or GGUF file, told apart by its first bytes.
 
     Raises:
         WeightsError: if the file is empty, damaged, or of another kind; the message says which, and what to do.
@@ -245,8 +246,12 @@ def open_container(path: Path) -> Container:
     # safetensors begin with the length of a JSON header, in eight bytes; the first may be those of a torch file
     if head[4:9] == b"\0\0\0\0{":
         return SafetensorsFile(path)
+    if head[:4] in GGUF:
+        from calotype.weights.gguf_file import GgufFile
+
+        return GgufFile(path)
     if said := other_file(path, head):
         raise WeightsError(said)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return TorchFile(path)
-    raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor Keras h5")
+    raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor GGUF, nor Keras h5")

@@ -36,7 +36,7 @@ from calotype.weights.diffusers_config import (
     read_said,
     unused,
 )
-from calotype.weights.eight_bits import widened
+from calotype.weights.eight_bits import unpacked, widened
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
@@ -106,8 +106,8 @@ def load_weights(
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
     Args:
-        path: a safetensors, torch or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's or a
-            pipeline's), or a folder with an encoder and a decoder file.
+        path: a safetensors, torch, GGUF or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's
+            or a pipeline's), or a folder with an encoder and a decoder file.
         latent_format_name: how raw and model latents differ, where the weights can't tell.
         prefix: what stands before the VAE's names in the file, where there are several VAEs.
         weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the
@@ -302,7 +302,9 @@ def _read(
         if len({one.dtype for one in rows}) > 1:
             raise WeightsError(f"{listing('the', keys)} are of different types, and must be of one")
         stored_tensors[ours] = torch.cat(rows)
-    tensors, notice = widened(stored_tensors)
+    tensors, narrow = widened(stored_tensors)
+    used = [*found.keys.values(), *(key for keys in found.joined.values() for key in keys)]
+    notices = (*_said(found.choice, weights), *narrow, *unpacked(container, used))
     return Piece(
         layout=found.layout,
         config=config,
@@ -317,10 +319,10 @@ def _read(
         groups_assumed=found.groups_assumed,
         assumed="" if own or said.values else found.assumed,
         whole=found.whole,
-        dtypes=_stored(container, [*found.keys.values(), *(key for keys in found.joined.values() for key in keys)]),
+        dtypes=_stored(container, used),
         container=container.kind,
         choice=found.choice,
-        notices=(*container.notices, *(f"{file}: {said}" for said in (*_said(found.choice, weights), *notice))),
+        notices=(*container.notices, *(f"{file}: {said}" for said in notices)),
     )
 
 

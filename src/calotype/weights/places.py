@@ -16,10 +16,12 @@ from calotype.weights.container import Container, open_container
 from calotype.weights.detect import Detected, detect
 from calotype.weights.diffusers_config import Said, norm_groups_of, parse_config, read_said
 from calotype.weights.groups import Weights
+from calotype.weights.scaled import scaled
 from calotype.weights.shards import Shards, in_folder, shards_of
 from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
+OTHER_SUFFIXES = (".gguf",)  # of files that are taken of a folder where there are none of those
 
 SUBFOLDERS = ("vae", "movq", "vqvae")  # of pipelines, with the VAE in it
 
@@ -40,6 +42,7 @@ def locate(
         path = path / inside
     config = path / "config.json"
     places, notices, weights = in_folder(path, weights, SUFFIXES)
+    places = places or in_folder(path, weights, OTHER_SUFFIXES)[0]
     if not places and (said := told_in_folder(path)):
         raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
     if len(places) not in (1, 2):
@@ -53,7 +56,7 @@ def locate(
 
 def open_place(file: Path, more: Sequence[Path]) -> Container:
     """The tensors of a file, or of one that others continue (shards)."""
-    return Shards([open_container(one) for one in (file, *more)]) if more else open_container(file)
+    return scaled(Shards([open_container(one) for one in (file, *more)]) if more else open_container(file))
 
 
 def find(
@@ -75,5 +78,10 @@ def find(
         first, second = container.read(a), container.read(b)
         return first.dtype == second.dtype and torch.equal(first, second)
 
-    found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
+    try:
+        found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
+    except WeightsError as error:
+        if container.kind in ("safetensors", "torch"):
+            raise
+        raise WeightsError(f"read as {container.kind}: {error}") from None
     return found, said, own

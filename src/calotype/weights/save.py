@@ -20,13 +20,18 @@ from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.diffusers_config import ASIDE, KEPT, LATENTS
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
+from calotype.weights.gguf_writing import write_gguf
 from calotype.weights.keras import write_keras
-from calotype.weights.places import SUFFIXES
+from calotype.weights.places import OTHER_SUFFIXES, SUFFIXES
 from calotype.weights.video import grafted
 
-WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras"]
+WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "gguf"]
 
-WITH_FRAMES: tuple[WriteLayout, ...] = ("ldm", "diffusers")  # which can hold what one picture does not need
+WITH_FRAMES: tuple[WriteLayout, ...] = ("ldm", "diffusers", "gguf")  # which can hold what one picture does not need
+SINGLE: dict[str, tuple[str, ...]] = {
+    "ldm": (".safetensors", ".sft"),
+    "gguf": (".gguf",),
+}  # files, under original names
 
 
 def save_weights(
@@ -44,7 +49,8 @@ def save_weights(
     """Writes a VAE; what was there before is replaced only when the new file is whole.
 
     Args:
-        path: ``ldm``: a .safetensors file. ``diffusers``: a folder, which gets config.json and
+        path: ``ldm``: a .safetensors file. ``gguf``: a .gguf file under the same names, which stable-diffusion.cpp
+            reads with its ``--vae``. ``diffusers``: a folder, which gets config.json and
             diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
             picture; ``diffusers`` of such a VAE is written from `whole` alone. ``keras``: a folder, which gets
             encoder.h5 and decoder.h5.
@@ -104,8 +110,8 @@ def save_tensors(
         metadata: further entries of a safetensors header.
         kept: what a config.json said beside network and latent format (`Loaded.kept`).
         said: all fields of a config.json of this network (`Loaded.said`), which come back, but for latents.
-        whole: of a video's VAE all that its file has, as `video.whole_tensors` gives it; ``ldm`` and ``diffusers``
-            are written as a video's then, with these tensors in their places.
+        whole: of a video's VAE all that its file has, as `video.whole_tensors` gives it; ``ldm``, ``gguf`` and
+            ``diffusers`` are written as a video's then, with these tensors in their places.
 
     Raises:
         UsageError, StorageError: as `save_weights`.
@@ -130,11 +136,16 @@ def save_tensors(
         return write_keras(_folder(path, layout), config, tensors, header)
     if isinstance(format_, Packed) and not config.in_model_space:
         tensors = {**tensors, **statistics(format_)}
-    if layout == "ldm":
-        if path.suffix not in (".safetensors", ".sft"):
-            raise UsageError(f"{path}: the ldm layout is a single file; give it a name that ends in .safetensors.")
-        named = as_video(tensors, config, video, layout) if video else as_original(tensors, config)
-        return [write_safetensors(path, named, header)]
+    if layout in SINGLE:
+        suffixes = SINGLE[layout]
+        if path.suffix not in suffixes:
+            raise UsageError(
+                f"{path}: the {layout} layout is a single file; give it a name that ends in {suffixes[0]}."
+            )
+        named = as_video(tensors, config, video, "ldm") if video else as_original(tensors, config)
+        if layout == "ldm":
+            return [write_safetensors(path, named, header)]
+        return [write_gguf(path, named, {key: value for key, value in header.items() if key != "format"})]
 
     named = as_video(tensors, config, video, "diffusers") if video else as_diffusers(tensors, config)
     folder = _folder(path, layout)
@@ -180,6 +191,7 @@ def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
     """The files that `save_weights` writes at most."""
     names = {
         "ldm": [""],
+        "gguf": [""],
         "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
         "diffusers-2d": ["config.json", "diffusion_pytorch_model.safetensors"],
         "keras": ["encoder.h5", "decoder.h5"],
@@ -280,6 +292,6 @@ def statistics(format_: Packed) -> dict[str, Tensor]:
 
 
 def _folder(path: Path, layout: str) -> Path:
-    if path.suffix in SUFFIXES or path.is_file():
+    if path.suffix in (*SUFFIXES, *OTHER_SUFFIXES) or path.is_file():
         raise UsageError(f"{path}: the {layout} layout is a folder; give the name of a folder.")
     return path

@@ -15,7 +15,6 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
         "this is a pointer of Git LFS, not the weights themselves; fetch them with 'git lfs pull', or download the "
         "file itself",
     ),
-    (b"GGUF", "this is a GGUF file, which is not read; get the VAE as safetensors (its source, before conversion)"),
     (b"\x93NUMPY", "this is a single numpy array (.npy), not named tensors; get the weights as safetensors"),
     (b"ftrt", "this is a TensorRT engine, made for one GPU; get the weights that it was built from, as safetensors"),
     (b"\x1f\x8b", "this is a gzip archive; unpack it and give the weights in it"),
