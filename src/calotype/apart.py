@@ -11,17 +11,7 @@ from pathlib import Path
 from calotype.errors import UsageError
 
 _WEIGHTS = (
-    ".safetensors",
-    ".sft",
-    ".ckpt",
-    ".pt",
-    ".pth",
-    ".bin",
-    ".h5",
-    ".keras",
-    ".msgpack",
-    ".npz",
-    ".gguf",
+    *(".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5", ".keras", ".msgpack", ".npz", ".gguf"),
     ".json",
 )
 

@@ -148,7 +148,7 @@ class Diffusers:
         expected: (config, fields, parts) -> what the fields must say beside these tensors.
         untold: which of them no tensor tells.
         written: config -> fields for a config.json; None where the family is not written in this layout.
-        flax: as `written`, for the Flax class of diffusers before 0.38, with its name; None where there is none.
+        flax: as `written`, for the Flax class of older versions, with its name; None where there is none.
         theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
         parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
             parts; () where it is one.

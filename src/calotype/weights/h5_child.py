@@ -2,8 +2,8 @@
 
 HDF5 is C code that can run for ever over a damaged file, or crash, and its datasets may claim any size. So this process
 may be ended at any moment; it takes time and memory by the size of the file, and it writes to standard output only: a
-line once it is there, then a line of JSON on what there is, and the arrays' bytes one after another. Of a file of Keras 3,
-which may be a whole diffusion model, it reads the arrays of VAEs alone, by keras-hub's names. No torch.
+line once it is there, then a line of JSON on what there is, and the arrays' bytes one after another. Of a file of Keras
+3, which may be a whole diffusion model, it reads the arrays of VAEs alone, by keras-hub's names. No torch.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class KerasFile:
     """An h5 file of Keras weights, or an archive (.keras) with one in it.
 
     Attributes:
-        in_order: all arrays, if it is one of Keras 1 or 2, where they are known by their order; they are called "0", "1"
-            and so on here. Of a file of Keras 3 those of a VAE are read, and the others' shapes.
+        in_order: all arrays, if it is one of Keras 1 or 2, where they are known by their order; they are called "0",
+            "1" and so on here. Of a file of Keras 3 those of a VAE are read, and the others' shapes.
     """
 
     def __init__(self, path: Path) -> None:

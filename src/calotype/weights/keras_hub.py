@@ -86,7 +86,8 @@ def _places(rests: list[str], side: str, titles: Mapping[str, str]) -> dict[int,
     each = len(numbers) // levels
     if each * levels != len(numbers) or numbers.keys() != set(range(len(numbers))):
         raise WeightsError(
-            f"its {side} has {len(numbers)} blocks for {levels} levels, and VAEs are read whose levels have as many each"
+            f"its {side} has {len(numbers)} blocks for {levels} levels, and VAEs are read whose levels have as many "
+            f"each"
         )
     return {number: divmod(number, each) for number in numbers}
 

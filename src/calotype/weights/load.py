@@ -279,9 +279,7 @@ def _read(
     container = open_place(file, more)
     if isinstance(container, KerasFile) and container.in_order is not None:
         if prefix or weights:
-            raise UsageError(
-                "an h5 file in Keras's order holds half a VAE and no more; leave --prefix and --weights out"
-            )
+            raise UsageError("such an h5 file holds half a VAE and no more; leave --prefix and --weights out")
         given, side, tensors = read_keras(container.in_order, container.metadata)
         return Piece(
             layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=container.metadata,

@@ -2,8 +2,8 @@
 
 mflux (src/mflux/models/flux and flux2, 0.17) saves a VAE under diffusers' names, but for a module more in some
 ("conv_in.conv2d", "conv_norm_out.norm"), and one number less ("to_out" for "to_out.0"). MLX has the axes of a kernel in
-the order O, H, W, I. A quantised matrix is stored as `weight`, `scales` and `biases`: each `group` numbers of a row have
-a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits in words of 32, the lowest bits
+the order O, H, W, I. A quantised matrix is stored as `weight`, `scales` and `biases`: each `group` numbers of a row
+have a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits in words of 32, the lowest bits
 first (`mx.quantize`; mlx/backend/cpu/quantized.cpp).
 """
 

@@ -2,11 +2,11 @@
 
 The format is that of https://github.com/msgpack/msgpack/blob/master/spec.md. An array is an extension of type 1, whose
 content is msgpack again: its shape, numpy's name of its type, and its bytes, row by row; type 3 is a single number in
-the same way. An array of more than 1 GiB is a map, marked "__msgpack_chunked_array__", of its shape and its pieces, each
-of them a map from "0", "1", ... (flax/serialization.py of Flax 0.10).
+the same way. An array of more than 1 GiB is a map, marked "__msgpack_chunked_array__", of its shape and its pieces,
+each of them a map from "0", "1", ... (flax/serialization.py of Flax 0.10).
 
-The package msgpack copies a whole file into memory and makes objects of all that it claims to hold; here arrays are left
-where they lie, and only so many values are made as real files have.
+The package msgpack copies a whole file into memory and makes objects of all that it claims to hold; here arrays are
+left where they lie, and only so many values are made as real files have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calotype.damage import quoted
 from calotype.errors import WeightsError
-from calotype.weights.mapped import bytes_of, part, strides, view
+from calotype.weights.mapped import part, strides, view
 
 CHUNKED = "__msgpack_chunked_array__"
 

@@ -1,8 +1,8 @@
 """numpy's archives of arrays (.npz), as MLX and others save weights: zips of .npy files.
 
 The format of a member is that of numpy.lib.format: a few bytes, a header that is a Python dictionary in text, and the
-numbers. numpy reads a header by evaluating it and takes the memory that it claims; here three fields are looked for, and
-hold against the size of the member. Arrays of Python objects are pickles, and are never read.
+numbers. numpy reads a header by evaluating it and takes the memory that it claims; here three fields are looked for,
+and held against the size of the member. Arrays of Python objects are pickles, and are never read.
 """
 
 from __future__ import annotations

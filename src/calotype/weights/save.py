@@ -270,7 +270,8 @@ def flax_config(
     if isinstance(format_, Packed) or lacking:
         raise UsageError(
             f"diffusers' {own['_class_name']} has a scaling_factor and nothing else to say how latents are scaled, and "
-            f"these have {', '.join(lacking) or 'batch-norm statistics'}; --layout ldm writes a single file that says it."
+            f"these have {', '.join(lacking) or 'batch-norm statistics'}; --layout ldm writes a single file that says "
+            f"so."
         )
     more = {key: values[key] for key in ("force_upcast", "sample_size", "scaling_factor") if key in values}
     return {"_diffusers_version": values["_diffusers_version"], **own, **more}

@@ -150,8 +150,8 @@ def _flax(config: AutoencoderConfig) -> dict[str, Any]:
     )
     if not usual:
         raise UsageError(
-            f"diffusers' {FLAX} has SiLU, attention in the middle and nowhere else, 1x1 convolutions around the latents "
-            f"and a decoder as wide as its encoder, and this network differs; --layout ldm writes it."
+            f"diffusers' {FLAX} has SiLU, attention in the middle and nowhere else, 1x1 convolutions around the "
+            f"latents and a decoder as wide as its encoder, and this network differs; --layout ldm writes it."
         )
     named = _written(config)
     shown = (*SHARED, "block_out_channels", "layers_per_block", "act_fn", "norm_num_groups", "sample_size")
