@@ -107,8 +107,8 @@ def load_weights(
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
     Args:
-        path: a safetensors, torch or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's or a
-            pipeline's), or a folder with an encoder and a decoder file.
+        path: a weight file of any kind that `open_container` opens (a VAE alone or a whole checkpoint), a folder of
+            diffusers, mflux or keras-hub (a VAE's or a pipeline's), or a folder with an encoder and a decoder file.
         latent_format_name: how raw and model latents differ, where the weights can't tell.
         prefix: what stands before the VAE's names in the file, where there are several VAEs.
         weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the

@@ -78,7 +78,7 @@ AUTOENCODERS: tuple[Other, ...] = (
         advice="get the weights that it was converted from",
     ),
     Other(
-        "the decoder of keras-hub's first presets of Stable Diffusion 3", (r"layers\.vae_image_decoder\..*",),
+        "the decoder of keras-hub's first presets of Stable Diffusion 3", (r"layers[./]vae_image_decoder[./].*",),
         advice="get a newer preset, or Stable Diffusion 3's own VAE",
     ),
     Other(
