@@ -87,6 +87,53 @@ def test_flux2_of_mflux(tmp_path: Path) -> None:
     assert loaded.format is not None and loaded.format.name == "flux2"
 
 
+def examples(module: Any) -> dict[str, Tensor]:
+    """As mlx-examples' Stable Diffusion has it: other words, and linear layers for convolutions of 1x1."""
+    named = {}
+    for key, tensor in kernels_last(diffusers_tensors(module)).items():
+        for theirs, word in {
+            "mid_block.resnets.0": "mid_blocks.0", "mid_block.attentions.0": "mid_blocks.1",
+            "mid_block.resnets.1": "mid_blocks.2", "to_q": "query_proj", "to_k": "key_proj", "to_v": "value_proj",
+            "to_out.0": "out_proj", "downsamplers.0.conv": "downsample", "upsamplers.0.conv": "upsample",
+            "quant_conv": "quant_proj",
+        }.items():  # fmt: skip
+            key = key.replace(theirs, word)
+        named[key] = tensor[:, 0, 0, :].contiguous() if tensor.ndim == 4 and tensor.shape[1] == 1 else tensor
+    return named
+
+
+def flux_examples(module: Any) -> dict[str, Tensor]:
+    """As mlx-examples' FLUX has it: latent-diffusion's names, and linear layers for convolutions of 1x1."""
+    tensors = kernels_last(tensors_of(module))
+    return {k: v[:, 0, 0, :].contiguous() if v.ndim == 4 and v.shape[1] == 1 else v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize("quant_conv", [True, False])
+def test_models_of_mlx_examples(tmp_path: Path, quant_conv: bool) -> None:
+    module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=2, quant_conv=quant_conv), 4)
+    for name, tensors in (("sd", examples(module)), ("flux", flux_examples(module))):
+        loaded = load_weights(write(tmp_path / f"{name}.safetensors", tensors))
+        assert same_tensors(loaded.module, module)
+        assert loaded.layout == {"sd": "diffusers", "flux": "ldm"}[name]
+
+
+def test_a_whole_model_quantised(tmp_path: Path) -> None:
+    """Also matrices that are not square; those of attention tell in how many bits they all are."""
+    module = kl(CONFIG, 5)
+    made: dict[str, Tensor] = {}
+    exact: dict[str, Tensor] = {}
+    for key, tensor in flux_examples(module).items():
+        if tensor.ndim == 2:
+            parts, exact[key] = mlx_quantised(tensor, 8, 32)
+            made |= {f"{key.removesuffix('.weight')}.{part}": value for part, value in parts.items()}
+        else:
+            made[key] = tensor
+    state = load_weights(write(tmp_path / "x.safetensors", made)).module.state_dict()
+    assert any(value.shape[0] != value.shape[1] for value in exact.values())
+    for key, value in exact.items():
+        assert torch.allclose(state[key][:, :, 0, 0].double(), value, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("names", ["diffusers", "ldm"])
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -1,10 +1,13 @@
-"""Weights of MLX and of mflux: kernels with their inputs last, mflux's names, and quantised matrices.
+"""Weights of MLX and of mflux: kernels with their inputs last, names of their own, and quantised matrices.
 
 mflux (src/mflux/models/flux and flux2, 0.17) saves a VAE under diffusers' names, but for a module more in some
-("conv_in.conv2d", "conv_norm_out.norm"), and one number less ("to_out" for "to_out.0"). MLX has the axes of a kernel in
-the order O, H, W, I. A quantised matrix is stored as `weight`, `scales` and `biases`: each `group` numbers of a row
-have a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits in words of 32, the lowest bits
-first (`mx.quantize`; mlx/backend/cpu/quantized.cpp).
+("conv_in.conv2d", "conv_norm_out.norm"), and one number less ("to_out" for "to_out.0"). The models of mlx-examples have
+diffusers' names with other words in them (stable_diffusion/model_io.py), or latent-diffusion's (flux/autoencoder.py),
+and linear layers for convolutions of 1x1.
+
+MLX has the axes of a kernel in the order O, H, W, I. A quantised matrix is stored as `weight`, `scales` and `biases`:
+each `group` numbers of a row have a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits in
+words of 32, the lowest bits first (`mx.quantize`; mlx/backend/cpu/quantized.cpp).
 """
 
 from __future__ import annotations
@@ -26,8 +29,33 @@ from calotype.weights.translated import Made, Translated
 _SIZES = (1, 3, 5, 7)  # of kernels
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (32, 64, 128)
-_IN_NETWORK = re.compile(r"((?:.*?\.)?)(?:encoder|decoder|quant_conv|post_quant_conv)\..+")
-_MFLUX = re.compile(r"((?:.*?\.)?)(?:encoder|decoder)\.conv_in\.conv2d\.weight")
+_IN_NETWORK = re.compile(r"((?:.*?\.)?)(?:encoder|decoder|(?:post_)?quant_(?:conv|proj))\..+")
+_LINEAR = re.compile(
+    r"(?:.*\.)?(?:nin_shortcut|conv_shortcut|quant_conv|post_quant_conv)\.weight"
+)  # where torch has not
+
+# (a name that a network of them has, what is so in its names, diffusers' words for it)
+_WORDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        r"(encoder|decoder)\.conv_in\.conv2d\.weight",
+        ((r"\.conv2d(?=\.\w+$)", ""), (r"(?<=\.conv_norm_out)\.norm(?=\.\w+$)", "")),
+    ),
+    (r"(encoder|decoder)\.mid_block\.attentions\.0\.to_out\.\w+", ((r"(?<=\.0\.to_out)(?=\.\w+$)", ".0"),)),
+    (
+        r"(encoder|decoder)\.mid_blocks\.1\.query_proj\.\w+",
+        (
+            (r"\.mid_blocks\.0\.", ".mid_block.resnets.0."),
+            (r"\.mid_blocks\.1\.", ".mid_block.attentions.0."),
+            (r"\.mid_blocks\.2\.", ".mid_block.resnets.1."),
+            (r"\.query_proj\.", ".to_q."),
+            (r"\.key_proj\.", ".to_k."),
+            (r"\.value_proj\.", ".to_v."),
+            (r"\.out_proj\.", ".to_out.0."),
+            (r"\.(down|up)sample\.", r".\1samplers.0.conv."),
+            (r"(?<![^.])((?:post_)?quant)_proj\.", r"\1_conv."),
+        ),
+    ),
+)
 
 
 class _Packed(NamedTuple):
@@ -47,7 +75,11 @@ class _Packed(NamedTuple):
 
 
 def from_mlx(container: Container) -> Container:
-    """Tensors of MLX under diffusers' names, in torch's shapes, and as numbers; a container of others as it is."""
+    """Tensors of MLX under diffusers' names, in torch's shapes, and as numbers; a container of others as it is.
+
+    Raises:
+        WeightsError: two tensors would have one name.
+    """
     names = _names(container.shapes)
     turned = _turned_networks(container)
     packed = {f"{one.name}.weight": one for one in _quantised(container)}
@@ -58,16 +90,15 @@ def from_mlx(container: Container) -> Container:
     for key, shape in container.shapes.items():
         if key in left_out:
             continue
+        read, stored = partial(container.read, key), container.stored(key)
         if one := packed.get(key):
-            tensor = Made((one.rows, one.columns), f"MLX {one.bits} bits", partial(_unpacked, container, one))
-        elif len(shape) == 4 and _network(key) in turned:
-            o, h, w, i = shape
-            tensor = Made((o, i, h, w), container.stored(key), partial(_turned, container, key))
-        else:
-            tensor = Made(shape, container.stored(key), partial(container.read, key))
+            shape, stored, read = (one.rows, one.columns), f"MLX {one.bits} bits", partial(_unpacked, container, one)
+        if _network(key) in turned and (len(shape) == 4 or (len(shape) == 2 and _LINEAR.fullmatch(names[key]))):
+            o, *sides, i = shape
+            shape, read = (o, i, *(sides or (1, 1))), partial(_turned, read)
         if names[key] in made:
             raise WeightsError(f"two of its tensors are called {quoted(names[key], 60)}; fetch or convert it again")
-        made[names[key]] = tensor
+        made[names[key]] = Made(shape, stored, read)
     return Translated(made, kind=container.kind, metadata=container.metadata, notices=container.notices)
 
 
@@ -78,25 +109,23 @@ def _network(key: str) -> str | None:
 
 
 def _names(keys: Iterable[str]) -> dict[str, str]:
-    """Keys -> diffusers' names, where they are mflux's."""
-    keys = list(keys)
-    networks = {match[1] for key in keys if (match := _MFLUX.fullmatch(key))}
-    names = {}
-    for key in keys:
-        name = key
-        if (network := _network(key)) in networks:
-            name = re.sub(r"\.conv2d(?=\.(weight|bias)$)|(?<=\.conv_norm_out)\.norm(?=\.(weight|bias)$)", "", key)
-        if network is not None:
-            name = re.sub(r"(\.attentions\.[0-9]+\.to_out)(?=\.(weight|bias|scales|biases)$)", r"\1.0", name)
-        names[key] = name
+    """Keys -> diffusers' names, where they are others of which it is known."""
+    names = {key: key for key in keys}
+    networks = {key: _network(key) for key in names}
+    for sign, words in _WORDS:
+        own = {n for key, n in networks.items() if n is not None and re.fullmatch(sign, key.removeprefix(n))}
+        for key, network in networks.items():
+            if network in own:
+                for theirs, word in words:
+                    names[key] = re.sub(theirs, word, names[key])
     return names
 
 
 def _turned_networks(container: Container) -> set[str]:
     """Before which names networks stand whose kernels have their inputs last.
 
-    A kernel of 3x3 tells, unless it has three inputs and three outputs: [O, 3, 3, I] is none of torch's, which are
-    [O, I, 3, 3]; nor TensorFlow's, [3, 3, I, O]. All kernels of a network must agree.
+    A kernel of 3x3 tells, unless it has three inputs: [O, 3, 3, I] is none of torch's, which are [O, I, 3, 3]; nor
+    TensorFlow's, [3, 3, I, O]. All kernels of a network must agree.
     """
     orders: dict[str, set[str]] = {}
     for key, shape in container.shapes.items():
@@ -111,37 +140,42 @@ def _turned_networks(container: Container) -> set[str]:
     return {network for network, possible in orders.items() if possible == {"mlx"}}
 
 
-def _turned(container: Container, key: str) -> Tensor:
-    return container.read(key).permute(0, 3, 1, 2).contiguous()
+def _turned(read: partial[Tensor]) -> Tensor:
+    tensor = read()
+    return tensor[:, :, None, None] if tensor.ndim == 2 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
 def _quantised(container: Container) -> Iterator[_Packed]:
-    """All quantised matrices of networks of which it can be told in how many bits they are."""
+    """All quantised matrices of networks of which it can be told in how many bits they are.
+
+    What a matrix has of bits in a group goes for several, 8 in groups of 32 as for 4 of 64. Those of attention are
+    square, which tells; others are as those beside them, or as the metadata say.
+    """
+    found: dict[str, list[_Packed]] = {}
     for key, shape in container.shapes.items():
         name = key.removesuffix(".weight")
         scales, biases = (container.shapes.get(f"{name}.{part}") for part in ("scales", "biases"))
         if name == key or _network(key) is None or len(shape) != 2 or scales is None or scales != biases:
             continue
         if container.stored(key) == "uint32" and len(scales) == 2 and scales[0] == shape[0] and scales[1]:
-            told = _told(name, shape[0], 32 * shape[1], scales[1], _level(container))
-            if told is not None:
-                yield told
-
-
-def _told(name: str, rows: int, bits_of_row: int, groups: int, level: int | None) -> _Packed | None:
-    """In how many bits a matrix is: what it has of bits in a group goes for several, 8 in groups of 32 as for 4 of 64.
-
-    The matrices of attention are square, which tells; of others the metadata must.
-    """
-    possible = [
-        _Packed(name, rows, groups * group, bits, group)
-        for bits in _BITS
-        for group in _GROUPS
-        if groups * group * bits == bits_of_row
-    ]
-    square = [one for one in possible if one.columns == one.rows]
-    told = square or [one for one in possible if one.bits == level] or possible
-    return told[0] if len(told) == 1 else None
+            found[name] = [
+                _Packed(name, shape[0], scales[1] * group, bits, group)
+                for bits in _BITS
+                for group in _GROUPS
+                if scales[1] * group * bits == 32 * shape[1]
+            ]
+    square = {(one.bits, one.group) for several in found.values() for one in several if one.columns == one.rows}
+    level = _level(container)
+    for several in found.values():
+        for told in (
+            [one for one in several if one.columns == one.rows],
+            [one for one in several if (one.bits, one.group) in square],
+            [one for one in several if one.bits == level],
+            several,
+        ):
+            if len(told) == 1:
+                yield told[0]
+                break
 
 
 def _level(container: Container) -> int | None:
