@@ -6,8 +6,8 @@ diffusers' names with other words in them (stable_diffusion/model_io.py), or lat
 and linear layers for convolutions of 1x1.
 
 MLX has the axes of a kernel in the order O, H, W, I. A quantised matrix is stored as `weight`, `scales` and `biases`:
-each `group` numbers of a row have a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits in
-words of 32, the lowest bits first (`mx.quantize`; mlx/backend/cpu/quantized.cpp).
+each `group` numbers of a row have a scale and a bias, w = scale * q + bias, and the q of a row are one stream of bits
+in words of 32, the lowest bits first (`mx.quantize`; mlx/backend/cpu/quantized.cpp).
 """
 
 from __future__ import annotations
