@@ -35,9 +35,8 @@ def flax_tree(module: AutoencoderKL) -> dict[str, Any]:
             inside = inside.setdefault(step, {})
         if leaf == "weight":
             leaf = "scale" if tensor.ndim == 1 else "kernel"
-        inside[leaf] = {1: tensor, 2: tensor.T, 4: tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor}[
-            tensor.ndim
-        ].contiguous()
+        order = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[tensor.ndim]
+        inside[leaf] = tensor.permute(order).contiguous()
     return tree
 
 
@@ -103,7 +102,6 @@ def hub_arrays(module: AutoencoderKL) -> tuple[dict[str, Tensor], dict[str, str]
             place = f"{group}/{HUB.get(steps[4], steps[4])}"
         elif steps[0] in ("down_blocks", "up_blocks"):
             place = f"{steps[2].removesuffix('rs')}s/conv2d{f'_{steps[1]}' if steps[1] != '0' else ''}"
-            place = place.replace("downsamples", "downsamples").replace("upsamples", "upsamples")
         else:
             head = next(name for name in HUB if module_name == name or module_name.startswith(f"{name}."))
             part = module_name.removeprefix(head).removeprefix(".")

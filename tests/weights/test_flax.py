@@ -111,7 +111,8 @@ def test_what_diffusers_wrote(shared: Path, tmp_path: Path) -> None:
     shutil.copy(shared / "files" / "flax-config.json", tmp_path / "config.json")
     expected = np.load(shared / "files" / "flax-expected.npz")
     module = load_weights(tmp_path).module
-    latents, pixels, picture, mean = (torch.from_numpy(expected[name]) for name in expected.files)
+    latents, pixels, picture = (torch.from_numpy(expected[name]) for name in ("latents", "pixels", "picture"))
+    mean = torch.from_numpy(expected["mean"]).permute(0, 3, 1, 2)
     assert_close(module.decode(latents), pixels, 1e-4 * min(1.0, float(pixels.std())))
     assert_close(module.encode(picture).mode(), mean, 1e-4 * min(1.0, float(mean.std())))
 
@@ -295,8 +296,8 @@ BAD: list[tuple[str, Callable[[], bytes], str]] = [
     ("more maps than there are", lambda: bytes([GOOD[0] + 1]) + GOOD[1:], "truncated or damaged"),
     ("deep", lambda: b"\x81\xa1a" * 100_000 + b"\xc0", "a nest of more than 64 levels"),
     ("deep lists", lambda: b"\x81\xa1a" + b"\x91" * 100_000, "a nest of more than 64 levels"),
-    ("a million entries", lambda: msgpack.packb({str(i): None for i in range(10**6)}), "more than 100,000 values"),
-    ("a long list", lambda: b"\x81\xa1a\xdd\xff\xff\xff\xff" + b"\0" * 10**6, "more than 100,000 values"),
+    ("a million entries", lambda: msgpack.packb({str(i): None for i in range(10**6)}), "more than 50,000 values"),
+    ("a long list", lambda: b"\x81\xa1a\xdd\xff\xff\xff\xff" + b"\0" * 10**6, "more than 50,000 values"),
     ("a map beyond", lambda: b"\x81\xa1a\xdf\xff\xff\xff\xff\xa1b\x01", "truncated or damaged"),
     ("a text beyond", lambda: b"\x81\xa1a\xdb\xff\xff\xff\xffxyz", r"claims 4,294,967,295 bytes, and 3 follow"),
     ("an array beyond", lambda: b"\x81\xa1a\xc9\xff\xff\xff\xff\x01" + ARRAY, "truncated or damaged"),
@@ -326,11 +327,11 @@ def test_bad_files(tmp_path: Path, content: Callable[[], bytes], message: str) -
     path = tmp_path / "x.msgpack"
     path.write_bytes(content())
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     refused(path, message)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 100e6
 
 

@@ -172,9 +172,9 @@ def test_bad_archives(tmp_path: Path, content: Callable[[], bytes], message: str
     path = tmp_path / "x.npz"
     path.write_bytes(content())
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     refused(path, message)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 50e6

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_flax_model.msgpack"  # diffusers' name of such a file
 
-_LISTS = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers"
+_LISTS = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks"
 _ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 

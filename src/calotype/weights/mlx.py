@@ -30,6 +30,7 @@ _SIZES = (1, 3, 5, 7)  # of kernels
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (32, 64, 128)
 _IN_NETWORK = re.compile(r"((?:.*?\.)?)(?:encoder|decoder|(?:post_)?quant_(?:conv|proj))\..+")
+_ATTENTION = re.compile(r".*\.(?:attentions\.[0-9]+|attn(?:_1|\.[0-9]+)|mid_blocks\.1)\.\w+(?:\.0)?")  # its matrices
 _LINEAR = re.compile(
     r"(?:.*\.)?(?:nin_shortcut|conv_shortcut|quant_conv|post_quant_conv)\.weight"
 )  # where torch has not
@@ -164,12 +165,17 @@ def _quantised(container: Container) -> Iterator[_Packed]:
                 for group in _GROUPS
                 if scales[1] * group * bits == 32 * shape[1]
             ]
-    square = {(one.bits, one.group) for several in found.values() for one in several if one.columns == one.rows}
+    square = {
+        name: [one for one in several if one.columns == one.rows]
+        for name, several in found.items()
+        if _ATTENTION.fullmatch(name)
+    }
+    beside = {(one.bits, one.group) for several in square.values() for one in several}
     level = _level(container)
-    for several in found.values():
+    for name, several in found.items():
         for told in (
-            [one for one in several if one.columns == one.rows],
-            [one for one in several if (one.bits, one.group) in square],
+            square.get(name, []),
+            [one for one in several if (one.bits, one.group) in beside],
             [one for one in several if one.bits == level],
             several,
         ):

@@ -36,7 +36,7 @@ DTYPES = {
 
 _ARRAY, _NUMBER = 1, 3  # types of extensions
 _DEEPEST = 64  # maps within maps
-_MOST = 100_000  # values of a file; a training's checkpoint has some thousands
+_MOST = 50_000  # values of a file; a training's checkpoint has some thousands
 _MOST_AXES = 16
 _LONGEST = 1_000  # bytes of a name
 

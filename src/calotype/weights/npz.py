@@ -77,7 +77,7 @@ class NpzFile:
         numbers = np.frombuffer(content, code, offset=array.start)
         numbers = numbers.astype(code.replace(">", "<"))  # which copies
         shaped = numbers.reshape(array.shape[::-1]).T if array.fortran else numbers.reshape(array.shape)
-        tensor = torch.from_numpy(np.ascontiguousarray(shaped))
+        tensor = torch.from_numpy(np.ascontiguousarray(shaped).reshape(array.shape))  # numpy makes a number a row
         return tensor.view(torch.bfloat16) if array.code[1:] == "V2" else tensor
 
 

@@ -273,7 +273,10 @@ def flax_config(
             f"these have {', '.join(lacking) or 'batch-norm statistics'}; --layout ldm writes a single file that says "
             f"so."
         )
-    more = {key: values[key] for key in ("force_upcast", "sample_size", "scaling_factor") if key in values}
+    more = {key: values[key] for key in ("sample_size", "scaling_factor") if key in values}
+    more |= {
+        key: kept[key] for key in ("force_upcast",) if kept and key in kept
+    }  # it has no such field, and torch's has
     return {"_diffusers_version": values["_diffusers_version"], **own, **more}
 
 
