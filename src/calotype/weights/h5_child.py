@@ -182,6 +182,7 @@ def _write_numbers(datasets: Iterable[Any], codes: Iterable[str], out: IO[bytes]
 def _all_in(file: Any) -> Iterator[tuple[str, Any]]:
     """All groups and arrays of a file, and the ways to them."""
     left = [("", file, 0)]
+    seen = {h5py.h5o.get_info(file.id).addr}
     count = 0
     while left:
         way, group, depth = left.pop()
@@ -195,6 +196,10 @@ def _all_in(file: Any) -> Iterator[tuple[str, Any]]:
             one = group[name]
             yield inside, one
             if isinstance(one, h5py.Group):
+                place = h5py.h5o.get_info(one.id).addr
+                if place in seen:
+                    raise ValueError(f"{inside} is a group that is there twice")
+                seen.add(place)
                 left.append((inside, one, depth + 1))
 
 
