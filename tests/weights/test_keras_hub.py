@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
 import zipfile
@@ -19,6 +20,7 @@ from support import assert_close, kl, one_sentence, same_tensors, tensors_of
 from calotype.errors import WeightsError
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN, ScaleShift
+from calotype.weights import h5_child
 from calotype.weights.h5 import read_h5
 from calotype.weights.keras_hub import names
 from calotype.weights.load import load_weights
@@ -217,18 +219,33 @@ def without(file: Any) -> None:
 
 
 BIAS = "layers/vae_decoder/input_projection/vars/1"
-BAD: list[tuple[str, Callable[[Any], Any], str]] = [
-    ("missing", lambda file: file.__delitem__(BIAS), "missing tensor decoder.conv_in.bias"),
-    ("one more", lambda file: file.create_dataset("layers/vae_decoder/more/vars/0", data=np.zeros(3)), "unexpected"),
+REFUSED: list[tuple[str, Callable[[Any], Any], str]] = [
     ("of texts", replaced(BIAS, data=np.array([b"abc"] * 64)), r"vars/1 is of type \|S3"),
     ("of two bytes of nobody", replaced(BIAS, data=np.zeros(64, "V2")), r"vars/1 is of type \|V2"),
-    ("a group for an array", lambda f: (f.__delitem__(BIAS), f.create_group(BIAS)), "missing tensor"),
     ("more than the file", replaced(BIAS, shape=(10**9,), dtype="f4", chunks=(1000,)), "claim to hold 400"),
     ("a soft link", linked(h5py.SoftLink("/layers/vae_decoder")), "layers/again is a link"),
     ("a link outside", linked(h5py.ExternalLink("other.h5", "/x")), "layers/again is a link"),
     ("a circle", lambda file: linked(file["layers"])(file), "layers/again is a group that is there twice"),
     ("deep", deep, "more than 100,000 groups and arrays, or 32 levels"),
     ("a title that is none", lambda f: f["layers/vae_decoder/blocks"].attrs.__setitem__("name", 3), "no text"),
+    ("many", lambda f: [f.create_dataset(f"layers/vae_encoder/{i}", data=0) for i in range(2_000)], "more than 2,000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), [bad[1:] for bad in REFUSED], ids=[bad[0] for bad in REFUSED])
+def test_what_a_file_may_hold_instead(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    """As the process that reads sees it."""
+    changed(change)(tmp_path / WEIGHTS)
+    out = io.BytesIO()
+    with h5py.File(tmp_path / WEIGHTS) as file, pytest.raises((TypeError, ValueError), match=message):
+        h5_child._write_named(file, (tmp_path / WEIGHTS).stat().st_size, "", out)
+    assert not out.getvalue()
+
+
+BAD: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("missing", lambda file: file.__delitem__(BIAS), "missing tensor decoder.conv_in.bias"),
+    ("one more", lambda file: file.create_dataset("layers/vae_decoder/more/vars/0", data=np.zeros(3)), "unexpected"),
+    ("a circle", lambda file: linked(file["layers"])(file), "layers/again is a group that is there twice"),
     ("no VAE", without, "the file holds no tensors"),
     ("the first presets", lambda f: (
         without(f),

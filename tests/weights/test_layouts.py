@@ -248,7 +248,10 @@ class Counting:
 
     def __init__(self, inner: Container, read: list[str]) -> None:
         self.inner, self.shapes, self.metadata, self.keys = inner, inner.shapes, inner.metadata, read
-        self.notices = inner.notices
+        self.notices, self.kind = inner.notices, inner.kind
+
+    def stored(self, key: str) -> str:
+        return self.inner.stored(key)
 
     def read(self, key: str) -> Tensor:
         self.keys.append(key)
