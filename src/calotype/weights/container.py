@@ -253,7 +253,8 @@ def open_container(path: Path) -> Container:
     if head.startswith(H5_SIGNATURE):
         return KerasFile(path)
     if head[:2] == b"PK":
-        return {"npz": NpzFile, "keras": KerasFile}.get(zip_of_weights(path), TorchFile)(path)
+        inside = zip_of_weights(path)
+        return NpzFile(path) if inside == "npz" else KerasFile(path) if inside == "keras" else TorchFile(path)
     if head[:1] == b"\x80":
         return TorchFile(path)
     if is_flax(path, head):

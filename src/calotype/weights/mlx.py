@@ -204,4 +204,5 @@ def _unpacked(container: Container, one: _Packed) -> Tensor:
     low, shift = at // 32, at % 32
     both = words[:, low] | (words[:, low + 1] << 32)
     quantised = ((both >> shift) & (2**one.bits - 1)).float().view(one.rows, -1, one.group)
-    return (quantised * scales.float()[:, :, None] + biases.float()[:, :, None]).view(one.rows, one.columns)
+    numbers: Tensor = quantised * scales.float()[:, :, None] + biases.float()[:, :, None]
+    return numbers.view(one.rows, one.columns)

@@ -273,10 +273,10 @@ def flax_config(
             f"these have {', '.join(lacking) or 'batch-norm statistics'}; --layout ldm writes a single file that says "
             f"so."
         )
-    more = {key: values[key] for key in ("sample_size", "scaling_factor") if key in values}
-    more |= {
-        key: kept[key] for key in ("force_upcast",) if kept and key in kept
-    }  # it has no such field, and torch's has
+    told = ("sample_size", "scaling_factor")
+    more = {key: value for key, value in values.items() if key in told}
+    if kept and "force_upcast" in kept:  # of which the class knows nothing, and that of torch does
+        more["force_upcast"] = kept["force_upcast"]
     return {"_diffusers_version": values["_diffusers_version"], **own, **more}
 
 
