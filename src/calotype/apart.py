@@ -10,7 +10,10 @@ from pathlib import Path
 
 from calotype.errors import UsageError
 
-_WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5", ".gguf", ".json")
+_WEIGHTS = (
+    *(".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5", ".keras", ".msgpack", ".npz", ".gguf"),
+    ".json",
+)
 
 
 def require_apart(outputs: Iterable[Path], inputs: Iterable[Path], option: str = "--out") -> None:

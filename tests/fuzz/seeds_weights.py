@@ -10,8 +10,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fuzzkit import Accepted, Case
+from otherkit import flax_bytes, flax_tree, hub_arrays, kernels_last, mflux_tensors, mlx_quantised, write_hub
 from support import SMALL, diffusers_tensors, kl, tensors_of
 
 from calotype.families.kl.config import AutoencoderConfig
@@ -20,6 +22,7 @@ from calotype.tensor_files import safetensors_parts
 from calotype.weights.load import load_weights
 from calotype.weights.save import diffusers_config, save_weights
 
+SQUARE = AutoencoderConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=1, quant_conv=False)  # with attention
 TINIEST = AutoencoderConfig(ch=4, ch_mult=(1,), num_res_blocks=1, z_channels=1, norm_groups=2, mid_attention=False)
 
 
@@ -77,6 +80,32 @@ def safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | Non
     return b"".join(safetensors_parts(tensors, metadata))
 
 
+def npz(tensors: dict[str, torch.Tensor], *, packed: bool) -> bytes:
+    made = io.BytesIO()
+    (np.savez_compressed if packed else np.savez)(made, **{key: value.numpy() for key, value in tensors.items()})  # type: ignore[arg-type]
+    return made.getvalue()
+
+
+def mflux() -> bytes:
+    """With quantised attention."""
+    tensors = {}
+    for key, tensor in mflux_tensors(kl(SQUARE)).items():
+        parts = mlx_quantised(tensor, 8, 32)[0] if tensor.ndim == 2 else {"weight": tensor}
+        name = key.removesuffix(".weight")
+        tensors |= {f"{name}.{part}": value for part, value in parts.items()} if name != key else {key: tensor}
+    return safetensors(tensors, {"quantization_level": "8", "mflux_version": "0.17"})
+
+
+def of_keras(folder: Path) -> tuple[bytes, bytes]:
+    """An h5 file of keras-hub, and an archive with it."""
+    h5 = write_hub(folder / "hub.h5", *hub_arrays(kl(SQUARE))).read_bytes()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "VAEBackbone", "config": {"scale": 0.5}}))
+        archive.writestr("model.weights.h5", h5)
+    return h5, made.getvalue()
+
+
 def cases(folder: Path) -> list[Case]:
     module, kept = kl(TINIEST), kl(SMALL)
     ldm, diffusers = tensors_of(module), diffusers_tensors(module)
@@ -124,6 +153,7 @@ def cases(folder: Path) -> list[Case]:
         return read(inside)
 
     plain = torch_file(ldm)
+    h5, archive = of_keras(folder)
     header, numbers = parted(safetensors(ldm, told))
 
     def headed(path: Path) -> Accepted:
@@ -167,6 +197,13 @@ def cases(folder: Path) -> list[Case]:
         Case("legacy.pt", torch_file(nest, _use_new_zipfile_serialization=False), beside),
         Case("arrays-2.pkl", pickle.dumps(arrays, protocol=2), beside),
         Case("arrays-4.pkl", pickle.dumps(arrays, protocol=4), beside),
+        Case("flax.msgpack", flax_bytes(flax_tree(module)), beside),
+        Case("train.msgpack", flax_bytes({"params": flax_tree(module), "step": torch.tensor(3)}), beside),
+        Case("stored.npz", npz(kernels_last(diffusers), packed=False), beside, summed=True),
+        Case("packed.npz", npz(ldm, packed=True), beside, summed=True),
+        Case("mflux.safetensors", mflux(), read),
+        Case("hub.weights.h5", h5, read),
+        Case("vae.keras", archive, read),
         Case("index.json", json.dumps(index, indent=1).encode(), sharded, text=True),
         Case("shard.safetensors", shards[next(iter(shards))], first_shard),
     ]

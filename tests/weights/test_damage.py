@@ -490,7 +490,7 @@ def test_arrays_of_the_other_byte_order(tmp_path: Path) -> None:
     from calotype.weights.h5 import read_h5
 
     path = changed(an_h5(tmp_path), lambda file: replaced(file["a"], "w", data=[1.0, 2.0], dtype=">f4"))
-    assert [array.tolist() for array in read_h5(path)[1]] == [[1.0, 2.0]]
+    assert [array.tolist() for array in read_h5(path).arrays] == [[1.0, 2.0]]
 
 
 def test_a_checksum_in_an_h5_file(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ class LayoutName(str, Enum):
     diffusers_2d = "diffusers-2d"
     keras = "keras"
     gguf = "gguf"
+    flax = "flax"
 
 
 def command(
@@ -53,9 +54,8 @@ def command(
     import torch
 
     from calotype.vae import load_as_stored
-    from calotype.weights.formats import DIFFUSERS_LAYOUTS
     from calotype.weights.load import TRAINING, require_format
-    from calotype.weights.save import WITH_FRAMES, files_of, save_weights
+    from calotype.weights.save import DESCRIBED, WITH_FRAMES, files_of, save_weights
     from calotype.weights.video import whole_tensors
 
     loaded = load_as_stored(
@@ -66,9 +66,9 @@ def command(
         choices=dict(_choice(text) for text in choose or ()),
     )
     require_apart(files_of(out, layout.value), described_by(loaded.files), "OUT")
-    kept = layout.value in DIFFUSERS_LAYOUTS and "scaling_factor" in loaded.kept
-    named = layout in (LayoutName.diffusers, LayoutName.diffusers_2d, LayoutName.keras)
-    if named and not kept:  # readers take a missing scale for Stable Diffusion 1's
+    kept = layout.value in DESCRIBED and "scaling_factor" in loaded.kept
+    told = layout in (LayoutName.ldm, LayoutName.gguf)  # which say themselves what is not known
+    if not told and not kept:  # readers take a missing scale for Stable Diffusion 1's
         require_format(loaded)
     paths = save_weights(
         loaded.module,

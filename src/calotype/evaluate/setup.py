@@ -24,7 +24,7 @@ from calotype.pixels import require_channels
 from calotype.texts import COUNT, TextError, is_whole, json_of, plain, shown
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.load import tensors_sha256
-from calotype.weights.places import SUFFIXES
+from calotype.weights.places import OTHER_SUFFIXES, SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def _short(spec: str) -> str:
     path = Path(spec)
     if path.is_dir():
         return (path if path.name not in ("", "..") else path.resolve()).name or spec  # "." has a name too
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) else path.name
 
 
 def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:

@@ -148,6 +148,7 @@ class Diffusers:
         expected: (config, fields, parts) -> what the fields must say beside these tensors.
         untold: which of them no tensor tells.
         written: config -> fields for a config.json; None where the family is not written in this layout.
+        flax: as `written`, for the Flax class of older versions, with its name; None where there is none.
         theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
         parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
             parts; () where it is one.
@@ -162,6 +163,7 @@ class Diffusers:
     expected: Callable[[Any, Mapping[str, Any], Parts], dict[str, Any]]
     untold: tuple[str, ...] = ()
     written: Callable[[Any], dict[str, Any]] | None = None
+    flax: Callable[[Any], dict[str, Any]] | None = None
     theirs: Callable[[str, Any], str | None] = lambda key, config: key
     ours: Callable[[str, Any], str | None] = lambda key, config: key
     parted: Callable[[str, Any], tuple[str, ...]] = lambda key, config: ()

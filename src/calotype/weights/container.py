@@ -1,4 +1,4 @@
-"""Containers of tensors, opened so that only what is asked for is read: safetensors and torch files; GGUF elsewhere."""
+"""Containers of tensors, told apart; and safetensors and torch files, opened so that only what is asked for is read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from calotype.damage import LONGEST_HEADER, damage, quoted, require_held
 from calotype.errors import WeightsError
+from calotype.weights.flax import FlaxFile
+from calotype.weights.keras_file import KerasFile
 from calotype.weights.mapped import map_file, part, strides, view
+from calotype.weights.npz import NpzFile
 from calotype.weights.pickles import Array, Stand, read_pickle
-from calotype.weights.sniff import other_file
+from calotype.weights.sniff import is_flax, other_file, zip_of_weights
 from calotype.weights.stored import Stored
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -234,7 +237,7 @@ def _tensors(
 
 @damage(WeightsError, DAMAGED)
 def open_container(path: Path) -> Container:
-    """Opens a safetensors, torch or GGUF file, told apart by its first bytes.
+    """Opens a weight file of any kind, told by its first bytes.
 
     Raises:
         WeightsError: if the file is empty, damaged, or of another kind; the message says which, and what to do.
@@ -252,6 +255,15 @@ def open_container(path: Path) -> Container:
         return GgufFile(path)
     if said := other_file(path, head):
         raise WeightsError(said)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if head.startswith(H5_SIGNATURE):
+        return KerasFile(path)
+    if head[:2] == b"PK":
+        inside = zip_of_weights(path)
+        return NpzFile(path) if inside == "npz" else KerasFile(path) if inside == "keras" else TorchFile(path)
+    if head[:1] == b"\x80":
         return TorchFile(path)
-    raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor GGUF, nor Keras h5")
+    if is_flax(path, head):
+        return FlaxFile(path)
+    raise WeightsError(
+        "this is no weight file: neither safetensors, nor a torch file, nor GGUF, Keras h5, Flax msgpack or numpy's npz"
+    )

@@ -18,6 +18,7 @@ COMPANY = (
     (".conditioner.embedders.1.", "sdxl"),
     (".cond_stage_model.", "sd1"),
     (".model.diffusion_model.joint_blocks.", "sd3"),
+    (".mm_di_t.", "sd3"),  # keras-hub
     (".model.diffusion_model.double_blocks.", "flux"),
 )
 

@@ -18,6 +18,7 @@ from calotype.families import CLASSES, family_of
 from calotype.families.face import DiffusersClass, NetworkConfig, contradiction, unsupported
 from calotype.families.numbers import MOST_CHANNELS
 from calotype.texts import COUNT, TextError, is_number, is_whole, json_table, plain, shown
+from calotype.weights import keras_hub
 
 # Fields that are no part of the network: about latents, and about how pipelines treat a VAE.
 LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -115,7 +116,7 @@ def read_said(file: Path | None, beside: Path) -> Said:
     pipeline = _pipeline(beside, notes)
     if file is None:
         return Said(pipeline=pipeline, notes=tuple(notes))
-    values = parse_config(file.read_bytes())
+    values = as_diffusers_says(parse_config(file.read_bytes()))
     name = values.get("_class_name", "")
     if not isinstance(name, str):
         raise WeightsError(unsupported("_class_name", name, _classes()))
@@ -133,6 +134,17 @@ def read_said(file: Path | None, beside: Path) -> Said:
     if any(key in values for key in OF_OTHERS) or not any(key in values for key in (*OF_A_VAE, "act_fn")):
         return said.without(f"{file} is not about a VAE and was not read.") if values else said
     return said
+
+
+def as_diffusers_says(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a config.json of keras-hub, or of a Flax class of diffusers, in the words of its torch classes.
+
+    Flax's classes are the same networks; they have no activation but SiLU, whatever act_fn says.
+    """
+    name = values.get("_class_name")
+    if isinstance(name, str) and name.startswith("Flax") and name.removeprefix("Flax") in CLASSES:
+        return {**values, "_class_name": name.removeprefix("Flax"), "act_fn": "silu"}
+    return keras_hub.fields(values) or values
 
 
 def _classes() -> str:

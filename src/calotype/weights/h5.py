@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.spawn import get_executable
 from pathlib import Path
 from typing import IO, Any
@@ -25,9 +26,32 @@ SECONDS, RATE = 30.0, 5_000_000  # to read a file, and bytes of it a second; wai
 _LOOK = 0.05  # seconds between two looks whether the time is over, and in which Ctrl-C is seen
 _PIECE = 2**20
 
+BFLOAT16 = np.dtype("V2")  # numpy knows no such type; these are its bytes
 
-def read_h5(path: Path) -> tuple[dict[str, str], list[np.ndarray]]:
-    """What an h5 file of Keras weights holds: calotype's metadata, and all arrays in Keras's order.
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What an h5 file of Keras weights holds.
+
+    Attributes:
+        metadata: calotype's.
+        arrays: all, in Keras's order; or, of a file of Keras 3, those of VAEs.
+        keys: where the arrays lie in a file of Keras 3; None of one of Keras 1 or 2.
+        others: where the other arrays of a file of Keras 3 lie -> their shapes.
+        titles: where blocks of a VAE lie -> what they are called.
+        config: the config.json of an archive, or "".
+    """
+
+    metadata: dict[str, str]
+    arrays: list[np.ndarray]
+    keys: list[str] | None = None
+    others: dict[str, list[int]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    config: str = ""
+
+
+def read_h5(path: Path) -> Content:
+    """Reads an h5 file of Keras weights, or that in a Keras 3 archive (.keras).
 
     Raises:
         WeightsError: it is damaged, or HDF5 crashes over it or comes to no end.
@@ -54,7 +78,7 @@ def read_h5(path: Path) -> tuple[dict[str, str], list[np.ndarray]]:
                     f"the file is truncated or damaged (HDF5 {child.ending()} at an array of {shape}); fetch it again"
                 )
             arrays.append(array)
-    return told["metadata"], arrays
+    return Content(arrays=arrays, **{key: value for key, value in told.items() if key != "arrays"})
 
 
 class _Child:

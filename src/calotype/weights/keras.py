@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,23 @@ from calotype.families import FAMILIES, config_from_dict, family_of
 from calotype.families.face import NetworkConfig
 from calotype.files import make_folder, writing_all
 from calotype.texts import TextError, json_of
-from calotype.weights.h5 import read_h5
+from calotype.weights.keras_file import require_h5py
 
 LEAVES = ("weight", "bias")  # in Keras's order
 
 
-def _require_h5py() -> None:
-    if find_spec("h5py") is None:
-        raise UsageError("Keras h5 files need h5py; install it with: pip install 'calotype[keras]'")
+def read_keras(
+    arrays: Sequence[np.ndarray], metadata: Mapping[str, str]
+) -> tuple[NetworkConfig, str, dict[str, Tensor]]:
+    """What one h5 file holds: its configuration, its side ("encoder" or "decoder"), and tensors under our keys.
 
-
-def read_keras(path: Path) -> tuple[NetworkConfig, str, dict[str, Tensor], dict[str, str]]:
-    """Reads one h5 file: its configuration, its side ("encoder" or "decoder"), tensors under our keys, and metadata.
+    Args:
+        arrays: all of it, in Keras's order.
+        metadata: calotype's in it.
 
     Raises:
-        WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order; or the file is damaged.
+        WeightsError: if the arrays are not those of an encoder or a decoder, in Keras's order.
     """
-    _require_h5py()
-    metadata, arrays = read_h5(path)
     stored = metadata.get("calotype_config")
     default = next(family.config for family in FAMILIES if family.keras)
     config: NetworkConfig | None = None
@@ -54,7 +52,7 @@ def read_keras(path: Path) -> tuple[NetworkConfig, str, dict[str, Tensor], dict[
     }
     for side, inputs in (("encoder", config.picture_channels), ("decoder", config.z_channels)):
         if len(keys[side]) == len(arrays) and first[2:3] == (inputs,):
-            return config, side, {k: _to_torch(a) for k, a in zip(keys[side], arrays, strict=True)}, metadata
+            return config, side, {k: _to_torch(a) for k, a in zip(keys[side], arrays, strict=True)}
     if stored is not None and all(len(side) > len(arrays) for side in keys.values()):
         raise WeightsError(f"its metadata describe a larger network than {len(arrays)} arrays are of; fetch it again")
     raise WeightsError(
@@ -71,7 +69,7 @@ def write_keras(
         UsageError: bfloat16, or no h5py.
         StorageError: the disk refuses them; both are written, or none.
     """
-    _require_h5py()
+    require_h5py()
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
         raise UsageError("h5 files have no bfloat16; give --dtype float32.")
     order = family_of(config).keras

@@ -24,7 +24,7 @@ from calotype.latents import (
     LatentFormat,
 )
 from calotype.texts import TextError, json_of, shown
-from calotype.weights.container import DAMAGED, H5_SIGNATURE, Container, dtype_name
+from calotype.weights.container import DAMAGED, Container, dtype_name
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -40,6 +40,7 @@ from calotype.weights.eight_bits import unpacked, widened
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
+from calotype.weights.keras_file import KerasFile
 from calotype.weights.places import find, locate, open_place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -106,8 +107,8 @@ def load_weights(
     """Loads the VAE in a file or folder; architecture and layout come from tensor names and shapes.
 
     Args:
-        path: a safetensors, torch, GGUF or h5 file (a VAE alone or a whole checkpoint), a diffusers folder (a VAE's
-            or a pipeline's), or a folder with an encoder and a decoder file.
+        path: a weight file of any kind that `open_container` opens (a VAE alone or a whole checkpoint), a folder of
+            diffusers, mflux or keras-hub (a VAE's or a pipeline's), or a folder with an encoder and a decoder file.
         latent_format_name: how raw and model latents differ, where the weights can't tell.
         prefix: what stands before the VAE's names in the file, where there are several VAEs.
         weights: "raw" or "ema" (averaged over a training), where both are there; "ema" where not given, if that is the
@@ -275,17 +276,15 @@ def _read(
     prefix: str | None,
     weights: Weights | None,
 ) -> Piece:
-    with file.open("rb") as opened:
-        head = opened.read(8)
-    if head == H5_SIGNATURE:
-        if prefix or weights:
-            raise UsageError("an h5 file holds half a VAE and no more; leave --prefix and --weights out")
-        given, side, tensors, metadata = read_keras(file)
-        return Piece(
-            layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=metadata,
-            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()), container="Keras h5",
-        )  # fmt: skip
     container = open_place(file, more)
+    if isinstance(container, KerasFile) and container.in_order is not None:
+        if prefix or weights:
+            raise UsageError("such an h5 file holds half a VAE and no more; leave --prefix and --weights out")
+        given, side, tensors = read_keras(container.in_order, container.metadata)
+        return Piece(
+            layout="keras", config=given, parts=frozenset({side}), tensors=tensors, metadata=container.metadata,
+            said=read_said(config_file, file.parent), dtypes=_names(tensors.values()), container=container.kind,
+        )  # fmt: skip
     found, said, own = find(container, file, config_file, prefix, weights)
     try:
         config, said = _described(found, own, said)

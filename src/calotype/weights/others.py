@@ -19,7 +19,7 @@ IMAGES = f"give a VAE of images ({', '.join(CLASSES)})"
 
 
 def _channels_last(kernel: tuple[int, ...]) -> bool:
-    """Of a kernel of 3x3, OHWI or HWIO."""
+    """Of a kernel of 3x3, HWIO or OHWI."""
     return len(kernel) == 4 and kernel[2:] != (3, 3) and (kernel[1:3] == (3, 3) or kernel[:2] == (3, 3))
 
 
@@ -74,11 +74,15 @@ AUTOENCODERS: tuple[Other, ...] = (
         advice="remove the parametrisation (torch.nn.utils.parametrize.remove_parametrizations) and save it anew",
     ),
     Other(
-        "a VAE in MLX's layout (mflux)", (rf"{SIDE}\.conv_in\.conv2d\.weight",),
+        "Qwen-Image's VAE in MLX's layout (mflux)", (rf"{SIDE}\.conv_in\.conv3d\.weight",),
         advice="get the weights that it was converted from",
     ),
     Other(
-        "a VAE whose kernels have their axes in another order (as MLX and TensorFlow have them)",
+        "the decoder of keras-hub's first presets of Stable Diffusion 3", (r"layers[./]vae_image_decoder[./].*",),
+        advice="get a newer preset, or Stable Diffusion 3's own VAE",
+    ),
+    Other(
+        "a VAE whose kernels have their axes in another order (as TensorFlow has them)",
         ((rf"{SIDE}\.conv_(in|out)\.weight", _channels_last),),
         advice="get the weights that it was converted from",
     ),

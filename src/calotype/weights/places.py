@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from calotype.families.numbers import MOST_CHANNELS
 from calotype.texts import TextError, whole
 from calotype.weights.container import Container, open_container
 from calotype.weights.detect import Detected, detect
-from calotype.weights.diffusers_config import Said, norm_groups_of, parse_config, read_said
+from calotype.weights.diffusers_config import Said, as_diffusers_says, norm_groups_of, parse_config, read_said
+from calotype.weights.flax import from_flax
 from calotype.weights.groups import Weights
+from calotype.weights.keras_file import CONFIG, from_keras_hub
+from calotype.weights.mlx import from_mlx
 from calotype.weights.scaled import scaled
 from calotype.weights.shards import Shards, in_folder, shards_of
 from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
-OTHER_SUFFIXES = (".gguf",)  # of files that are taken of a folder where there are none of those
+OTHER_SUFFIXES = (".gguf", ".msgpack", ".keras", ".npz")  # of weights, where nothing else is in a folder
 
 SUBFOLDERS = ("vae", "movq", "vqvae")  # of pipelines, with the VAE in it
 
@@ -42,7 +46,8 @@ def locate(
         path = path / inside
     config = path / "config.json"
     places, notices, weights = in_folder(path, weights, SUFFIXES)
-    places = places or in_folder(path, weights, OTHER_SUFFIXES)[0]
+    if not places:
+        places, notices, weights = in_folder(path, weights, OTHER_SUFFIXES)
     if not places and (said := told_in_folder(path)):
         raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
     if len(places) not in (1, 2):
@@ -56,7 +61,8 @@ def locate(
 
 def open_place(file: Path, more: Sequence[Path]) -> Container:
     """The tensors of a file, or of one that others continue (shards)."""
-    return scaled(Shards([open_container(one) for one in (file, *more)]) if more else open_container(file))
+    container = Shards([open_container(one) for one in (file, *more)]) if more else open_container(file)
+    return scaled(from_mlx(from_keras_hub(from_flax(container))))
 
 
 def find(
@@ -64,6 +70,8 @@ def find(
 ) -> tuple[Detected, Said, Mapping[str, Any]]:
     """The VAE among a file's tensors, what a config.json beside says, and what the file's own metadata do."""
     said = read_said(config_file, file.parent)
+    if not said.values and (inside := container.metadata.get(CONFIG)):
+        said = replace(said, file=file, values=as_diffusers_says(parse_config(inside)))
     stored = container.metadata.get("calotype_config")
     own = parse_config(stored) if stored is not None else {}
     told = own.get("norm_groups")

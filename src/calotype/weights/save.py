@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,14 +19,16 @@ from calotype.files import make_folder, writing_all
 from calotype.latents import LatentFormat, Packed, PerChannel, ScaleShift
 from calotype.tensor_files import safetensors_parts, write_safetensors
 from calotype.weights.diffusers_config import ASIDE, KEPT, LATENTS
+from calotype.weights.flax import WEIGHTS as FLAX_WEIGHTS, flax_parts
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
 from calotype.weights.gguf_writing import write_gguf
 from calotype.weights.keras import write_keras
 from calotype.weights.places import OTHER_SUFFIXES, SUFFIXES
 from calotype.weights.video import grafted
 
-WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "gguf"]
+WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "flax", "gguf"]
 
+DESCRIBED: tuple[WriteLayout, ...] = ("diffusers", "diffusers-2d", "flax")  # with a config.json
 WITH_FRAMES: tuple[WriteLayout, ...] = ("ldm", "diffusers", "gguf")  # which can hold what one picture does not need
 SINGLE: dict[str, tuple[str, ...]] = {
     "ldm": (".safetensors", ".sft"),
@@ -53,7 +55,7 @@ def save_weights(
             reads with its ``--vae``. ``diffusers``: a folder, which gets config.json and
             diffusion_pytorch_model.safetensors. ``diffusers-2d``: the same of a video VAE, with kernels for one
             picture; ``diffusers`` of such a VAE is written from `whole` alone. ``keras``: a folder, which gets
-            encoder.h5 and decoder.h5.
+            encoder.h5 and decoder.h5. ``flax``: a folder, which gets config.json and diffusion_flax_model.msgpack.
         dtype: stored dtype; that of the module where not given.
         format_, metadata, kept, said, whole: see `save_tensors`.
 
@@ -134,6 +136,10 @@ def save_tensors(
 
     if layout == "keras":
         return write_keras(_folder(path, layout), config, tensors, header)
+    if layout == "flax":
+        described = flax_config(config, format_, kept, said)
+        parts = flax_parts(as_diffusers(tensors, config))
+        return _described_folder(_folder(path, layout), FLAX_WEIGHTS, parts, described)
     if isinstance(format_, Packed) and not config.in_model_space:
         tensors = {**tensors, **statistics(format_)}
     if layout in SINGLE:
@@ -148,13 +154,21 @@ def save_tensors(
         return [write_gguf(path, named, {key: value for key, value in header.items() if key != "format"})]
 
     named = as_video(tensors, config, video, "diffusers") if video else as_diffusers(tensors, config)
-    folder = _folder(path, layout)
-    weights, about = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    return _described_folder(
+        _folder(path, layout), "diffusion_pytorch_model.safetensors", safetensors_parts(named, header), described
+    )
+
+
+def _described_folder(
+    folder: Path, name: str, parts: Iterable[bytes | memoryview], described: Mapping[str, Any]
+) -> list[Path]:
+    """Writes weights and their config.json."""
+    weights, about = folder / name, folder / "config.json"
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     make_folder(folder)
-    # the weights first: they say all themselves, where a killed process leaves an older config.json
+    # the weights first: most say all themselves, where a killed process leaves an older config.json
     with writing_all([weights, about]) as (file, config_file):
-        file.writelines(safetensors_parts(named, header))
+        file.writelines(parts)
         config_file.write(text.encode())
     return [about, weights]
 
@@ -180,7 +194,8 @@ def require_layout(family: Family, layout: WriteLayout, whole: Mapping[str, Tens
             f"The {layout} layout is for VAEs of videos, and a network of the kind {kind} is of pictures; "
             f"--layout {diffusers.layout} writes it under diffusers' names."
         )
-    if layout in DIFFUSERS_LAYOUTS or (layout == "keras" and not family.keras):
+    lacks = {"keras": not family.keras, "flax": not (diffusers and diffusers.flax)}
+    if layout in DIFFUSERS_LAYOUTS or lacks.get(layout):
         raise UsageError(
             f"A network of the kind {kind} has no {layout} layout; "
             f"--layout ldm writes it to a single file under its own keys."
@@ -195,6 +210,7 @@ def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
         "diffusers": ["config.json", "diffusion_pytorch_model.safetensors"],
         "diffusers-2d": ["config.json", "diffusion_pytorch_model.safetensors"],
         "keras": ["encoder.h5", "decoder.h5"],
+        "flax": ["config.json", FLAX_WEIGHTS],
     }
     return [Path(path) / name for name in names[layout]]
 
@@ -245,6 +261,35 @@ def diffusers_config(
             f"{lacking[0]} to say so; --layout ldm writes a single file that does."
         )
     return {key: value for key, value in values.items() if key not in KEPT or key in allowed}
+
+
+def flax_config(
+    config: NetworkConfig,
+    format_: LatentFormat | None = None,
+    kept: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What the ``config.json`` of diffusers' Flax class says of such a network and its latents; see `diffusers_config`.
+
+    Raises:
+        UsageError: the class has no such network, or no field that says how its latents are scaled.
+    """
+    diffusers = family_of(config).diffusers
+    assert diffusers is not None and diffusers.flax is not None
+    own = diffusers.flax(config)
+    values = diffusers_config(config, format_, kept, said)
+    lacking = [key for key in LATENTS if values.get(key) and key != "scaling_factor"]
+    if isinstance(format_, Packed) or lacking:
+        raise UsageError(
+            f"diffusers' {own['_class_name']} has a scaling_factor and nothing else to say how latents are scaled, and "
+            f"these have {', '.join(lacking) or 'batch-norm statistics'}; --layout ldm writes a single file that says "
+            f"so."
+        )
+    told = ("sample_size", "scaling_factor")
+    more = {key: value for key, value in values.items() if key in told}
+    if kept and "force_upcast" in kept:  # of which the class knows nothing, and that of torch does
+        more["force_upcast"] = kept["force_upcast"]
+    return {"_diffusers_version": values["_diffusers_version"], **own, **more}
 
 
 def as_original(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:

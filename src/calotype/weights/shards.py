@@ -15,6 +15,11 @@ from calotype.weights.groups import Weights
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 INDEX = ".index.json"
+MFLUX_SHARD = re.compile(r"[0-9]+\.safetensors")
+MFLUX_INDEX = "model.safetensors.index.json"
+KERAS_SHARD = re.compile(r"(.+)_[0-9]{5}\.weights\.h5")
+KERAS_INDEX = ".weights.json"
+KERAS_TASK = "task.weights.h5"  # of what a preset of keras-hub does, beside its network
 VARIANT = re.compile(r"diffusion_pytorch_model(?:\.([\w-]+))?\.(safetensors|bin)")
 ROUNDED = ("fp32", "fp16", "bf16")  # variants that are the same weights, the most exact first
 
@@ -47,8 +52,10 @@ def shards_of(path: Path) -> tuple[Path, ...] | None:
     Raises:
         WeightsError: if one is missing.
     """
-    if path.name.endswith(INDEX):
+    if path.name.endswith((INDEX, KERAS_INDEX)):
         names = _index(path)
+    elif (index := _index_of(path)) is not None:
+        names = _index(index)
     elif match := SHARD.fullmatch(path.name):
         stem, _, count, suffix = match.groups()
         names = [f"{stem}-{i:05}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
@@ -63,17 +70,26 @@ def shards_of(path: Path) -> tuple[Path, ...] | None:
     return tuple(path.with_name(name) for name in names)
 
 
+def _index_of(path: Path) -> Path | None:
+    """The index of a shard that does not say itself how many there are; None if it is none, or has none."""
+    match = KERAS_SHARD.fullmatch(path.name)
+    name = f"{match[1]}{KERAS_INDEX}" if match else MFLUX_INDEX if MFLUX_SHARD.fullmatch(path.name) else ""
+    return index if name and (index := path.with_name(name)).is_file() else None
+
+
 def _index(path: Path) -> list[str]:
     try:
         table = json_table(path.read_bytes()).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise TextError("it has no table weight_map")
-        for name in table.values():
+        # of Keras, a layer's arrays may be in several
+        named = [name for one in table.values() for name in (one if isinstance(one, list) else [one])]
+        for name in named:
             if not is_file_name(name) or Path(name).name != name:
                 raise TextError(f"weight_map must give names of files beside it, not {shown(name)}")
     except TextError as error:
         raise WeightsError(f"{path}: this is no index of shards, or a damaged one ({error}); fetch it again.") from None
-    return sorted(set(table.values()))
+    return sorted(set(named))
 
 
 def in_folder(
@@ -92,11 +108,10 @@ def in_folder(
     for file in sorted(folder.iterdir()):
         if file.suffix not in suffixes or not file.is_file():
             continue
-        if SHARD.fullmatch(file.name):
-            shards = shards_of(file) or ()
-            files.setdefault(shards[0], shards)
-        else:
-            files[file] = (file,)
+        shards = shards_of(file) or (file,)
+        files.setdefault(shards[0], shards)
+    if len(files) > 1:
+        files.pop(folder / KERAS_TASK, None)
     variants: dict[tuple[str, str], Path] = {}
     for file in files:
         name = SHARD.sub(r"\1\4", file.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.texts import TextError, json_of, json_table
@@ -43,8 +44,6 @@ NAMES: tuple[tuple[str, str], ...] = (
         "this is an ONNX model, whose weights have lost their names; get the weights that it was exported from, as "
         "safetensors",
     ),
-    (r".*\.msgpack", "these are Flax weights (msgpack), which are not read; load them in diffusers with from_flax=True "
-     "and save them with save_pretrained"),
     (r".*\.(mlmodel|mlmodelc|mlpackage)", "this is a Core ML model; get the weights that it was converted from"),
     (r".*\.(engine|plan|trt)", "this is a TensorRT engine, made for one GPU; get the weights that it was built from, "
      "as safetensors"),
@@ -58,8 +57,8 @@ OPENVINO = (
     "this is a model of OpenVINO (.xml and .bin), whose weights have lost their names; get the weights that it was "
     "exported from, as safetensors"
 )
-FLAX = NAMES[1][1]
 ONNX = NAMES[0][1]
+CORE_ML = NAMES[1][1]
 
 
 def other_file(path: Path, head: bytes) -> str | None:
@@ -92,9 +91,7 @@ def other_file(path: Path, head: bytes) -> str | None:
             return said
     if path.suffix == ".bin" and path.with_suffix(".xml").is_file():
         return OPENVINO
-    # a map of msgpack with a text for its first key; ONNX's version, then the name of what wrote it
-    if re.match(rb"[\x81-\x8f][\xa1-\xbf][a-z_]{3}", head):
-        return FLAX
+    # ONNX's version, then the name of what wrote it
     if re.match(rb"\x08[\x01-\x20]\x12[\x00-\x40][A-Za-z]{3}", head):
         return ONNX
     if len(head) > 64 and not head.strip(b"\0"):
@@ -162,13 +159,8 @@ def _zip(path: Path) -> str | None:
         return "this is a package of torch.package; load its module where you trust it and save its state_dict()"
     if "data.pkl" in last:
         return None
-    if names and all(name.endswith((".npy", "/")) for name in names):
-        return (
-            "this is an archive of numpy arrays (.npz), as MLX and others save weights; get the weights as "
-            "safetensors, or save the arrays so with safetensors.numpy.save_file"
-        )
-    if any(name.endswith(".weights.h5") for name in names):
-        return "this is a Keras 3 archive (.keras), which is not read; get the weights as safetensors"
+    if _of_weights(names):
+        return None
     if "Manifest.json" in last or any(".mlmodel" in name for name in names):
         return "this is a Core ML model; get the weights that it was converted from"
     inside = [name for name in names if name.endswith((".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"))]
@@ -177,6 +169,28 @@ def _zip(path: Path) -> str | None:
         return f"this is a zip archive that holds {inside[0]}{more}; unpack it and give the weights in it"
     first = f", of {len(names)} files ({names[0]}...)" if names else " without files"
     return f"this is a zip archive of something else than weights{first}"
+
+
+def zip_of_weights(path: Path) -> str:
+    """What a zip is that is no torch file and holds weights: "npz" (numpy's), "keras" (a Keras 3 archive), or ""."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        return _of_weights(archive.namelist())
+
+
+def _of_weights(names: Sequence[str]) -> str:
+    if any(name.endswith(".weights.h5") for name in names):
+        return "keras"
+    return "npz" if names and all(name.endswith((".npy", "/")) for name in names) else ""
+
+
+def is_flax(path: Path, head: bytes) -> bool:
+    """Whether a file that begins so is one of Flax: a map of msgpack with a text for its first key."""
+    text = rb"([\xa1-\xbf]|\xd9.|\xda..)"
+    return path.suffix == ".msgpack" or bool(
+        re.match(rb"(?s)([\x81-\x8f]|\xde..|\xdf....)" + text + rb"[A-Za-z0-9_]", head)
+    )
 
 
 def _quoted(text: bytes) -> str:
@@ -199,7 +213,7 @@ def in_folder(folder: Path) -> str | None:
         if len(path.relative_to(folder).parts) > 2:
             break
         if path.suffix == ".mlpackage":
-            return NAMES[2][1]
+            return CORE_ML
         if path.is_file() and path.suffix not in (".json", ".txt", ".md"):
             with path.open("rb") as file:
                 head = file.read(512)

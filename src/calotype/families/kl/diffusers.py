@@ -14,7 +14,7 @@ from calotype.families.face import Diffusers, DiffusersClass, Parts, contradicti
 from calotype.families.kl.config import ActivationName, AutoencoderConfig
 from calotype.families.kl.names import diffusers_to_ldm, ldm_to_diffusers
 
-KL, ASYMMETRIC = "AutoencoderKL", "AsymmetricAutoencoderKL"
+KL, ASYMMETRIC, FLAX = "AutoencoderKL", "AsymmetricAutoencoderKL", "FlaxAutoencoderKL"
 
 # fields that only the one half tells, and those that both classes have
 DECODERS = ("decoder_block_out_channels", "up_block_types", "up_block_out_channels", "layers_per_up_block")
@@ -138,6 +138,26 @@ def _written(config: AutoencoderConfig) -> dict[str, Any]:
     return values
 
 
+def _flax(config: AutoencoderConfig) -> dict[str, Any]:
+    usual = (
+        _as_deep(config)
+        and config.decoder_ch is None
+        and config.activation == "silu"
+        and config.mid_attention
+        and not config.attn_levels
+        and config.quant_conv
+        and config.decoder_quant_conv
+    )
+    if not usual:
+        raise UsageError(
+            f"diffusers' {FLAX} has SiLU, attention in the middle and nowhere else, 1x1 convolutions around the "
+            f"latents and a decoder as wide as its encoder, and this network differs; --layout ldm writes it."
+        )
+    named = _written(config)
+    shown = (*SHARED, "block_out_channels", "layers_per_block", "act_fn", "norm_num_groups", "sample_size")
+    return {"_class_name": FLAX, **{key: named[key] for key in shown}}
+
+
 def _as_deep(config: AutoencoderConfig) -> bool:
     """Whether its decoder is as that of an ordinary one: without a picture beside, with a block more in each level."""
     return not config.condition and config.decoder_num_res_blocks in (None, config.num_res_blocks)
@@ -159,6 +179,7 @@ DIFFUSERS = Diffusers(
     completed=_completed,
     expected=_expected,
     written=_written,
+    flax=_flax,
     theirs=lambda key, config: ldm_to_diffusers(key, len(config.channels)),
     ours=lambda key, config: diffusers_to_ldm(key, len(config.channels)),
     linear=lambda key: key.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")),
