@@ -13,9 +13,10 @@ from torch import Tensor
 
 from calotype.damage import LONGEST_HEADER, damage, quoted, require_held
 from calotype.errors import WeightsError
+from calotype.weights.graphs.opened import open_onnx, open_openvino
 from calotype.weights.mapped import map_file, part, strides, view
 from calotype.weights.pickles import Array, Stand, read_pickle
-from calotype.weights.sniff import other_file
+from calotype.weights.sniff import is_onnx, is_openvino, other_file
 from calotype.weights.stored import Stored
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -233,7 +234,7 @@ def _tensors(
 
 @damage(WeightsError, DAMAGED)
 def open_container(path: Path) -> Container:
-    """Opens a safetensors or torch file, told apart by its first bytes.
+    """Opens a safetensors or torch file, or a model of ONNX or OpenVINO, told apart by its first bytes.
 
     Raises:
         WeightsError: if the file is empty, damaged, or of another kind; the message says which, and what to do.
@@ -247,6 +248,10 @@ def open_container(path: Path) -> Container:
         return SafetensorsFile(path)
     if said := other_file(path, head):
         raise WeightsError(said)
+    if is_openvino(head):
+        return open_openvino(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return TorchFile(path)
+    if is_onnx(path, head):
+        return open_onnx(path)
     raise WeightsError("this is no weight file: neither safetensors, nor a torch file, nor Keras h5")

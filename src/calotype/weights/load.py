@@ -286,6 +286,8 @@ def _read(
             said=read_said(config_file, file.parent), dtypes=_names(tensors.values()), container="Keras h5",
         )  # fmt: skip
     container = open_place(file, more)
+    if config_file is None and (beside := file.with_name("config.json")).is_file():  # of a half in a folder of its own
+        config_file = beside
     found, said, own = find(container, file, config_file, prefix, weights)
     try:
         config, said = _described(found, own, said)
@@ -411,6 +413,7 @@ def _join(path: Path, a: Piece, b: Piece) -> Piece:
         a,
         config=config,
         parts=a.parts | b.parts,
+        said=a.said if a.said.values else b.said,
         tensors={**a.tensors, **b.tensors},
         dtypes=tuple(sorted({*a.dtypes, *b.dtypes})),
         notices=(*a.notices, *b.notices),
