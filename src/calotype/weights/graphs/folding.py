@@ -212,6 +212,38 @@ def _flatten(args: Args, attributes: Mapping[str, Any]) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
+def _concat(args: Args, attributes: Mapping[str, Any]) -> Tensor:
+    return torch.cat([one.cpu() for one in args if one is not None], int(attributes.get("axis", 0)))
+
+
+def _slice(args: Args, attributes: Mapping[str, Any]) -> Tensor:
+    x = _first(args)
+    starts, ends = (_list(args, at, attributes, name) or [] for at, name in ((1, "starts"), (2, "ends")))
+    axes = _list(args, 3, attributes, "axes") or list(range(len(starts)))
+    steps = _list(args, 4, attributes, "steps") or [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        places = range(*slice(start, end, step).indices(x.shape[axis]))
+        x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
+    return x
+
+
+def _gather(args: Args, attributes: Mapping[str, Any]) -> Tensor:
+    x, places = _first(args), args[1]
+    if places is None or places.ndim > 1:
+        raise ValueError
+    axis = int(attributes.get("axis", 0))
+    taken = x.index_select(axis, (places.reshape(-1) % x.shape[axis]).to(x.device))
+    return taken if places.ndim else taken.squeeze(axis)
+
+
+def _filled(args: Args, attributes: Mapping[str, Any]) -> Tensor:
+    """ONNX's ConstantOfShape."""
+    shape, value = [int(n) for n in _first(args).tolist()], attributes.get("value")
+    if math.prod(shape) > SMALL:
+        return torch.empty(shape, device="meta")
+    return torch.zeros(shape) if value is None else value.read().reshape(-1)[:1].expand(shape).clone()
+
+
 def _binary(op: Callable[[Tensor, Tensor], Tensor]) -> Made:
     def make(args: Args, attributes: Mapping[str, Any]) -> Tensor:
         a, b = args
@@ -278,4 +310,8 @@ _OPS: dict[str, Made] = {
     "Div": _binary(torch.div),
     "DequantizeLinear": _dequantize,
     "FakeQuantize": _fake,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Gather": _gather,
+    "ConstantOfShape": _filled,
 }
