@@ -75,7 +75,12 @@ def export(
         pytest.importorskip("onnxscript")
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = next(module.parameters()).dtype
-    options: dict[str, Any] = {"dynamo": dynamo, "input_names": [INPUTS[side]], "output_names": ["out"]}
+    options: dict[str, Any] = {
+        "dynamo": dynamo,
+        "input_names": [INPUTS[side]],
+        "output_names": ["out"],
+        "verbose": False,
+    }
     if not dynamo:
         options["opset_version"] = 17
         options["dynamic_axes"] = {INPUTS[side]: {0: "batch", 2: "height", 3: "width"}}
@@ -91,10 +96,13 @@ def export(
     return path
 
 
-def run_onnx(path: Path, given: Tensor) -> Tensor:
-    """What onnxruntime makes of it."""
+def run_onnx(path: Path, given: Tensor, *, plain: bool = False) -> Tensor:
+    """What onnxruntime makes of it; `plain`, as the graph says, and not in fewer bits where it finds some."""
     runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    if plain:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (made, *_) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
     return torch.from_numpy(np.asarray(made)).float()
 

@@ -174,8 +174,8 @@ def test_xml_with_entities(ir: Path) -> None:
         (r'size="\d+"', 'size="12"', "has 12 bytes instead of"),
         (r'shape="\d+, \d+, \d+, \d+"', 'shape="3, x"', "where whole numbers stand"),
         (
-            r'element_type="f32" shape="\d+, \d+',
-            r'element_type="nf4" shape="3, 3',
+            r'element_type="f32"',
+            'element_type="nf4"',
             "is stored as nf4, which is not read",
         ),
         (r'type="Swish"', 'type="HSwish"', "HSwish"),

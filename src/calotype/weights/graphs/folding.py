@@ -169,10 +169,12 @@ def _same(args: Args, attributes: Mapping[str, Any]) -> Tensor:
 
 
 def _cast(args: Args, attributes: Mapping[str, Any]) -> Tensor:
-    """Floats stay as they are stored: whatever type a graph computes in holds what is loaded."""
+    """Floats stay as they are stored, and what is stored in few bits becomes float32, as OpenVINO computes it."""
     x, to = _first(args), attributes.get("to")
-    if not isinstance(to, torch.dtype) or (x.is_floating_point() and to.is_floating_point and x.dtype.itemsize > 1):
+    if not isinstance(to, torch.dtype):
         return x
+    if to.is_floating_point:
+        return x if x.is_floating_point() and x.dtype.itemsize > 1 else x.float()
     return x.to(to)
 
 

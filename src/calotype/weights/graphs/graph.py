@@ -110,6 +110,20 @@ def stored_bytes(dtype: torch.dtype | str, shape: tuple[int, ...]) -> int:
     return (count + 1) // 2 if isinstance(dtype, str) else count * dtype.itemsize
 
 
+def empty() -> torch.UntypedStorage:
+    """Nothing at all."""
+    return torch.empty(0, dtype=torch.uint8).untyped_storage()
+
+
+def refusing(name: str, kind: str) -> Callable[[], Tensor]:
+    """What reads numbers of a type that is not read."""
+
+    def read() -> Tensor:
+        raise WeightsError(f"{quoted(name, 120)} is stored as {kind}, which is not read")
+
+    return read
+
+
 def numbers(storage: torch.UntypedStorage, start: int, dtype: torch.dtype | str, shape: tuple[int, ...]) -> Tensor:
     """Numbers that begin somewhere in a file, which holds all of them; those of four bits in a byte each."""
     size = stored_bytes(dtype, shape)

@@ -125,6 +125,9 @@ def _residual(total: Sum) -> tuple[_Block, Term]:
     for branch, skip in ((total.x, total.y), (total.y, total.x)):
         if found := _resnet(branch, skip) or _attention(branch, skip):
             return found
+    for branch in (total.x, total.y):
+        if isinstance(branch, Conv) and square(branch, 3) and _activated(branch.x)[0] is None:
+            raise Unfit(f"before {branch.at} stands no norm with an activation, but {described(branch.x)}")
     raise Unfit(f"the sum {total.at} is neither a residual block's nor that of attention")
 
 

@@ -22,7 +22,9 @@ from calotype.weights.graphs.graph import (
     Constant,
     Graph,
     Node,
+    empty,
     numbers,
+    refusing,
     require_few,
     require_shape,
     stored_bytes,
@@ -54,7 +56,7 @@ TYPES: dict[int, torch.dtype | str] = {
 }
 FLOATS, INT32S, INT64S, DOUBLES, UINT64S = 4, 5, 7, 10, 11  # fields of numbers that are not raw
 _LIST = 4096  # the longest list among an operation's attributes
-_IN_FIELDS = {FLOATS: (FIXED32, np.dtype("<f4")), DOUBLES: (FIXED64, np.dtype("<f8"))}
+_IN_FIELDS: dict[int, tuple[int, str]] = {FLOATS: (FIXED32, "<f4"), DOUBLES: (FIXED64, "<f8")}
 
 
 def read_onnx(path: Path) -> Graph:
@@ -97,6 +99,7 @@ class _Reader:
             raise WeightsError("the file is truncated or damaged (it holds no graph); fetch it again")
         nodes: list[Node] = []
         constants: dict[str, Constant] = {}
+        count = 0
         inputs: list[str] = []
         outputs: list[str] = []
         for field in message.fields(*_inside(graph)):
@@ -109,7 +112,8 @@ class _Reader:
                 else:
                     nodes.append(node)
             elif field.number == 5:
-                require_few(len(constants) + 1, "constants")
+                count += 1
+                require_few(count, "constants")
                 constant = self._tensor(self._nested(field))
                 constants[constant.name] = constant
             elif field.number in (11, 12):
@@ -169,7 +173,8 @@ class _Reader:
 
     def _attribute(self, field: Field) -> tuple[str, Any]:
         message = self._message
-        name, value = "", None
+        name = ""
+        value: Any = None
         values: list[Any] = []
         for part in message.fields(*_inside(field)):
             if part.number == 1:
@@ -218,7 +223,7 @@ class _Reader:
         shape = tuple(dimensions)
         require_shape(shape, name)
         if code not in TYPES:  # texts, complex numbers: of no use, and not read
-            return Constant(name, shape, f"type {code}", _refusing(name, code))
+            return Constant(name, shape, f"type {code}", refusing(name, f"ONNX's type {code}"))
         dtype = TYPES[code]
         stored = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
         size = stored_bytes(dtype, shape)
@@ -277,7 +282,7 @@ class _Reader:
                 )
             require_few(len(self._files) + 1, "files")
             size = path.stat().st_size
-            self._files[name] = map_file(path) if size else torch.UntypedStorage(0)
+            self._files[name] = map_file(path) if size else empty()
         if self._files[name].nbytes() < end:
             raise WeightsError(
                 f"{quoted(name, 200)} beside it is truncated: {self._files[name].nbytes():,} bytes do not hold "
@@ -314,13 +319,6 @@ class _Reader:
 
 def _inside(field: Field) -> tuple[int, int]:
     return field.start, field.end
-
-
-def _refusing(name: str, code: int) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        raise WeightsError(f"{quoted(name, 120)} is stored as ONNX's type {code}, which is not read")
-
-    return read
 
 
 def _constant(node: Node) -> Constant | None:

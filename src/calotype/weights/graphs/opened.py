@@ -67,8 +67,10 @@ def _opened(graph: Graph, path: Path) -> Translated:
     if len(groups) > 1 or len(activations) > 1:
         raise WeightsError("its encoder and its decoder differ in their norms or activations: they are not of one VAE")
     told = {"norm_groups": groups.pop(), "activation": activations.pop()} if groups else {}
+    types = Counter(weight.fixed.dtype for weight in weights.values() if weight.fixed)
+    usual = next((dtype for dtype, _ in types.most_common() if dtype.is_floating_point), torch.float32)
     return Translated(
-        {name: _made(name, weight, weights) for name, weight in weights.items()},
+        {name: _made(weight, usual) for name, weight in weights.items()},
         kind=graph.kind,
         metadata={TOLD: json.dumps(told)},
         notices=tuple(f"{path}: {said}" for said in _notices(found, weights)),
@@ -110,12 +112,11 @@ def _found(graph: Graph) -> list[Half]:
         ) from None
 
 
-def _made(name: str, weight: Weight, weights: dict[str, Weight]) -> Made:
+def _made(weight: Weight, usual: torch.dtype) -> Made:
+    """A tensor; one that the graph leaves out is of the usual type."""
     fixed, shape = weight.fixed, weight.shape
-    if fixed is None:  # as precise as the weight beside it
-        beside = weights[f"{name.rpartition('.')[0]}.weight"].fixed
-        dtype = beside.dtype if beside is not None and beside.dtype.is_floating_point else torch.float32
-        return Made(shape, str(dtype).removeprefix("torch."), lambda: torch.full(shape, weight.usual, dtype=dtype))
+    if fixed is None:
+        return Made(shape, str(usual).removeprefix("torch."), lambda: torch.full(shape, weight.usual, dtype=usual))
 
     def read() -> Tensor:
         values = fixed.read()

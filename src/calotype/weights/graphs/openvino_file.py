@@ -6,7 +6,7 @@ The format is that of IR versions 10 and 11 (https://docs.openvino.ai/2025/docum
 from __future__ import annotations
 
 import xml.parsers.expat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from calotype.weights.graphs.graph import (
     Constant,
     Graph,
     Node,
+    empty,
     numbers,
+    refusing,
     require_few,
     require_shape,
     stored_bytes,
@@ -86,7 +88,7 @@ def read_openvino(path: Path) -> Graph:
     held = bin_of(path)
     if not held.is_file():
         raise WeightsError(f"its weights are in {quoted(held.name, 200)}, which is not beside it; fetch it as well")
-    storage = map_file(held) if held.stat().st_size else torch.UntypedStorage(0)
+    storage = map_file(held) if held.stat().st_size else empty()
     return _graph(xml, storage, held)
 
 
@@ -238,13 +240,8 @@ def _constant(layer: _Layer, storage: torch.UntypedStorage, held: Path) -> Const
             f"fetch it again"
         )
     dtype, begin = TYPES.get(kind), start[0]
-    read: Callable[[], Tensor]
     if dtype is None:
-
-        def read() -> Tensor:
-            raise WeightsError(f"{quoted(name, 120)} is stored as {quoted(kind, 20)}, which is not read")
-
-        return Constant(name, shape, quoted(kind, 20), read)
+        return Constant(name, shape, quoted(kind, 20), refusing(name, quoted(kind, 20)))
     if size[0] != stored_bytes(dtype, shape):
         raise WeightsError(
             f"the file is damaged: {quoted(name, 120)} has {size[0]:,} bytes instead of "

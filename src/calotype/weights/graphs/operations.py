@@ -33,7 +33,8 @@ def conv(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     if len(pads) != 4 or len(stride) != 2:
         return None
     if isinstance(x, Padded):
-        x, pads = x.x, [a + b for a, b in zip(x.pads, pads, strict=True)]
+        pads = [a + b for a, b in zip(x.pads, pads, strict=True)]
+        x = x.x
     return Conv(x, weight, bias, tuple(stride), tuple(pads), str(node))
 
 
@@ -174,5 +175,6 @@ def _second(shape: Value | None) -> int | None:
         return sizes[1] if len(sizes) > 2 and sizes[1] > 0 else None
     if isinstance(shape, Side) and shape.op == "Concat" and len(shape.inputs) > 2:
         second = shape.inputs[1]
-        return (second.wholes() or [None])[0] if isinstance(second, Fixed) else None
+        sizes = (second.wholes() or []) if isinstance(second, Fixed) else []
+        return sizes[0] if sizes else None
     return None

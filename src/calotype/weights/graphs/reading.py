@@ -71,7 +71,7 @@ def _plain(node: Node, args: Sequence[Value | None]) -> bool:
     slope = node.attributes.get("alpha", 1.0)
     if len(args) > 1 and args[1] is not None:
         slope = args[1].number() if isinstance(args[1], Fixed) else None
-    return slope == 1.0
+    return isinstance(slope, float) and slope == 1.0
 
 
 _READERS: Mapping[str, Callable[[Graph, Node, Sequence[Value | None]], Term | None]] = {

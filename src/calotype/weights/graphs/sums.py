@@ -59,9 +59,11 @@ def add(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
 
 def sub(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     pair = _pair(args)
-    if pair is None or pair[2] or isinstance(pair[1], Term):
+    if pair is None or pair[2]:
         return None
     x, by, _ = pair
+    if isinstance(by, Term):
+        return None
     return x if isinstance(by, Fixed) and by.number() == 0 else Shifted(x, by, True, str(node))
 
 
