@@ -61,7 +61,7 @@ def test_a_length_beyond_the_file(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_a_million_operations(tmp_path: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     refuse(written(tmp_path / "a.onnx", model(field(1, b"") * 1_000_000)), "more than 50,000 operations")
     refuse(written(tmp_path / "a.onnx", model(field(5, b"") * 1_000_000)), "more than 50,000 constants")
     many = field(1, field(1, "x") * 1_000_000)
@@ -70,7 +70,7 @@ def test_a_graph_of_a_million_operations(tmp_path: Path) -> None:
     deep = b"".join(field(1, one) for one in chain)
     ends = field(11, value_info("0")) + field(12, value_info("40000"))
     refuse(written(tmp_path / "a.onnx", model(deep, ends)), "its output comes from Neg")
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_list_and_a_name_that_are_too_long(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_xml_with_entities(ir: Path) -> None:
         (r'size="\d+"', 'size="12"', "has 12 bytes instead of"),
         (r'shape="\d+, \d+, \d+, \d+"', 'shape="3, x"', "where whole numbers stand"),
         (
-            r'element_type="f32"',
-            'element_type="nf4"',
+            r'(type="Const" version="opset1"><data )element_type="f32"',
+            r'\1element_type="nf4"',
             "is stored as nf4, which is not read",
         ),
         (r'type="Swish"', 'type="HSwish"', "HSwish"),
@@ -191,14 +191,14 @@ def test_layers_that_wait_for_each_other(ir: Path) -> None:
 
 
 def test_deep_and_long_xml(ir: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     ir.write_text("<net>" + "<a>" * 100_000)
     refuse(ir, "nested deeper than 32 levels")
     ir.write_text("<net><layers>" + "".join(f'<layer id="{i}"/>' for i in range(60_000)) + "</layers></net>")
     refuse(ir, "more than 50,000 operations")
     ir.write_text("<net><layers></layers></net>")
     refuse(ir, "it has no layers")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_numbers_are_read_when_they_are_asked_for(whole: bytes, tmp_path: Path) -> None:

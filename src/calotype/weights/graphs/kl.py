@@ -125,9 +125,10 @@ def _residual(total: Sum) -> tuple[_Block, Term]:
     for branch, skip in ((total.x, total.y), (total.y, total.x)):
         if found := _resnet(branch, skip) or _attention(branch, skip):
             return found
-    for branch in (total.x, total.y):
-        if isinstance(branch, Conv) and square(branch, 3) and _activated(branch.x)[0] is None:
-            raise Unfit(f"before {branch.at} stands no norm with an activation, but {described(branch.x)}")
+    for branch in (total.x, total.y):  # of a residual block the second convolution, and the first
+        norm, _ = _activated(branch.x) if isinstance(branch, Conv) else (None, "")
+        if norm is not None and isinstance(norm.x, Conv) and _activated(norm.x.x)[0] is None:
+            raise Unfit(f"before {norm.x.at} stands no norm with an activation, but {described(norm.x.x)}")
     raise Unfit(f"the sum {total.at} is neither a residual block's nor that of attention")
 
 
