@@ -65,7 +65,9 @@ def config_of(whole: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**whole.config, "_class_name": "AutoencoderKL"}))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("plain", "gelu"))) for name in VARIANTS]
+)
 def test_every_tensor_of_an_export(variant: str, tmp_path: Path) -> None:
     whole = vae(1, **VARIANTS[variant])
     for side, half in HALVES.items():

@@ -83,8 +83,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("way", ["onnx", "torch"])
+SHORT = [("onnx", "plain"), ("torch", "attention at levels")]
+LONG = [(way, variant) for way in ("onnx", "torch") for variant in VARIANTS if (way, variant) not in SHORT]
+
+
+@pytest.mark.parametrize(("way", "variant"), [*SHORT, *(pytest.param(*both, marks=pytest.mark.slow) for both in LONG)])
 def test_what_openvino_writes(way: str, variant: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     whole = vae(1, **VARIANTS[variant])
@@ -96,6 +99,7 @@ def test_what_openvino_writes(way: str, variant: str, tmp_path: Path) -> None:
         same(open_container(path), tensors(whole, side))
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     whole = vae(2)
