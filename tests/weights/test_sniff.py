@@ -78,7 +78,6 @@ FILES: list[tuple[Callable[[], bytes] | bytes, str, str]] = [
     (b'{"_class_name": "AutoencoderKL"}', "config.json", "a configuration.*give the folder it lies in"),
     (b'[{"a": 1}]', "a.json", "this is JSON, not weights"),
     (XML + b"<Error><Code>AccessDenied</Code></Error>", "a.safetensors", r"this is XML, not weights \(AccessDenied"),
-    (XML + b'<net name="x" version="11">', "vae.xml", "its XML is truncated"),
     (b"Entry not found", "a.safetensors", r"this is text, not weights \(Entry not found\)"),
     (b"Access to model x is restricted. Log in.", "a.bin", "this is text, not weights .Access to model"),
     (b"GGUF" + bytes(40), "a.gguf", "a GGUF file, which is not read"),
@@ -103,8 +102,6 @@ FILES: list[tuple[Callable[[], bytes] | bytes, str, str]] = [
     (b"\x89PNG\r\n\x1a\n" + bytes(100), "a.safetensors", "a picture .PNG., not weights"),
     (b"\xff\xd8\xff\xe0" + bytes(100), "a.pt", "a picture .JPEG., not weights"),
     (b"%PDF-1.7" + bytes(100), "a.pt", "a PDF document"),
-    (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0" + bytes(60), "model.onnx", "truncated or damaged"),
-    (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0" + bytes(60), "model.bin", "truncated or damaged"),
     (b"\x01\x02" * 40, "model.onnx_data", "numbers of an ONNX model"),
     (b"ftrt" + bytes(60), "a.engine", "a TensorRT engine"),
     (b"\x01\x02" * 40, "vae.plan", "a TensorRT engine"),
@@ -304,8 +301,8 @@ def test_variants_that_nothing_tells_apart(tmp_path: Path) -> None:
 def test_folders_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "vae_decoder").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "vae_decoder" / "model.onnx").write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(60))
-    refused(tmp_path, r"vae_decoder/model\.onnx: the file is truncated or damaged")
+    (tmp_path / "vae_decoder" / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    refused(tmp_path, r"vae_decoder/model\.onnx: this is a pointer of Git LFS")
     (tmp_path / "coreml" / "vae.mlpackage").mkdir(parents=True)
     refused(tmp_path / "coreml", "a Core ML model")
 
