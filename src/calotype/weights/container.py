@@ -15,10 +15,11 @@ from calotype.damage import LONGEST_HEADER, damage, quoted, require_held
 from calotype.errors import WeightsError
 from calotype.weights.flax import FlaxFile
 from calotype.weights.keras_file import KerasFile
+from calotype.weights.graphs.opened import open_onnx, open_openvino
 from calotype.weights.mapped import map_file, part, strides, view
 from calotype.weights.npz import NpzFile
 from calotype.weights.pickles import Array, Stand, read_pickle
-from calotype.weights.sniff import is_flax, other_file, zip_of_weights
+from calotype.weights.sniff import is_flax, is_onnx, is_openvino, other_file, zip_of_weights
 from calotype.weights.stored import Stored
 
 H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -255,6 +256,8 @@ def open_container(path: Path) -> Container:
         return GgufFile(path)
     if said := other_file(path, head):
         raise WeightsError(said)
+    if is_openvino(head):
+        return open_openvino(path)
     if head.startswith(H5_SIGNATURE):
         return KerasFile(path)
     if head[:2] == b"PK":
@@ -264,6 +267,9 @@ def open_container(path: Path) -> Container:
         return TorchFile(path)
     if is_flax(path, head):
         return FlaxFile(path)
+    if is_onnx(path, head):
+        return open_onnx(path)
     raise WeightsError(
-        "this is no weight file: neither safetensors, nor a torch file, nor GGUF, Keras h5, Flax msgpack or numpy's npz"
+        "this is no weight file: neither safetensors, nor a torch file, nor GGUF, Keras h5, Flax msgpack, numpy's npz, "
+        "ONNX or OpenVINO"
     )

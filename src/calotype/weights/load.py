@@ -277,6 +277,8 @@ def _read(
     weights: Weights | None,
 ) -> Piece:
     container = open_place(file, more)
+    if config_file is None and (beside := file.with_name("config.json")).is_file():  # of a half in a folder of its own
+        config_file = beside
     if isinstance(container, KerasFile) and container.in_order is not None:
         if prefix or weights:
             raise UsageError("such an h5 file holds half a VAE and no more; leave --prefix and --weights out")
@@ -412,6 +414,7 @@ def _join(path: Path, a: Piece, b: Piece) -> Piece:
         a,
         config=config,
         parts=a.parts | b.parts,
+        said=a.said if a.said.values else b.said,
         tensors={**a.tensors, **b.tensors},
         dtypes=tuple(sorted({*a.dtypes, *b.dtypes})),
         notices=(*a.notices, *b.notices),

@@ -17,12 +17,14 @@ from calotype.weights.container import Container, open_container
 from calotype.weights.detect import Detected, detect
 from calotype.weights.diffusers_config import Said, as_diffusers_says, norm_groups_of, parse_config, read_said
 from calotype.weights.flax import from_flax
+from calotype.weights.graphs.folders import model_files, model_of
 from calotype.weights.groups import Weights
 from calotype.weights.keras_file import CONFIG, from_keras_hub
 from calotype.weights.mlx import from_mlx
 from calotype.weights.scaled import scaled
 from calotype.weights.shards import Shards, in_folder, shards_of
 from calotype.weights.sniff import audio_pipeline, in_folder as told_in_folder
+from calotype.weights.translated import TOLD
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".h5")
 OTHER_SUFFIXES = (".gguf", ".msgpack", ".keras", ".npz")  # of weights, where nothing else is in a folder
@@ -36,6 +38,7 @@ def locate(
     """The weight files at `path`, each with its shards; the config.json that describes them, if any; notices; and which
     weights are still to be chosen in a file."""
     if path.is_file():
+        path = model_of(path)
         beside = path.with_name("config.json")
         return (shards_of(path) or (path,),), beside if beside.is_file() else None, (), weights
     if inside := next((name for name in SUBFOLDERS if (path / name).is_dir()), None):
@@ -48,6 +51,9 @@ def locate(
     places, notices, weights = in_folder(path, weights, SUFFIXES)
     if not places:
         places, notices, weights = in_folder(path, weights, OTHER_SUFFIXES)
+    if not places:
+        models, more = model_files(path)
+        places, notices = tuple((model,) for model in models), (*notices, *more)
     if not places and (said := told_in_folder(path)):
         raise WeightsError(f"{path}: this folder holds no weight files that can be read ({said}).")
     if len(places) not in (1, 2):
@@ -73,7 +79,7 @@ def find(
     if not said.values and (inside := container.metadata.get(CONFIG)):
         said = replace(said, file=file, values=as_diffusers_says(parse_config(inside)))
     stored = container.metadata.get("calotype_config")
-    own = parse_config(stored) if stored is not None else {}
+    own = parse_config(container.metadata.get(TOLD, "{}") if stored is None else stored)
     told = own.get("norm_groups")
     try:
         groups = norm_groups_of(said) if told is None else whole(told, "norm_groups", 1, MOST_CHANNELS)

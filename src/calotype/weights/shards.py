@@ -11,6 +11,7 @@ from torch import Tensor
 from calotype.errors import UsageError, WeightsError
 from calotype.texts import TextError, is_file_name, json_table, shown
 from calotype.weights.container import Container
+from calotype.weights.graphs.folders import model_of
 from calotype.weights.groups import Weights
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
@@ -106,7 +107,7 @@ def in_folder(
     """
     files: dict[Path, tuple[Path, ...]] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix not in suffixes or not file.is_file():
+        if file.suffix not in suffixes or not file.is_file() or model_of(file) != file:
             continue
         shards = shards_of(file) or (file,)
         files.setdefault(shards[0], shards)

@@ -40,9 +40,8 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
 # (what the file's name matches, a sentence), for formats without a signature
 NAMES: tuple[tuple[str, str], ...] = (
     (
-        r".*\.onnx(_data|\.data)?",
-        "this is an ONNX model, whose weights have lost their names; get the weights that it was exported from, as "
-        "safetensors",
+        r".*\.onnx(_data|\.data)",
+        "these are numbers of an ONNX model (.onnx), which is not beside them; fetch it as well and give it",
     ),
     (r".*\.(mlmodel|mlmodelc|mlpackage)", "this is a Core ML model; get the weights that it was converted from"),
     (r".*\.(engine|plan|trt)", "this is a TensorRT engine, made for one GPU; get the weights that it was built from, "
@@ -53,12 +52,17 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r".*\.(part|partial|crdownload|aria2|incomplete|tmp)", "this is a download that has not finished; fetch it again"),
 )  # fmt: skip
 
-OPENVINO = (
-    "this is a model of OpenVINO (.xml and .bin), whose weights have lost their names; get the weights that it was "
-    "exported from, as safetensors"
-)
-ONNX = NAMES[0][1]
 CORE_ML = NAMES[1][1]
+
+
+def is_onnx(path: Path, head: bytes) -> bool:
+    """Whether a file is an ONNX model: its version, then the name of what wrote it, if it says so."""
+    return bool(re.match(rb"\x08[\x01-\x20]\x12[\x00-\x40][A-Za-z]{3}", head)) or path.suffix.lower() == ".onnx"
+
+
+def is_openvino(head: bytes) -> bool:
+    """Whether a file is the graph of a model of OpenVINO."""
+    return bool(re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,200}?-->\s*)?<net[\s>]", head, re.DOTALL))
 
 
 def other_file(path: Path, head: bytes) -> str | None:
@@ -89,11 +93,6 @@ def other_file(path: Path, head: bytes) -> str | None:
     for pattern, said in NAMES:
         if re.fullmatch(pattern, path.name.lower()):
             return said
-    if path.suffix == ".bin" and path.with_suffix(".xml").is_file():
-        return OPENVINO
-    # ONNX's version, then the name of what wrote it
-    if re.match(rb"\x08[\x01-\x20]\x12[\x00-\x40][A-Za-z]{3}", head):
-        return ONNX
     if len(head) > 64 and not head.strip(b"\0"):
         return "this file begins with nothing but zeros, as a download that has not finished does; fetch it again"
     return None
@@ -107,8 +106,8 @@ def _text(path: Path, text: bytes) -> str | None:
             "itself"
         )
     if lower.startswith((b"<?xml", b"<net", b"<error")):
-        if b"<net" in text:
-            return OPENVINO
+        if is_openvino(text):
+            return None
         return f"this is XML, not weights{_quoted(text)}; download the file itself"
     if lower[:1] in (b"{", b"["):
         return _json(path, text)

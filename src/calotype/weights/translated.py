@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# In metadata: what a container knows of its network and shapes can't tell, as JSON with fields of its configuration
+TOLD = "calotype_told"
+
 
 class Made(NamedTuple):
     """A tensor that is made of what a file has.
