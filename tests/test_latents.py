@@ -22,6 +22,7 @@ from support import import_diffusers, names, one_sentence
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
+from calotype.latent_files import load_latents, save_latents
 from calotype.latents import (
     KNOWN,
     LatentFormat,
@@ -32,9 +33,7 @@ from calotype.latents import (
     flux2,
     latent_format,
     latent_format_from_dict,
-    load_latents,
     same_as_model,
-    save_latents,
 )
 from calotype.pixels import Padding
 

@@ -13,7 +13,8 @@ from fuzzkit import Accepted, Case
 from safetensors.torch import save
 
 from calotype.errors import LatentsError
-from calotype.latents import KNOWN, LatentFormat, Latents, flux2, load_latents, save_latents
+from calotype.latent_files import load_latents, save_latents
+from calotype.latents import KNOWN, LatentFormat, Latents, flux2
 from calotype.pixels import Padding
 from calotype.weights.load import tensors_sha256
 
