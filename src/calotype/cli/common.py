@@ -214,8 +214,9 @@ def require_distinct(paths: Sequence[Path], inputs: Sequence[Path]) -> None:
         UsageError: two are the same, or an input would be overwritten.
     """
     if twice := next((path for path, count in Counter(paths).items() if count > 1), None):
-        raise UsageError(f"Two pictures would both be written to {twice}; run their files one by one, each with its own "
-                         f"--out.")  # fmt: skip
+        raise UsageError(
+            f"Two pictures would both be written to {twice}; run their files one by one, each with its own --out."
+        )
     require_apart(paths, inputs)
 
 
