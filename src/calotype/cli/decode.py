@@ -40,7 +40,7 @@ EXAMPLE = "Example: [bold]calotype decode photo.latents.safetensors --out pictur
 
 def command(
     latents: Annotated[
-        list[Path], typer.Argument(metavar="LATENTS...", help="Files that `calotype encode` or another program wrote.")
+        list[Path], typer.Argument(metavar="LATENTS...", help="Files of `calotype encode` or another program.")
     ],
     vae: Annotated[
         str | None,
@@ -74,13 +74,14 @@ def command(
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Decode latents to pictures of their true size: PHOTO-decoded.png, or PHOTO-0-decoded.png, ... of a file with several.
+    """Decode latents to pictures of their true size: PHOTO-decoded.png.
+
+    Of a file with several, PHOTO-0-decoded.png and so on are written, or the one that --index names.
 
     Pictures of any size are decoded exactly, without tiles, and PNG and TIFF are written row by row.
 
-    Read are latents of calotype, ComfyUI, sd-scripts, musubi-tuner, ai-toolkit, SimpleTuner, OneTrainer, diffusion-pipe,
-    and bare tensors. They name no VAE, so --vae does; where a file does not tell their space, --latent-format and --space
-    do.
+    Latents of ComfyUI, sd-scripts, musubi-tuner, ai-toolkit, SimpleTuner, OneTrainer and diffusion-pipe are read, and
+    bare tensors. They name no VAE, so --vae does; where a file does not tell their space, --latent-format and --space do.
     """
     from calotype.engine.budget import parse_memory
     from calotype.latent_files import open_latents

@@ -1,7 +1,7 @@
 """Latents on disk: calotype's own files, and those of other programs, one module for each.
 
-A reader finds tensors in a file and what is told of them (`found.Found`): the program and the model say whether they are
-raw or scaled and in which latent format (`models`), and what they do not say is asked. `telling` finds the reader.
+A reader finds tensors in a file and what is told of them (`found.Found`): the program and the model say whether they
+are raw or scaled and in which latent format (`models`), and what they do not say is asked. `telling` finds the reader.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def save_latents(path: str | os.PathLike[str], latents: Latents, *, to: Program 
 
     Args:
         to: None: calotype's own kind, safetensors with everything in its metadata. ``comfyui``: a ``.latent``, raw
-            (of FLUX.2 packed and normalised). ``sd-scripts``: a ``.npz``, in the space that it keeps them in; `file_name`
-            says what it is called.
+            (of FLUX.2 packed and normalised). ``sd-scripts``: a ``.npz``, in the space that it keeps them in;
+            `file_name` says what it is called.
 
     Raises:
         LatentsError: if the file can't be written.

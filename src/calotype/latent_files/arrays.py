@@ -78,8 +78,10 @@ def _header(content: bytes, size: int) -> tuple[tuple[int, ...], np.dtype[np.gen
         raise ValueError("a shape that is none")
     start, claimed = file.tell(), math.prod(shape) * dtype.itemsize
     if start + claimed > size:
-        raise LatentsError(f"its header claims {claimed:,} bytes of numbers, and there are {max(size - start, 0):,}: it "
-                           f"is truncated or damaged; make the latents again.")  # fmt: skip
+        raise LatentsError(
+            f"its header claims {claimed:,} bytes of numbers, and there are {max(size - start, 0):,}: it is truncated "
+            f"or damaged; make the latents again."
+        )
     return shape, dtype, fortran, start
 
 

@@ -1,7 +1,7 @@
 """diffusion-pipe's caches (utils/cache.py): ``metadata.db``, in SQLite, and ``shard_0.bin``, ... beside it.
 
-A shard is torch files one after another; where each begins, and how long it is, stands in the database. The model's name
-is that of a folder above: ``cache/flux/cache_.../latents/metadata.db``.
+A shard is torch files one after another; where each begins, and how long it is, stands in the database. The model's
+name is that of a folder above: ``cache/flux/cache_.../latents/metadata.db``.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def find(path: Path) -> Found:
         shape = _Items(path.parent, places)[0].shape
         format_ = "wan2.2" if shape[:1] == (48,) else format_
     return Found(
-        program="diffusion-pipe", model=model, items=_Items(path.parent, places), format=format_, space=space, drawn=drawn,
-        batches=False,
+        program="diffusion-pipe", model=model, items=_Items(path.parent, places), format=format_, space=space,
+        drawn=drawn, batches=False,
     )  # fmt: skip
 
 

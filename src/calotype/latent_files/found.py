@@ -146,8 +146,10 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
     space, name = found.space or space, found.format or latent_format
     first = found.items[0]
     if not 3 <= len(first.shape) <= 5 or 0 in first.shape:
-        raise LatentsError(f"{path}: latents are [C, h, w], [N, C, h, w] or [N, C, 1, h, w], and {quoted(first.name, 60)} "
-                           f"is {list(first.shape)}.")  # fmt: skip
+        raise LatentsError(
+            f"{path}: latents are [C, h, w], [N, C, h, w] or [N, C, 1, h, w], and {quoted(first.name, 60)} is "
+            f"{list(first.shape)}."
+        )
     channels = _channels(first.shape, found.batches)
     format_ = None if name is None else called(name, channels)
     wanted = (
@@ -196,7 +198,8 @@ def _question(path: Path, whose: str, found: Found, name: str | None, space: Spa
     if not asked:
         return ""
     model = f" ({quoted(found.model, 40)})" if found.model else ""
-    return f"{path}: nothing tells all of these {whose}{model}, which have {channels} channels; say {', and '.join(asked)}."
+    said = ", and ".join(asked)
+    return f"{path}: nothing tells all of these {whose}{model}, which have {channels} channels; say {said}."
 
 
 def _channels(shape: tuple[int, ...], batches: bool | None) -> int:

@@ -1,9 +1,9 @@
 """What each program stores of each of its models: which latent format, raw or scaled, mode or sample. No torch.
 
-Facts of the programs' own code, as of kohya-ss/sd-scripts 48d368f (library/strategy_*.py), kohya-ss/musubi-tuner 30c658c
-(dataset/cache_io.py, *_cache_latents.py), ostris/ai-toolkit 27a03a9 (toolkit/dataloader_mixins.py, encode_images of each
-model) and tdrussell/diffusion-pipe 8f83dbf (models/*.py). One program stores some of its models raw and others scaled, so
-what is not in these tables is asked for.
+Facts of the programs' own code, as of kohya-ss/sd-scripts 48d368f (library/strategy_*.py), kohya-ss/musubi-tuner
+30c658c (dataset/cache_io.py, *_cache_latents.py), ostris/ai-toolkit 27a03a9 (toolkit/dataloader_mixins.py, encode_images
+of each model) and tdrussell/diffusion-pipe 8f83dbf (models/*.py). One program stores some of its models raw and others
+scaled, so what is not in these tables is asked for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ AI_TOOLKIT: Mapping[str, Stored | Unread] = {
     **dict.fromkeys(("sd1", "sd2"), _SD1),
     "sdxl": _SDXL,
     "sd3": _SD3,
-    **dict.fromkeys(("flux1", "flux_kontext", "chroma", "zimage", "omnigen2", "boogu_image", "hidream", "hidream_e1"), _FLUX),
+    **dict.fromkeys(("flux1", "flux_kontext", "chroma", "zimage", "omnigen2", "boogu_image"), _FLUX),
+    **dict.fromkeys(("hidream", "hidream_e1"), _FLUX),
     **dict.fromkeys(("wan21", "wan21_i2v", "wan22_14b", "wan22_14b_i2v"), _WAN),
     **dict.fromkeys(("qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "krea2", "anima", "nucleus_image"), _WAN),
     "wan22_5b": Stored("wan2.2", "model", "sample"),

@@ -98,8 +98,8 @@ def no_latents(what: str = "") -> LatentsError:
         what: it is, as in "a zip archive".
     """
     return LatentsError(
-        f"these are not latents with calotype's metadata{f', but {what}' if what else ''}; give what `calotype encode` or "
-        f"a program in docs/latents.md wrote, or a tensor alone, [C, h, w]."
+        f"these are not latents with calotype's metadata{f', but {what}' if what else ''}; give what `calotype encode` "
+        f"or a program in docs/latents.md wrote, or a tensor alone, [C, h, w]."
     )
 
 

@@ -1,8 +1,8 @@
 """sd-scripts' ``NAME_0096x0064_flux.npz`` (library/strategy_base.py, LatentsCachingStrategy): float32, one picture.
 
-The end of the name tells the model; old files of Stable Diffusion and SDXL have none, are raw, and one can't be told from
-the other. Models that are trained at several resolutions have one array for each, its size ``_{h}x{w}`` at the end of
-every key.
+The end of the name tells the model; old files of Stable Diffusion and SDXL have none, are raw, and one can't be told
+from the other. Models that are trained at several resolutions have one array for each, its size ``_{h}x{w}`` at the end
+of every key.
 """
 
 from __future__ import annotations

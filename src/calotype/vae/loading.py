@@ -120,10 +120,10 @@ def name_for(latents: Latents, path: Path) -> str:
     """
     if not latents.vae:
         theirs = latents.format.name
-        fits = presets_of(theirs)
+        fits = ", ".join(presets_of(theirs))
         raise LatentsError(
             f"{path}: these latents of format {theirs!r} name no VAE; give one of that format with --vae"
-            f"{f': {', '.join(fits)}' if fits else ''}."
+            f"{f': {fits}' if fits else ''}."
         )
     if latents.vae_name == "builtin" or latents.vae_name in PRESETS:
         return latents.vae_name
