@@ -81,7 +81,8 @@ def command(
     Pictures of any size are decoded exactly, without tiles, and PNG and TIFF are written row by row.
 
     Latents of ComfyUI, sd-scripts, musubi-tuner, ai-toolkit, SimpleTuner, OneTrainer and diffusion-pipe are read, and
-    bare tensors. They name no VAE, so --vae does; where a file does not tell their space, --latent-format and --space do.
+    bare tensors. They name no VAE, so --vae does; where a file does not tell their space, --latent-format and --space
+    do.
     """
     from calotype.engine.budget import parse_memory
     from calotype.latent_files import open_latents

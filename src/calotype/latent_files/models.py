@@ -1,9 +1,9 @@
 """What each program stores of each of its models: which latent format, raw or scaled, mode or sample. No torch.
 
 Facts of the programs' own code, as of kohya-ss/sd-scripts 48d368f (library/strategy_*.py), kohya-ss/musubi-tuner
-30c658c (dataset/cache_io.py, *_cache_latents.py), ostris/ai-toolkit 27a03a9 (toolkit/dataloader_mixins.py, encode_images
-of each model) and tdrussell/diffusion-pipe 8f83dbf (models/*.py). One program stores some of its models raw and others
-scaled, so what is not in these tables is asked for.
+30c658c (dataset/cache_io.py, *_cache_latents.py), ostris/ai-toolkit 27a03a9 (toolkit/dataloader_mixins.py, and
+encode_images of each model) and tdrussell/diffusion-pipe 8f83dbf (models/*.py). One program stores some of its models
+raw and others scaled, so what is not in these tables is asked for.
 """
 
 from __future__ import annotations
