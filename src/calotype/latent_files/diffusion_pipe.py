@@ -1,7 +1,7 @@
 """diffusion-pipe's caches (utils/cache.py): ``metadata.db``, in SQLite, and ``shard_0.bin``, ... beside it.
 
 A shard is torch files one after another; where each begins, and how long it is, stands in the database. The model's
-name is that of a folder above: ``cache/flux/cache_.../latents/metadata.db``.
+name is that of a folder above: ``cache/flux/cache_.../latents/metadata.db``. Latents are always scaled.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def find(path: Path) -> Found:
     with _opened(database) as connection:
         places = [place for place in _places(connection) if shard is None or place.shard == int(shard[1])]
     model = _model(path)
-    format_, space, drawn = told(DIFFUSION_PIPE.get(model), "diffusion-pipe", model)
+    format_, _, drawn = told(DIFFUSION_PIPE.get(model), "diffusion-pipe", model)
     if model == "wan" and places:  # Wan 2.2's small model has a VAE of its own
         shape = _Items(path.parent, places)[0].shape
         format_ = "wan2.2" if shape[:1] == (48,) else format_
     return Found(
-        program="diffusion-pipe", model=model, items=_Items(path.parent, places), format=format_, space=space,
+        program="diffusion-pipe", model=model, items=_Items(path.parent, places), format=format_, space="model",
         drawn=drawn, batches=False,
     )  # fmt: skip
 
