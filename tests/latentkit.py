@@ -52,12 +52,11 @@ def sd_scripts(path: Path, *tensors: Tensor, sized: bool, flipped: bool = False,
 
 def musubi(path: Path, architecture: str, tensor: Tensor, *, frames: bool = True, **more: Tensor) -> Path:
     """save_latent_cache_common of musubi-tuner (dataset/cache_io.py)."""
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     *_, height, width = tensor.shape
     count = tensor.shape[1] if tensor.ndim == 4 else 1
     size = f"{count}x{height}x{width}" if frames else f"{height}x{width}"
     metadata = {"architecture": architecture, "width": "999", "height": "777", "format_version": "1.0.1"}
-    save_file({f"latents_{size}_{names[tensor.dtype]}": tensor, **more}, path, metadata)
+    save_file({f"latents_{size}_{str(tensor.dtype).removeprefix('torch.')}": tensor, **more}, path, metadata)
     return path
 
 

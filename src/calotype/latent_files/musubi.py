@@ -1,4 +1,4 @@
-"""musubi-tuner's ``NAME_0096x0064_qi.safetensors`` (dataset/cache_io.py): ``latents_1x64x96_bf16``, one picture.
+"""musubi-tuner's ``NAME_0096x0064_qi.safetensors`` (dataset/cache_io.py): ``latents_1x64x96_bfloat16``, one picture.
 
 `architecture` in the metadata tells the model; `width` and `height` there are of the picture before it was cropped.
 """
