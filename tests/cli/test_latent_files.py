@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import calotype as library
 from calotype.edit.sources import latents_of, read
 from calotype.errors import CalotypeWarning
 from calotype.latent_files import load_latents
-from calotype.latents import KNOWN
+from calotype.latents import KNOWN, flux2
 from calotype.weights.save import save_weights
 
 Z = latents(4, 6, 8)
@@ -25,13 +27,13 @@ Z = latents(4, 6, 8)
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small VAE of f2 whose latents are Stable Diffusion 1's."""
     path = tmp_path_factory.mktemp("sd1") / "sd1.safetensors"
-    return save_weights(kl(SMALL), path, layout="ldm", format_=KNOWN["sd1"])
+    return save_weights(kl(SMALL), path, layout="ldm", format_=KNOWN["sd1"])[0]
 
 
 @pytest.fixture(scope="module")
 def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, which do not tell their format."""
-    return save_weights(kl(SMALL), tmp_path_factory.mktemp("unknown") / "kl.safetensors", layout="ldm")
+    return save_weights(kl(SMALL), tmp_path_factory.mktemp("unknown") / "kl.safetensors", layout="ldm")[0]
 
 
 def picture(vae: Path, raw: torch.Tensor) -> np.ndarray:
@@ -87,7 +89,10 @@ def test_what_is_said_counts_for_weights_that_do_not_tell(calotype: Calotype, un
     ran = calotype("decode", path, "--vae", sd1, "--latent-format", "sdxl", "--space", "raw", "--out", "no")
     assert (ran.code, len(ran.said)) == (1, 1)
     assert "are of format 'sdxl', and sd1.safetensors decodes those of 'sd1'" in ran.err
-    ran = calotype("decode", path, "--vae", sd1, "--latent-format", "sdxl", "--space", "raw", "--any-vae", "--out", "o")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        words = ("--latent-format", "sdxl", "--space", "raw", "--any-vae", "--out", "o")
+        ran = calotype("decode", path, "--vae", sd1, *words)
     assert ran.code == 0
     assert "what comes out is no picture of them" in ran.err
     assert near("o/bare-decoded.png", picture(sd1, Z * 0.13025 / 0.18215))  # through model space
@@ -99,8 +104,8 @@ def test_what_is_said_counts_for_weights_that_do_not_tell(calotype: Calotype, un
 
 
 def test_a_taesd_decodes_them_through_model_space(here: Path) -> None:
-    save_weights(tiny(), here / "taesd.safetensors", layout="taesd")
-    vae = library.load(here / "taesd.safetensors", device="cpu", latent_format="sd1")
+    path = save_weights(tiny(), here / "taesd.safetensors", layout="ldm")[0]
+    vae = library.load(path, device="cpu", latent_format="sd1")
     one = load_latents(sd_scripts(here / "a_0064x0048_sd.npz", Z, sized=False))
     assert torch.allclose(vae.own(one), Z * 0.18215)
     assert vae.decoded_size(one) == (64, 48)
@@ -109,14 +114,9 @@ def test_a_taesd_decodes_them_through_model_space(here: Path) -> None:
 
 
 def test_flux2_uses_the_statistics_of_the_vae(here: Path) -> None:
-    from test_latents import some_flux2
-
-    from calotype.families.kl.config import AutoencoderConfig
-
-    config = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, norm_groups=4)
-    format_ = some_flux2()
-    save_weights(kl(config), here / "f2.safetensors", layout="ldm", format_=format_)
-    vae = library.load(here / "f2.safetensors", device="cpu")
+    format_ = flux2(tuple(0.01 * i for i in range(128)), tuple(1.0 + 0.1 * i for i in range(128)))
+    path = save_weights(kl(replace(SMALL, z_channels=32)), here / "f2.safetensors", layout="ldm", format_=format_)[0]
+    vae = library.load(path, device="cpu")
     packed = latents(128, 3, 4)
     one = load_latents(comfyui(here / "a.latent", packed[None]))
     assert torch.allclose(vae.own(one), vae.latent_format.to_raw(packed[None])[0])
@@ -194,12 +194,11 @@ def test_inspect_says_whose_they_are(calotype: Calotype) -> None:
     assert "sdxl-vae" in ran.out
 
 
-def test_inspect_of_calotypes_own_and_of_weights(calotype: Calotype, vae: Path) -> None:
+def test_inspect_of_calotypes_own(calotype: Calotype, vae: Path) -> None:
     draw("a.png", 37, 21)
     assert calotype("encode", "a.png", "--vae", vae).code == 0
     told = calotype("inspect", "a.latents.safetensors", "--json").json
     assert (told["program"], told["vae"], told["picture"]) == ("calotype", vae.name, {"width": 37, "height": 21})
-    assert "network" in calotype("inspect", vae).out
     Path("x.npz").write_bytes(b"PK\x03\x04")
     ran = calotype("inspect", "x.npz")
     assert (ran.code, len(ran.said)) == (1, 1)

@@ -120,7 +120,12 @@ def cases(folder: Path) -> list[Case]:
         ),
         Case("comfy.latent", save({"latent_tensor": z[None], "latent_format_version_0": torch.tensor([])}), foreign),
         Case("comfy-text.latent", save({"latent_tensor": z[None]}, {"prompt": "{}"}), foreign, text=True),
-        Case("musubi.safetensors", save({"latents_1x3x4_fp32": torch.zeros(16, 1, 3, 4)}, {"architecture": "wan"}), foreign, text=True),
+        Case(
+            "musubi.safetensors",
+            save({"latents_1x3x4_fp32": torch.zeros(16, 1, 3, 4)}, {"architecture": "wan"}),
+            foreign,
+            text=True,
+        ),
         Case("ai-toolkit.safetensors", save({"latent": z}, {"latent_space_version": "sd1"}), foreign, text=True),
         Case("sd-scripts_sd.npz", npz.getvalue(), foreign),
         Case("sizes_flux.npz", sizes.getvalue(), foreign),

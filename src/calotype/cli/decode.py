@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,6 @@ from calotype.errors import CalotypeError, LatentsError, UsageError
 if TYPE_CHECKING:
     from calotype.engine.executor import Progress
     from calotype.latent_files import LatentFile
-    from calotype.latents import Space
 
 NAME = "decode"
 _MOST = 10_000  # latents of one file that are decoded at once
@@ -100,9 +99,7 @@ def command(
     jobs: list[tuple[int, int, Path]] = []  # (file, latent in it, picture)
     for i, path in enumerate(latents):
         try:
-            file = open_latents(
-                path, latent_format=latent_format, space=cast("Space | None", space.value if space else None)
-            )
+            file = open_latents(path, latent_format=latent_format, space=space.value if space else None)
         except LatentsError as error:  # the others are decoded
             opened[i] = error
             jobs.append((i, 0, paths[i]))

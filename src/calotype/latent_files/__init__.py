@@ -11,18 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from calotype.damage import damage
-from calotype.errors import LatentsError, UsageError, WeightsError
+from calotype.errors import LatentsError, UsageError
 from calotype.files import write_bytes
 from calotype.latent_files import comfyui, own, sd_scripts, telling
-from calotype.latent_files.found import LatentFile, settle
+from calotype.latent_files.found import LatentFile, named, settle
 from calotype.latents import Latents, Space
 
 Program = Literal["comfyui", "sd-scripts"]
 
 __all__ = ["LatentFile", "Program", "file_name", "load_latents", "open_latents", "save_latents", "stored_space"]
-
-_DAMAGED = "these latents are truncated or damaged ({why}); make them again."
 
 
 def open_latents(
@@ -44,13 +41,8 @@ def open_latents(
         raise UsageError(f"Latents are raw or model, not {space!r}.")
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
-    try:
-        with damage(LatentsError, _DAMAGED):
-            found = telling.find(path)
-    except (LatentsError, WeightsError) as error:
-        raise LatentsError(f"{path}: {str(error).rstrip('.')}.") from None
-    except PermissionError:
-        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
+    with named(path):
+        found = telling.find(path)
     return _own(path, space) if found is None else settle(found, path, latent_format, space)
 
 
@@ -132,9 +124,5 @@ def _own(path: Path, space: Space | None) -> LatentFile:
 
 
 def _read_own(path: Path, item: int, within: int) -> Latents:
-    try:
+    with named(path):
         return own.read(path)
-    except LatentsError as error:
-        raise LatentsError(f"{path}: {error}") from None
-    except PermissionError:
-        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None

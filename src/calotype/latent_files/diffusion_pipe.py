@@ -132,15 +132,16 @@ def _places(connection: sqlite3.Connection) -> list[_Place]:
         shard: list(_rows(connection, f"SELECT offset, size FROM {name} ORDER BY rowid"))
         for shard, name in tables.items()
     }
-    found = []
+    found: list[_Place] = []
     for shard, index in _rows(connection, "SELECT shard, shard_index FROM items ORDER BY rowid"):
         rows = inside.get(shard, []) if type(shard) is int else []
-        row = rows[index] if type(index) is int and 0 <= index < len(rows) else None
-        if row is None or not all(type(n) is int and n >= 0 for n in row):
+        row = rows[index] if type(index) is int and 0 <= index < len(rows) else ()
+        place = [n for n in (shard, *row) if type(n) is int and n >= 0]
+        if len(place) != 3:
             raise LatentsError(
                 f"this cache of diffusion-pipe is damaged: its item {len(found)} lies nowhere; cache again."
             )
-        found.append(_Place(shard, *row))
+        found.append(_Place(*place))
     return found
 
 

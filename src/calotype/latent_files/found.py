@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from calotype.damage import quoted
+from calotype.damage import damage, quoted
 from calotype.errors import LatentsError, UsageError, WeightsError
 from calotype.latent_files.models import Stored, Unread
 from calotype.latent_files.spaces import called, factor, fitting
@@ -144,7 +145,8 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
                 f"{given}; leave out {option} ({argument}=)."
             )
     space, name = found.space or space, found.format or latent_format
-    first = found.items[0]
+    with named(path):
+        first = found.items[0]
     if not 3 <= len(first.shape) <= 5 or 0 in first.shape:
         raise LatentsError(
             f"{path}: latents are [C, h, w], [N, C, h, w] or [N, C, 1, h, w], and {quoted(first.name, 60)} is "
@@ -160,13 +162,11 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
     def read(i: int, within: int) -> Latents:
         nonlocal last
         assert format_ is not None and space is not None
-        item = found.items[i]
-        try:
+        with named(path):
+            item = found.items[i]
             if last is None or last[0] != i:
                 last = i, item.read()
             return _latents(last[1], within, _is_batch(item.shape, found.batches, wanted), format_, space)
-        except (LatentsError, WeightsError) as error:
-            raise LatentsError(f"{path}: {_from(error)}") from None
 
     counts: Sequence[int] | int
     if found.batches is False:
@@ -182,9 +182,16 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
     )  # fmt: skip
 
 
-def _from(error: Exception) -> str:
-    """A message that others end with a point, as the end of a sentence."""
-    return f"{str(error).rstrip('.')}."
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What a reader raises over a file becomes a LatentsError that names it."""
+    try:
+        with damage(LatentsError, "these latents are truncated or damaged ({why}); make them again."):
+            yield
+    except (LatentsError, WeightsError) as error:
+        raise LatentsError(f"{path}: {str(error).rstrip('.')}.") from None
+    except PermissionError:
+        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
 
 
 def _question(path: Path, whose: str, found: Found, name: str | None, space: Space | None, channels: int) -> str:

@@ -21,9 +21,7 @@ from calotype.latents import Latents
 
 _LATENTS = re.compile(r"latents(_\d+x\d+)?")
 _BESIDE = ("original_size", "crop_ltrb")
-_BY_FORMAT = {
-    stored.format: suffix for suffix, stored in reversed(SD_SCRIPTS.items())
-}  # flux: that of FLUX, not Lumina
+_BY_FORMAT = {stored.format: suffix for suffix, stored in SD_SCRIPTS.items() if suffix != "lumina"}  # flux's, too
 _ONE_SIZE = ("sd", "sdxl")  # whose keys have no size
 
 

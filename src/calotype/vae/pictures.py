@@ -280,7 +280,7 @@ class VAE(Coder):
                 f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
             )
         if other:
-            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=2)
+            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=3)
         if not own and not any_vae:
             raise LatentsError(
                 f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
