@@ -202,6 +202,16 @@ def test_musubi_of_what_has_no_vae_here(tmp_path: Path) -> None:
     refused(path, "3 frames of a video")
 
 
+def test_programs_that_keep_one_picture_a_tensor_have_no_batches(tmp_path: Path) -> None:
+    path = tmp_path / "x_qi.safetensors"
+    save_file({"latents_1x4x6_float32": latents(2, 16, 1, 4, 6)}, path, {"architecture": "qwen_image"})
+    refused(path, r"must be \[16, h, w\], not \[2, 16, 1, 4, 6\]")
+    save_file({"latents_1x4x6_float32": (z := latents(1, 16, 1, 4, 6))}, path, {"architecture": "qwen_image"})
+    same(load_latents(path), z[0, :, 0], "wan2.1", "model")
+    same(load_latents(sd_scripts(tmp_path / "a_anima.npz", z[0], sized=True)), z[0, :, 0], "wan2.1", "model")
+    refused(sd_scripts(tmp_path / "a_sd.npz", latents(3, 4, 6, 8), sized=False), r"not \[3, 4, 6, 8\]")
+
+
 def test_musubi_of_a_model_that_is_not_known_is_asked(tmp_path: Path) -> None:
     path = musubi(tmp_path / "x.safetensors", "later_model", Z16)
     refused(path, r"latents of musubi-tuner \(later_model\), which have 16 channels; say .*--latent-format.*--space",

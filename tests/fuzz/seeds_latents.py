@@ -51,7 +51,7 @@ def foreign(path: Path) -> Accepted:
     """Latents of another program, with what has to be said of them."""
     file = open_latents(path)
     if file.question:
-        file = open_latents(path, latent_format=file.format.name if file.format else "sd1", space=file.space or "model")
+        file = open_latents(path, latent_format=file.format.name if file.format else "sd1", space=file.space or "raw")
     told = f"{file.program} {file.model} {file.space} {file.format} {len(file)}"
     tensors = {str(i): file[i].tensor for i in range(min(len(file), 3))}
     return Accepted(f"{told} {tensors_sha256(tensors)}", 4 * sum(tensor.nbytes for tensor in tensors.values()))

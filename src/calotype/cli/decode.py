@@ -129,6 +129,8 @@ def command(
         if isinstance(file, CalotypeError):
             raise file
         one = file[k]
+        if j + 1 == len(jobs) or jobs[j + 1][0] != i:
+            del opened[i]  # with what it holds
         decoder = vae_of(one, latents[i])
         decoder.require("decoder")
         _, rows, columns = decoder.own(one, any_vae).shape

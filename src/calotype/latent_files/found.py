@@ -40,8 +40,8 @@ class Found:
         model: what it says of the model, or of the kind of cache.
         format, space: of the latents; None: nothing tells.
         drawn: "sample" or "mode" of the posterior; "" where nothing tells.
-        batches: whether four dimensions are [N, C, h, w], and not one frame of a video, [C, 1, h, w]; None: the
-            channels tell.
+        batches: whether a tensor may be of several pictures: four dimensions are [N, C, h, w], and not one frame of a
+            video, [C, 1, h, w]; None: the channels tell.
         left_out: what else is in the file, and not read.
     """
 
@@ -164,9 +164,11 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
         assert format_ is not None and space is not None
         with named(path):
             item = found.items[i]
-            if last is None or last[0] != i:
+            if not _is_batch(item.shape, found.batches, wanted):
+                return _latents(item.read(), format_, space)
+            if last is None or last[0] != i:  # kept for the others in it
                 last = i, item.read()
-            return _latents(last[1], within, _is_batch(item.shape, found.batches, wanted), format_, space)
+            return _latents(last[1][within], format_, space)
 
     counts: Sequence[int] | int
     if found.batches is False:
@@ -217,10 +219,8 @@ def _channels(shape: tuple[int, ...], batches: bool | None) -> int:
 
 def _is_batch(shape: tuple[int, ...], batches: bool | None, channels: int | None) -> bool:
     """Whether the first dimension counts pictures."""
-    if len(shape) != 4:
-        return len(shape) == 5
-    if batches is not None:
-        return batches
+    if len(shape) != 4 or batches is not None:
+        return len(shape) > 3 and batches is not False
     return channels is None or shape[1] == channels or shape[0] != channels
 
 
@@ -232,9 +232,8 @@ def _single(shape: tuple[int, ...], batch: bool) -> tuple[int, ...]:
     return shape[1:] if batch else shape
 
 
-def _latents(tensor: Tensor, within: int, batch: bool, format_: LatentFormat, space: Space) -> Latents:
-    """One of a tensor's latents; halves are widened, which changes no number."""
-    one = tensor[within] if batch else tensor
+def _latents(one: Tensor, format_: LatentFormat, space: Space) -> Latents:
+    """One picture's latents; halves are widened, which changes no number."""
     if one.dtype in (torch.float16, torch.bfloat16):
         one = one.float()
     one = one.clone()  # what it is part of may be a mapped file

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,19 +106,26 @@ def _torch(path: Path, *, packed: bool = False) -> Found:
 
 
 def _gzip(path: Path) -> Found:
-    """Of what SimpleTuner packed."""
-    with temporary_folder(Path(tempfile.gettempdir())) as folder:
-        alone = folder / "item.pt"
-        unpacked(path, alone)
-        if alone.stat().st_size < 2 or alone.read_bytes()[:1] not in (b"P", b"\x80"):
-            raise LatentsError(
-                "this is compressed with gzip, and no torch file is in it, as SimpleTuner caches latents."
-            )
+    """Of what SimpleTuner packed; it is unpacked again when it is read."""
+    with _unpacked(path) as alone:
         found = _torch(alone, packed=True)
-        values = [one.read().clone() for one in found.items]  # the file goes
-    items = [one._replace(read=partial(_same, value)) for one, value in zip(found.items, values, strict=True)]
+    items = [one._replace(read=partial(_read_packed, path, i)) for i, one in enumerate(found.items)]
     return replace(found, items=items)
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
+def _read_packed(path: Path, item: int) -> Tensor:
+    with _unpacked(path) as alone:
+        return _torch(alone, packed=True).items[item].read().clone()  # the file goes
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        alone = folder / "item.pt"
+        unpacked(path, alone)
+        with alone.open("rb") as file:
+            if file.read(1) not in (b"P", b"\x80"):
+                raise LatentsError(
+                    "this is compressed with gzip, and no torch file is in it, as SimpleTuner caches latents."
+                )
+        yield alone
