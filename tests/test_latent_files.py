@@ -177,8 +177,9 @@ def test_whose_latents_models_have() -> None:
     """Read in the programs' own code, for one model of each kind; guessing either way would be wrong for some."""
     wan, flux = ("wan2.1", "model"), ("flux", "model")
     expected: dict[str, tuple[Any, dict[str, tuple[str, str]]]] = {
-        "musubi": (MUSUBI, {"wan": wan, "qwen_image": wan, "krea2": wan, "flux_kontext": flux, "z_image": ("flux", "raw"),
-                            "flux_2_dev": ("flux2", "model"), "ideogram4": ("flux2", "raw")}),
+        "musubi": (MUSUBI, {"wan": wan, "qwen_image": wan, "krea2": wan, "flux_kontext": flux,
+                            "z_image": ("flux", "raw"), "ideogram4": ("flux2", "raw"),
+                            "flux_2_dev": ("flux2", "model")}),
         "ai-toolkit": (AI_TOOLKIT, {"sd1": ("sd1", "model"), "sdxl": ("sdxl", "model"), "sd3": ("sd3", "model"),
                                     "flux1": flux, "zimage": flux, "chroma": flux, "hidream": flux, "omnigen2": flux,
                                     "wan21": wan, "wan22_14b": wan, "wan22_5b": ("wan2.2", "model"), "anima": wan,

@@ -36,6 +36,8 @@ from calotype.cli.common import (
 
 if TYPE_CHECKING:
     from calotype.engine.executor import Progress
+    from calotype.latent_files import Program
+    from calotype.latents import Space
 
 NAME = "encode"
 EXAMPLE = "Example: [bold]calotype encode photos/*.jpg --vae sd-vae-ft-mse --space model --out latents/[/]"
@@ -96,8 +98,8 @@ def command(
     loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
     loaded.require("encoder")
     format_ = loaded.latent_format
-    program = to.value if to else None
-    written = stored_space(program, format_.name) if program else space.value if space else "raw"
+    program: Program | None = to.value if to else None
+    written: Space = stored_space(program, format_.name) if program else space.value if space else "raw"
     how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)
 
     def work(i: int, told: Progress | None) -> dict[str, Any]:
