@@ -19,7 +19,7 @@ from calotype.errors import UsageError
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.reconstruct import reconstruct
 from calotype.evaluate.setup import Setup
-from calotype.latents import load_latents, save_latents
+from calotype.latent_files import load_latents, save_latents
 from calotype.pixels import read_picture, read_picture_rows, to_uint8
 from calotype.sources import open_source
 from calotype.vae import VAE, load

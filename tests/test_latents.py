@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import json
 import math
-import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -22,6 +18,7 @@ from support import import_diffusers, names, one_sentence
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
+from calotype.latent_files import load_latents, save_latents
 from calotype.latents import (
     KNOWN,
     LatentFormat,
@@ -32,9 +29,7 @@ from calotype.latents import (
     flux2,
     latent_format,
     latent_format_from_dict,
-    load_latents,
     same_as_model,
-    save_latents,
 )
 from calotype.pixels import Padding
 
@@ -356,72 +351,10 @@ def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
 
 def test_safetensors_of_others(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_file({"latents": torch.zeros(4, 4, 4)}, path)
-    refuse(path, "not latents with calotype's metadata")
     save_file({"latents": torch.zeros(4, 4, 4)}, path, {"calotype": "latents/9"})
     refuse(path, "not latents with calotype's metadata")
     save_file({"conv.weight": torch.zeros(4, 4)}, path, {"calotype": "latents/1"})
     refuse(path, "not latents with calotype's metadata")
-
-
-def write_zip(path: Path, *names: str) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.writestr(name, b"")
-
-
-Z = torch.randn(4, 6, 8)
-OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "ComfyUI": (
-        lambda path: save_file({"latent_tensor": Z[None], "latent_format_version_0": torch.tensor([])}, path),
-        "a latent that ComfyUI saved",
-    ),
-    "ComfyUI, old": (lambda path: save_file({"latent_tensor": Z[None]}, path), "a latent that ComfyUI saved"),
-    "sd-scripts": (lambda path: write_npz(path, latents=Z, original_size=[64, 48]), "latents that sd-scripts cached"),
-    "sd-scripts, by size": (lambda path: write_npz(path, latents_6x8=Z), "latents that sd-scripts cached"),
-    "other arrays": (lambda path: write_npz(path, a=Z, b=Z), r"an archive of numpy arrays \(a, b\)"),
-    "musubi-tuner": (
-        lambda path: save_file({"latents_1x6x8_bfloat16": Z[:, None]}, path, {"architecture": "qwen_image"}),
-        "latents that musubi-tuner cached for qwen_image",
-    ),
-    "musubi-tuner, no frames": (lambda path: save_file({"latents_6x8_bf16": Z}, path), "latents that musubi-tuner"),
-    "ai-toolkit": (lambda path: save_file({"latent": Z}, path, {"latent_version": "1"}), "a latent that ai-toolkit"),
-    "bare latents": (lambda path: save_file({"latents": Z}, path), "a bare tensor named latents"),
-    "bare latent": (lambda path: save_file({"latent": Z}, path), "a bare tensor named latent;"),
-    "weights": (lambda path: save_file({"conv.weight": Z}, path), "a safetensors file of 1 tensors, conv.weight"),
-    "torch": (lambda path: torch.save(Z, path), "a torch file, as SimpleTuner and OneTrainer"),
-    "torch, old": (lambda path: torch.save(Z, path, _use_new_zipfile_serialization=False), "a torch file"),
-    "numpy": (lambda path: write_npy(path, Z), "a bare numpy array"),
-    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "compressed with gzip"),
-    "zip": (lambda path: write_zip(path, "photo.jpg"), "a zip archive"),
-    "SQLite": (lambda path: path.write_bytes(b"SQLite format 3\0"), "a SQLite database"),
-    "later": (lambda path: save_file({"latents": Z}, path, {"calotype": "latents/9"}), "of a newer calotype"),
-}
-
-
-def write_npz(path: Path, **arrays: Any) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def write_npy(path: Path, array: Tensor) -> None:
-    with path.open("wb") as file:
-        np.save(file, array.numpy())
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_latents_of_other_programs_are_told_by_whose_they_are(tmp_path: Path, kind: str) -> None:
-    write, words = OTHERS[kind]
-    path = tmp_path / "latents.bin"  # the name tells nothing
-    write(path)
-    refuse(path, f"not latents with calotype's metadata, but {words}" if kind != "later" else words)
-
-
-def test_real_latents_of_other_programs(shared: Path) -> None:
-    programs = {"Comfy*": "ComfyUI", "*_flux.npz": "sd-scripts", "*_sd.npz": "sd-scripts", "*_qi.*": "musubi-tuner"}
-    for pattern, program in (programs | {"*_aitoolkit.*": "ai-toolkit"}).items():
-        (path,) = (shared / "files" / "latents").glob(pattern)
-        refuse(path, f"that {program} (saved|cached)")
 
 
 def rewritten(path: Path, tensor: Tensor | None = None, **changes: str | None) -> Path:
@@ -525,12 +458,3 @@ def test_a_header_longer_than_any(tmp_path: Path) -> None:
         file.write((30_000_000).to_bytes(8, "little") + b"{")
         file.truncate(30_000_008)
     refuse(path, "a header of 30,000,000 bytes")
-
-
-def test_a_damaged_archive_of_another_program(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    write_zip(path, "latents.npy", "ä.npy")
-    content = path.read_bytes()
-    at = content.rindex("ä".encode())
-    path.write_bytes(content[:at] + b"\xff\xff" + content[at + 2 :])
-    refuse(path, "not a whole safetensors file")

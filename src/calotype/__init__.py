@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from calotype.families.folded.config import FoldedConfig
     from calotype.families.kl.config import AutoencoderConfig
     from calotype.families.tiny.config import TinyConfig
-    from calotype.latents import LatentFormat, Latents, load_latents, save_latents
+    from calotype.latent_files import load_latents, open_latents, save_latents
+    from calotype.latents import LatentFormat, Latents
     from calotype.pixels import Picture, read_picture, write_picture
     from calotype.posterior import DiagonalGaussian
     from calotype.vae import VAE, load
@@ -40,10 +41,11 @@ _HOMES = {
     "TinyConfig": "calotype.families.tiny.config",
     "VAE": "calotype.vae",
     "load": "calotype.vae",
-    "load_latents": "calotype.latents",
+    "load_latents": "calotype.latent_files",
+    "open_latents": "calotype.latent_files",
     "read_picture": "calotype.pixels",
     "reconstruct": "calotype.evaluate.reconstruct",
-    "save_latents": "calotype.latents",
+    "save_latents": "calotype.latent_files",
     "save_weights": "calotype.weights.save",
     "write_picture": "calotype.pixels",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "TinyConfig",
     "load",
     "load_latents",
+    "open_latents",
     "read_picture",
     "reconstruct",
     "save_latents",

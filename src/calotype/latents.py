@@ -1,4 +1,4 @@
-"""Latent formats, and latents on disk.
+"""Latent formats, and latents that have one.
 
 *Raw* latents are what the encoder gives. *Model* latents are what a diffusion model was trained on: raw latents,
 scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border between them, and the only one.
@@ -6,27 +6,20 @@ scaled and shifted, and for FLUX.2 packed. A `LatentFormat` is the border betwee
 
 from __future__ import annotations
 
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from calotype.damage import LONGEST_HEADER, damage, quoted
+from calotype.damage import quoted
 from calotype.errors import LatentsError, UsageError
 from calotype.families import FORMATS
 from calotype.families.numbers import MOST_CHANNELS
-from calotype.files import text_path
-from calotype.other_latents import describe
 from calotype.pixels import Padding
-from calotype.tensor_files import write_safetensors
-from calotype.texts import COUNT, TextError, is_number, json_of, made, shown, whole
+from calotype.texts import TextError, is_number, made, shown, whole
 
 Space = Literal["raw", "model"]
 
@@ -160,6 +153,29 @@ class Packed(LatentFormat):
         return torch.sqrt(column(self.running_var, like) + self.eps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedUntold(LatentFormat):
+    """FLUX.2's, of latents that came without a VAE: its statistics stand among a VAE's weights, and nobody told them.
+
+    Such latents stay in the space they are in; a VAE of FLUX.2 decodes them with its own statistics.
+    """
+
+    kind: ClassVar[str] = "packed_untold"
+    patch: ClassVar[int] = 2
+
+    def to_model(self, raw: Tensor) -> NoReturn:
+        raise LatentsError(self._untold("raw", "to_model"))
+
+    def to_raw(self, model: Tensor) -> NoReturn:
+        raise LatentsError(self._untold("model", "to_raw"))
+
+    def _untold(self, space: str, method: str) -> str:
+        return (
+            f"These are {space} latents of format {self.name!r} that came without a VAE, and the statistics that scale "
+            f"them stand among a VAE's weights; load one, and use its vae.latent_format.{method}."
+        )
+
+
 def _require_numbers(format_: LatentFormat, count: int | None, *names: str) -> None:
     """Checks that attributes hold so many numbers (None: a number, and no column), and makes them float."""
     for name in names:
@@ -208,7 +224,7 @@ def latent_format_from_dict(values: Mapping[str, Any]) -> LatentFormat:
     Raises:
         UsageError: it is no table of these, or what is in it can't be.
     """
-    kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed)}
+    kinds: dict[str, type[LatentFormat]] = {cls.kind: cls for cls in (ScaleShift, PerChannel, Packed, PackedUntold)}
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise UsageError(f"A latent format has a kind of {', '.join(kinds)}, not {shown(kind)}.")
@@ -254,8 +270,8 @@ class Latents:
     tensor: Tensor  # [C, h, w], float; a frame of a video ([C, 1, h, w] or [1, C, 1, h, w]) becomes such
     space: Space  # raw or model
     format: LatentFormat  # how raw and model latents of this VAE differ
-    vae: str  # sha256 of the VAE's weights
-    padding: Padding  # the picture's true size, and what was added to make it a multiple of f
+    vae: str  # sha256 of the VAE's weights; "" where another program made them, and nothing names a VAE
+    padding: Padding  # the picture's true size, and what was added to make it a multiple of f; without a VAE, that of f
     vae_name: str = ""  # for people
     alpha: Tensor | None = None  # [height, width] in [0, 1], where it was kept aside
 
@@ -312,97 +328,3 @@ def _one_frame(tensor: Tensor, channels: int) -> Tensor:
             f"{list(tensor.shape)}; give one frame after another."
         )
     return tensor.reshape(channels, *tensor.shape[-2:])
-
-
-def save_latents(path: str | os.PathLike[str], latents: Latents) -> Path:
-    """Writes latents as safetensors: tensor ``latents`` (and ``alpha``), everything else as JSON in the metadata.
-
-    Raises:
-        LatentsError: if the file can't be written.
-        UsageError: if its folder does not exist.
-    """
-    metadata = {
-        "calotype": "latents/1",
-        "space": latents.space,
-        "latent_format": json.dumps(latents.format.to_dict()),
-        "vae_sha256": latents.vae,
-        "vae_name": latents.vae_name,
-        "padding": json.dumps(latents.padding.__dict__),
-    }
-    tensors = {"latents": latents.tensor}
-    if latents.alpha is not None:
-        tensors["alpha"] = latents.alpha.mul(255).round().to(torch.uint8)
-    return write_safetensors(path, tensors, metadata, LatentsError)
-
-
-def load_latents(path: str | os.PathLike[str]) -> Latents:
-    """Reads what `save_latents` wrote.
-
-    Raises:
-        LatentsError: if the file is missing, is no safetensors file, or holds anything but calotype's latents.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
-    try:
-        with damage(LatentsError, "this is not a whole safetensors file ({why}); make the latents again."):
-            tensor, alpha, metadata = _tensors(path)
-        with damage(LatentsError, "its metadata is damaged ({why}); make the latents again."):
-            return _latents(tensor, alpha, metadata)
-    except LatentsError as error:
-        raise LatentsError(f"{path}: {error}") from None
-    except PermissionError:
-        raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
-
-
-def _tensors(path: Path) -> tuple[Tensor, Tensor | None, dict[str, str]]:
-    """Latents, alpha and metadata in a file."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    length = int.from_bytes(head[:8], "little")
-    if head[8:] != b"{" and (other := describe(path)):
-        raise _no_latents(other)
-    if head[8:] == b"{" and length > LONGEST_HEADER:
-        raise ValueError(f"a header of {length:,} bytes")
-    with text_path(path) as named, safe_open(named, framework="pt") as opened:
-        metadata = opened.metadata() or {}
-        names = set(opened.keys())
-        if metadata.get("calotype") != "latents/1" or "latents" not in names:
-            raise _no_latents(describe(path))
-        alpha = opened.get_tensor("alpha") if "alpha" in names else None
-        return opened.get_tensor("latents"), alpha, metadata
-
-
-def _latents(tensor: Tensor, alpha: Tensor | None, metadata: Mapping[str, str]) -> Latents:
-    """What the metadata make of tensors."""
-    if alpha is not None and alpha.dtype != torch.uint8:
-        raise ValueError(f"alpha of {str(alpha.dtype).removeprefix('torch.')}")
-    try:
-        format_ = latent_format_from_dict(json_of(metadata["latent_format"]))
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return Latents(
-        tensor=tensor,
-        space=cast(Space, metadata["space"]),
-        format=format_,
-        vae=metadata["vae_sha256"],
-        padding=_padding(json_of(metadata["padding"])),
-        vae_name=metadata.get("vae_name", ""),
-        alpha=None if alpha is None else alpha.float() / 255,
-    )
-
-
-def _no_latents(what: str | None) -> LatentsError:
-    return LatentsError(
-        f"these are not latents with calotype's metadata{f', but {quoted(what, 200)}' if what else ''}; make them with "
-        f"`calotype encode`, or decode the tensor in Python with `calotype.load(VAE).decode`, which takes raw latents."
-    )
-
-
-def _padding(values: Mapping[str, Any]) -> Padding:
-    padding = made(Padding, values, "padding")
-    for name, least in (("height", 1), ("width", 1), ("bottom", 0), ("right", 0)):
-        whole(getattr(padding, name), f"padding.{name}", least, COUNT)
-    if not isinstance(padding.mode, str):  # older files name others
-        raise TextError(f"padding.mode must be a text, not {shown(padding.mode)}")
-    return padding

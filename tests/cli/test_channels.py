@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from support import SMALL, network
 
 from calotype.families.tiny.config import TinyConfig
-from calotype.latents import KNOWN, load_latents, same_as_model
+from calotype.latent_files import load_latents
+from calotype.latents import KNOWN, same_as_model
 from calotype.pixels import from_array, to_uint8
 from calotype.vae import VAE
 from calotype.weights.load import load_weights

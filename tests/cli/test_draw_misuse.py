@@ -14,7 +14,7 @@ from clikit import Calotype, draw, files, levels
 from PIL import Image, ImageDraw
 
 from calotype.draw.record import read_record
-from calotype.latents import load_latents
+from calotype.latent_files import load_latents
 from calotype.vae import load
 
 pytest_plugins = ["drawing_fixtures"]

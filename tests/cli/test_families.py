@@ -12,7 +12,7 @@ from clikit import Calotype, draw
 from familykit import KINDS, NAMES
 from PIL import Image
 
-from calotype.latents import load_latents
+from calotype.latent_files import load_latents
 from calotype.pixels import to_uint8
 from calotype.vae import VAE
 from calotype.weights.container import open_container

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from support import one_sentence
 
 from calotype.errors import CalotypeWarning, LatentsError, UsageError, WeightsError
-from calotype.latents import KNOWN, Latents, load_latents, save_latents
+from calotype.latent_files import load_latents, save_latents
+from calotype.latents import KNOWN, Latents
 from calotype.vae import VAE, load
 from calotype.weights.load import load_weights
 from calotype.weights.save import diffusers_config

@@ -14,7 +14,8 @@ from clikit import Calotype, draw, files, small_vae
 from support import NARROW, kl, one_sentence, room
 
 from calotype.edit.directions import Direction, save_direction
-from calotype.latents import KNOWN, save_latents
+from calotype.latent_files import save_latents
+from calotype.latents import KNOWN
 from calotype.pixels import read_picture
 from calotype.vae import load
 from calotype.weights.save import save_weights

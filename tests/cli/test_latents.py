@@ -17,7 +17,7 @@ from PIL import Image, features
 from support import room
 
 from calotype.cli import common
-from calotype.latents import load_latents
+from calotype.latent_files import load_latents
 
 
 def test_latents_know_all_that_decoding_needs(calotype: Calotype) -> None:

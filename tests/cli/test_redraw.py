@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from calotype.draw.pipeline import Drawer, Settings
 from calotype.draw.record import read_record
 from calotype.edit.feather import shown
-from calotype.latents import load_latents
+from calotype.latent_files import load_latents
 
 pytest_plugins = ["drawing_fixtures"]
 pytestmark = pytest.mark.usefixtures("builtin_drawing")

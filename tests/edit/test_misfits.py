@@ -16,7 +16,8 @@ import calotype
 from calotype.edit.directions import Direction, load_direction, save_direction
 from calotype.edit.transfer import transfer
 from calotype.errors import CalotypeError, LatentsError, UsageError
-from calotype.latents import KNOWN, Latents, load_latents, save_latents
+from calotype.latent_files import load_latents, save_latents
+from calotype.latents import KNOWN, Latents
 from calotype.pixels import Padding
 
 DEEP = "[" * 100_000

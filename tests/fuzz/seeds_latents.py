@@ -1,7 +1,8 @@
-"""Latents: calotype's own, and those of other programs, which are told."""
+"""Latents: calotype's own, and those of other programs."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from contextlib import suppress
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuzzkit import Accepted, Case
+from latentkit import diffusion_pipe, torch_bytes
 from safetensors.torch import save
 
 from calotype.errors import LatentsError
-from calotype.latents import KNOWN, LatentFormat, Latents, flux2, load_latents, save_latents
+from calotype.latent_files import load_latents, open_latents, save_latents
+from calotype.latents import KNOWN, LatentFormat, Latents, flux2
 from calotype.pixels import Padding
 from calotype.weights.load import tensors_sha256
 
@@ -44,15 +47,24 @@ def described(path: Path) -> Accepted:
     return read(path)
 
 
-def told(path: Path) -> Accepted:
-    """Of other programs' latents nothing is read: whose they are is part of the refusal, which is right here."""
-    try:
-        load_latents(path)
-    except LatentsError as error:
-        if "these are not latents with calotype's metadata, but" in str(error) and str(error).endswith("."):
-            return Accepted(str(error).replace(str(path), ""))
-        raise
-    raise AssertionError("latents of another program were read")
+def foreign(path: Path) -> Accepted:
+    """Latents of another program, with what has to be said of them."""
+    file = open_latents(path)
+    if file.question:
+        file = open_latents(path, latent_format=file.format.name if file.format else "sd1", space=file.space or "raw")
+    told = f"{file.program} {file.model} {file.space} {file.format} {len(file)}"
+    tensors = {str(i): file[i].tensor for i in range(min(len(file), 3))}
+    return Accepted(f"{told} {tensors_sha256(tensors)}", 4 * sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def items(path: Path) -> Accepted:
+    """A database, with whole shards beside it; or a shard, with a whole database."""
+    folder = path.parent / "cache" / "sdxl" / path.stem
+    if not folder.is_dir():
+        diffusion_pipe(folder, [{"latents": torch.ones(4, 3, 4) * i} for i in range(3)])
+    name = "metadata.db" if path.suffix == ".db" else "shard_0.bin"
+    (folder / name).write_bytes(path.read_bytes())
+    return foreign(folder / name)
 
 
 def own(path: Path, format_: LatentFormat, alpha: bool) -> bytes:
@@ -86,6 +98,9 @@ def cases(folder: Path) -> list[Case]:
             ("packed", packed, False, False), ("packed-text", packed, True, True),
         )
     ]  # fmt: skip
+    sizes = io.BytesIO()
+    np.savez_compressed(sizes, latents_3x4=np.zeros((16, 3, 4), "f4"), latents_2x2=np.ones((16, 2, 2), "f4"))
+    database = diffusion_pipe(folder / "cache" / "sdxl" / "whole", [{"latents": z + i} for i in range(3)])
     torch_file = io.BytesIO()
     torch.save(z, torch_file)
     header = made[0].content[8:-192]
@@ -103,10 +118,22 @@ def cases(folder: Path) -> list[Case]:
             )
             for name in ("sd1", "playground")
         ),
-        Case("comfy.latent", save({"latent_tensor": z[None], "latent_format_version_0": torch.tensor([])}), told),
-        Case("comfy-text.latent", save({"latent_tensor": z[None]}, {"prompt": json.dumps({"1": {}})}), told, text=True),
-        Case("musubi.safetensors", save({"latents_1x3x4_float32": z}, {"architecture": "wan"}), told, text=True),
-        Case("sd-scripts.npz", npz.getvalue(), told),
-        Case("bare.npy", npy.getvalue(), told),
-        Case("torch.pt", torch_file.getvalue(), told),
+        Case("comfy.latent", save({"latent_tensor": z[None], "latent_format_version_0": torch.tensor([])}), foreign),
+        Case("comfy-text.latent", save({"latent_tensor": z[None]}, {"prompt": "{}"}), foreign, text=True),
+        Case(
+            "musubi.safetensors",
+            save({"latents_1x3x4_fp32": torch.zeros(16, 1, 3, 4)}, {"architecture": "wan"}),
+            foreign,
+            text=True,
+        ),
+        Case("ai-toolkit.safetensors", save({"latent": z}, {"latent_space_version": "sd1"}), foreign, text=True),
+        Case("sd-scripts_sd.npz", npz.getvalue(), foreign),
+        Case("sizes_flux.npz", sizes.getvalue(), foreign),
+        Case("bare.npy", npy.getvalue(), foreign),
+        Case("bare-text.npy", npy.getvalue(), foreign, text=True),
+        Case("torch.pt", torch_file.getvalue(), foreign),
+        Case("onetrainer.pt", torch_bytes({"latent_image": z, "crop_offset": (0, 1)}), foreign),
+        Case("packed.pt", gzip.compress(torch_bytes({"latents": z})), foreign),
+        Case("items.db", database.read_bytes(), items),
+        Case("shard.bin", database.with_name("shard_0.bin").read_bytes(), items),
     ]

@@ -28,7 +28,8 @@ from calotype.evaluate.measure import METRICS
 from calotype.evaluate.probe.labelling import labelling
 from calotype.evaluate.setup import read_boxes
 from calotype.evaluate.store import REFERENCE, Store
-from calotype.latents import KNOWN, Latents, load_latents, save_latents
+from calotype.latent_files import load_latents, save_latents
+from calotype.latents import KNOWN, Latents
 from calotype.locks import lock
 from calotype.pixels import Padding
 from calotype.processes import this

@@ -19,7 +19,8 @@ from torch import Tensor
 import calotype
 from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.families.kl.config import AutoencoderConfig
-from calotype.latents import KNOWN, LatentFormat, PerChannel, ScaleShift, latent_format_from_dict, load_latents
+from calotype.latent_files import load_latents
+from calotype.latents import KNOWN, LatentFormat, PerChannel, ScaleShift, latent_format_from_dict
 from calotype.weights.diffusers_config import MEANS, PIPELINES, SCALE, SCALE_SHIFT, SCALED_MEANS
 from calotype.weights.load import load_weights, require_format
 from calotype.weights.save import save_weights

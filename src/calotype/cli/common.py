@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -40,6 +41,13 @@ class WeightsName(str, Enum):
 
     raw = "raw"
     ema = "ema"
+
+
+class SpaceName(str, Enum):
+    """Which latents are in a file."""
+
+    raw = "raw"
+    model = "model"
 
 
 class Alpha(str, Enum):
@@ -197,6 +205,19 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = No
         paths[path] = source
     require_apart(paths, [*inputs, *weights_files(vae)])
     return list(paths)
+
+
+def require_distinct(paths: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Checks paths of what is written, where one input gives several: each once, and none of them is read.
+
+    Raises:
+        UsageError: two are the same, or an input would be overwritten.
+    """
+    if twice := next((path for path, count in Counter(paths).items() if count > 1), None):
+        raise UsageError(
+            f"Two pictures would both be written to {twice}; run their files one by one, each with its own --out."
+        )
+    require_apart(paths, inputs)
 
 
 # what ends the names of files that commands write

@@ -1,4 +1,4 @@
-"""`calotype inspect`: what a weight file is."""
+"""`calotype inspect`: what a file is, of weights or of latents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype.cli import facts
+from calotype.cli import facts, latents
 from calotype.cli.common import FormatOption, JsonOption, PrefixOption, WeightsOption, finish, show, size_of, table
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ EXAMPLE = "Example: [bold]calotype inspect v1-5-pruned-emaonly.safetensors[/]"
 def command(
     weights: Annotated[
         str | None,
-        typer.Argument(help="A preset's name, or a file or folder in any layout.", show_default="built-in"),
+        typer.Argument(
+            metavar="[FILE]",
+            help="A preset's name, or a file or folder of weights in any layout, or a file with latents.",
+            show_default="built-in",
+        ),
     ] = None,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
@@ -29,11 +33,13 @@ def command(
     size: Annotated[str, typer.Option(help="With --program: of the picture, WIDTHxHEIGHT in pixels.")] = "512x512",
     json: JsonOption = False,
 ) -> None:
-    """Say what weights are: layout, network, latent format, size, types, and whether they compute.
+    """Say what a file is. Of weights: layout, network, latent format, size, types, and whether they compute.
 
     Everything is told from the tensors. The checks encode and decode a small picture in each type. With --program,
     every step of the network with what it makes: shapes, operations of direct products, and bytes in float32; of
     presets this needs no weights.
+
+    Of latents: which program wrote them, whether they are raw or scaled, their format, and what decodes them.
     """
     from calotype.families import PRESETS
     from calotype.outline import outline_of, outline_of_preset
@@ -44,6 +50,9 @@ def command(
     width, height = size_of(size)
     if program and weights is not None and is_preset(weights):
         _program(outline_of_preset(weights, device="cpu"), width, height, json)
+        return
+    if not program and (file := latents.in_file(weights, latent_format)) is not None:
+        latents.inspect(file, json)
         return
     vae = load(
         weights, latent_format=latent_format, device="cpu", prefix=prefix, weights=which.value if which else None

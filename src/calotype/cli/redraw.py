@@ -97,7 +97,8 @@ def command(
     from calotype.draw.record import origin, record
     from calotype.edit.feather import FEATHER
     from calotype.edit.sheet import sheet, thumbnail
-    from calotype.latents import Latents, save_latents as write_latents
+    from calotype.latent_files import save_latents as write_latents
+    from calotype.latents import Latents
     from calotype.pixels import read_picture, to_pil, write_picture
 
     if not 0.0 <= strength <= 1.0:

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 
 from calotype.engine.executor import Progress
 from calotype.errors import UsageError
-from calotype.latents import Latents, load_latents
+from calotype.latent_files import load_latents
+from calotype.latents import Latents
 from calotype.pixels import PictureRows, alpha_mode, read_picture_rows, to_pil
 from calotype.vae import VAE
 
@@ -77,5 +78,8 @@ def latents_of(
         MemoryLimitError, LatentFormatError: as `VAE.encode_image`.
     """
     if isinstance(source, Latents):
-        return replace(source, tensor=vae.own(source), space="raw")
+        raw = replace(source, tensor=vae.own(source), space="raw", format=vae.latent_format)
+        if source.vae:
+            return raw
+        return replace(raw, vae=vae.sha256, vae_name=vae.name, padding=vae.padding_of(source))  # another program's
     return vae.encode_image(source, memory=memory, progress=progress)

@@ -1,6 +1,6 @@
 """VAE: what `calotype.load` returns. Tensors in, tensors out; or pictures in, pictures out."""
 
-from calotype.vae.loading import BUILTIN, load, load_as_stored, locate, name_for, pick_device
+from calotype.vae.loading import BUILTIN, load, load_as_stored, locate, name_for, pick_device, presets_of
 from calotype.vae.pictures import VAE, PictureSource
 from calotype.vae.tensors import enough_memory, picture_generator, posterior_of
 
@@ -16,4 +16,5 @@ __all__ = [
     "pick_device",
     "picture_generator",
     "posterior_of",
+    "presets_of",
 ]

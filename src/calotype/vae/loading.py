@@ -107,12 +107,24 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     return path, name, latent_format
 
 
+def presets_of(latent_format: str) -> list[str]:
+    """Names of the presets whose latents are of a format."""
+    return [name for name, preset in PRESETS.items() if preset.latent_format.removeprefix(MODEL) == latent_format]
+
+
 def name_for(latents: Latents, path: Path) -> str:
     """What `load` needs to get the VAE that made these latents.
 
     Raises:
-        LatentsError: if it was loaded from a file.
+        LatentsError: if it was loaded from a file, or the latents name none.
     """
+    if not latents.vae:
+        theirs = latents.format.name
+        fits = ", ".join(presets_of(theirs))
+        raise LatentsError(
+            f"{path}: these latents of format {theirs!r} name no VAE; give one of that format with --vae"
+            f"{f': {fits}' if fits else ''}."
+        )
     if latents.vae_name == "builtin" or latents.vae_name in PRESETS:
         return latents.vae_name
     raise LatentsError(

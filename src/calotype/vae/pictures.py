@@ -16,7 +16,7 @@ from torch.nn import functional
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
 from calotype.errors import CalotypeWarning, LatentsError, NonFiniteError
-from calotype.latents import KNOWN, Latents, Space
+from calotype.latents import KNOWN, Latents, PackedUntold, Space, same_as_model
 from calotype.pixels import (
     AlphaMode,
     Padding,
@@ -216,9 +216,14 @@ class VAE(Coder):
             self.widen(stacklevel=3)
         return write()
 
+    def decoded_size(self, latents: Latents) -> tuple[int, int]:
+        """(width, height) of the picture that latents are decoded to."""
+        padding = self._padding(latents)
+        return padding.width, padding.height
+
     def _padding(self, latents: Latents) -> Padding:
         """The true size of what is decoded, and its padding."""
-        n, padding = self.enlarges, latents.padding
+        n, padding = self.enlarges, self.padding_of(latents)
         sides = {name: n * getattr(padding, name) for name in ("height", "width", "bottom", "right")}
         return replace(padding, **sides)
 
@@ -244,6 +249,24 @@ class VAE(Coder):
         Raises:
             LatentsError: if another VAE made them and `any_vae` is not set, or they are damaged.
         """
+        raw = self._own(latents, any_vae) if latents.vae else self._unnamed(latents, any_vae)
+        if len(raw) != self.latent_channels:
+            raise LatentsError(
+                f"These latents have {len(raw)} channels and name this VAE, whose latents have {self.latent_channels}: "
+                f"they are damaged; make them again."
+            )
+        padding = self.padding_of(latents)
+        padded = (padding.height + padding.bottom, padding.width + padding.right)
+        if padded != (raw.shape[1] * self.factor, raw.shape[2] * self.factor):
+            raise LatentsError(
+                f"These latents are of a picture padded to {padded[0]}x{padded[1]}, and {raw.shape[1]}x{raw.shape[2]} "
+                f"of them make {raw.shape[1] * self.factor}x{raw.shape[2] * self.factor} at f{self.factor}: "
+                f"they are damaged, or for a VAE of another f."
+            )
+        return raw
+
+    def _own(self, latents: Latents, any_vae: bool) -> Tensor:
+        """Latents that name their VAE -> raw latents of this one."""
         own = latents.vae == self.sha256
         if not own and self.loaded.format and not self.loaded.format.fits(latents.to_model().tensor):
             raise LatentsError(
@@ -257,7 +280,7 @@ class VAE(Coder):
                 f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
             )
         if other:
-            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=2)
+            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=3)
         if not own and not any_vae:
             raise LatentsError(
                 f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
@@ -265,23 +288,48 @@ class VAE(Coder):
                 f"same with --any-vae (any_vae=True)."
             )
         if own or latents.format == self.latent_format:
-            raw = latents.to_raw().tensor
-        else:
-            raw = self.latent_format.to_raw(latents.to_model().tensor[None])[0]
-        if len(raw) != self.latent_channels:
-            raise LatentsError(
-                f"These latents have {len(raw)} channels and name this VAE, whose latents have {self.latent_channels}: "
-                f"they are damaged; make them again."
+            return latents.to_raw().tensor
+        return self.latent_format.to_raw(latents.to_model().tensor[None])[0]
+
+    def _unnamed(self, latents: Latents, any_vae: bool) -> Tensor:
+        """Latents that another program made, which name no VAE -> raw latents of this one.
+
+        Of this VAE's format they are its own, and of format ``none`` are those of whichever VAE decodes them.
+        """
+        ours, theirs, tensor = self.latent_format, latents.format, latents.tensor
+        name = self.name or "this VAE"
+        same = theirs.name in (ours.name, "none")
+        if not same:
+            other = self._other_space(theirs.name) or (
+                f"These latents are of format {theirs.name!r}, and {name} decodes those of {ours.name!r}"
             )
-        padding = latents.padding
-        padded = (padding.height + padding.bottom, padding.width + padding.right)
-        if padded != (raw.shape[1] * self.factor, raw.shape[2] * self.factor):
+            if not any_vae:
+                raise LatentsError(
+                    f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
+                )
+            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=3)
+        # a TAESD's raw latents are those of its format's other VAEs scaled, and a VAE of FLUX.2 has its own statistics
+        as_they_are = theirs.name == "none" or ours == theirs or (
+            same and isinstance(theirs, PackedUntold) and ours != same_as_model(ours.name, ours.channels)
+        )  # fmt: skip
+        raw = latents.space == "raw" and as_they_are
+        model = tensor if raw or latents.space == "model" else theirs.to_model(tensor[None])[0]
+        if len(tensor) != self.latent_channels if raw else not ours.fits(model):
             raise LatentsError(
-                f"These latents are of a picture padded to {padded[0]}x{padded[1]}, and {raw.shape[1]}x{raw.shape[2]} "
-                f"of them make {raw.shape[1] * self.factor}x{raw.shape[2] * self.factor} at f{self.factor}: "
-                f"they are damaged, or for a VAE of another f."
+                f"These latents have {len(tensor)} channels, and {name} decodes those of {ours.name!r}, with "
+                f"{self.latent_channels}; load one of their kind."
             )
-        return raw
+        return tensor if raw else ours.to_raw(model[None])[0]
+
+    def padding_of(self, latents: Latents) -> Padding:
+        """The size of the picture that latents are of; where they name no VAE, what this one makes of all of them."""
+        if latents.vae:
+            return latents.padding
+        folded = latents.format.patch if latents.space == "model" else 1
+        if latents.space == "model" and latents.format.name == "none":
+            folded = self.latent_format.patch
+        height, width = (self.factor * folded * side for side in latents.tensor.shape[1:])
+        return Padding(height, width, 0, 0, "replicate")
 
     def _other_space(self, theirs: str) -> str:
         """What to say of latents of a published format, where this VAE's are of another one; else nothing."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from calotype.damage import LONGEST_HEADER, damage, quoted, require_held
 from calotype.errors import WeightsError
 from calotype.weights.flax import FlaxFile
-from calotype.weights.keras_file import KerasFile
 from calotype.weights.graphs.opened import open_onnx, open_openvino
+from calotype.weights.keras_file import KerasFile
 from calotype.weights.mapped import map_file, part, strides, view
 from calotype.weights.npz import NpzFile
 from calotype.weights.pickles import Array, Stand, read_pickle

@@ -1,0 +1,57 @@
+"""Latent formats by name, for latents that come without a VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from calotype.errors import UsageError
+from calotype.families import PRESETS
+from calotype.latents import KNOWN, MODEL, LatentFormat, PackedUntold, Space, latent_format
+
+FLUX2 = PackedUntold(name="flux2", channels=32)
+
+# of formats that no preset has; NONE is of the VAE that decodes them, which knows its own
+_FACTORS = {"playground": 8, "vq-f8": 8, "vq-f16": 16, "none": 8}
+
+
+def _formats() -> Iterator[LatentFormat]:
+    yield from KNOWN.values()
+    yield FLUX2
+
+
+def called(name: str, channels: int) -> LatentFormat:
+    """The latent format of that name.
+
+    Args:
+        channels: of the latents, which ``none`` takes as they are.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name == "none":
+        return latent_format(name, channels)
+    found = next((one for one in _formats() if one.name == name), None)
+    if found is None:
+        names = ", ".join([*(one.name for one in _formats()), "none"])
+        raise UsageError(f"There is no latent format {name!r}; choose one of {names}.")
+    return found
+
+
+def factor(name: str) -> int:
+    """How many pixels a raw latent of a format stands for, along each side."""
+    known = (one.config.factor for one in PRESETS.values() if one.latent_format.removeprefix(MODEL) == name)
+    return next(known, _FACTORS.get(name, 8))
+
+
+def fitting(channels: int, space: Space | None) -> list[str]:
+    """Names of the formats whose latents have so many channels.
+
+    Args:
+        space: of the latents; None: either.
+    """
+    return [
+        one.name
+        for one in _formats()
+        if (space != "model" and one.channels == channels)
+        or (space != "raw" and one.channels * one.patch**2 == channels)
+    ]
