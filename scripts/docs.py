@@ -17,7 +17,7 @@ from calotype.families import FORMATS, PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
+    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan", "convert", "train",
     "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from calotype.families.folded.config import FoldedConfig
     from calotype.families.kl.config import AutoencoderConfig
     from calotype.families.tiny.config import TinyConfig
+    from calotype.latent_spaces import LatentSpace, spaces
     from calotype.latents import LatentFormat, Latents, load_latents, save_latents
     from calotype.pixels import Picture, read_picture, write_picture
     from calotype.posterior import DiagonalGaussian
@@ -34,6 +35,7 @@ _HOMES = {
     "DiagonalGaussian": "calotype.posterior",
     "FoldedConfig": "calotype.families.folded.config",
     "LatentFormat": "calotype.latents",
+    "LatentSpace": "calotype.latent_spaces",
     "Latents": "calotype.latents",
     "Picture": "calotype.pixels",
     "Reconstruction": "calotype.evaluate.reconstruct",
@@ -45,6 +47,7 @@ _HOMES = {
     "reconstruct": "calotype.evaluate.reconstruct",
     "save_latents": "calotype.latents",
     "save_weights": "calotype.weights.save",
+    "spaces": "calotype.latent_spaces",
     "write_picture": "calotype.pixels",
 }
 
@@ -55,6 +58,7 @@ __all__ = [
     "DiagonalGaussian",
     "FoldedConfig",
     "LatentFormat",
+    "LatentSpace",
     "Latents",
     "Picture",
     "Reconstruction",
@@ -65,6 +69,7 @@ __all__ = [
     "reconstruct",
     "save_latents",
     "save_weights",
+    "spaces",
     "write_picture",
 ]
 

@@ -127,7 +127,7 @@ def morph(
 
     Raises:
         UsageError: fewer than two pictures, or of several sizes.
-        LatentsError: if they are another VAE's.
+        LatentsError: if they are of another space; see `VAE.adopt`.
     """
     require_channels(vae.picture_channels)
     require_as_large(vae.config, "A morph")
