@@ -18,8 +18,8 @@ from calotype.latent_spaces import Decoder, spaces
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan", "convert",
-    "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
+    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan",
+    "convert", "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from support import fill
 
 from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latent_spaces import spaces
-from calotype.latents import PerChannel, load_latents, same_as_model, save_latents
+from calotype.latents import load_latents, same_as_model, save_latents
 from calotype.weights.save import save_weights
 
 MADE = "small.safetensors made these latents and other.safetensors decodes them: both are of the space 'small'."
@@ -21,10 +21,7 @@ MADE = "small.safetensors made these latents and other.safetensors decodes them:
 @pytest.fixture(scope="module")
 def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE whose latents are of no space."""
-    path = tmp_path_factory.mktemp("vae") / "custom.safetensors"
-    format_ = PerChannel(name="custom", channels=4, mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 0.5, 1.5))
-    save_weights(fill(FoldedAutoencoder(FOLDED), 3, gain=0.7), path, layout="ldm", format_=format_)
-    return path
+    return small_vae(tmp_path_factory.mktemp("vae") / "custom.safetensors", 3, "custom")
 
 
 # --- the command ---
