@@ -77,10 +77,10 @@ class LatentSpace:
 
 
 def spaces() -> tuple[LatentSpace, ...]:
-    """The latent spaces of published weights, and that of the weights that ship; what is known best comes first."""
+    """The latent spaces of published weights, what is known best first, and last that of the weights that ship."""
     formats = {values["name"]: values for values in FORMATS}
     found = []
-    for name, known in SPACES.items():
+    for name, known in sorted(SPACES.items(), key=lambda item: item[0] == OWN):
         format_ = _own_format() if name == OWN else formats.get(name)
         found.append(
             LatentSpace(

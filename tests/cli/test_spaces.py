@@ -15,6 +15,9 @@ from calotype.latent_spaces import spaces
 from calotype.latents import load_latents, same_as_model, save_latents
 from calotype.weights.save import save_weights
 
+# notices are warnings, which are shown
+pytestmark = pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
+
 MADE = "small.safetensors made these latents and other.safetensors decodes them: both are of the space 'small'."
 
 

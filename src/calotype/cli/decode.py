@@ -39,7 +39,9 @@ def command(
     ] = None,
     out: OutOption = Path(),
     suffix: Annotated[str, typer.Option(help="Kind of picture: png, jpg, webp, avif or tiff.")] = "png",
-    any_vae: Annotated[bool, typer.Option("--any-vae", help="Decode another VAE's latents all the same.")] = False,
+    any_vae: Annotated[
+        bool, typer.Option("--any-vae", help="Decode latents of another space, or of none, all the same.")
+    ] = False,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
     latent_format: FormatOption = None,

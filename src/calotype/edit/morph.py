@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def morph(
         raise UsageError(f"A morph leads from one picture to another, and {len(pictures)} was given.")
     padding, total = pictures[0].padding, way.decoded(len(pictures))
     for i, one in enumerate(pictures):
-        if one.padding != padding:
+        if replace(one.padding, mode=padding.mode) != padding:  # how it was padded is no matter
             raise UsageError(
                 f"Picture {i + 1} is {one.padding.width}x{one.padding.height} and the first "
                 f"{padding.width}x{padding.height}; bring them to one size with --size (calotype.edit.fit)."

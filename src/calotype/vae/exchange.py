@@ -81,7 +81,6 @@ def adopted(vae: Coder, latents: Latents, any_vae: bool = False) -> tuple[Latent
 
     Raises:
         LatentsError: they are of another space, or nothing tells that they are of this one, or they are damaged.
-        LatentFormatError: with `any_vae`, where nothing tells how the VAE's own latents are scaled.
     """
     if latents.vae == vae.sha256:
         raw, notice = latents.to_raw(), ""
@@ -95,7 +94,7 @@ def adopted(vae: Coder, latents: Latents, any_vae: bool = False) -> tuple[Latent
             notice = f"{maker} made these latents and {name} decodes them: both are of the space {space_of(ours)!r}."
         else:
             notice = ""
-        format_ = vae.latent_format
+        format_ = ours or latents.format  # where nothing tells how it scales, raw ones are taken as they are
         if latents.space == "model" and not _alike(latents.format, format_):
             tensor = format_.to_raw(latents.tensor[None])[0]
         else:
@@ -114,14 +113,18 @@ def _require_wanted(vae: Coder, latents: Latents, any_vae: bool) -> str:
     ours, theirs, name = vae.loaded.format, latents.format, vae.name or "this VAE"
     presets = fitting(space_of(theirs))
     kind = f"load one of their kind{f' ({presets})' if presets else ''}"
-    if ours is not None and not ours.fits(latents.to_model().tensor):
+    fits = theirs.channels == vae.latent_channels if ours is None else ours.fits(latents.to_model().tensor)
+    if not fits:
+        own = f"those of {ours.name!r}, with {vae.latent_channels}" if ours else f"such with {vae.latent_channels}"
         raise LatentsError(
             f"These latents are of format {quoted(theirs.name, 60)!r}, with {theirs.channels} channels, and {name} "
-            f"decodes those of {ours.name!r}, with {vae.latent_channels}; {kind}."
+            f"decodes {own}; {kind}."
         )
     other = ""
     if ours is not None and space_of(theirs) and space_of(ours) and space_of(ours) != space_of(theirs):
         other = f"These latents are of format {theirs.name!r}, and {name} decodes those of {ours.name!r}"
+    if any_vae and ours is None:
+        return f"Nothing tells how {name} scales its latents, so it decodes the raw ones as they are."
     if any_vae:
         return f"{other}, so what comes out is no picture of them." if other else ""
     way = "decode them all the same with --any-vae (any_vae=True)"

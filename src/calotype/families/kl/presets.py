@@ -147,7 +147,9 @@ SPACES: Mapping[str, Space] = {
         },
     ),
     "sd3": Space(
-        title="Stable Diffusion 3", factor=8, models=dict.fromkeys(("Stable Diffusion 3", "3.5"), _COMFY)
+        title="Stable Diffusion 3",
+        factor=8,
+        models=dict.fromkeys(("Stable Diffusion 3", "Stable Diffusion 3.5"), _COMFY),
     ),
     "flux": Space(
         title="FLUX.1",

@@ -137,7 +137,7 @@ SPACES: Mapping[str, Space] = {
         factor=8,
         models={
             **dict.fromkeys(
-                ("Wan 2.1", "Wan 2.2 of 14 billion", "Qwen-Image", "Krea 2", "Anima", "JoyImage", "Cosmos-Predict2"),
+                ("Wan 2.1", "Wan 2.2 14B", "Qwen-Image", "Krea 2", "Anima", "JoyImage", "Cosmos-Predict2"),
                 _COMFY,
             ),
             "NucleusMoE-Image": f"{_DIFFUSERS}nucleusmoe_image",
@@ -145,9 +145,9 @@ SPACES: Mapping[str, Space] = {
         },
     ),
     "wan2.2": Space(
-        title="Wan 2.2 of 5 billion",
+        title="Wan 2.2 5B",
         factor=16,
-        models={"Wan 2.2 of 5 billion": _COMFY, "FIBO": f"{_DIFFUSERS}bria_fibo"},
+        models={"Wan 2.2 5B": _COMFY, "FIBO": f"{_DIFFUSERS}bria_fibo"},
     ),
     "qwen-image-2.1": Space(title="Qwen-Image 2.1", factor=16, models={"Qwen-Image 2.1": _COMFY}),
 }
