@@ -259,7 +259,7 @@ def transparent(folder: Path, count: int = 3) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(1)
     for i in range(count):
-        small = Image.fromarray(rng.integers(0, 256, (5, 6, 4), dtype=np.uint8))
+        small = Image.fromarray(rng.integers(60, 256, (5, 6, 4), dtype=np.uint8))  # something is seen everywhere
         small.resize((24 + 4 * i, 20), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
     return folder
 

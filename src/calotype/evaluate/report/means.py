@@ -31,7 +31,7 @@ def times(text: str) -> str:
     return text.replace(" x ", " \u00d7 ")
 
 
-def badge(name: Standing) -> Markup:
+def badge(name: str) -> Markup:
     """What marks a VAE's figure."""
     return element("span", name, class_=f"badge {name}", title=STANDINGS[name])
 
