@@ -406,13 +406,13 @@ def test_what_is_asked_where_no_vae_is_given() -> None:
     for latents, words in (
         (
             sdxl,
-            r"x: these latents name no VAE; give one of the space 'sdxl' with --vae \(sdxl-vae, sdxl-vae-fp16-fix, ",
+            r"x: these latents name no VAE; give one of the space 'sdxl' \(sdxl-vae, .* with --vae\.$",
         ),
         (nameless(same_as_model("none", 4)), r"name no VAE; give one that decodes them with --vae\.$"),
         (
             replace(sdxl, vae="a" * 64, vae_name="mine.safetensors"),
-            r"were made by mine\.safetensors \(sha256 aaaaaaaaaaaa\.\.\.\); give its weights with --vae, or a preset "
-            r"of the same space 'sdxl' \(sdxl-vae, ",
+            r"were made by mine\.safetensors \(sha256 aaaaaaaaaaaa\.\.\.\); give its weights, or a preset of its "
+            r"space 'sdxl' \(sdxl-vae, .*\), with --vae\.$",
         ),
         (
             replace(sdxl, vae="a" * 64, format=same_as_model("none", 4)),

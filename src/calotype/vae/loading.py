@@ -118,13 +118,14 @@ def name_for(latents: Latents, path: Path) -> str:
     space = space_of(latents.format)
     presets = fitting(space)
     if latents.vae:
-        other = f", or a preset of the same space {space!r} ({presets})" if presets else ""
+        other = f", or a preset of its space {space!r} ({presets})," if presets else ""
         raise LatentsError(
             f"{path}: these latents were made by {latents.vae_name or 'an unnamed VAE'} (sha256 "
-            f"{latents.vae[:12]}...); give its weights with --vae{other}."
+            f"{latents.vae[:12]}...); give its weights{other} with --vae."
         )
-    given = f"one of the space {space!r} with --vae" if space else "one that decodes them with --vae"
-    raise LatentsError(f"{path}: these latents name no VAE; give {given}{f' ({presets})' if presets else ''}.")
+    given = f"one of the space {space!r}" if space else "one that decodes them"
+    named = f" ({presets})" if presets else ""
+    raise LatentsError(f"{path}: these latents name no VAE; give {given}{named} with --vae.")
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
