@@ -148,7 +148,7 @@ class Evaluation:
         try:
             if label == REFERENCE:
                 return reference(original, self.tools)
-            return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i), encoder=self.encoder)
+            return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i), self.encoder)
         finally:
             give_back()  # a large picture's maps are not to lie beside what the next one takes
 
