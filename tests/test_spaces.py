@@ -252,6 +252,10 @@ def test_a_decoder_of_the_space_decodes_and_says_so_once(pair: str, space: str, 
     else:
         expected = other.latent_format.to_raw(latents.to_model().tensor[None])
     assert near(made, other.decode(expected)[0])
+    with warnings.catch_warnings():  # nor where any VAE was asked for
+        warnings.simplefilter("error")
+        again = VAE(other.loaded, name=other.name).decode_image(latents, any_vae=True)
+    assert np.array_equal(np.asarray(made), np.asarray(again))
     adopted = other.adopt(latents)
     assert (adopted.vae, adopted.vae_name, adopted.space) == (other.sha256, other.name, "raw")
     assert (adopted.format, adopted.padding) == (other.latent_format, latents.padding)

@@ -89,7 +89,7 @@ def adopted(vae: Coder, latents: Latents, any_vae: bool = False) -> tuple[Latent
         shared = same_space(latents.format, ours)
         if not shared:
             notice = _require_wanted(vae, latents, any_vae)
-        elif latents.vae:
+        elif latents.vae and not any_vae:  # who asked for any VAE knows
             maker = latents.vae_name or "an unnamed VAE"
             notice = f"{maker} made these latents and {name} decodes them: both are of the space {space_of(ours)!r}."
         else:
