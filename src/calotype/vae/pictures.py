@@ -240,8 +240,8 @@ class VAE(Coder):
         """Latents as this VAE's own: raw, in its format, and named after it.
 
         It understands those of its latent space, whichever VAE made them (see `exchange`). They are scaled as its own
-        are, through model space where formats differ. Once for each maker a CalotypeWarning says that it was another, unless `any_vae`
-        is set.
+        are, through model space where formats differ. Unless `any_vae` is set, a CalotypeWarning says so once for each
+        maker.
 
         Args:
             any_vae: also those of which nothing tells that they are of its space; of those of another published one a
