@@ -23,7 +23,7 @@ from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.alpha import APART
 from calotype.evaluate.bootstrap import mean_interval
 from calotype.evaluate.decoders import rows_key
-from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
+from calotype.evaluate.measure import ALL_METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
@@ -316,7 +316,7 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
         for i, key in zip(numbers, order, strict=True)
     ]
     tools = evaluation.tools
-    used = [METRICS[key] for key in evaluation.metrics]
+    used = [ALL_METRICS[key] for key in evaluation.metrics]
     rows = {label: _rows(store, kept, order, errors) for label, kept in evaluation.keys.items()}
     places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {

@@ -77,6 +77,13 @@ METRICS = {
         Metric("alpha_psnr", "PSNR of alpha", "dB", True, 1, absent="without alpha"),
         Metric("alpha_mae", "Error of alpha, mean", "of 255", False, 1, absent="without alpha"),
         Metric("alpha_max", "Error of alpha, largest", "of 255", False, 1, absent="without alpha"),
+    )
+}
+"""Those that are measured where nobody names some."""
+
+TONES = {
+    metric.key: metric
+    for metric in (
         *(
             Metric(f"bias_{name}", f"Bias of {name}", "of 255", False, 1, absent="without anything to see", ideal=0.0)
             for name in ("red", "green", "blue")
@@ -85,6 +92,9 @@ METRICS = {
         Metric("gradient", "Gradients", "", False, 1, absent="of one colour", ideal=1.0),
     )
 }
+"""What comes back with more of or less; measured of several decoders, too."""
+
+ALL_METRICS = METRICS | TONES
 
 
 class Features(Interface):
@@ -104,7 +114,7 @@ class Tools:
     """What measures.
 
     Attributes:
-        metrics: keys of `METRICS`; those of `alpha.APART` are of VAEs that have them.
+        metrics: keys of `ALL_METRICS`; those of `alpha.APART` are of VAEs that have them.
         lpips: networks by their metric's key.
         extractors: by their names.
         sha256: of the weights of all these networks, by the same keys and names.
@@ -360,12 +370,13 @@ def decoded(vae: VAE, original: Original, latents: Tensor, tools: Tools, encoder
     Those of another VAE's encoder pass through model space where formats differ (`exchange.carried`). Pictures that
     come out larger than they went in are clamped, as a file of them would be, and each n x n pixels averaged.
     """
-    height, width = (vae.enlarges * side for side in original.pixels.shape[1:])
+    n = 1 if encoder is None else vae.enlarges  # of others both are as large
+    height, width = (n * side for side in original.pixels.shape[1:])
     theirs = encoder.loaded.format if encoder is not None and encoder is not vae else None
     if theirs is not None and vae.loaded.format is not None:
         latents = carried(latents, theirs, vae.loaded.format)
     y = vae.decode(latents, (height, width), clamp=False, memory=tools.memory)[0].float().cpu()
-    return y if vae.enlarges == 1 else averaged(y.clamp(-1, 1), vae.enlarges)
+    return y if n == 1 else averaged(y.clamp(-1, 1), n)
 
 
 def averaged(pixels: Tensor, n: int) -> Tensor:
@@ -393,7 +404,7 @@ def _figures(original: Original, y: Tensor, rgba: Tensor | None, protocol: Proto
     before, after = original.planes, seen(to_uint8(y))
     found: dict[str, float] = {}
     for key in tools.metrics:
-        if key in APART or key in TONE or min(y.shape[1:]) < METRICS[key].least:
+        if key in APART or key in TONE or min(y.shape[1:]) < ALL_METRICS[key].least:
             continue
         if key == "psnr":
             found[key] = psnr(before, after)

@@ -26,7 +26,7 @@ from calotype import __version__
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import FAILURES, METRICS, Array, Metric, Original, Taken, decoded, looks
+from calotype.evaluate.measure import ALL_METRICS, FAILURES, Array, Metric, Original, Taken, decoded, looks
 from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
@@ -226,7 +226,7 @@ class _Shown:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._metric = METRICS[_telling(evaluation.metrics)]
+        self._metric = ALL_METRICS[_telling(evaluation.metrics)]
         self._at = -1
         self._of: dict[str, Taken] = {}
         self._kept: dict[int, tuple[float, Crop]] = {}
@@ -306,7 +306,7 @@ def _worst(found: Mapping[str, Any]) -> list[int]:
         for row in vae["rows"]:
             if telling in row:
                 values.setdefault(row["picture"], []).append(row[telling])
-    return sorted(values, key=lambda i: -_badness(values[i], METRICS[telling]))
+    return sorted(values, key=lambda i: -_badness(values[i], ALL_METRICS[telling]))
 
 
 def _sums(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -17,10 +17,9 @@ from calotype.evaluate.alpha import APART
 from calotype.evaluate.compare import Evaluation, Pictures
 from calotype.evaluate.decoders import half_sha256, require_decodes
 from calotype.evaluate.lpips import load_lpips
-from calotype.evaluate.measure import METRICS, Box, Tools
+from calotype.evaluate.measure import METRICS, TONES, Box, Tools
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import DISTANCES, require_enough
-from calotype.evaluate.tone import TONE
 from calotype.families import require_as_large
 from calotype.pixels import require_channels
 from calotype.texts import COUNT, TextError, is_whole, json_of, plain, shown
@@ -37,8 +36,8 @@ class Setup:
         vaes: presets or paths, as `calotype.load` takes them.
         decoders: likewise, which decode the latents of the one VAE that there is then, beside its own.
         any_vae: also decoders of which nothing tells that they are of its latent space.
-        metrics: keys of `measure.METRICS`; in which order, and how often each, is no matter. None: all, those of alpha
-            where a VAE has it, and those of `tone` where there are decoders.
+        metrics: keys of `measure.ALL_METRICS`; in which order, and how often each, is no matter. None: `METRICS`, those
+            of alpha where a VAE has it; and `TONES` where there are decoders.
         features: names of extractors that distances are over; likewise. "dinov2=FOLDER" says where its weights are (see
             `features.load_extractor`).
         distances: of `sets.DISTANCES`; in which order is no matter.
@@ -80,14 +79,13 @@ class Setup:
                 f"--decoder decodes the latents of one VAE, and --vae names {len(self.vaes)}; give one, and the others "
                 f"as decoders."
             )
-        asked = self.metrics
-        if asked is None:
-            asked = tuple(key for key in METRICS if self.decoders or key not in TONE)
-        if unknown := [key for key in asked if key not in METRICS]:
-            raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}.")
-        metrics = tuple(key for key in METRICS if key in asked)
+        known = METRICS | TONES
+        asked = tuple(known if self.decoders else METRICS) if self.metrics is None else self.metrics
+        if unknown := [key for key in asked if key not in known]:
+            raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(known)}.")
+        metrics = tuple(key for key in known if key in asked)
         if not metrics:
-            raise UsageError(f"no metric was given; choose among {', '.join(METRICS)}.")
+            raise UsageError(f"no metric was given; choose among {', '.join(known)}.")
         if unknown := [one for one in self.distances if one not in DISTANCES] or ([""] if not self.distances else []):
             raise UsageError(f"there is no distance {unknown[0]!r}; choose among {', '.join(DISTANCES)}.")
         if self.memory is not None:
@@ -105,8 +103,8 @@ class Setup:
             )
         places = self._places()
         if count is not None:
-            known = {name: features.WIDTHS[name] for name in places if name in features.WIDTHS}
-            require_enough(known, self.distances, count)
+            widths = {name: features.WIDTHS[name] for name in places if name in features.WIDTHS}
+            require_enough(widths, self.distances, count)
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
