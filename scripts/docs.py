@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from calotype.families import FORMATS, PRESETS
+from calotype.latent_spaces import Decoder, spaces
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
-    "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
+    "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan",
+    "convert", "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
 )  # fmt: skip
 
 
@@ -115,6 +116,26 @@ def latents() -> str:
     return before + mark + "\n".join(rows) + after.partition("## Which it is\n")[2]
 
 
+def spaces_page() -> str:
+    """docs/spaces.md, whose table of spaces is made anew."""
+    before, mark, after = (ROOT / "docs" / "spaces.md").read_text().partition("## Which there are\n")
+    rows = ["", "| space | f | channels | model latents | models | decoders |", "|---|---|---|---|---|---|"]
+    for one in spaces():
+        packed = f" → {one.channels * one.patch**2}" if one.patch > 1 else ""
+        decoders = ", ".join(f"`{each.name}`{_more(each)}" for each in one.decoders)
+        models = ", ".join(one.models)
+        rows.append(f"| `{one.name}` | {one.factor} | {one.channels}{packed} | {one.scaling} | {models} | {decoders} |")
+    sources = dict.fromkeys(source for one in spaces() for source in one.models.values())
+    rows += ["", f"Which models use them is written in {'; '.join(sources)}.", "", "## What decodes what\n"]
+    return before + mark + "\n".join(rows) + after.partition("## What decodes what\n")[2]
+
+
+def _more(decoder: Decoder) -> str:
+    larger = f"pictures {decoder.enlarges} times as large" if decoder.enlarges != 1 else ""
+    said = ", ".join(filter(None, [larger, "alpha" if decoder.alpha else "", "tiny" if decoder.tiny else ""]))
+    return f" ({said})" if said else ""
+
+
 def _presets(name: str) -> str:
     return ", ".join(f"`{preset}`" for preset, one in PRESETS.items() if one.latent_format == name)
 
@@ -133,6 +154,7 @@ PAGES = {
     ROOT / "docs" / "cli.md": commands,
     ROOT / "docs" / "builtin.md": builtin,
     ROOT / "docs" / "latents.md": latents,
+    ROOT / "docs" / "spaces.md": spaces_page,
     ROOT / "docs" / "weights.md": weights,
 }
 

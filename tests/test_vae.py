@@ -247,7 +247,8 @@ def test_a_vae_of_another_factor(tmp_path: Path) -> None:
 
 
 def test_another_vaes_latents_are_refused_unless_asked_for(tmp_path: Path) -> None:
-    a, b = make(tmp_path, name="a"), make(tmp_path, seed=1, name="b")
+    custom = replace(KNOWN["sd1"], name="custom")  # which is no space
+    a, b = make(tmp_path, format_=custom, name="a"), make(tmp_path, seed=1, format_=custom, name="b")
     latents = a.encode_image(image(9, 9))
     with pytest.raises(
         LatentsError, match=r"made by another VAE \(a, .*\) than this one \(b, .*any_vae=True"
@@ -262,10 +263,12 @@ def test_another_vaes_latents_are_refused_unless_asked_for(tmp_path: Path) -> No
 def test_latents_pass_through_model_space(tmp_path: Path) -> None:
     sd, taesd = make(tmp_path, name="sd"), make(tmp_path, TinyConfig(), format_=same_as_model("sd1", 4), name="taesd")
     latents = sd.encode_image(image(16, 16))
-    result = taesd.decode_image(latents, any_vae=True)
+    with pytest.warns(CalotypeWarning, match="sd made these latents and taesd decodes them: both are of .* 'sd1'"):
+        result = taesd.decode_image(latents)
     expected = taesd.decode(latents.tensor[None] * 0.18215)[0]
     assert np.abs(np.asarray(result) - (127.5 * expected + 127.5).permute(1, 2, 0).numpy()).max() < 1
-    back = sd.decode_image(taesd.encode_image(image(16, 16)), any_vae=True)
+    with pytest.warns(CalotypeWarning, match="taesd made these latents and sd decodes them"):
+        back = sd.decode_image(taesd.encode_image(image(16, 16)))
     expected = sd.decode(taesd.encode_image(image(16, 16)).tensor[None] / 0.18215)[0]
     assert np.abs(np.asarray(back) - (127.5 * expected + 127.5).permute(1, 2, 0).numpy()).max() < 1
 
@@ -276,7 +279,8 @@ def test_packed_latents_pass_through_model_space(tmp_path: Path) -> None:
     latents = big.encode_image(image(16, 16))
     normalised = torch.nn.functional.pixel_shuffle(PACKED.to_model(latents.tensor[None]), 2)
     expected = small.decode(normalised)[0]
-    result = small.decode_image(latents, any_vae=True)
+    with pytest.warns(CalotypeWarning, match="both are of the space 'flux2'"):
+        result = small.decode_image(latents)
     assert np.abs(np.asarray(result) - (127.5 * expected + 127.5).permute(1, 2, 0).numpy()).max() < 1
 
 
@@ -292,7 +296,7 @@ def test_latents_of_another_shape_can_not_be_decoded_by_any_vae(tmp_path: Path) 
 def test_latents_of_another_factor_can_not_be_decoded_by_any_vae(tmp_path: Path) -> None:
     a, b = make(tmp_path, SMALL, name="a"), make(tmp_path, name="b")
     with pytest.raises(LatentsError, match=r"for a VAE of another f"):
-        b.decode_image(a.encode_image(image(8, 8)), any_vae=True)
+        b.decode_image(a.encode_image(image(8, 8)))
 
 
 def test_the_name_of_latents_is_what_load_needs(vae: VAE) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from calotype.families.kl.config import AutoencoderConfig
     from calotype.families.tiny.config import TinyConfig
     from calotype.latent_files import load_latents, open_latents, save_latents
+    from calotype.latent_spaces import LatentSpace, spaces
     from calotype.latents import LatentFormat, Latents
     from calotype.pixels import Picture, read_picture, write_picture
     from calotype.posterior import DiagonalGaussian
@@ -35,6 +36,7 @@ _HOMES = {
     "DiagonalGaussian": "calotype.posterior",
     "FoldedConfig": "calotype.families.folded.config",
     "LatentFormat": "calotype.latents",
+    "LatentSpace": "calotype.latent_spaces",
     "Latents": "calotype.latents",
     "Picture": "calotype.pixels",
     "Reconstruction": "calotype.evaluate.reconstruct",
@@ -47,6 +49,7 @@ _HOMES = {
     "reconstruct": "calotype.evaluate.reconstruct",
     "save_latents": "calotype.latent_files",
     "save_weights": "calotype.weights.save",
+    "spaces": "calotype.latent_spaces",
     "write_picture": "calotype.pixels",
 }
 
@@ -57,6 +60,7 @@ __all__ = [
     "DiagonalGaussian",
     "FoldedConfig",
     "LatentFormat",
+    "LatentSpace",
     "Latents",
     "Picture",
     "Reconstruction",
@@ -68,6 +72,7 @@ __all__ = [
     "reconstruct",
     "save_latents",
     "save_weights",
+    "spaces",
     "write_picture",
 ]
 

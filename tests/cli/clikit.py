@@ -71,9 +71,9 @@ def files(folder: str | Path = ".") -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
 
 
-def small_vae(path: Path, seed: int = 0) -> Path:
-    """A small VAE of the built-in kind with random weights."""
+def small_vae(path: Path, seed: int = 0, name: str = "small") -> Path:
+    """A small VAE of the built-in kind with random weights; its latent format has this name."""
     module: FoldedAutoencoder = fill(FoldedAutoencoder(FOLDED), seed, gain=0.7)
-    format_ = PerChannel(name="small", channels=4, mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 0.5, 1.5))
+    format_ = PerChannel(name=name, channels=4, mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 0.5, 1.5))
     save_weights(module, path, layout="ldm", format_=format_)
     return path

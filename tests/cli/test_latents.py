@@ -101,7 +101,8 @@ def test_a_file_names_its_weights_no_further_than_by_name(calotype: Calotype, va
     assert files() == ["a.latents.safetensors", "a.png"]
 
 
-def test_latents_of_another_vae_are_refused_unless_wanted(calotype: Calotype, vae: Path, other_vae: Path) -> None:
+def test_latents_of_another_vae_are_refused_unless_wanted(calotype: Calotype, here: Path) -> None:
+    vae, other_vae = (small_vae(here / f"{name}.safetensors", i, "custom") for i, name in enumerate(("small", "other")))
     draw("a.png")
     calotype("encode", "a.png", "--vae", vae, "--out", "l")
     words = ("decode", "l/a.latents.safetensors", "--vae", other_vae, "--out", "o")

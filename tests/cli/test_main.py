@@ -17,8 +17,8 @@ from calotype.cli.main import app
 from calotype.families import FORMATS
 
 COMMANDS = [
-    "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "plan", "convert", "train",
-    "morph", "vary", "blend", "transfer", "doctor",
+    "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan", "convert",
+    "train", "morph", "vary", "blend", "transfer", "doctor",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ FOLDED = FoldedConfig(z_channels=4, ch=(8, 16), encoder_blocks=(1, 1), decoder_b
 FORMAT = PerChannel(name="small", channels=4, mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 0.5, 1.5))
 
 
-def folded(seed: int = 0) -> VAE:
-    """A small VAE of the built-in kind, f8, that went through a file."""
+def folded(seed: int = 0, name: str = "small") -> VAE:
+    """A small VAE of the built-in kind, f8, that went through a file; its latent format has this name."""
     with tempfile.TemporaryDirectory() as folder:
         module: FoldedAutoencoder = fill(FoldedAutoencoder(FOLDED), seed, gain=0.7)
-        save_weights(module, Path(folder) / "small.safetensors", layout="ldm", format_=FORMAT)
+        save_weights(module, Path(folder) / "small.safetensors", layout="ldm", format_=replace(FORMAT, name=name))
         return VAE(load_weights(Path(folder) / "small.safetensors"), name=f"small-{seed}")
 
 

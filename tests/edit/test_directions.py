@@ -18,7 +18,7 @@ from support import names, one_sentence
 from calotype.edit.directions import Direction, d_prime, learn, load_direction, save_direction
 from calotype.edit.sources import latents_of
 from calotype.errors import CalotypeWarning, LatentsError, UsageError
-from calotype.latents import Latents
+from calotype.latents import Latents, same_as_model
 from calotype.pixels import Padding, PictureRows
 from calotype.vae import VAE
 
@@ -157,8 +157,20 @@ def test_another_vae_is_refused(vae: VAE, tmp_path: Path) -> None:
     a, b = folder(tmp_path / "a", 4), folder(tmp_path / "b", 4, first=9)
     way = learn(vae, a, b)
     with pytest.raises(LatentsError, match=r"learned with small-0 .* by small-1 .*learn it anew") as error:
-        way.apply(latents_of(folded(1), picture()))
+        way.apply(latents_of(folded(1, "custom"), picture()))
     one_sentence(str(error.value))
+
+
+def test_latents_that_another_vae_of_the_space_made(vae: VAE, tmp_path: Path) -> None:
+    """They are moved as latents of the direction's VAE are, and are its own then."""
+    way = learn(vae, folder(tmp_path / "a", 4), folder(tmp_path / "b", 4, first=9))
+    own = latents_of(vae, picture())
+    other = replace(own.to_model(), space="raw", format=same_as_model("small", 4), vae="1" * 64)
+    moved = way.apply(other, 2.0)
+    assert torch.allclose(moved.tensor, way.apply(own, 2.0).tensor, atol=1e-5)
+    assert (moved.vae, moved.format) == (vae.sha256, own.format)
+    with pytest.raises(LatentsError, match="nothing tells that they are of one space"):
+        replace(way, format=None).apply(other)  # as older files are read
 
 
 def test_a_direction_comes_back_from_its_file(vae: VAE, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_directions_that_are_none(tensor: torch.Tensor, tmp_path: Path) -> None:
     refused(LatentsError, load_direction, path, match="a direction is finite floats")
 
 
-@pytest.mark.parametrize("key", ["names", "counts", "held_out", "d_prime", "accuracy"])
+@pytest.mark.parametrize("key", ["names", "counts", "held_out", "d_prime", "accuracy", "latent_format"])
 @pytest.mark.parametrize("text", [DEEP, LONGER, "[1]", "[true, 2]", '"a"', "NaN", "{}", "[1, 2, 3]", '["a", 1e999]'])
 def test_metadata_of_directions(key: str, text: str, tmp_path: Path) -> None:
     path = save_direction(tmp_path / "d.safetensors", direction(torch.ones(4, 1, 1)))
@@ -112,7 +113,10 @@ def test_metadata_of_directions(key: str, text: str, tmp_path: Path) -> None:
 
 def test_a_style_of_other_channels() -> None:
     refused(LatentsError, transfer, latents(), latents(16), match="have 4 channels and the style's 16")
-    refused(LatentsError, transfer, latents(), latents(vae="1" * 64), match="encode both with one")
+    other = latents(vae="1" * 64)
+    custom = replace(other, format=replace(other.format, name="custom"))
+    words = "nothing tells that they are of one space; encode both with one"
+    refused(LatentsError, transfer, latents(), custom, match=words)
     refused(UsageError, transfer, latents(), latents(), 1e300, match="the largest is")
 
 

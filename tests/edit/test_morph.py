@@ -170,7 +170,7 @@ def test_progress_ends_with_one(vae: VAE, tmp_path: Path) -> None:
 
 def test_what_is_no_morph_is_refused(vae: VAE) -> None:
     small, large = keys(vae, 2), keys(vae, 2, 48, 32)
-    foreign = replace(small[1], vae="0" * 64, vae_name="another")
+    foreign = replace(small[1], vae="0" * 64, vae_name="another", format=replace(small[1].format, name="custom"))
     cases: list[tuple[type[Exception], str, Any]] = [
         (UsageError, "1 was given", lambda: list(morph(vae, small[:1]))),
         (UsageError, "Picture 2 is 48x32 and the first 40x32", lambda: list(morph(vae, [small[0], large[0]]))),

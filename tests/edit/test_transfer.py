@@ -13,6 +13,7 @@ from support import one_sentence
 from calotype.edit.sources import latents_of
 from calotype.edit.transfer import adain, transfer
 from calotype.errors import LatentsError, UsageError
+from calotype.latents import same_as_model
 from calotype.vae import VAE
 
 
@@ -54,13 +55,22 @@ def test_model_latents_are_taken_for_what_they_are(vae: VAE) -> None:
 
 
 def test_what_can_not_be_transferred_is_refused(vae: VAE) -> None:
-    content, other = latents_of(vae, picture(0)), latents_of(folded(1), picture(1))
+    content, other = latents_of(vae, picture(0)), latents_of(folded(1, "custom"), picture(1))
     for make, kind, words in (
         (lambda: transfer(content, other), LatentsError, "by small-0 .* by small-1 .*encode both with one"),
         (lambda: transfer(content, content, float("nan")), UsageError, "finite number, not nan"),
         (lambda: latents_of(vae, other), LatentsError, "made by another VAE"),
-        (lambda: latents_of(vae, replace(content, vae="0" * 64)), LatentsError, "made by another VAE"),
+        (lambda: latents_of(vae, replace(other, vae="0" * 64)), LatentsError, "made by another VAE"),
     ):
         with pytest.raises(kind, match=words) as error:
             make()
         one_sentence(str(error.value))
+
+
+def test_latents_that_another_vae_of_the_space_made(vae: VAE) -> None:
+    """Whose raw latents are scaled otherwise: what is transferred is the same."""
+    content, style = latents_of(vae, picture(0)), latents_of(vae, picture(1))
+    other = replace(style.to_model(), space="raw", format=same_as_model("small", 4), vae="1" * 64)
+    found = transfer(content, other)
+    assert torch.allclose(found.tensor, transfer(content, style).tensor, atol=1e-5)
+    assert (found.vae, found.format) == (vae.sha256, content.format)

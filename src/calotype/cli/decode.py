@@ -57,7 +57,9 @@ def command(
     index: Annotated[
         int | None, typer.Option(min=0, help="Decode only this one of a file's latents.", show_default="all")
     ] = None,
-    any_vae: Annotated[bool, typer.Option("--any-vae", help="Decode another VAE's latents all the same.")] = False,
+    any_vae: Annotated[
+        bool, typer.Option("--any-vae", help="Decode latents of another space, or of none, all the same.")
+    ] = False,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
     latent_format: Annotated[

@@ -112,7 +112,7 @@ def apply(
 ) -> None:
     """Move a picture along a direction; a strength below 0 goes the other way.
 
-    The VAE must be the one that the direction was learned with.
+    The VAE must be the one that the direction was learned with, or another of its latent space.
     """
     from calotype.edit.directions import load_direction
     from calotype.edit.sources import latents_of
@@ -136,7 +136,7 @@ def apply(
             f"{way.vae[:12]}...); give its weights with --vae."
         )
     loaded = load_vae(vae or way.vae_name, None, device, dtype)
-    way.require(loaded.sha256, loaded.name)
+    way.require(loaded.sha256, loaded.name, loaded.loaded.format)
     source = read_source(picture, wanted, under, loaded.picture_channels)
     with bar("Applying", json) as told:
         latents = latents_of(loaded, source, memory=memory, progress=share(told, 0, 2))

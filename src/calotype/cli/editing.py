@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import typer
 
 from calotype.apart import require_apart
 from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
-from calotype.errors import UsageError
+from calotype.errors import LatentsError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,23 +52,35 @@ def read_sources(
     device: str | None,
     dtype: Dtype,
 ) -> tuple[list[PictureRows | Latents], VAE]:
-    """Pictures and latents, and the VAE for them: that which was asked for, or made the first latents, or is built in.
+    """Pictures and latents, and the VAE for them: that which was asked for, or made latents, or is built in.
 
     Latents are read first, for they name it, and then pictures as it takes them.
     """
     from calotype.edit.sources import is_latents
     from calotype.latents import Latents
-    from calotype.vae import name_for
 
     known = {i: read_source(path, sizes[i], background) for i, path in enumerate(paths) if is_latents(path)}
-    if vae is None:
-        named = [name_for(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)]
-        vae = named[0] if named else None
+    if vae is None and known:
+        vae = _named([(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)])
     loaded = load_vae(vae, None, device, dtype)
     loaded.require("decoder")
     channels = loaded.picture_channels
     sources = [known.get(i) or read_source(path, sizes[i], background, channels) for i, path in enumerate(paths)]
     return sources, loaded
+
+
+def _named(latents: Sequence[tuple[Latents, Path]]) -> str:
+    """The VAE that any of these latents name: where they are of several of one space, each decodes them all.
+
+    Raises:
+        LatentsError: none of them names one that can be loaded.
+    """
+    from calotype.vae import name_for
+
+    for one, path in latents:
+        with suppress(LatentsError):
+            return name_for(one, path)
+    return name_for(*latents[0])  # which says what is wrong
 
 
 def read_source(

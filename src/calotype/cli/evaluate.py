@@ -36,13 +36,24 @@ def command(
         list[str] | None,
         typer.Option("--vae", help="Weights: a preset, a file or a folder; repeatable.", show_default="built-in"),
     ] = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            help="Decode the latents of the one --vae with this too, beside its own decoder: likewise; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
+    any_vae: Annotated[
+        bool, typer.Option("--any-vae", help="With --decoder: also of another latent space, or where none is known.")
+    ] = False,
     protocol: Annotated[str, typer.Option(help="whole, crop256, or that of a known table; see --protocols.")] = "whole",
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated, of psnr, ssim, ms_ssim, lpips_vgg, lpips_alex; and of VAEs of RGBA, colour_psnr, "
-            "alpha_psnr, alpha_mae, alpha_max.",
-            show_default="all",
+            help="Comma-separated, of psnr, ssim, ms_ssim, lpips_vgg, lpips_alex; of VAEs of RGBA, colour_psnr, "
+            "alpha_psnr, alpha_mae, alpha_max; and bias_red, bias_green, bias_blue, contrast, gradient.",
+            show_default="all; the last five with --decoder only",
         ),
     ] = None,
     features: Annotated[
@@ -83,6 +94,8 @@ def command(
 
     Every VAE gets the same pictures in the same way; the protocol stands in the table and in every file. A stopped
     evaluation goes on where it was, and VAEs or pictures may be added to one. REPORT/index.html works from disk.
+
+    With --decoder, the latents of one VAE go through several decoders of their space (`calotype spaces` lists them).
     """
     from dataclasses import replace
 
@@ -94,6 +107,8 @@ def command(
     require_folder(report, "--report")
     if shard is not None:
         part_of(shard)
+    if any_vae and not decoder:
+        raise UsageError("--any-vae is of decoders; give --decoder too, or leave it out.")
     chosen = preset(protocol)
     source = context.get_parameter_source("seed")
     if chosen.latent == "mode" and source is not None and source.name != "DEFAULT":
@@ -102,7 +117,8 @@ def command(
             f"protocol that draws a sample."
         )
     setup = Setup(
-        vaes=tuple(vae or ["builtin"]), protocol=replace(chosen, seed=seed),
+        vaes=tuple(vae or ["builtin"]), decoders=tuple(decoder or ()), any_vae=any_vae,
+        protocol=replace(chosen, seed=seed),
         metrics=None if metrics is None else _listed("--metrics", metrics),
         features=() if features is None else _listed("--features", features),
         distances=_listed("--distances", distances),
@@ -178,25 +194,31 @@ def _table(found: dict[str, Any]) -> None:
 
     from calotype.evaluate.alpha import APART, SAID
     from calotype.evaluate.report.standing import STANDINGS, standings, unmarked
+    from calotype.evaluate.tone import SAID as TONE_SAID, TONE
 
-    metrics, vaes = found["metrics"], found["vaes"]
-    titles = [" ".join(filter(None, (m["title"], m["unit"]))) for m in metrics]
+    vaes, first = found["vaes"], "decoder" if "encoder" in found else "VAE"
+    marks = {m["key"]: standings(found, m["key"], m["better"] == "higher", m.get("ideal")) for m in found["metrics"]}
     distances = sorted({key for one in vaes for key in one["distances"]})
-    marks = {m["key"]: standings(found, m["key"], m["better"] == "higher") for m in metrics}
-    table = Table("VAE", *titles, *distances, show_lines=True)
-    for i, one in enumerate(vaes):
-        cells = [_mean(m, one["means"].get(m["key"]), one["rows"], marks[m["key"]][i]) for m in metrics]
-        table.add_row(one["label"], *cells, *(_distance(one["distances"].get(key)) for key in distances))
-    show(table)
-    if subsets := list(dict.fromkeys(name for one in vaes for name in one["subsets"])):
-        table = Table("subset", "VAE", *titles, show_lines=True)
-        for name in subsets:
-            for one in vaes:
-                parts = [part for row in one["rows"] for part in row.get("subsets", {}).get(name, ())]
-                means = one["subsets"].get(name, {})
-                cells = [_mean(m, means.get(m["key"]), parts, "") for m in metrics]
-                table.add_row(name, one["label"], *cells)
+    subsets = list(dict.fromkeys(name for one in vaes for name in one["subsets"]))
+    for nearest in (False, True):  # what comes back with more of or less has a table of its own
+        metrics = [m for m in found["metrics"] if (m["better"] == "nearest") == nearest]
+        of = [] if nearest else distances
+        if not metrics and not of:
+            continue
+        titles = [" ".join(filter(None, (m["title"], m["unit"]))) for m in metrics]
+        table = Table(first, *titles, *of, show_lines=True)
+        for i, one in enumerate(vaes):
+            cells = [_mean(m, one["means"].get(m["key"]), one["rows"], marks[m["key"]][i]) for m in metrics]
+            table.add_row(one["label"], *cells, *(_distance(one["distances"].get(key)) for key in of))
         show(table)
+        if subsets:
+            table = Table("subset", first, *titles, show_lines=True)
+            for name in subsets:
+                for one in vaes:
+                    parts = [part for row in one["rows"] for part in row.get("subsets", {}).get(name, ())]
+                    means = one["subsets"].get(name, {})
+                    table.add_row(name, one["label"], *(_mean(m, means.get(m["key"]), parts, "") for m in metrics))
+            show(table)
     for name, meaning in STANDINGS.items():
         if any(name in of for of in marks.values()):
             print(f"{name}: {meaning}")
@@ -206,8 +228,9 @@ def _table(found: dict[str, Any]) -> None:
         f"{_pictures(len(found['pictures']))}; {found['protocol']['text']}; engine {found['engine']}; "
         f"95% intervals by bootstrap over pictures"
     )
-    if any(metric["key"] in APART for metric in metrics):
-        print(SAID)
+    for keys, said in ((APART, SAID), (TONE, TONE_SAID)):
+        if any(metric["key"] in keys for metric in found["metrics"]):
+            print(said)
     for name, one in found["extractors"].items():
         print(f"{name}: {one['weights']}; {one['resize']}")
 

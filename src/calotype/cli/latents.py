@@ -41,11 +41,11 @@ def in_file(weights: str | None, latent_format: str | None) -> LatentFile | None
 
 def inspect(file: LatentFile, json: bool) -> None:
     """Prints what is known of latents."""
-    from calotype.vae import presets_of
+    from calotype.latent_spaces import spaces
 
     one = file[0] if file.program == "calotype" else None  # whose format and VAE stand in it
     format_ = one.format if one else file.format
-    fits = presets_of(format_.name) if format_ else []
+    fits = [one.name for space in spaces() if format_ and space.name == format_.name for one in space.decoders]
     document: dict[str, Any] = {
         "file": str(file.path),
         "program": file.program or None,

@@ -32,6 +32,7 @@ from calotype.cli import (
     probe,
     reconstruct,
     redraw,
+    spaces,
     train,
     transfer,
     vary,
@@ -84,8 +85,8 @@ def _add(to: typer.Typer, name: str, command: Any, example: str) -> None:
 
 
 for module in (
-    reconstruct, encode, decode, draw, redraw, evaluate, probe, inspect, plan, convert, train, morph, vary, blend,
-    transfer, doctor,
+    reconstruct, encode, decode, draw, redraw, evaluate, probe, inspect, spaces, plan, convert, train, morph, vary,
+    blend, transfer, doctor,
 ):  # fmt: skip
     _add(app, module.NAME, module.command, module.EXAMPLE)
 

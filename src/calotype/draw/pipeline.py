@@ -183,10 +183,11 @@ class Drawer:
             Raw latents of the source's size.
 
         Raises:
-            LatentsError: if the latents are another VAE's.
+            LatentsError: if the latents are of another space; see `VAE.adopt`.
             UsageError: a strength outside 0 to 1, a mask of another size, or as `draw`.
         """
-        raw = self.vae.own(source)[None]
+        own = self.vae.adopt(source)
+        raw = own.tensor[None]
         model = self.vae.latent_format.to_model(raw.float())
         _, _, h, w = model.shape
         factor = self.model.config.denoiser.factor
@@ -205,7 +206,7 @@ class Drawer:
             start=start, strength=strength, keep=keep, on_step=on_step,
         )  # fmt: skip
         if strength == 0.0:  # the way to model latents and back would round
-            return replace(source, tensor=raw[0], space="raw")
+            return own
         return replace(made, tensor=made.tensor[:, : raw.shape[2], : raw.shape[3]].contiguous(), alpha=source.alpha)
 
     def preview(self, step: Step) -> Image.Image:

@@ -21,12 +21,13 @@ from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
 from calotype.errors import CalotypeWarning, LatentsError, PictureError, UsageError
 from calotype.files import text_path
-from calotype.latents import Latents
+from calotype.latents import LatentFormat, Latents, latent_format_from_dict
 from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
 from calotype.tensor_files import write_safetensors
 from calotype.texts import TextError, json_of, number, shown, whole
 from calotype.vae import VAE
+from calotype.vae.exchange import carried, same_space
 
 KIND = "direction/1"
 LEAST = 4  # pictures a set
@@ -46,6 +47,7 @@ class Direction:
         held_out: pictures it was measured on, of each set.
         d_prime: how far the held-out sets lie apart along it, in their own std; None where that is zero.
         accuracy: part of the held-out pictures told right by it, the mean of both sets'; 0.5 is chance.
+        format: of that VAE's latents; None where older files do not tell it.
     """
 
     tensor: Tensor
@@ -56,33 +58,38 @@ class Direction:
     held_out: tuple[int, int]
     d_prime: float | None
     accuracy: float
+    format: LatentFormat | None = None
 
-    def require(self, vae: str, vae_name: str) -> None:
-        """Checks that it is of the VAE with this sha256.
+    def require(self, vae: str, vae_name: str, format_: LatentFormat | None) -> None:
+        """Checks that it is of the VAE with this sha256, or of the space of its latents' format.
 
         Raises:
-            LatentsError: if it is another's.
+            LatentsError: if it is not.
         """
-        if vae != self.vae:
+        if vae != self.vae and not same_space(self.format, format_):
             raise LatentsError(
                 f"This direction was learned with {self.vae_name or 'an unnamed VAE'} ({self.vae[:12]}), and the "
-                f"latents are by {vae_name or 'an unnamed VAE'} ({vae[:12]}); learn it anew with that one."
+                f"latents are by {vae_name or 'an unnamed VAE'} ({vae[:12]}), and nothing tells that they are of one "
+                f"space; learn it anew with that one."
             )
 
     def apply(self, latents: Latents, strength: float = 1.0) -> Latents:
-        """Raw latents, moved along it; one by position is scaled to their height and width.
+        """Raw latents of its VAE, moved along it; one by position is scaled to their height and width.
 
         Args:
             strength: 1 goes the whole way between the sets' means, and less than 0 the other way.
 
         Raises:
-            LatentsError: if the latents are another VAE's or have another number of channels, or it leads to NaN or
-                infinity.
+            LatentsError: if the latents are of another space or have another number of channels, or it leads to NaN
+                or infinity.
             UsageError: if the strength is no finite number.
         """
-        self.require(latents.vae, latents.vae_name)
+        self.require(latents.vae, latents.vae_name, latents.format)
         require_strength(strength)
         raw, way = latents.to_raw(), self.tensor
+        if self.format is not None and latents.vae != self.vae:
+            tensor = carried(raw.tensor[None], latents.format, self.format)[0]
+            raw = replace(raw, tensor=tensor, format=self.format, vae=self.vae, vae_name=self.vae_name)
         if len(way) != len(raw.tensor):
             raise LatentsError(
                 f"This direction has {len(way)} channels and the latents {len(raw.tensor)}, so one of the two is not "
@@ -201,6 +208,7 @@ def learn(
         held_out=(len(scores[0]), len(scores[1])),
         d_prime=d_prime(scores[0], scores[1]),
         accuracy=(float((scores[0] < 0).double().mean()) + float((scores[1] > 0).double().mean())) / 2,
+        format=vae.loaded.format,
     )
 
 
@@ -228,12 +236,14 @@ def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
         LatentsError: if the file can't be written.
         UsageError: if its folder does not exist.
     """
-    about = {key: value for key, value in direction.__dict__.items() if key not in ("tensor", "vae", "vae_name")}
+    apart = ("tensor", "vae", "vae_name", "format")
+    about = {key: value for key, value in direction.__dict__.items() if key not in apart}
     metadata = {
         "calotype": KIND,
         "space": "raw",
         "vae_sha256": direction.vae,
         "vae_name": direction.vae_name,
+        **({} if direction.format is None else {"latent_format": json.dumps(direction.format.to_dict())}),
         **{key: json.dumps(value) for key, value in about.items()},
     }
     return write_safetensors(path, {"direction": direction.tensor}, metadata, LatentsError)
@@ -290,4 +300,9 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     d_prime = json_of(metadata["d_prime"])
     told["d_prime"] = None if d_prime is None else number(d_prime, "d_prime")
     told["accuracy"] = number(json_of(metadata["accuracy"]), "accuracy", 0, 1)
+    if "latent_format" in metadata:
+        try:
+            told["format"] = latent_format_from_dict(json_of(metadata["latent_format"]))
+        except UsageError as error:
+            raise TextError(str(error).rstrip(".")) from None
     return told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def morph(
 
     Raises:
         UsageError: fewer than two pictures, or of several sizes.
-        LatentsError: if they are another VAE's.
+        LatentsError: if they are of another space; see `VAE.adopt`.
     """
     require_channels(vae.picture_channels)
     require_as_large(vae.config, "A morph")
@@ -135,7 +135,7 @@ def morph(
         raise UsageError(f"A morph leads from one picture to another, and {len(pictures)} was given.")
     padding, total = pictures[0].padding, way.decoded(len(pictures))
     for i, one in enumerate(pictures):
-        if one.padding != padding:
+        if replace(one.padding, mode=padding.mode) != padding:  # how it was padded is no matter
             raise UsageError(
                 f"Picture {i + 1} is {one.padding.width}x{one.padding.height} and the first "
                 f"{padding.width}x{padding.height}; bring them to one size with --size (calotype.edit.fit)."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +73,9 @@ def latents_of(
         memory, progress: as for `VAE.encode`.
 
     Raises:
-        LatentsError: if the latents are another VAE's.
+        LatentsError: if the latents are of another space; see `VAE.adopt`.
         MemoryLimitError, LatentFormatError: as `VAE.encode_image`.
     """
     if isinstance(source, Latents):
-        raw = replace(source, tensor=vae.own(source), space="raw", format=vae.latent_format)
-        if source.vae:
-            return raw
-        return replace(raw, vae=vae.sha256, vae_name=vae.name, padding=vae.padding_of(source))  # another program's
+        return vae.adopt(source)
     return vae.encode_image(source, memory=memory, progress=progress)

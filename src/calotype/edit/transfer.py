@@ -9,6 +9,7 @@ from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
 from calotype.latents import Latents
+from calotype.vae.exchange import carried, same_space
 
 LARGEST = 1e30  # strength
 
@@ -38,20 +39,23 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
     """The content's latents on the way to the style's statistics; everything else is the content's.
 
     Args:
-        content, style: of one VAE; sizes may differ.
+        content, style: of one VAE, or of several of one space (see `vae.exchange`); sizes may differ.
         strength: 0 is the content itself, 1 has the style's statistics; more goes beyond.
 
     Raises:
-        LatentsError: if two VAEs made them, or they have other channels, or the result holds NaN or infinity.
+        LatentsError: if they are of two spaces or have other channels, or the result holds NaN or infinity.
         UsageError: if the strength is no finite number.
     """
-    if content.vae != style.vae:
+    if content.vae != style.vae and not same_space(content.format, style.format):
         raise LatentsError(
             f"The content's latents are by {content.vae_name or 'an unnamed VAE'} ({content.vae[:12]}) and the style's "
-            f"by {style.vae_name or 'an unnamed VAE'} ({style.vae[:12]}); encode both with one."
+            f"by {style.vae_name or 'an unnamed VAE'} ({style.vae[:12]}), and nothing tells that they are of one "
+            f"space; encode both with one."
         )
     require_strength(strength)
     raw, styled = content.to_raw(), style.to_raw().tensor
+    if content.vae != style.vae:
+        styled = carried(styled[None], style.format, content.format)[0]
     if len(raw.tensor) != len(styled):
         raise LatentsError(
             f"The content's latents have {len(raw.tensor)} channels and the style's {len(styled)}, so one of the two "

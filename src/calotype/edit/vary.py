@@ -78,7 +78,7 @@ def vary(
     Raises:
         UsageError: if there is no posterior to draw from, the temperature is no number from 0 up, or the VAE's pictures
             are neither grey, RGB nor RGBA.
-        LatentsError: if the latents are another VAE's.
+        LatentsError: if the latents are of another space; see `VAE.adopt`.
         LatentFormatError, MemoryLimitError: as `VAE.encode_image`.
     """
     if not 0.0 <= temperature < math.inf:
@@ -89,10 +89,7 @@ def vary(
     if isinstance(source, Latents):
         if noise == "posterior":
             raise LatentsError(f"Latents on disk are one draw and hold no posterior; give the picture, or {instead}")
-        mode = Latents(
-            tensor=vae.own(source), space="raw", format=source.format, vae=source.vae, vae_name=source.vae_name,
-            padding=source.padding, alpha=source.alpha,
-        )  # fmt: skip
+        mode = vae.adopt(source)
         return _around(mode, _own(mode.tensor), seeds, temperature, [picture_generator(s, mode.tensor) for s in seeds])
     format_ = vae.latent_format
     whole = for_channels(source, vae.picture_channels)

@@ -10,23 +10,27 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calotype import __version__
 from calotype.engine.memory import give_back
 from calotype.errors import MemoryLimitError, PictureError, UsageError
 from calotype.evaluate.alpha import APART
 from calotype.evaluate.bootstrap import mean_interval
-from calotype.evaluate.measure import METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
+from calotype.evaluate.decoders import rows_key
+from calotype.evaluate.measure import ALL_METRICS, Box, Original, Taken, Tools, measure, pixels_sha256, place, reference
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
 from calotype.pixels.channels import NAMES
 from calotype.steps import Direction
 from calotype.vae import VAE
+from calotype.vae.exchange import space_of
 
 Array = NDArray[np.uint8]
 
@@ -52,7 +56,9 @@ class Evaluation:
     """What is measured, on what, and how.
 
     Attributes:
-        vaes: by their labels, in the order in which they are shown.
+        vaes: by their labels, in the order in which they are shown; where there is an encoder, the decoders.
+        encoder: the VAE whose latents all of `vaes` decode, of which it is the first; None: each its own.
+        notices: what is to be said of the VAEs.
         pictures: all of them.
         protocol, tools: how.
         boxes: subset -> picture's name -> parts of it, in pixels of the picture as prepared.
@@ -63,11 +69,18 @@ class Evaluation:
     protocol: Protocol
     tools: Tools
     boxes: Mapping[str, Mapping[str, Sequence[Box]]] = field(default_factory=dict)
+    encoder: VAE | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
         """In what pictures are compared: what all VAEs have, grey (1), RGB (3) or RGBA (4)."""
         return min(vae.picture_channels for vae in self.vaes.values())
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Under what rows of each VAE are kept, by label: they differ where figures do."""
+        return {label: rows_key(self.encoder or vae, vae) for label, vae in self.vaes.items()}
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -79,7 +92,10 @@ class Evaluation:
     def text(self) -> str:
         """The protocol in words, and in what pictures are compared where that is not RGB."""
         compared = {1: ", in grey (luma)", 4: ", RGBA over white and over black"}
-        return f"{self.protocol}{compared.get(self.channels, '')}"
+        through = (
+            "" if self.encoder is None else f"latents of {next(iter(self.vaes))} through {len(self.vaes)} decoders, "
+        )
+        return f"{through}{self.protocol}{compared.get(self.channels, '')}"
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures, beside VAEs, pictures and what else is measured of them."""
@@ -132,7 +148,7 @@ class Evaluation:
         try:
             if label == REFERENCE:
                 return reference(original, self.tools)
-            return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i))
+            return measure(self.vaes[label], original, self.protocol, self.tools, self._parts(i), self.encoder)
         finally:
             give_back()  # a large picture's maps are not to lie beside what the next one takes
 
@@ -167,7 +183,7 @@ class Seen:
 
     def warnings(self, evaluation: Evaluation, store: Store) -> list[str]:
         """What a reader of the figures should know, in sentences."""
-        found, names, protocol = [], evaluation.pictures.names, evaluation.protocol
+        found, names, protocol = [*evaluation.notices], evaluation.pictures.names, evaluation.protocol
         kinds = {label: NAMES[vae.picture_channels] for label, vae in evaluation.vaes.items()}
         if len(set(kinds.values())) > 1:
             least = NAMES[evaluation.channels]
@@ -231,7 +247,7 @@ def run(
         UsageError: a picture's size does not fit the protocol.
     """
     keys = {REFERENCE: REFERENCE} if evaluation.tools.extractors else {}
-    keys |= {label: vae.sha256 for label, vae in evaluation.vaes.items()}
+    keys |= evaluation.keys
     there = {label: _there(evaluation, store, key) for label, key in keys.items()}
     hashes: dict[int, str] = {}
     unread: dict[int, str] = {}
@@ -289,9 +305,7 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
     order = [evaluation.key(i, seen.hashes[i]) if i in seen.hashes else None for i in numbers]
     errors = [{"error": seen.unread.get(i, "")} for i in numbers]
     names = evaluation.pictures.names
-    sizes = {
-        key: row for vae in evaluation.vaes.values() for key, row in store.rows(vae.sha256).items() if "height" in row
-    }
+    sizes = {key: row for kept in evaluation.keys.values() for key, row in store.rows(kept).items() if "height" in row}
     pictures = [
         {
             "name": names[i],
@@ -302,20 +316,22 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
         for i, key in zip(numbers, order, strict=True)
     ]
     tools = evaluation.tools
-    used = [METRICS[key] for key in evaluation.metrics]
-    rows = {label: _rows(store, vae.sha256, order, errors) for label, vae in evaluation.vaes.items()}
+    used = [ALL_METRICS[key] for key in evaluation.metrics]
+    rows = {label: _rows(store, kept, order, errors) for label, kept in evaluation.keys.items()}
     places = [Counter(_where(row) for row in of if "error" not in row) for of in rows.values()]
     return {
         "calotype": __version__,
         "protocol": {**evaluation.protocol.to_dict(), "text": evaluation.text},
         "channels": evaluation.channels,
+        **({} if evaluation.encoder is None else {"encoder": _of_encoder(evaluation.encoder, next(iter(rows)))}),
         "pictures": pictures,
         "metrics": [
             {
                 "key": m.key,
                 "title": m.title,
                 "unit": m.unit,
-                "better": "higher" if m.higher else "lower",
+                "better": "nearest" if m.ideal is not None else "higher" if m.higher else "lower",
+                **({} if m.ideal is None else {"ideal": m.ideal}),
                 **({"absent": m.absent} if m.absent else {"least": m.least}),
                 **({"sha256": tools.sha256[m.key]} if m.key in tools.sha256 else {}),
             }
@@ -334,6 +350,12 @@ def results(evaluation: Evaluation, store: Store, seen: Seen) -> dict[str, Any]:
         "warnings": seen.warnings(evaluation, store),
         "vaes": [_of_vae(evaluation, store, label, order, of, _common(places)) for label, of in rows.items()],
     }
+
+
+def _of_encoder(vae: VAE, label: str) -> dict[str, Any]:
+    """The VAE whose latents were decoded, which is the first of the decoders too."""
+    space = space_of(vae.loaded.format)
+    return {"label": label, "weights": vae.name, "sha256": vae.sha256, "space": space}
 
 
 def _rows(
@@ -372,6 +394,7 @@ def _of_vae(
     common: str | None,
 ) -> dict[str, Any]:
     vae = evaluation.vaes[label]
+    alone = evaluation.encoder is not None and vae is not evaluation.encoder  # of which only the decoder is used
     good = [row for row in rows if "error" not in row]
     measured = [key for key, row in zip(order, rows, strict=True) if key and "error" not in row]
     hidden = ("latents", "encode_seconds", "decode_seconds")
@@ -384,17 +407,18 @@ def _of_vae(
         "weights": vae.name,
         "sha256": vae.sha256,
         "network": vae.config.to_dict(),
-        "parameters": sum(p.numel() for p in vae.module.parameters()),
+        "parameters": sum(p.numel() for p in _weights(vae, alone)),
+        **({"enlarges": vae.enlarges} if vae.enlarges != 1 else {}),
         "factor": vae.factor,
         "channels": vae.latent_channels,
         "picture_channels": vae.picture_channels,
         "rows": [{"picture": i, **{k: v for k, v in row.items() if k not in hidden}} for i, row in enumerate(rows)],
         "means": _means(good, evaluation.metrics),
         "subsets": {subset: _means(parts, evaluation.metrics) for subset, parts in subsets.items()},
-        "distances": distances(evaluation.tools, store, vae.sha256, measured),
+        "distances": distances(evaluation.tools, store, evaluation.keys[label], measured),
         "latents": _latents(good),
-        "speed": _speed(good, common),
-        "memory": _memory(vae, good, evaluation.tools.memory),
+        "speed": _speed(good, common, DIRECTIONS[1:] if alone else DIRECTIONS),
+        "memory": _memory(vae, good, evaluation.tools.memory, alone),
     }
 
 
@@ -438,7 +462,9 @@ def _latents(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _speed(rows: Sequence[Mapping[str, Any]], common: str | None) -> dict[str, Any]:
+def _speed(
+    rows: Sequence[Mapping[str, Any]], common: str | None, ways: Sequence[Direction] = DIRECTIONS
+) -> dict[str, Any]:
     """Medians over the pictures that were measured at one place: this one, or else where most of them were.
 
     Of an even number the lower one: of two pictures the first may have taken ten times as long, as first ones do.
@@ -448,22 +474,35 @@ def _speed(rows: Sequence[Mapping[str, Any]], common: str | None) -> dict[str, A
     at = common or Counter(_where(row) for row in rows).most_common(1)[0][0]
     there = [row for row in rows if _where(row) == at]
     found: dict[str, Any] = {"device": at, "n": len(there)}
-    for way in DIRECTIONS:
+    for way in ways:
         seconds = [row[f"{way}_seconds"] / (row["height"] * row["width"]) for row in there]
         found[f"{way}_seconds_per_megapixel"] = 1e6 * statistics.median_low(seconds)
     return found
 
 
-def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | None) -> dict[str, Any]:
-    """Bytes of the weights, and what the plan of the largest picture takes beside them, by a plan for here."""
+def _weights(vae: VAE, alone: bool) -> list[Tensor]:
+    """Its parameters, or (alone) those of its decoder."""
+    sides = {"encoder": "encoder", **vae.module.sides}
+    named = vae.module.named_parameters()
+    return [p for name, p in named if not alone or sides.get(name.partition(".")[0]) != "encoder"]
+
+
+def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | None, alone: bool) -> dict[str, Any]:
+    """Bytes of the weights, and what the plan of the largest picture takes beside them, by a plan for here.
+
+    Args:
+        alone: of the decoder.
+    """
     found: dict[str, Any] = {
         "device": place(vae.device, memory),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in vae.module.parameters()),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in _weights(vae, alone)),
     }
     if rows:
         largest = max(rows, key=lambda row: int(row["height"] * row["width"]))
         height, width = (-(-largest[side] // vae.factor) * vae.factor for side in ("height", "width"))
         with suppress(MemoryLimitError):  # less is free by now
-            plans = [vae.engine.plan(way, height, width, memory) for way in DIRECTIONS]
+            n = vae.enlarges
+            plans = [vae.engine.plan("decode", n * height, n * width, memory)]
+            plans += [] if alone else [vae.engine.plan("encode", height, width, memory)]
             found["planned_peak_bytes"] = max(plan.peak for plan in plans)
     return found

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from calotype.errors import CalotypeError
 from calotype.evaluate.alpha import APART, apart
@@ -23,9 +24,11 @@ from calotype.evaluate.lpips import LEAST, LPIPS
 from calotype.evaluate.metrics import ms_ssim, psnr, ssim
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.similarity import ssim_reflect, ssim_uniform
+from calotype.evaluate.tone import TONE, tone
 from calotype.pixels import pad, seen, to_channels, to_uint8
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.vae import VAE, picture_generator
+from calotype.vae.exchange import carried
 
 Array = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -41,9 +44,10 @@ class Metric:
     """A figure of one picture.
 
     Attributes:
-        higher: is better.
+        higher: is better; of one that has an ideal, neither more nor less than that is.
         least: pixels a side.
         absent: why VAEs or pictures have none, where that may be for another reason than their size.
+        ideal: what it is where nothing is lost, if both more and less of it is worse.
     """
 
     key: str
@@ -52,6 +56,13 @@ class Metric:
     higher: bool
     least: int
     absent: str = ""
+    ideal: float | None = None
+
+    def badness(self, value: float) -> float:
+        """More is worse."""
+        if self.ideal is not None:
+            return abs(value - self.ideal)
+        return -value if self.higher else value
 
 
 METRICS = {
@@ -68,6 +79,22 @@ METRICS = {
         Metric("alpha_max", "Error of alpha, largest", "of 255", False, 1, absent="without alpha"),
     )
 }
+"""Those that are measured where nobody names some."""
+
+TONES = {
+    metric.key: metric
+    for metric in (
+        *(
+            Metric(f"bias_{name}", f"Bias of {name}", "of 255", False, 1, absent="without anything to see", ideal=0.0)
+            for name in ("red", "green", "blue")
+        ),
+        Metric("contrast", "Contrast", "", False, 1, absent="of one colour", ideal=1.0),
+        Metric("gradient", "Gradients", "", False, 1, absent="of one colour", ideal=1.0),
+    )
+}
+"""What comes back with more of or less; measured of several decoders, too."""
+
+ALL_METRICS = METRICS | TONES
 
 
 class Features(Interface):
@@ -87,7 +114,7 @@ class Tools:
     """What measures.
 
     Attributes:
-        metrics: keys of `METRICS`; those of `alpha.APART` are of VAEs that have them.
+        metrics: keys of `ALL_METRICS`; those of `alpha.APART` are of VAEs that have them.
         lpips: networks by their metric's key.
         extractors: by their names.
         sha256: of the weights of all these networks, by the same keys and names.
@@ -141,6 +168,7 @@ class Original:
         self.compared = to_channels(pixels, channels)
         self.planes = seen(to_uint8(self.compared))
         self._kept: dict[str, list[Tensor]] = {}
+        self._encoded: tuple[VAE, Encoded] | None = None
 
     @property
     def levels(self) -> Tensor:
@@ -166,6 +194,15 @@ class Original:
         if self.keep:
             self._kept[key] = mine
         return float(network.distance(mine, stages(pixels)).mean())
+
+    def encoded(self, vae: VAE, protocol: Protocol, tools: Tools, *, keep: bool) -> Encoded:
+        """What a VAE's encoder makes of it; it is kept, and computed once, where several decoders of it follow."""
+        if self._encoded is not None and self._encoded[0] is vae:
+            return self._encoded[1]
+        found = encode(vae, to_channels(self.pixels, vae.picture_channels), protocol, tools)
+        if keep:
+            self._encoded = vae, found
+        return found
 
     def part(self, box: Box) -> Original:
         """What lies in a box."""
@@ -236,51 +273,79 @@ def reference(original: Original, tools: Tools) -> Taken:
         return Taken(row={"error": reason(error)}, features={})
 
 
-def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> tuple[Posterior, Tensor]:
-    """The posterior of a prepared picture, and what of it is decoded."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """What an encoder made of a picture.
+
+    Attributes:
+        latents: raw ones [1, C, h, w], which are decoded.
+        seconds: that it took.
+    """
+
+    posterior: Posterior
+    latents: Tensor
+    seconds: float
+
+
+def encode(vae: VAE, x: Tensor, protocol: Protocol, tools: Tools) -> Encoded:
+    """A prepared picture [P, H, W] -> its posterior, and what of it is decoded."""
+    begin = time.perf_counter()
     posterior = vae.encode(x[None], memory=tools.memory)
     if protocol.latent == "mode":
-        return posterior, posterior.mode()
-    return posterior, posterior.sample([picture_generator(protocol.seed, pad(x, vae.factor)[0])])
+        z = posterior.mode()
+    else:
+        z = posterior.sample([picture_generator(protocol.seed, pad(x, vae.factor)[0])])
+    return Encoded(posterior=posterior, latents=z, seconds=time.perf_counter() - begin)
 
 
 @torch.no_grad()
 def measure(
-    vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
+    vae: VAE,
+    original: Original,
+    protocol: Protocol,
+    tools: Tools,
+    boxes: Mapping[str, Sequence[Box]],
+    encoder: VAE | None = None,
 ) -> Taken:
     """Encodes and decodes a picture and compares. Where the VAE, a metric or an extractor fails, the row says why.
 
     Args:
+        vae: that decodes, and encodes too where there is no encoder.
         boxes: parts of the prepared picture that are also compared alone, by the name of their subset.
+        encoder: the VAE whose latents are decoded; it encodes a picture once for all its decoders.
     """
     try:
-        return _measured(vae, original, protocol, tools, boxes)
+        return _measured(vae, original, protocol, tools, boxes, encoder)
     except FAILURES as error:
         return Taken(row={"error": reason(error)}, features={})
 
 
 def _measured(
-    vae: VAE, original: Original, protocol: Protocol, tools: Tools, boxes: Mapping[str, Sequence[Box]]
+    vae: VAE,
+    original: Original,
+    protocol: Protocol,
+    tools: Tools,
+    boxes: Mapping[str, Sequence[Box]],
+    encoder: VAE | None,
 ) -> Taken:
-    x = to_channels(original.pixels, vae.picture_channels)
+    encoded = original.encoded(encoder or vae, protocol, tools, keep=encoder is not None)
     begin = time.perf_counter()
-    posterior, z = encode(vae, x, protocol, tools)
-    middle = time.perf_counter()
-    y = vae.decode(z, (x.shape[1], x.shape[2]), clamp=False, memory=tools.memory)[0].float().cpu()
+    y = decoded(vae, original, encoded.latents, tools, encoder)
     end = time.perf_counter()
     rgba = to_uint8(y) if len(y) == 4 else None
     if len(y) != original.channels:  # as a file of it would be brought to them
         y = to_channels(y.clamp(-1, 1), original.channels)
+    height, width = original.pixels.shape[1:]
     row: dict[str, Any] = {
-        "height": x.shape[1],
-        "width": x.shape[2],
+        "height": height,
+        "width": width,
         **_figures(original, y, rgba, protocol, tools),
-        "numbers_per_pixel": z.numel() / (x.shape[1] * x.shape[2]),
-        "kl_bits_per_pixel": _rate(posterior, x),
-        "encode_seconds": middle - begin,
-        "decode_seconds": end - middle,
+        "numbers_per_pixel": encoded.latents.numel() / (height * width),
+        "kl_bits_per_pixel": _rate(encoded.posterior, original.pixels),
+        "encode_seconds": encoded.seconds,
+        "decode_seconds": end - begin,
         "where": place(vae.device, tools.memory),
-        "latents": _moments(posterior.mode()[0]),
+        "latents": _moments(encoded.posterior.mode()[0]),
     }
     if boxes:
         row["subsets"] = {
@@ -299,6 +364,32 @@ def _measured(
     return Taken(row=row, features=_features(after, tools), levels=(original.levels, after))
 
 
+def decoded(vae: VAE, original: Original, latents: Tensor, tools: Tools, encoder: VAE | None = None) -> Tensor:
+    """Raw latents [1, C, h, w] of a picture -> [P, H, W] of its size, about [-1, 1], not clamped.
+
+    Those of another VAE's encoder pass through model space where formats differ (`exchange.carried`). Pictures that
+    come out larger than they went in are clamped, as a file of them would be, and each n x n pixels averaged.
+    """
+    n = 1 if encoder is None else vae.enlarges  # of others both are as large
+    height, width = (n * side for side in original.pixels.shape[1:])
+    theirs = encoder.loaded.format if encoder is not None and encoder is not vae else None
+    if theirs is not None and vae.loaded.format is not None:
+        latents = carried(latents, theirs, vae.loaded.format)
+    y = vae.decode(latents, (height, width), clamp=False, memory=tools.memory)[0].float().cpu()
+    return y if n == 1 else averaged(y.clamp(-1, 1), n)
+
+
+def averaged(pixels: Tensor, n: int) -> Tensor:
+    """The mean of each n x n pixels [P, H, W] in [-1, 1]; of RGBA, colours count as much as they are opaque."""
+    if len(pixels) != 4:
+        return avg_pool2d(pixels, n)
+    opacity = (pixels[3:] + 1) / 2
+    mean = avg_pool2d(opacity, n)
+    colours = avg_pool2d(pixels[:3] * opacity, n) / mean.clamp(min=1e-6)
+    plain = avg_pool2d(pixels[:3], n)  # of what nothing can be seen of
+    return torch.cat([torch.where(mean > 0, colours, plain), 2 * mean - 1])
+
+
 def _part(pixels: Tensor, box: Box) -> Tensor:
     left, top, right, bottom = box
     return pixels[:, top:bottom, left:right]
@@ -313,7 +404,7 @@ def _figures(original: Original, y: Tensor, rgba: Tensor | None, protocol: Proto
     before, after = original.planes, seen(to_uint8(y))
     found: dict[str, float] = {}
     for key in tools.metrics:
-        if key in APART or min(y.shape[1:]) < METRICS[key].least:
+        if key in APART or key in TONE or min(y.shape[1:]) < ALL_METRICS[key].least:
             continue
         if key == "psnr":
             found[key] = psnr(before, after)
@@ -323,10 +414,13 @@ def _figures(original: Original, y: Tensor, rgba: Tensor | None, protocol: Proto
             found[key] = ms_ssim(before, after)
         else:
             found[key] = original.lpips(key, y, tools, protocol)
-    if rgba is not None and any(key in APART for key in tools.metrics):
-        told = vars(apart(to_uint8(to_channels(original.pixels, 4)), rgba))
-        found |= {key: told[key] for key in tools.metrics if told.get(key) is not None}
-    return found
+    told: dict[str, float | None] = {}
+    both = None if rgba is None else (to_uint8(to_channels(original.pixels, 4)), rgba)
+    if both is not None and any(key in APART for key in tools.metrics):
+        told |= vars(apart(*both))
+    if any(key in TONE for key in tools.metrics):
+        told |= vars(tone(original.levels, _rgb(after), both if original.channels == 4 else None))
+    return found | {key: value for key in tools.metrics if (value := told.get(key)) is not None}
 
 
 def _ssim(original: Original, y: Tensor, before: Tensor, after: Tensor, protocol: Protocol) -> float:

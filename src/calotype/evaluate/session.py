@@ -26,7 +26,7 @@ from calotype import __version__
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
-from calotype.evaluate.measure import FAILURES, METRICS, Array, Taken, encode, looks
+from calotype.evaluate.measure import ALL_METRICS, FAILURES, Array, Metric, Original, Taken, decoded, looks
 from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
@@ -89,7 +89,7 @@ def evaluate(
         UsageError, WeightsError, PictureError, StorageError: see the functions called.
     """
     kept = [report / name for name in (*REPORT, *(path.name for path in report.glob("measured*.sqlite")))]
-    require_apart(kept, chain(files_of(data), weights_files(*setup.vaes)), "--report")
+    require_apart(kept, chain(files_of(data), weights_files(*setup.vaes, *setup.decoders)), "--report")
     pictures = open_source(data.name, data.parent)
     left_out = pictures.left_out
     if left_out:
@@ -142,7 +142,7 @@ def _parts(numbers: list[int], part: str) -> dict[str, list[int]]:
 
 def _work(evaluation: Evaluation, numbers: Sequence[int]) -> str:
     """What a part has to do, as a hash: these pictures, VAEs and features."""
-    vaes = sorted(vae.sha256 for vae in evaluation.vaes.values())
+    vaes = sorted(evaluation.keys.values())
     features = sorted(map(evaluation.tools.kept, evaluation.tools.extractors))
     pictures = [evaluation.pictures.names[i] for i in numbers]
     return hashlib.sha256(json.dumps([vaes, features, pictures]).encode()).hexdigest()
@@ -165,7 +165,7 @@ def _of_part(
     ]
     vaes = []
     for label, vae in evaluation.vaes.items():
-        known = store.rows(vae.sha256)
+        known = store.rows(evaluation.keys[label])
         errors = {i: known[key]["error"] for i, key in keys.items() if "error" in known[key]}
         failures += [{"vae": label, "picture": names[i], "error": error} for i, error in errors.items()]
         rows = len(seen.hashes) - len(errors)
@@ -226,7 +226,7 @@ class _Shown:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._metric = METRICS[_telling(evaluation.metrics)]
+        self._metric = ALL_METRICS[_telling(evaluation.metrics)]
         self._at = -1
         self._of: dict[str, Taken] = {}
         self._kept: dict[int, tuple[float, Crop]] = {}
@@ -246,7 +246,7 @@ class _Shown:
         if not values:
             return
         self._of = {}
-        bad = _badness(values, self._metric.higher)
+        bad = _badness(values, self._metric)
         if len(self._kept) >= SHOWN:
             least = min(self._kept, key=lambda one: self._kept[one][0], default=None)
             if least is None or bad < self._kept[least][0]:
@@ -271,20 +271,21 @@ def crops(
             continue
         after = {}
         with suppress(*FAILURES):  # by now; the figures are there
-            x = evaluation.protocol.prepare(evaluation.pictures.read(numbers[i]))
+            original = evaluation.original(numbers[i], evaluation.pictures.read(numbers[i]))
             for label, vae in evaluation.vaes.items():
                 if (label, i) not in failed:
                     with suppress(*FAILURES):
-                        after[label] = _decoded(evaluation, vae, x)
+                        after[label] = _decoded(evaluation, vae, original)
         if after:
-            yield _crop(found["pictures"][i]["name"], looks(to_channels(x, evaluation.channels)), after)
+            yield _crop(found["pictures"][i]["name"], original.levels, after)
 
 
-def _decoded(evaluation: Evaluation, vae: VAE, x: torch.Tensor) -> torch.Tensor:
+def _decoded(evaluation: Evaluation, vae: VAE, original: Original) -> torch.Tensor:
     """A prepared picture after a VAE, uint8 [3, H, W]."""
-    _, z = encode(vae, to_channels(x, vae.picture_channels), evaluation.protocol, evaluation.tools)
-    y = vae.decode(z, (x.shape[1], x.shape[2]), memory=evaluation.tools.memory)[0].cpu()
-    return looks(to_channels(y, evaluation.channels))
+    encoder, tools = evaluation.encoder, evaluation.tools
+    encoded = original.encoded(encoder or vae, evaluation.protocol, tools, keep=encoder is not None)
+    y = decoded(vae, original, encoded.latents, tools, encoder)
+    return looks(to_channels(y.clamp(-1, 1), evaluation.channels))
 
 
 def _telling(metrics: Sequence[str]) -> str:
@@ -292,9 +293,9 @@ def _telling(metrics: Sequence[str]) -> str:
     return next((key for key in metrics if "lpips" in key), metrics[0])
 
 
-def _badness(values: Sequence[float], higher: bool) -> float:
+def _badness(values: Sequence[float], metric: Metric) -> float:
     """Of a picture, by what VAEs gave for it: more is worse."""
-    return (-1.0 if higher else 1.0) * sum(values) / len(values)
+    return sum(map(metric.badness, values)) / len(values)
 
 
 def _worst(found: Mapping[str, Any]) -> list[int]:
@@ -305,7 +306,7 @@ def _worst(found: Mapping[str, Any]) -> list[int]:
         for row in vae["rows"]:
             if telling in row:
                 values.setdefault(row["picture"], []).append(row[telling])
-    return sorted(values, key=lambda i: -_badness(values[i], METRICS[telling].higher))
+    return sorted(values, key=lambda i: -_badness(values[i], ALL_METRICS[telling]))
 
 
 def _sums(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:

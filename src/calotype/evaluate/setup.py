@@ -15,8 +15,9 @@ from calotype.errors import UsageError
 from calotype.evaluate import features
 from calotype.evaluate.alpha import APART
 from calotype.evaluate.compare import Evaluation, Pictures
+from calotype.evaluate.decoders import half_sha256, require_decodes
 from calotype.evaluate.lpips import load_lpips
-from calotype.evaluate.measure import METRICS, Box, Tools
+from calotype.evaluate.measure import METRICS, TONES, Box, Tools
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import DISTANCES, require_enough
 from calotype.families import require_as_large
@@ -33,8 +34,10 @@ class Setup:
 
     Attributes:
         vaes: presets or paths, as `calotype.load` takes them.
-        metrics: keys of `measure.METRICS`; in which order, and how often each, is no matter. None: all, those of alpha
-            where a VAE has it.
+        decoders: likewise, which decode the latents of the one VAE that there is then, beside its own.
+        any_vae: also decoders of which nothing tells that they are of its latent space.
+        metrics: keys of `measure.ALL_METRICS`; in which order, and how often each, is no matter. None: `METRICS`, those
+            of alpha where a VAE has it; and `TONES` where there are decoders.
         features: names of extractors that distances are over; likewise. "dinov2=FOLDER" says where its weights are (see
             `features.load_extractor`).
         distances: of `sets.DISTANCES`; in which order is no matter.
@@ -45,6 +48,8 @@ class Setup:
 
     vaes: tuple[str, ...]
     protocol: Protocol
+    decoders: tuple[str, ...] = ()
+    any_vae: bool = False
     metrics: tuple[str, ...] | None = None
     features: tuple[str, ...] = ()
     distances: tuple[str, ...] = tuple(DISTANCES)
@@ -63,17 +68,24 @@ class Setup:
         Raises:
             UsageError: for an unknown metric or distance or none, a metric of alpha that no VAE has, two places for one
                 extractor, too few pictures, what is no amount of memory, boxes that the protocol moves, boxes of no
-                picture, the same weights under two names, or a VAE whose pictures are neither grey, RGB nor RGBA.
+                picture, the same weights under two names, a VAE whose pictures are neither grey, RGB nor RGBA, decoders
+                of several VAEs, or one of another latent space.
             WeightsError: if weights of a VAE or of a metric are not there, or half a VAE is.
         """
         if not self.vaes:
             raise UsageError("no VAE was given; give a preset, a file or a folder.")
-        asked = tuple(METRICS) if self.metrics is None else self.metrics
-        if unknown := [key for key in asked if key not in METRICS]:
-            raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}.")
-        metrics = tuple(key for key in METRICS if key in asked)
+        if self.decoders and len(self.vaes) > 1:
+            raise UsageError(
+                f"--decoder decodes the latents of one VAE, and --vae names {len(self.vaes)}; give one, and the others "
+                f"as decoders."
+            )
+        known = METRICS | TONES
+        asked = tuple(known if self.decoders else METRICS) if self.metrics is None else self.metrics
+        if unknown := [key for key in asked if key not in known]:
+            raise UsageError(f"there is no metric {unknown[0]!r}; choose among {', '.join(known)}.")
+        metrics = tuple(key for key in known if key in asked)
         if not metrics:
-            raise UsageError(f"no metric was given; choose among {', '.join(METRICS)}.")
+            raise UsageError(f"no metric was given; choose among {', '.join(known)}.")
         if unknown := [one for one in self.distances if one not in DISTANCES] or ([""] if not self.distances else []):
             raise UsageError(f"there is no distance {unknown[0]!r}; choose among {', '.join(DISTANCES)}.")
         if self.memory is not None:
@@ -91,8 +103,8 @@ class Setup:
             )
         places = self._places()
         if count is not None:
-            known = {name: features.WIDTHS[name] for name in places if name in features.WIDTHS}
-            require_enough(known, self.distances, count)
+            widths = {name: features.WIDTHS[name] for name in places if name in features.WIDTHS}
+            require_enough(widths, self.distances, count)
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
@@ -109,25 +121,53 @@ class Setup:
             distances=tuple(one for one in DISTANCES if one in self.distances), memory=self.memory,
         )  # fmt: skip
         dtype = getattr(torch, self.protocol.dtype)
-        vaes: dict[str, VAE] = {}
-        given: dict[str, str] = {}
-        for label, spec in labels(self.vaes).items():
-            vaes[label] = load(spec, device=device, dtype=dtype)
-            vaes[label].require("encoder", "decoder")
-            require_channels(vaes[label].picture_channels)
-            require_as_large(vaes[label].config, "An evaluation")
-            same = given.setdefault(vaes[label].sha256, spec)
-            if same != spec:
-                raise UsageError(
-                    f"--vae {same} and --vae {spec} are the same weights (sha256 {vaes[label].sha256[:12]}...); "
-                    f"give one of them."
-                )
+        vaes, notices = self._load(device, dtype)
         rgba = any(vae.picture_channels == 4 for vae in vaes.values())
         if self.metrics is not None and not rgba and (idle := [key for key in metrics if key in APART]):
             raise UsageError(
                 f"the metric {idle[0]} is of VAEs of RGBA pictures, and there is none among these; leave it out."
             )
-        return Evaluation(vaes=vaes, pictures=pictures, protocol=self.protocol, tools=tools, boxes=self.boxes)
+        return Evaluation(
+            vaes=vaes, pictures=pictures, protocol=self.protocol, tools=tools, boxes=self.boxes,
+            encoder=next(iter(vaes.values())) if self.decoders else None, notices=notices,
+        )  # fmt: skip
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, VAE], tuple[str, ...]]:
+        """VAEs and decoders by their labels, and what is to be said of these.
+
+        Raises:
+            UsageError, WeightsError: see `build`.
+        """
+        vaes: dict[str, VAE] = {}
+        given: dict[str, str] = {}
+        notices: list[str] = []
+        for label, spec in labels(self.vaes, self.decoders).items():
+            option = "--decoder" if spec in self.decoders else "--vae"
+            vae = vaes[label] = load(spec, device=device, dtype=dtype)
+            require_channels(vae.picture_channels)
+            if option == "--vae":
+                vae.require("encoder", "decoder")
+                require_as_large(vae.config, "An evaluation")
+            else:
+                vae.require("decoder")
+                notices += self._said(label, spec, vaes)
+            sha256 = half_sha256(vae) if self.decoders else vae.sha256
+            same = given.setdefault(sha256, f"{option} {spec}")
+            if same != f"{option} {spec}":
+                what = "have the same decoder" if self.decoders else "are the same weights"
+                raise UsageError(f"{same} and {option} {spec} {what} (sha256 {sha256[:12]}...); give one of them.")
+        return vaes, tuple(notices)
+
+    def _said(self, label: str, spec: str, vaes: Mapping[str, VAE]) -> list[str]:
+        """What is to be said of a decoder, in sentences."""
+        notice = require_decodes(next(iter(vaes.values())), vaes[label], spec, self.any_vae)
+        found = [notice] if notice else []
+        if (n := vaes[label].enlarges) != 1:
+            found.append(
+                f"{label} makes pictures {n} times as large along each side: it is compared after each {n} x {n} of "
+                f"their pixels were averaged, so what it adds beyond the picture's size does not count."
+            )
+        return found
 
     def _places(self) -> dict[str, str | None]:
         """Extractors, and where the weights of each are; None: where they usually are."""
@@ -142,8 +182,8 @@ class Setup:
         return found
 
 
-def labels(specs: Sequence[str]) -> dict[str, str]:
-    """A short name for each VAE: its preset's or folder's, or its file's without the ending of weights.
+def labels(specs: Sequence[str], decoders: Sequence[str] = ()) -> dict[str, str]:
+    """A short name for each VAE or decoder: its preset's or folder's, or its file's without the ending of weights.
 
     Those that would be called alike are called as they were given.
 
@@ -151,11 +191,13 @@ def labels(specs: Sequence[str]) -> dict[str, str]:
         UsageError: one is given twice, or has no name.
     """
     names: dict[str, str] = {}
-    for spec in specs:
+    for i, spec in enumerate((*specs, *decoders)):
+        option = "--decoder" if i >= len(specs) else "--vae"
         if not spec.strip():
-            raise UsageError(f"--vae {spec!r} names nothing; give a preset, a file or a folder.")
+            raise UsageError(f"{option} {spec!r} names nothing; give a preset, a file or a folder.")
         if spec in names:
-            raise UsageError(f"--vae {spec} is given twice; give each once.")
+            before = " as --vae, whose own decoder is compared too" if option != "--vae" and spec in specs else " twice"
+            raise UsageError(f"{option} {spec} is given{before}; give each once.")
         names[spec] = _short(spec)
     while alike := [spec for spec, name in names.items() if name != spec and list(names.values()).count(name) > 1]:
         names |= {spec: spec for spec in alike}

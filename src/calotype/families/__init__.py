@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from calotype.errors import UsageError
 from calotype.families import dcae, folded, hunyuan, kl, taehv, tiny, vq, wan
-from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset
+from calotype.families.face import DiffusersClass, Family, NetworkConfig, Preset, Space
 from calotype.steps import Direction, Program
 from calotype.texts import TextError, made, shown
 
@@ -39,6 +39,8 @@ CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config 
 PRESETS: Mapping[str, Preset] = {name: preset for family in _SHOWN for name, preset in family.presets.items()}
 
 FORMATS: tuple[Mapping[str, Any], ...] = tuple(values for family in _SHOWN for values in family.formats)
+
+SPACES: Mapping[str, Space] = {name: space for family in _SHOWN for name, space in family.known_spaces.items()}
 
 KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
 

@@ -117,7 +117,32 @@ class Preset:
     licence: str
     about: str
     gated: bool = False  # the hub asks for a login and consent
+    tiny: bool = False  # for previews
     sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)
+
+    @property
+    def space(self) -> str:
+        """The latent space whose latents it decodes."""
+        return self.latent_format.removeprefix("model:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is known of a latent space beside the numbers of its format.
+
+    Attributes:
+        title: for people.
+        factor: pixels along each side that a raw latent stands for.
+        models: whose latents are of it -> where that is written.
+        channels, patch: of raw latents, and how many along each side become one model latent; of a space whose numbers
+            come with the weights, so that its format does not say it.
+    """
+
+    title: str
+    factor: int
+    models: Mapping[str, str]
+    channels: int = 0
+    patch: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +226,7 @@ class Family:
         presets: published weights, by name.
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
+        known_spaces: what else is known of them and of formats whose numbers come with the weights, by name.
         space: name of the latent format that all networks of a configuration have; None where they differ.
         spaces: names of the latent formats that networks of a configuration may have, where nothing tells which; ()
             where any format of the family, or of all, may be.
@@ -226,6 +252,7 @@ class Family:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
+    known_spaces: Mapping[str, Space] = field(default_factory=dict)
     space: Callable[[Any], str | None] = lambda config: None
     spaces: Callable[[Any], tuple[str, ...]] = lambda config: ()
     diffusers: Diffusers | None = None

@@ -1,8 +1,9 @@
 """VAE: what `calotype.load` returns. Tensors in, tensors out; or pictures in, pictures out."""
 
-from calotype.vae.loading import BUILTIN, load, load_as_stored, locate, name_for, pick_device, presets_of
+from calotype.vae.loading import load, load_as_stored, locate, name_for, pick_device
 from calotype.vae.pictures import VAE, PictureSource
 from calotype.vae.tensors import enough_memory, picture_generator, posterior_of
+from calotype.weights.presets import BUILTIN
 
 __all__ = [
     "BUILTIN",

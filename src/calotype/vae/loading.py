@@ -14,14 +14,14 @@ from calotype.engine.run import EngineName
 from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.families import PRESETS
 from calotype.files import as_text
+from calotype.latent_spaces import fitting
 from calotype.latents import KNOWN, MODEL, Latents
+from calotype.vae.exchange import space_of
 from calotype.vae.pictures import VAE
 from calotype.weights.fetch import fetch
 from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights
-from calotype.weights.presets import is_preset
-
-BUILTIN = Path(__file__).parents[1] / "weights" / "builtin" / "builtin.safetensors"
+from calotype.weights.presets import BUILTIN, is_preset
 
 
 def load(
@@ -107,30 +107,25 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     return path, name, latent_format
 
 
-def presets_of(latent_format: str) -> list[str]:
-    """Names of the presets whose latents are of a format."""
-    return [name for name, preset in PRESETS.items() if preset.latent_format.removeprefix(MODEL) == latent_format]
-
-
 def name_for(latents: Latents, path: Path) -> str:
     """What `load` needs to get the VAE that made these latents.
 
     Raises:
-        LatentsError: if it was loaded from a file, or the latents name none.
+        LatentsError: if it was loaded from a file, or is not named; the message has presets of the same space.
     """
-    if not latents.vae:
-        theirs = latents.format.name
-        fits = ", ".join(presets_of(theirs))
-        raise LatentsError(
-            f"{path}: these latents of format {theirs!r} name no VAE; give one of that format with --vae"
-            f"{f': {fits}' if fits else ''}."
-        )
     if latents.vae_name == "builtin" or latents.vae_name in PRESETS:
         return latents.vae_name
-    raise LatentsError(
-        f"{path}: these latents were made by {latents.vae_name or 'an unnamed VAE'} (sha256 {latents.vae[:12]}...); "
-        f"give its weights with --vae."
-    )
+    space = space_of(latents.format)
+    presets = fitting(space)
+    if latents.vae:
+        other = f", or a preset of its space {space!r} ({presets})," if presets else ""
+        raise LatentsError(
+            f"{path}: these latents were made by {latents.vae_name or 'an unnamed VAE'} (sha256 "
+            f"{latents.vae[:12]}...); give its weights{other} with --vae."
+        )
+    given = f"one of the space {space!r}" if space else "one that decodes them"
+    named = f" ({presets})" if presets else ""
+    raise LatentsError(f"{path}: these latents name no VAE; give {given}{named} with --vae.")
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from calotype.engine.executor import Progress
 from calotype.engine.run import share
 from calotype.errors import CalotypeWarning, LatentsError, NonFiniteError
-from calotype.latents import KNOWN, Latents, PackedUntold, Space, same_as_model
+from calotype.latents import Latents, Space
 from calotype.pixels import (
     AlphaMode,
     Padding,
@@ -32,6 +32,7 @@ from calotype.pixels import (
     to_pil,
 )
 from calotype.rows import require_rows_writable, write_rows
+from calotype.vae.exchange import adopted
 from calotype.vae.tensors import Coder, picture_generator
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture | PictureRows
@@ -150,14 +151,11 @@ class VAE(Coder):
         They are what the VAE's pictures are: L, RGB or RGBA; of L and RGB, with alpha where it was kept aside.
 
         Args:
-            any_vae: also decode latents that another VAE made. They pass through model space, so VAEs of one family
-                (say, SDXL's and TAESDXL) understand each other.
-                Of those of another published format a CalotypeWarning says that they are no pictures to this one.
+            any_vae: also decode latents of which nothing tells that they are of this VAE's space; see `adopt`.
             memory, progress: as for `encode`.
 
         Raises:
-            LatentsError: if another VAE made the latents and `any_vae` is not set, or if alpha was kept aside and
-                this VAE makes its own.
+            LatentsError: as `adopt`, or if alpha was kept aside and this VAE makes its own.
             UsageError: for a VAE whose pictures are neither grey, RGB nor RGBA.
         """
         results = []
@@ -243,83 +241,26 @@ class VAE(Coder):
                 "decode them with a VAE of RGB, or encode the picture with this one."
             )
 
-    def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
-        """Latents -> the raw latents of this VAE, [C, h, w].
+    def adopt(self, latents: Latents, any_vae: bool = False) -> Latents:
+        """Latents as this VAE's own: raw, in its format, and named after it.
+
+        It understands those of its latent space, whichever VAE made them (see `exchange`). They are scaled as its own
+        are, through model space where formats differ. Unless `any_vae` is set, a CalotypeWarning says so once for each
+        maker.
+
+        Args:
+            any_vae: also those of which nothing tells that they are of its space; of those of another published one a
+                CalotypeWarning says that they are no pictures to this VAE.
 
         Raises:
-            LatentsError: if another VAE made them and `any_vae` is not set, or they are damaged.
+            LatentsError: if nothing tells that they are of its space and `any_vae` is not set, or if they have other
+                channels, are of a picture at another f, or are damaged.
         """
-        raw = self._own(latents, any_vae) if latents.vae else self._unnamed(latents, any_vae)
-        if len(raw) != self.latent_channels:
-            raise LatentsError(
-                f"These latents have {len(raw)} channels and name this VAE, whose latents have {self.latent_channels}: "
-                f"they are damaged; make them again."
-            )
-        padding = self.padding_of(latents)
-        padded = (padding.height + padding.bottom, padding.width + padding.right)
-        if padded != (raw.shape[1] * self.factor, raw.shape[2] * self.factor):
-            raise LatentsError(
-                f"These latents are of a picture padded to {padded[0]}x{padded[1]}, and {raw.shape[1]}x{raw.shape[2]} "
-                f"of them make {raw.shape[1] * self.factor}x{raw.shape[2] * self.factor} at f{self.factor}: "
-                f"they are damaged, or for a VAE of another f."
-            )
+        raw, notice = adopted(self, latents, any_vae)
+        if notice and notice not in self._said:
+            self._said.add(notice)
+            warnings.warn(notice, CalotypeWarning, stacklevel=2)
         return raw
-
-    def _own(self, latents: Latents, any_vae: bool) -> Tensor:
-        """Latents that name their VAE -> raw latents of this one."""
-        own = latents.vae == self.sha256
-        if not own and self.loaded.format and not self.loaded.format.fits(latents.to_model().tensor):
-            raise LatentsError(
-                f"These latents are of format {latents.format.name!r}, with {latents.format.channels} channels, and "
-                f"{self.name or 'this VAE'} decodes those of {self.latent_format.name!r}, with "
-                f"{self.latent_channels}; load one of their kind."
-            )
-        other = self._other_space(latents.format.name) if not own else ""
-        if other and not any_vae:
-            raise LatentsError(
-                f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
-            )
-        if other:
-            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=3)
-        if not own and not any_vae:
-            raise LatentsError(
-                f"These latents were made by another VAE ({latents.vae_name or 'unnamed'}, {latents.vae[:12]}) "
-                f"than this one ({self.name or 'unnamed'}, {self.sha256[:12]}); load that one, or decode them all the "
-                f"same with --any-vae (any_vae=True)."
-            )
-        if own or latents.format == self.latent_format:
-            return latents.to_raw().tensor
-        return self.latent_format.to_raw(latents.to_model().tensor[None])[0]
-
-    def _unnamed(self, latents: Latents, any_vae: bool) -> Tensor:
-        """Latents that another program made, which name no VAE -> raw latents of this one.
-
-        Of this VAE's format they are its own, and of format ``none`` are those of whichever VAE decodes them.
-        """
-        ours, theirs, tensor = self.latent_format, latents.format, latents.tensor
-        name = self.name or "this VAE"
-        same = theirs.name in (ours.name, "none")
-        if not same:
-            other = self._other_space(theirs.name) or (
-                f"These latents are of format {theirs.name!r}, and {name} decodes those of {ours.name!r}"
-            )
-            if not any_vae:
-                raise LatentsError(
-                    f"{other}; load one of their kind, or decode them all the same with --any-vae (any_vae=True)."
-                )
-            warnings.warn(f"{other}, so what comes out is no picture of them.", CalotypeWarning, stacklevel=3)
-        # a TAESD's raw latents are those of its format's other VAEs scaled, and a VAE of FLUX.2 has its own statistics
-        as_they_are = theirs.name == "none" or ours == theirs or (
-            same and isinstance(theirs, PackedUntold) and ours != same_as_model(ours.name, ours.channels)
-        )  # fmt: skip
-        raw = latents.space == "raw" and as_they_are
-        model = tensor if raw or latents.space == "model" else theirs.to_model(tensor[None])[0]
-        if len(tensor) != self.latent_channels if raw else not ours.fits(model):
-            raise LatentsError(
-                f"These latents have {len(tensor)} channels, and {name} decodes those of {ours.name!r}, with "
-                f"{self.latent_channels}; load one of their kind."
-            )
-        return tensor if raw else ours.to_raw(model[None])[0]
 
     def padding_of(self, latents: Latents) -> Padding:
         """The size of the picture that latents are of; where they name no VAE, what this one makes of all of them."""
@@ -331,13 +272,9 @@ class VAE(Coder):
         height, width = (self.factor * folded * side for side in latents.tensor.shape[1:])
         return Padding(height, width, 0, 0, "replicate")
 
-    def _other_space(self, theirs: str) -> str:
-        """What to say of latents of a published format, where this VAE's are of another one; else nothing."""
-        ours = self.loaded.format
-        if ours is None or ours.name == theirs or not {ours.name, theirs} <= KNOWN.keys():
-            return ""
-        name = self.name or "this VAE"
-        return f"These latents are of format {theirs!r}, and {name} decodes those of {ours.name!r}"
+    def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
+        """Latents -> the raw latents of this VAE, [C, h, w]; see `adopt`."""
+        return self.adopt(latents, any_vae).tensor
 
     def __repr__(self) -> str:
         return f"VAE({self.name!r}, f{self.factor}, {self.latent_channels} channels, {self.device}, {self.dtype})"

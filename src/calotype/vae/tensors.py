@@ -90,6 +90,7 @@ class Coder:
         self.module: Network = own.to(device=self.device, dtype=dtype)
         self.engine = Engine(self.module, self.device, dtype, engine)
         self._wide: Engine | None = None
+        self._said: set[str] = set()  # notices, each of which is said once
 
     @property
     def config(self) -> NetworkConfig:

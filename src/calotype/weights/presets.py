@@ -6,6 +6,8 @@ from pathlib import Path
 
 from calotype.families import PRESETS
 
+BUILTIN = Path(__file__).parent / "builtin" / "builtin.safetensors"
+
 
 def is_preset(name: str) -> bool:
     """Whether this is a preset's name, and not that of a file or folder which is there."""

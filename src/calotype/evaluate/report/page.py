@@ -18,9 +18,11 @@ from calotype.evaluate.report import svg
 from calotype.evaluate.report.absent import reason, reasons
 from calotype.evaluate.report.cost import cost
 from calotype.evaluate.report.markup import Markup, document, element, join, number
-from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table, vae_name
+from calotype.evaluate.report.means import badge, bounds, cell, columns, digits, marks, mean_cell, rows, times, unit
+from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table
 from calotype.evaluate.report.pictures import Crop, Encoded, packed
-from calotype.evaluate.report.standing import STANDINGS, Standing, standings, unmarked, values
+from calotype.evaluate.report.standing import STANDINGS, unmarked, values
+from calotype.evaluate.report.tone import tone
 from calotype.files import write_bytes
 
 Results = dict[str, Any]
@@ -65,7 +67,8 @@ def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
         grouped.setdefault(named[crop.picture], []).append(crop)
     kept, encoded = packed(grouped)
     count = len(results["pictures"])
-    title = f"{_listed(labels)} on {count:,} picture{'' if count == 1 else 's'}"
+    of = f"Latents of {results['encoder']['label']} decoded by " if "encoder" in results else ""
+    title = f"{of}{_listed(labels)} on {count:,} picture{'' if count == 1 else 's'}"
     fewer = ""
     if len(pictures) < count:
         fewer = (
@@ -75,6 +78,7 @@ def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
     protocol = results["protocol"]
     sections = [
         _summary(results),
+        tone(results),
         _chart(shown, fewer),
         _pictures(shown, kept, encoded, len(grouped) - len(kept), fewer),
         _failures(results),
@@ -96,7 +100,7 @@ def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
         element("main", *sections),
         data={
             "pictures": [picture["name"] for picture in pictures],
-            "metrics": [{**metric, "digits": _digits(metric)} for metric in _plotted(results)],
+            "metrics": [{**metric, "digits": digits(metric)} for metric in _plotted(results)],
             "metricsToOrderBy": len(results["metrics"]),
             "vaes": labels,
             "values": {
@@ -105,7 +109,7 @@ def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
             },
             "why": {
                 metric["key"]: [
-                    {row["picture"]: text for row in vae["rows"] if (text := _times(reason(row, metric)))}
+                    {row["picture"]: text for row in vae["rows"] if (text := times(reason(row, metric)))}
                     for vae in vaes
                 ]
                 for metric in results["metrics"]
@@ -122,9 +126,8 @@ def _shown(results: Results, wanted: set[str]) -> Results:
         return results
     sure = {i for i, picture in enumerate(pictures) if picture["name"] in wanted}
     for metric in results["metrics"]:
-        sign = 1 if metric["better"] == "higher" else -1
         for vae in results["vaes"]:
-            figures = ((sign * row[metric["key"]], row["picture"]) for row in vae["rows"] if metric["key"] in row)
+            figures = ((_goodness(metric, row), row["picture"]) for row in vae["rows"] if metric["key"] in row)
             sure |= {i for _, i in nsmallest(WORST, figures)}
     others = [i for i in range(len(pictures)) if i not in sure]
     room = max(0, MOST_PICTURES - len(sure))
@@ -139,6 +142,14 @@ def _shown(results: Results, wanted: set[str]) -> Results:
         "pictures": [pictures[i] for i in chosen],
         "vaes": [{**vae, "rows": of} for vae, of in zip(results["vaes"], rows, strict=True)],
     }
+
+
+def _goodness(metric: Mapping[str, Any], row: Mapping[str, Any]) -> float:
+    """Of one figure of a row: less is worse."""
+    value = float(row[metric["key"]])
+    if metric["better"] == "nearest":
+        return -abs(value - float(metric["ideal"]))
+    return value if metric["better"] == "higher" else -value
 
 
 def _plain(value: float | None) -> float | str | None:
@@ -158,44 +169,26 @@ def _plotted(results: Results) -> list[dict[str, Any]]:
     return [*results["metrics"], *([_RATE] if rated else [])]
 
 
-def _digits(metric: Mapping[str, Any]) -> int:
-    return {"dB": 2, "bit/pixel": 3, "of 255": 2}.get(metric["unit"], 4)
-
-
-def _unit(metric: Mapping[str, Any]) -> str:
-    arrow = "higher is better" if metric["better"] == "higher" else "lower is better"
-    return f"{metric['unit']}, {arrow}" if metric["unit"] else arrow
-
-
 # --- summary ---
 
 
 def _summary(results: Results) -> Markup:
-    vaes, metrics = results["vaes"], results["metrics"]
+    vaes, metrics = results["vaes"], [m for m in results["metrics"] if m["better"] != "nearest"]
     distances = list(dict.fromkeys(key for vae in vaes for key in vae.get("distances", {})))
-    columns = [Column("VAE")]
-    columns += [Column(m["title"], _unit(m), "mean over pictures, with its 95% interval") for m in metrics]
-    columns += [Column(_distance(key), "lower is better", "between two sets of pictures") for key in distances]
-    columns.append(
+    titles = columns(results, metrics)
+    titles += [Column(_distance(key), "lower is better", "between two sets of pictures") for key in distances]
+    titles.append(
         Column("Numbers", "per pixel", f"latent numbers for each pixel, which is {results.get('channels', 3)} itself")
     )
-    marks = [standings(results, metric["key"], metric["better"] == "higher") for metric in metrics]
-    bounds = [_bounds(vaes, metric["key"]) for metric in metrics]
-    rows = []
-    for i, vae in enumerate(vaes):
-        cells = [vae_name(i, vae, f"f{vae['factor']}, {vae['channels']} channels")]
-        for metric, marked, bound in zip(metrics, marks, bounds, strict=True):
-            mean = vae["means"].get(metric["key"])
-            fewer = mean is not None and mean["n"] < len(vae["rows"])
-            more = f"{mean['n']:,} of {len(vae['rows']):,} pictures" if fewer else ""
-            cells.append(_mean(mean, _digits(metric), marked[i], bound, more, _times(reasons(vae["rows"], metric))))
+    marked = marks(results, metrics)
+    cells_of = rows(results, metrics, marked)
+    for cells, vae in zip(cells_of, vaes, strict=True):
         cells += [_distance_cell(vae.get("distances", {}).get(key), key) for key in distances]
         figures = [row["numbers_per_pixel"] for row in vae["rows"] if "numbers_per_pixel" in row]
-        cells.append(_cell(float(np.median(figures)) if figures else None, 3))
-        rows.append(cells)
+        cells.append(cell(float(np.median(figures)) if figures else None, 3))
     note = [
         "Below each mean is its 95% bootstrap interval over the pictures, on one scale for all VAEs.",
-        *(f"{_badge(name)}: {text}." for name, text in STANDINGS.items() if any(name in marked for marked in marks)),
+        *(f"{badge(name)}: {text}." for name, text in STANDINGS.items() if any(name in one for one in marked)),
         f"{why}." if (why := unmarked(results)) else "",
         "Distances have no such interval, and none of them is marked." if distances else "",
         SAID if any(metric["key"] in APART for metric in metrics) else "",
@@ -203,7 +196,7 @@ def _summary(results: Results) -> Markup:
     return section(
         "summary",
         "Summary",
-        table(columns, rows, sortable=len(vaes) > 1),
+        table(titles, cells_of, sortable=len(vaes) > 1),
         element("p", Markup(" ".join(filter(None, note))), class_="note"),
         *(element("p", text, class_="note") for text in (*_extractors(results), *results.get("warnings", ()))),
     )
@@ -217,64 +210,20 @@ def _extractors(results: Results) -> list[str]:
     ]
 
 
-def _times(text: str) -> str:
-    return text.replace(" x ", " \u00d7 ")
-
-
-def _badge(name: str) -> Markup:
-    return element("span", name, class_=f"badge {name}", title=STANDINGS[name])
-
-
-def _bounds(vaes: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
-    ends = [mean[end] for vae in vaes if (mean := vae["means"].get(key)) for end in ("low", "high")]
-    ends = [end for end in ends if math.isfinite(end)]
-    return (min(ends), max(ends)) if ends else (0.0, 1.0)
-
-
-def _mean(
-    mean: Mapping[str, float] | None,
-    digits: int,
-    standing: Standing,
-    bounds: tuple[float, float],
-    more: str,
-    missing: str,
-) -> Markup:
-    """A mean with its interval; below it how many pictures or parts it is of, and why others are not among them."""
-    if mean is None:
-        return _cell(None, digits, element("small", missing) if missing else "")
-    low, high = (number(mean[end], digits) for end in ("low", "high"))
-    drawn = svg.interval(mean["low"], mean["mean"], mean["high"], bounds) if math.isfinite(mean["mean"]) else ""
-    return element(
-        "td",
-        element("b", number(mean["mean"], digits)),
-        _badge(standing) if standing else "",
-        drawn,
-        element("small", f"{low} to {high}") if mean["n"] > 1 else "",
-        element("small", more) if more else "",
-        element("small", missing) if missing else "",
-        data_value=mean["mean"],
-        class_=standing or None,
-    )
-
-
-def _cell(value: float | None, digits: int, *more: str) -> Markup:
-    return element("td", number(value, digits), *more, data_value="" if value is None else value)
-
-
 def _distance(key: str) -> str:
     kind, _, network = key.partition("_")
     return f"{kind.upper()} ({network.replace('_', ' ')})" if network else kind.upper()
 
 
 def _distance_cell(found: Mapping[str, Any] | None, key: str) -> Markup:
-    digits = 5 if key.startswith("kid") else 3
+    places = 5 if key.startswith("kid") else 3
     if found is None:
-        return _cell(None, digits)
+        return cell(None, places)
     if found["value"] is None:
-        return _cell(None, digits, element("small", str(found["why"])))
-    more = [f"± {number(found['std'], digits)}"] if "std" in found else []
+        return cell(None, places, element("small", str(found["why"])))
+    more = [f"± {number(found['std'], places)}"] if "std" in found else []
     more += [f"{found['n']:,} pictures"] if "n" in found else []
-    return _cell(found["value"], digits, element("small", ", ".join(more)))
+    return cell(found["value"], places, element("small", ", ".join(more)))
 
 
 # --- chart of pictures, and pictures ---
@@ -377,7 +326,7 @@ def _article(results: Results, i: int, crops: Sequence[Crop], uris: Any) -> Mark
         for label in crop.reconstructions:
             row = rows[places[label]]
             said = [
-                f"{metric['title']} {number(row[metric['key']], _digits(metric))} {metric['unit']}".strip().replace(
+                f"{metric['title']} {number(row[metric['key']], digits(metric))} {metric['unit']}".strip().replace(
                     " ", "\u00a0"
                 )
                 for metric in metrics
@@ -445,18 +394,18 @@ def _subsets(results: Results) -> Markup | str:
     if not names:
         return ""
     columns = [Column("Subset"), Column("VAE", text=True)]
-    columns += [Column(m["title"], _unit(m), "mean over parts, with its 95% interval") for m in metrics]
+    columns += [Column(m["title"], unit(m), "mean over parts, with its 95% interval") for m in metrics]
     rows = []
     for name in names:
         means = [vae.get("subsets", {}).get(name, {}) for vae in vaes]
-        all_bounds = [_bounds([{"means": mean} for mean in means], metric["key"]) for metric in metrics]
+        all_bounds = [bounds([{"means": mean} for mean in means], metric["key"]) for metric in metrics]
         for i, (vae, mean) in enumerate(zip(vaes, means, strict=True)):
             cells = [element("th", name, scope="row"), element("td", svg.sample(i), vae["label"], class_="text")]
-            for metric, bounds in zip(metrics, all_bounds, strict=True):
+            for metric, between in zip(metrics, all_bounds, strict=True):
                 found = mean.get(metric["key"])
                 more = f"{found['n']:,} part{'' if found['n'] == 1 else 's'}" if found else ""
                 parts = [part for row in vae["rows"] for part in row.get("subsets", {}).get(name, ())]
-                cells.append(_mean(found, _digits(metric), "", bounds, more, _times(reasons(parts, metric))))
+                cells.append(mean_cell(found, digits(metric), "", between, more, times(reasons(parts, metric))))
             rows.append(cells)
     return section(
         "subsets",

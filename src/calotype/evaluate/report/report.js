@@ -23,6 +23,14 @@
 
   const withUnit = (v, metric) => `${written(v, metric)} ${metric.unit}`.trim();
 
+  // More is better, whatever the metric.
+  function goodness(v, metric) {
+    if (metric.better === "nearest") return -Math.abs(v - metric.ideal);
+    return metric.better === "higher" ? v : -v;
+  }
+
+  const wanted = (metric) => (metric.better === "nearest" ? `${metric.ideal} is best` : `${metric.better} is better`);
+
   function contents() {
     const nav = find("#contents");
     for (const section of all("main > section")) {
@@ -143,8 +151,7 @@
       const px = (v) => box.left + ((v - xb[0]) / (xb[1] - xb[0])) * (box.right - box.left);
       const py = (v) => box.bottom - ((v - yb[0]) / (yb[1] - yb[0])) * (box.bottom - box.top);
       const titled = ({ metric, label }) => {
-        const arrow = metric.better === "higher" ? "higher is better" : "lower is better";
-        return `${label} (${metric.unit ? `${metric.unit}, ` : ""}${arrow})`;
+        return `${label} (${metric.unit ? `${metric.unit}, ` : ""}${wanted(metric)})`;
       };
       svg = make("svg", { viewBox: `0 0 ${width} ${height}`, height, tabindex: 0, role: "application" });
       svg.classList.toggle("many", points.length > 1000);
@@ -202,10 +209,10 @@
         const [a, b] = [value(of[x][i]), value(v)];
         if (Number.isNaN(a) || Number.isNaN(b)) return;
         both += 1;
-        if (metric.better === "higher" ? b > a : b < a) wins += 1;
+        if (goodness(b, metric) > goodness(a, metric)) wins += 1;
       });
-      const side = metric.better === "higher" ? "above" : "below";
-      return `${data.vaes[y]} is better than ${data.vaes[x]} on ${wins} of ${both} pictures, ${side} the dashed line.`;
+      const side = { higher: ", above the dashed line", lower: ", below the dashed line" }[metric.better] || "";
+      return `${data.vaes[y]} is better than ${data.vaes[x]} on ${wins} of ${both} pictures${side}.`;
     }
 
     function nearest(event) {
@@ -265,8 +272,7 @@
   function ranked() {
     const metric = data.metrics.find((one) => one.key === find("#choose-order").value);
     const figures = data.values[metric.key][Number(find("#choose-order-vae").value)].map(value);
-    const sign = metric.better === "higher" ? 1 : -1;
-    const at = (i) => (Number.isNaN(figures[i]) ? -Infinity : sign * figures[i]); // failures are the worst
+    const at = (i) => (Number.isNaN(figures[i]) ? -Infinity : goodness(figures[i], metric)); // failures are the worst
     return data.pictures.map((_, i) => i).sort((a, b) => (at(a) === at(b) ? a - b : at(a) < at(b) ? -1 : 1));
   }
 

@@ -36,7 +36,7 @@ def values(vae: dict[str, Any], key: str, pictures: int) -> list[float | None]:
     return found
 
 
-def standings(results: dict[str, Any], key: str, higher: bool) -> list[Standing]:
+def standings(results: dict[str, Any], key: str, higher: bool, ideal: float | None = None) -> list[Standing]:
     """One for each VAE, by the pictures for which all that have figures have one.
 
     The VAE with the best mean of these is "best" if its mean difference to each other one has a 95% interval without 0;
@@ -44,8 +44,14 @@ def standings(results: dict[str, Any], key: str, higher: bool) -> list[Standing]
     each other than VAEs do, so that they overlap where one VAE is better on every picture.
 
     None stands out where there are fewer than two VAEs with figures, or fewer than `LEAST` pictures in common.
+
+    Args:
+        ideal: how far from it a figure is counts, and less is better, whatever `higher` says.
     """
     figures = [values(vae, key, len(results["pictures"])) for vae in results["vaes"]]
+    if ideal is not None:
+        figures = [[None if value is None else abs(value - ideal) for value in column] for column in figures]
+        higher = False
     known = [i for i, column in enumerate(figures) if any(v is not None for v in column)]
     found: list[Standing] = [""] * len(figures)
     rows = zip(*(figures[i] for i in known), strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calotype.families.dcae.config import DcaeConfig
-from calotype.families.face import Preset, on_the_hub
+from calotype.families.face import Preset, Space, on_the_hub
 
 PRESETS: Mapping[str, Preset] = {
     "sana-dc-ae": Preset(
@@ -23,3 +23,11 @@ FORMATS: tuple[Mapping[str, Any], ...] = (
     # the config.json of mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers and -1.1-diffusers
     {"kind": "scale_shift", "name": "sana", "channels": 32, "scaling_factor": 0.41407},
 )
+
+SPACES: Mapping[str, Space] = {
+    "sana": Space(
+        title="SANA",
+        factor=32,
+        models=dict.fromkeys(("SANA", "SANA-Sprint"), "diffusers 0.42.1, pipelines/sana"),
+    ),
+}

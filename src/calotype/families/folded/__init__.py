@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from calotype.families.face import Family
 from calotype.families.folded.config import FoldedConfig
+from calotype.families.folded.presets import SPACES
 from calotype.families.folded.steps import program
 from calotype.families.folded.telling import SIGN, tell
 
@@ -13,4 +14,5 @@ FAMILY = Family(
     program=program,
     signs=(SIGN,),
     tell=tell,
+    known_spaces=SPACES,
 )

@@ -6,7 +6,7 @@ from calotype.families.face import Family
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.diffusers import DIFFUSERS
 from calotype.families.kl.names import keras_layers
-from calotype.families.kl.presets import FORMATS, KNOWN_FILES, PRESETS
+from calotype.families.kl.presets import FORMATS, KNOWN_FILES, PRESETS, SPACES
 from calotype.families.kl.steps import program
 from calotype.families.kl.telling import SIGN, joined, tell
 
@@ -19,6 +19,7 @@ FAMILY = Family(
     presets=PRESETS,
     files=KNOWN_FILES,
     formats=FORMATS,
+    known_spaces=SPACES,
     diffusers=DIFFUSERS,
     keras=keras_layers,
     join=joined,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.families.face import Preset, on_the_hub
+from calotype.families.face import Preset, Space, on_the_hub
 from calotype.families.kl.config import AutoencoderConfig
 
 KL_F8 = AutoencoderConfig()  # Stable Diffusion 1, 2 and XL
@@ -120,3 +120,56 @@ FORMATS: tuple[Mapping[str, Any], ...] = (
         "scaling_factor": 0.5,
     },
 )
+
+_COMFY = "ComfyUI of 2026-09, comfy/supported_models.py"
+_DIFFUSERS = "diffusers 0.42.1, "
+
+SPACES: Mapping[str, Space] = {
+    "sd1": Space(
+        title="Stable Diffusion 1 and 2",
+        factor=8,
+        models={
+            **dict.fromkeys(
+                ("Stable Diffusion 1", "Stable Diffusion 2", "Stable Video Diffusion", "Zero123", "PixArt-alpha"),
+                _COMFY,
+            ),
+            "AnimateDiff": f"{_DIFFUSERS}pipelines/animatediff",
+        },
+    ),
+    "sdxl": Space(
+        title="Stable Diffusion XL",
+        factor=8,
+        models={
+            **dict.fromkeys(
+                ("Stable Diffusion XL", "SSD-1B", "Segmind Vega", "KOALA", "AuraFlow", "PixArt-Sigma", "HunyuanDiT"),
+                _COMFY,
+            ),
+        },
+    ),
+    "sd3": Space(
+        title="Stable Diffusion 3",
+        factor=8,
+        models=dict.fromkeys(("Stable Diffusion 3", "Stable Diffusion 3.5"), _COMFY),
+    ),
+    "flux": Space(
+        title="FLUX.1",
+        factor=8,
+        models=dict.fromkeys(
+            ("FLUX.1", "Chroma", "Lumina 2", "Z-Image", "HiDream-I1", "OmniGen2", "Boogu", "LongCat-Image",
+             "Kandinsky 5 Image"),
+            _COMFY,
+        ),
+    ),
+    "flux2": Space(
+        title="FLUX.2",
+        factor=8,
+        channels=32,
+        patch=2,
+        models={
+            **dict.fromkeys(("FLUX.2", "Ideogram 4", "MageFlow", "Lens", "ERNIE-Image"), _COMFY),
+            "FLUX.3": f"{_DIFFUSERS}modular_pipelines/flux3",
+            "FIBO 2": f"{_DIFFUSERS}pipelines/bria_fibo2",
+        },
+    ),
+    "playground": Space(title="Playground v2.5", factor=8, models={"Playground v2.5": _COMFY}),
+}  # fmt: skip

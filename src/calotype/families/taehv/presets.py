@@ -19,6 +19,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="model:wan2.1",
         config=TaehvConfig(),
         licence="MIT",
+        tiny=True,
         about="tiny, for Wan 2.1's and Qwen-Image's latents",
     ),
     "taew2_2": Preset(
@@ -28,6 +29,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="model:wan2.2",
         config=TaehvConfig(z_channels=48),
         licence="MIT",
+        tiny=True,
         about="tiny, for Wan 2.2's latents",
     ),
     "lighttaew2_1": Preset(
@@ -36,6 +38,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="wan2.1",
         config=TaehvConfig(),
         licence="Apache-2.0",
+        tiny=True,
         about="tiny, for Wan 2.1's and Qwen-Image's latents; TAEW2.1 trained further",
     ),
     "lighttaew2_2": Preset(
@@ -44,6 +47,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="wan2.2",
         config=TaehvConfig(z_channels=48),
         licence="Apache-2.0",
+        tiny=True,
         about="tiny, for Wan 2.2's latents; TAEW2.2 trained further",
     ),
 }

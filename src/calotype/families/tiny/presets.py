@@ -14,6 +14,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="sd1",
         config=TinyConfig(),
         licence="MIT",
+        tiny=True,
         about="tiny, for Stable Diffusion 1 and 2's latents",
     ),
     "taesdxl": Preset(
@@ -22,6 +23,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="sdxl",
         config=TinyConfig(),
         licence="MIT",
+        tiny=True,
         about="tiny, for Stable Diffusion XL's latents",
     ),
     "taesd3": Preset(
@@ -30,6 +32,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="sd3",
         config=TinyConfig(z_channels=16),
         licence="MIT",
+        tiny=True,
         about="tiny, for Stable Diffusion 3's latents",
     ),
     "taef1": Preset(
@@ -38,6 +41,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="flux",
         config=TinyConfig(z_channels=16),
         licence="MIT",
+        tiny=True,
         about="tiny, for FLUX.1's latents",
     ),
     "taef2": Preset(
@@ -50,6 +54,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="flux2",
         config=TinyConfig(z_channels=32, pool=True),
         licence="MIT",
+        tiny=True,
         about="tiny, for FLUX.2's latents",
     ),
     "taeqi2_1": Preset(
@@ -58,6 +63,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="qwen-image-2.1",
         config=TinyConfig(z_channels=64, in_channels=4, variant="f16"),
         licence="MIT",
+        tiny=True,
         about="tiny, for Qwen-Image 2.1's latents; pictures with alpha",
     ),
     "taesana": Preset(
@@ -70,6 +76,7 @@ PRESETS: Mapping[str, Preset] = {
         latent_format="sana",
         config=TinyConfig(z_channels=32, variant="f32"),
         licence="MIT",
+        tiny=True,
         about="tiny, for SANA's latents",
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calotype.families.face import Family
 from calotype.families.vq.config import VqConfig
 from calotype.families.vq.diffusers import DIFFUSERS
-from calotype.families.vq.presets import FORMATS, PRESETS, space
+from calotype.families.vq.presets import FORMATS, PRESETS, SPACES, space
 from calotype.families.vq.steps import program
 from calotype.families.vq.telling import SIGN, tell
 
@@ -17,6 +17,7 @@ FAMILY = Family(
     tell=tell,
     presets=PRESETS,
     formats=FORMATS,
+    known_spaces=SPACES,
     space=space,
     diffusers=DIFFUSERS,
     choices=("quantize",),

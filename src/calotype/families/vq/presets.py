@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.families.face import Preset, on_the_hub
+from calotype.families.face import Preset, Space, on_the_hub
 from calotype.families.vq.config import VqConfig
 
 VQ_F4 = VqConfig()
@@ -39,6 +39,32 @@ FORMATS: tuple[Mapping[str, Any], ...] = tuple(
     {"kind": "scale_shift", "name": name, "channels": channels, "scaling_factor": 1.0}
     for name, channels in (("vq-f4", 3), ("vq-f8", 4), ("vq-f16", 8), ("movq", 4))
 )
+
+
+SPACES: Mapping[str, Space] = {
+    "vq-f4": Space(
+        title="latent-diffusion, VQ-f4",
+        factor=4,
+        models={
+            "LDM on CelebA-HQ, FFHQ and LSUN bedrooms": "CompVis/latent-diffusion, configs/latent-diffusion",
+            "LDM super-resolution": "diffusers 0.42.1, pipelines/latent_diffusion",
+        },
+    ),
+    "vq-f8": Space(
+        title="latent-diffusion, VQ-f8",
+        factor=8,
+        models={"LDM on ImageNet": "CompVis/latent-diffusion, configs/latent-diffusion/cin-ldm-vq-f8.yaml"},
+    ),
+    "vq-f16": Space(title="latent-diffusion, VQ-f16", factor=16, models={}),
+    "movq": Space(
+        title="Kandinsky 2",
+        factor=8,
+        models={
+            "Kandinsky 2.1": "diffusers 0.42.1, pipelines/kandinsky",
+            "Kandinsky 2.2": "diffusers 0.42.1, pipelines/kandinsky2_2",
+        },
+    ),
+}
 
 
 def space(config: VqConfig) -> str | None:

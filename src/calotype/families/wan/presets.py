@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.families.face import Preset, on_the_hub
+from calotype.families.face import Preset, Space, on_the_hub
 from calotype.families.wan.config import WanConfig
 
 WAN_21 = WanConfig()  # Qwen-Image's too
@@ -127,3 +127,27 @@ FORMATS: tuple[Mapping[str, Any], ...] = (
         ),
     },
 )
+
+_COMFY = "ComfyUI of 2026-09, comfy/supported_models.py"
+_DIFFUSERS = "diffusers 0.42.1, pipelines/"
+
+SPACES: Mapping[str, Space] = {
+    "wan2.1": Space(
+        title="Wan 2.1 and Qwen-Image",
+        factor=8,
+        models={
+            **dict.fromkeys(
+                ("Wan 2.1", "Wan 2.2 14B", "Qwen-Image", "Krea 2", "Anima", "JoyImage", "Cosmos-Predict2"),
+                _COMFY,
+            ),
+            "NucleusMoE-Image": f"{_DIFFUSERS}nucleusmoe_image",
+            "ChronoEdit": f"{_DIFFUSERS}chronoedit",
+        },
+    ),
+    "wan2.2": Space(
+        title="Wan 2.2 5B",
+        factor=16,
+        models={"Wan 2.2 5B": _COMFY, "FIBO": f"{_DIFFUSERS}bria_fibo"},
+    ),
+    "qwen-image-2.1": Space(title="Qwen-Image 2.1", factor=16, models={"Qwen-Image 2.1": _COMFY}),
+}
