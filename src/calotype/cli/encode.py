@@ -15,6 +15,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     FormatOption,
     JsonOption,
     MemoryOption,
@@ -61,6 +62,7 @@ def command(
     latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -78,7 +80,7 @@ def command(
         parse_memory(memory)
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING, vae)
-    loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which, encode_dtype)
     loaded.require("encoder")
     format_ = loaded.latent_format
     how = alpha_mode(loaded.picture_channels, alpha.value if alpha else None)

@@ -458,12 +458,12 @@ def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | Non
     """Bytes of the weights, and what the plan of the largest picture takes beside them, by a plan for here."""
     found: dict[str, Any] = {
         "device": place(vae.device, memory),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in vae.module.parameters()),
+        "weights_bytes": vae.weights_bytes,
     }
     if rows:
         largest = max(rows, key=lambda row: int(row["height"] * row["width"]))
         height, width = (-(-largest[side] // vae.factor) * vae.factor for side in ("height", "width"))
         with suppress(MemoryLimitError):  # less is free by now
-            plans = [vae.engine.plan(way, height, width, memory) for way in DIRECTIONS]
+            plans = [vae.engine_of(way).plan(way, height, width, memory) for way in DIRECTIONS]
             found["planned_peak_bytes"] = max(plan.peak for plan in plans)
     return found

@@ -112,7 +112,7 @@ class Setup:
         vaes: dict[str, VAE] = {}
         given: dict[str, str] = {}
         for label, spec in labels(self.vaes).items():
-            vaes[label] = load(spec, device=device, dtype=dtype)
+            vaes[label] = load(spec, device=device, dtype=dtype, encode_dtype=dtype)
             vaes[label].require("encoder", "decoder")
             require_channels(vaes[label].picture_channels)
             require_as_large(vaes[label].config, "An evaluation")

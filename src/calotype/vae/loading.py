@@ -30,6 +30,7 @@ def load(
     latent_format: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    encode_dtype: torch.dtype | None = None,
     engine: EngineName = "auto",
     prefix: str | None = None,
     weights: Weights | None = None,
@@ -46,6 +47,8 @@ def load(
             model latents or latents on disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
+        encode_dtype: of encodes alone, which a narrow type harms more than decodes. None: float32, whatever `dtype` is;
+            the first encode says so where that is another.
         engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
         prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
         weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
@@ -60,13 +63,16 @@ def load(
     Warns:
         CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
     """
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
+    for given in (dtype, encode_dtype):
+        if given not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {given}.")
     path, name, latent_format = locate(vae, latent_format)
     loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights, choices=choices)
     for notice in loaded.notices:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
-    return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
+    return VAE(
+        loaded, name=name, device=pick_device(device), dtype=dtype, encode_dtype=encode_dtype, engine=engine
+    )  # fmt: skip
 
 
 def load_as_stored(
