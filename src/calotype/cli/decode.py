@@ -23,6 +23,7 @@ from calotype.cli.common import (
     make_folder,
     outputs,
 )
+from calotype.errors import UsageError
 
 if TYPE_CHECKING:
     from calotype.engine.executor import Progress
@@ -39,6 +40,18 @@ def command(
     ] = None,
     out: OutOption = Path(),
     suffix: Annotated[str, typer.Option(help="Kind of picture: png, jpg, webp, avif or tiff.")] = "png",
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Quick pictures without a decoder, a pixel for each latent: PHOTO-preview.png."),
+    ] = False,
+    factors: Annotated[
+        Path | None,
+        typer.Option(
+            help="What makes previews: the factors.json of `calotype probe`.",
+            show_default="those known for the latents' space",
+        ),
+    ] = None,
+    enlarge: Annotated[bool, typer.Option("--enlarge", help="Previews of the pictures' true sizes, smooth.")] = False,
     any_vae: Annotated[bool, typer.Option("--any-vae", help="Decode another VAE's latents all the same.")] = False,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
@@ -51,7 +64,17 @@ def command(
     """Decode latents to pictures of their true size: PHOTO-decoded.png.
 
     Pictures of any size are decoded exactly, without tiles, and PNG and TIFF are written row by row.
+
+    With --preview no weights are needed: colours are a linear map of the latents. Maps are known of Stable Diffusion 1,
+    XL and 3, FLUX.1 and 2, Wan, Qwen-Image, HunyuanImage 2.1 and the built-in VAE; `calotype probe` fits others.
     """
+    if preview:
+        _previews(latents, vae, out, suffix, factors, enlarge, json)
+        return
+    if factors is not None or enlarge:
+        raise UsageError(
+            f"{'--enlarge' if enlarge else '--factors'} goes with --preview; give that too, or leave it out."
+        )
     from calotype.engine.budget import parse_memory
     from calotype.latents import Latents, load_latents
     from calotype.pixels import require_writable
@@ -82,6 +105,40 @@ def command(
         return {"latents": str(latents[i]), "picture": str(paths[i]), "width": width, "height": height}
 
     results, failures = for_each(latents, work, doing="Decoding", quiet=json)
+
+    def text() -> None:
+        for r in results:
+            print(f"{r['latents']} -> {r['picture']} ({r['width']}x{r['height']})")
+
+    finish({"results": results}, as_json=json, text=text, failures=failures, of=len(latents))
+
+
+def _previews(
+    latents: list[Path], vae: str | None, out: Path, suffix: str, given: Path | None, enlarge: bool, json: bool
+) -> None:
+    """Small pictures by factors."""
+    from calotype.apart import require_apart
+    from calotype.latents import load_latents
+    from calotype.pixels import require_writable, write_picture
+    from calotype.previews import load_factors, preview
+
+    if vae is not None:
+        raise UsageError(
+            f"--preview takes no decoder; leave --vae {vae} out, or leave --preview out to decode by it: a small one "
+            f"of the same latents (taesd, taesdxl, taesd3, taef1, taef2) is quick too."
+        )
+    paths = outputs(latents, out, f"-preview.{suffix.removeprefix('.')}")
+    require_writable(paths[0])
+    require_apart(paths, filter(None, (given,)))
+    factors = None if given is None else load_factors(given)
+
+    def work(i: int, told: Progress | None) -> dict[str, Any]:
+        image = preview(load_latents(latents[i]), factors, enlarge=enlarge)
+        make_folder(out)
+        write_picture(paths[i], image)
+        return {"latents": str(latents[i]), "picture": str(paths[i]), "width": image.width, "height": image.height}
+
+    results, failures = for_each(latents, work, doing="Previewing", quiet=json)
 
     def text() -> None:
         for r in results:

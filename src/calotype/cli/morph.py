@@ -224,7 +224,10 @@ def _require_fitting(ctx: typer.Context, prompts: bool) -> None:
     Raises:
         UsageError: if they are.
     """
-    of_pictures, of_drawings = ("way", "background", "dtype", "encode_dtype", "memory"), ("seed", "steps", "guidance", "model")
+    of_pictures, of_drawings = (
+        ("way", "background", "dtype", "encode_dtype", "memory"),
+        ("seed", "steps", "guidance", "model"),
+    )
     for name in of_pictures if prompts else of_drawings:
         option = f"--{name.replace('_', '-')}"
         source = ctx.get_parameter_source(name)

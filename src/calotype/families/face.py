@@ -199,6 +199,7 @@ class Family:
         presets: published weights, by name.
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
+        factors: name of a latent format -> what makes RGB of its model latents, as `previews.Factors` has it.
         space: name of the latent format that all networks of a configuration have; None where they differ.
         spaces: names of the latent formats that networks of a configuration may have, where nothing tells which; ()
             where any format of the family, or of all, may be.
@@ -224,6 +225,7 @@ class Family:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
+    factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     space: Callable[[Any], str | None] = lambda config: None
     spaces: Callable[[Any], tuple[str, ...]] = lambda config: ()
     diffusers: Diffusers | None = None

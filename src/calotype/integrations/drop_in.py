@@ -213,9 +213,7 @@ class DropIn(ModelMixin):
         return known
 
     def _make(self, device: torch.device, dtype: torch.dtype, name: str, own: Loaded | None = None) -> VAE:
-        vae = VAE(
-            own or self._own, name=name, device=device, dtype=dtype, encode_dtype=self._encode_dtype or dtype
-        )
+        vae = VAE(own or self._own, name=name, device=device, dtype=dtype, encode_dtype=self._encode_dtype or dtype)
         if device.type == "cuda":  # as it computes there: else it would keep a second copy
             vae.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return vae

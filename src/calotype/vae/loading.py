@@ -16,6 +16,7 @@ from calotype.families import PRESETS
 from calotype.files import as_text
 from calotype.latents import KNOWN, MODEL, Latents
 from calotype.vae.pictures import VAE
+from calotype.vae.trials import require_right
 from calotype.weights.fetch import fetch
 from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights
@@ -35,6 +36,7 @@ def load(
     prefix: str | None = None,
     weights: Weights | None = None,
     choices: Mapping[str, bool] | None = None,
+    trust_device: bool = False,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
@@ -55,10 +57,13 @@ def load(
             where not given, if it is the whole VAE.
         choices: how a network computes, where its weights leave a choice: {"quantize": False} has a VQ autoencoder
             decode latents as they are, as Kandinsky's pipelines do, and not the nearest entries of its codebook.
+        trust_device: also where `calotype doctor --device` found the device to compute wrong numbers in these types;
+            so does CALOTYPE_TRUST_DEVICE=1 in the environment.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device, latent format or choice, or a prefix or weights that are not there.
+        UsageError: for an unknown name, device, latent format or choice, a prefix or weights that are not there, or a
+            device that was found to compute wrong numbers.
 
     Warns:
         CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
@@ -70,9 +75,10 @@ def load(
     loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights, choices=choices)
     for notice in loaded.notices:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
-    return VAE(
-        loaded, name=name, device=pick_device(device), dtype=dtype, encode_dtype=encode_dtype, engine=engine
-    )  # fmt: skip
+    where = pick_device(device)
+    if not trust_device:
+        require_right(where, loaded, {"encode": encode_dtype or torch.float32, "decode": dtype})
+    return VAE(loaded, name=name, device=where, dtype=dtype, encode_dtype=encode_dtype, engine=engine)
 
 
 def load_as_stored(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from calotype.families.face import Family
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.hunyuan.diffusers import DIFFUSERS
+from calotype.families.hunyuan.factors import FACTORS
 from calotype.families.hunyuan.presets import FORMATS, PRESETS
 from calotype.families.hunyuan.steps import program
 from calotype.families.hunyuan.telling import SIGN, taken, tell
@@ -17,6 +18,7 @@ FAMILY = Family(
     tell=tell,
     presets=PRESETS,
     formats=FORMATS,
+    factors=FACTORS,
     space=lambda config: "hunyuan-image" if config == HunyuanImageConfig() else None,
     diffusers=DIFFUSERS,
     taken=taken,

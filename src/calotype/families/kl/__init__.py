@@ -5,6 +5,7 @@ from __future__ import annotations
 from calotype.families.face import Family
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.diffusers import DIFFUSERS
+from calotype.families.kl.factors import FACTORS
 from calotype.families.kl.names import keras_layers
 from calotype.families.kl.presets import FORMATS, KNOWN_FILES, PRESETS
 from calotype.families.kl.steps import program
@@ -19,6 +20,7 @@ FAMILY = Family(
     presets=PRESETS,
     files=KNOWN_FILES,
     formats=FORMATS,
+    factors=FACTORS,
     diffusers=DIFFUSERS,
     keras=keras_layers,
     join=joined,
