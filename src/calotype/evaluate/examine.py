@@ -160,6 +160,7 @@ def _write(found: Probe, report: Path) -> None:
     """
     numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
     make_folder(report)
+    assert found.factors is not None
     factors = found.factors.text().encode("utf-8", "backslashreplace")
     with writing_all([report / name for name in REPORT]) as files:
         for file, content in zip(files, (page, numbers, factors), strict=True):

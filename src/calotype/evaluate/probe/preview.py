@@ -151,8 +151,8 @@ class Previews:
             ),
             method=(
                 f"Least squares from {what}, the posterior's mode, to the mean colour of the pixels that each stands "
-                f"for, over {moments.n:,} positions of {self._count} picture{'s' * (self._count != 1)}. For pictures it "
-                f"was not fitted to, every second one is measured with what was fitted to the others. "
+                f"for, over {moments.n:,} positions of {self._count} picture{'s' * (self._count != 1)}. For pictures "
+                f"it was not fitted to, every second one is measured with what was fitted to the others. "
                 f"factors.json has it for --factors; ComfyUI takes the lists below."
             ),
             figures=(self._pictures(found),),

@@ -41,10 +41,10 @@ class Probe:
         seed: of all that is drawn.
         lpips: the network of LPIPS; None without.
         findings: in the order of a report.
-        factors: what makes RGB of the latents, for previews; finding `preview` says how well.
         left_out: what was not measured (its key) -> why, as half a sentence.
         unread: what was said of each picture that can't be read; the others were measured.
         labelled: how many pictures have a label.
+        factors: what makes RGB of the latents, for previews; finding `preview` says how well.
         about: when, with what and on what this was measured; empty where nobody told.
     """
 
@@ -57,10 +57,10 @@ class Probe:
     seed: int
     lpips: str | None
     findings: tuple[Finding, ...]
-    factors: Factors
     left_out: dict[str, str]
     unread: tuple[str, ...] = ()
     labelled: int = 0
+    factors: Factors | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Finding:
@@ -102,7 +102,7 @@ class Probe:
             "unread": list(self.unread),
             "unlabelled": len(self.pictures) - self.labelled,
             "notes": self.notes,
-            "factors": self.factors.to_dict(),
+            "factors": None if self.factors is None else self.factors.to_dict(),
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
