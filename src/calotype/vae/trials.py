@@ -38,7 +38,7 @@ BUILTIN = "builtin"
 _MOST = 200.0  # dB of equal numbers
 
 # dB below which numbers are wrong, and not only rounded; see docs/engine.md for what is usual
-LEAST: Mapping[torch.dtype, float] = {torch.float32: 40.0, torch.float16: 25.0, torch.bfloat16: 15.0}
+LEAST: Mapping[torch.dtype, float] = {torch.float32: 45.0, torch.float16: 35.0, torch.bfloat16: 20.0}
 
 Way = Literal["engine", "network", "network, channels last"]
 Verdict = Literal["right", "wrong", "not finite", "failed"]

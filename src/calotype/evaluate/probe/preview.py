@@ -109,7 +109,7 @@ class Previews:
         return Factors(
             factors=tuple(rows), bias=_colour(bias), format=self.format.name if self.format else "none",
             space="model" if self.format else "raw", vae=vae.sha256, vae_name=vae.name, pictures=self._count,
-            rmse=_levels(left, moments.n), r2=_explained(left.sum(), spread.sum()),
+            rmse=round(_levels(left, moments.n), 4), r2=round(_explained(left.sum(), spread.sum()), 5),
         )  # fmt: skip
 
     def finding(self) -> Finding:
