@@ -61,11 +61,11 @@ def test_what_was_chosen_is_taken_without_a_word(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(path, torch.bfloat16).decode(torch.zeros(1, 4, 2, 2))  # nothing is encoded, so there is nothing to say
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype in (torch.float32, torch.bfloat16):
             for encode_dtype in (torch.float32, torch.bfloat16, torch.float16):
                 found[dtype, encode_dtype] = load(path, dtype, encode_dtype).encode(x).moments
     for (_, encode_dtype), moments in found.items():
-        assert torch.equal(moments, found[encode_dtype, encode_dtype])
+        assert torch.equal(moments, found[torch.float32, encode_dtype])
         assert torch.equal(moments, expected) == (encode_dtype == torch.float32)
     apart = {key: float((value - expected).square().mean()) for key, value in found.items()}
     assert apart[torch.float32, torch.bfloat16] > 4 * apart[torch.float32, torch.float16] > 0

@@ -32,8 +32,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of their own, and small pictures."""
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(trials.TRUST, raising=False)
-    monkeypatch.setattr(trials, "HEIGHT", 32)
-    monkeypatch.setattr(trials, "WIDTH", 48)
+    monkeypatch.setattr(trials, "HEIGHT", 16)
+    monkeypatch.setattr(trials, "WIDTH", 24)
     return tmp_path / "cache"
 
 
@@ -241,7 +241,7 @@ def test_the_engine_is_what_counts(path: Path, loaded: Loaded) -> None:
 def test_what_computes_is_the_engine_and_the_network(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     coder = Coder(loaded)
     x = trials.picture(3, 8)
-    assert x.shape == (1, 3, 32, 48)
+    assert x.shape == (1, 3, 16, 24)
     assert x.abs().max() <= 1
     assert x.std() > 0.2
     seen = []

@@ -20,8 +20,8 @@ from calotype.vae.trials import Way, compute, record_path
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(trials.TRUST, raising=False)
-    monkeypatch.setattr(trials, "HEIGHT", 32)
-    monkeypatch.setattr(trials, "WIDTH", 48)
+    monkeypatch.setattr(trials, "HEIGHT", 16)
+    monkeypatch.setattr(trials, "WIDTH", 24)
     return tmp_path / "cache"
 
 

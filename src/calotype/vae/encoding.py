@@ -21,7 +21,7 @@ def encoding_network(module: Network, device: torch.device, dtype: torch.dtype) 
     if all(value.dtype == dtype and value.device.type == device.type for value in own) and device.type == "cpu":
         return module
     left_out = {id(part): nn.Module() for name, part in module.named_children() if name in decoding}
-    copied: Network = copy.deepcopy(module, left_out)  # type: ignore[arg-type]
+    copied: Network = copy.deepcopy(module, left_out)
     return copied.to(device=device, dtype=dtype)
 
 
