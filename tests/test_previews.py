@@ -92,6 +92,15 @@ def test_sizes_and_alpha() -> None:
     assert preview(cut, MADE).size == (1, 2)
 
 
+@pytest.mark.parametrize("height", [23, 25, 48, 24 * 2**20, 2])
+def test_a_size_that_is_not_that_of_the_latents_is_refused(height: int) -> None:
+    damaged = latents_of(torch.zeros(2, 3, 4), padding=Padding(height, 32, 0, 0, "reflect"))
+    for enlarge in (False, True):
+        with pytest.raises(LatentsError, match="These latents are 3x4 and of a picture padded to .* damaged") as caught:
+            preview(damaged, MADE, enlarge=enlarge)
+        one_sentence(str(caught.value))
+
+
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = save_factors(tmp_path / "f.json", MADE)
     assert load_factors(path) == MADE

@@ -28,6 +28,7 @@ from calotype.texts import TextError, is_number, json_table, number, shown, whol
 
 KIND = "factors/1"
 BUILTIN = Path(__file__).parent / "weights" / "builtin" / "factors.json"
+_LARGEST = 256  # pixels along a side that a latent stands for
 _PACKED = "flux2"  # whose format comes with the weights, and not from `KNOWN`
 
 Colour = tuple[float, float, float]
@@ -209,12 +210,18 @@ def preview(latents: Latents, factors: Factors | None = None, *, enlarge: bool =
         enlarge: to the picture's true size, smoothly; else a pixel stands for a latent, as `rgb` gives them.
 
     Raises:
-        LatentsError: no factors are known, or those given are of other latents.
+        LatentsError: no factors are known, those given are of other latents, or the latents are damaged.
     """
     found = find_factors(latents.format, latents.vae, latents.vae_name, factors)
     rgb = found.rgb((latents.to_model() if found.space == "model" else latents.to_raw()).tensor)
     padding, alpha = latents.padding, latents.alpha
     sides = padding.height + padding.bottom, padding.width + padding.right
+    times = sides[0] // rgb.shape[1]
+    if not 1 <= times <= _LARGEST or sides != (times * rgb.shape[1], times * rgb.shape[2]):
+        raise LatentsError(
+            f"These latents are {latents.tensor.shape[1]}x{latents.tensor.shape[2]} and of a picture padded to "
+            f"{sides[0]}x{sides[1]}, which is no whole multiple of that: they are damaged; make them again."
+        )
     if enlarge:
         rgb = enlarged(rgb, sides)[:, : padding.height, : padding.width]
     else:  # what is of the picture, if only in part
