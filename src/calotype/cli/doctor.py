@@ -150,7 +150,7 @@ def _try(device: str, vae: str | None, json: bool) -> None:
         grid = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("type", "way", "encode", "decode"):
             grid.add_column(column)
-        rows = {(one.dtype, one.way): {} for one in trials}
+        rows: dict[tuple[str, str], dict[str, str]] = {(one.dtype, one.way): {} for one in trials}
         for one in trials:
             rows[one.dtype, one.way][one.direction] = _found(one)
         for (dtype, way), cells in rows.items():
