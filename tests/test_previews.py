@@ -96,7 +96,9 @@ def test_sizes_and_alpha() -> None:
 def test_a_size_that_is_not_that_of_the_latents_is_refused(height: int) -> None:
     damaged = latents_of(torch.zeros(2, 3, 4), padding=Padding(height, 32, 0, 0, "reflect"))
     for enlarge in (False, True):
-        with pytest.raises(LatentsError, match="These latents are 3x4 and of a picture padded to .* damaged") as caught:
+        with pytest.raises(
+            LatentsError, match=r"These latents are 3x4 and of a picture padded to .* damaged"
+        ) as caught:
             preview(damaged, MADE, enlarge=enlarge)
         one_sentence(str(caught.value))
 
