@@ -324,7 +324,8 @@ def overflowing(tmp_path: Path) -> Path:
 
 def test_what_overflows_in_float16_is_computed_in_float32(tmp_path: Path) -> None:
     path = overflowing(tmp_path)
-    narrow = calotype.load(path, device="cpu", dtype=torch.float16, latent_format="sd1")
+    half = torch.float16
+    narrow = calotype.load(path, device="cpu", dtype=half, encode_dtype=half, latent_format="sd1")
     wide = calotype.load(path, device="cpu", latent_format="sd1")
     x, z = pictures(0, 1, 16, 16), torch.randn(1, 4, 2, 2)
     with pytest.warns(CalotypeWarning, match=r"^x\.safetensors gave NaN or infinity in float16; computing in float32"):
@@ -340,7 +341,7 @@ def test_what_overflows_in_float16_is_computed_in_float32(tmp_path: Path) -> Non
 
 
 def test_float16_that_fits_stays_float16(vae: VAE, tmp_path: Path) -> None:
-    narrow = make(tmp_path, dtype=torch.float16)
+    narrow = make(tmp_path, dtype=torch.float16, encode_dtype=torch.float16)
     assert narrow.sha256 == vae.sha256
     x = pictures(0, 1, 16, 16)
     result = narrow.encode(x).mode()
@@ -360,7 +361,7 @@ def test_what_overflows_in_float32_too_is_an_error(vae: VAE) -> None:
 
 
 def test_what_overflows_in_both_warns_and_is_an_error(tmp_path: Path) -> None:
-    vae = make(tmp_path, dtype=torch.float16)
+    vae = make(tmp_path, dtype=torch.float16, encode_dtype=torch.float16)
     for module in (vae.module, vae.loaded.module):
         module.encoder.conv_out.bias.fill_(float("inf"))  # type: ignore[union-attr, operator]
     with pytest.warns(CalotypeWarning), pytest.raises(NonFiniteError, match="float32 too"):

@@ -19,12 +19,13 @@ class Outline:
     Attributes:
         name: as of `VAE`.
         parts: "encoder", "decoder" or both.
-        engine: plans and programs only; there need not be weights to compute with.
+        engine, encoding: plans and programs only, of decodes and encodes; there need not be weights to compute with.
     """
 
     name: str
     parts: frozenset[str]
     engine: Engine
+    encoding: Engine
 
     @property
     def config(self) -> NetworkConfig:
@@ -34,24 +35,31 @@ class Outline:
 
 def outline_of(vae: VAE) -> Outline:
     """That of a VAE which is loaded."""
-    return Outline(name=vae.name, parts=vae.loaded.parts, engine=vae.engine)
+    encoding = Engine(vae.module, vae.device, vae.encode_dtype, vae.engine.asked)
+    return Outline(name=vae.name, parts=vae.loaded.parts, engine=vae.engine, encoding=encoding)
 
 
 def outline_of_preset(
-    name: str, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    encode_dtype: torch.dtype | None = None,
 ) -> Outline:
     """That of a preset, whose architecture is known: nothing is fetched or read.
 
     Args:
-        device, dtype: as `calotype.load` takes them.
+        device, dtype, encode_dtype: as `calotype.load` takes them.
 
     Raises:
         UsageError: there is no such device.
     """
     with torch.device("meta"):
         module = make_network(PRESETS[name].config)
+    place = pick_device(device)
     return Outline(
         name=name,
         parts=frozenset({"encoder", "decoder"}),
-        engine=Engine(module.to(dtype), pick_device(device), dtype),
+        engine=Engine(module.to(dtype), place, dtype),
+        encoding=Engine(module, place, encode_dtype or torch.float32),
     )

@@ -136,6 +136,8 @@ def test_a_preset_is_planned_as_its_weights_are(
         ("320x200", "--encode"),
         ("1024x1024", "--memory", "200MB"),
         ("64x64", "--dtype", "float16"),
+        ("64x64", "--encode", "--dtype", "float16"),
+        ("64x64", "--encode", "--encode-dtype", "bfloat16"),
     ):
         loaded, known = (calotype("plan", name, *words, "--json").json for name in ("v.safetensors", "taesd"))
         assert (loaded.pop("vae"), known.pop("vae")) == ("v.safetensors", "taesd")

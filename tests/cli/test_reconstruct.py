@@ -185,8 +185,10 @@ def test_a_seed_repeats_and_differs_from_the_mode(calotype: Calotype, vae: Path)
 def test_narrow_types_come_close(dtype: str, calotype: Calotype) -> None:
     draw("a.png", 24, 16)
     wide = calotype("reconstruct", "a.png", "--out", "wide", "--json").json
-    narrow = calotype("reconstruct", "a.png", "--out", "narrow", "--dtype", dtype, "--json").json
-    assert narrow["dtype"] == dtype
+    narrow = calotype(
+        "reconstruct", "a.png", "--out", "narrow", "--dtype", dtype, "--encode-dtype", dtype, "--json"
+    ).json
+    assert narrow["dtype"] == narrow["encode_dtype"] == dtype
     assert narrow["results"][0]["psnr"] == pytest.approx(wide["results"][0]["psnr"], abs=2.0)
     apart = np.abs(levels("wide/a-reconstruction.png") - levels("narrow/a-reconstruction.png"))
     assert 0 < apart.mean() < 3

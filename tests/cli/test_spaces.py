@@ -11,8 +11,8 @@ from clikit import FOLDED, Calotype, draw, files, levels, small_vae
 from support import fill
 
 from calotype.families.folded.network import FoldedAutoencoder
+from calotype.latent_files import load_latents, same_as_model, save_latents
 from calotype.latent_spaces import spaces
-from calotype.latents import load_latents, same_as_model, save_latents
 from calotype.weights.save import save_weights
 
 # notices are warnings, which are shown

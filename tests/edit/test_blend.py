@@ -157,7 +157,7 @@ def test_what_overflows_in_float16_is_computed_again(tmp_path: Path) -> None:
     first, second = picture(0, 16, 16), picture(1, 16, 16)
     made = []
     for dtype in (torch.float16, torch.float32):
-        vae = VAE(load_weights(path), name="test", dtype=dtype)
+        vae = VAE(load_weights(path), name="test", dtype=dtype, encode_dtype=dtype)
         out = tmp_path / f"{dtype}.png"
         with pytest.warns(CalotypeWarning, match="computing in float32") if dtype == torch.float16 else nullcontext():
             blend(vae, first, second, half(16, 16), out, feather=0)

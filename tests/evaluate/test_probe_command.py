@@ -85,7 +85,7 @@ def test_what_is_written_says_how_it_was_made(
     assert (ran.code, ran.err) == (0, "")
     found = written()
     assert json.loads(ran.out) == found
-    assert sorted(path.name for path in Path("report").iterdir()) == ["index.html", "probe.json"]
+    assert sorted(path.name for path in Path("report").iterdir()) == ["factors.json", "index.html", "probe.json"]
     assert found["calotype"] == calotype.__version__
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")

@@ -30,7 +30,8 @@ def test_without_a_posterior_what_needs_one_is_left_out() -> None:
     assert found.left_out.keys() == {"kl", "posterior", "draws", "labels", "lpips"}
     assert "without a posterior" in found.left_out["kl"]
     assert [finding.key for finding in found.findings] == [
-        "rate", "channels", "noise", "interpolation", "shifts", "transforms", "constants", "colour", "prior", "drift",
+        "rate", "channels", "noise", "interpolation", "shifts", "transforms", "constants", "colour", "preview", "prior",
+        "drift",
     ]  # fmt: skip
 
 

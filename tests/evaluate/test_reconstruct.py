@@ -45,6 +45,7 @@ def vae_of(config: NetworkConfig | Network, dtype: torch.dtype = torch.float32) 
             files=(),
         ),
         dtype=dtype,
+        encode_dtype=dtype,
     )
 
 

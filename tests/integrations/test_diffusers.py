@@ -453,6 +453,24 @@ def test_moves_leave_the_given_vae_alone(ours: Any, tmp_path: Path) -> None:
     assert torch.equal(vae.decode(z), expected)
 
 
+def test_encodes_are_in_the_pipelines_type_or_in_another(ours: Any, tmp_path: Path) -> None:
+    vae = ours(calotype.load(make_folder(tmp_path), device="cpu"))
+    x = pictures(0, 1, 16, 24)
+    wide = vae.encode(x).latent_dist.mode()
+    vae.to(torch.bfloat16)
+    assert vae.encode_dtype == torch.bfloat16
+    narrow = vae.encode(x.bfloat16()).latent_dist.mode()
+    assert not torch.equal(narrow, wide.bfloat16())
+    vae.encode_dtype = torch.float32
+    same = vae.encode(x.bfloat16().float()).latent_dist.mode()
+    assert same.dtype == torch.bfloat16
+    exact = ours(calotype.load(tmp_path, device="cpu")).encode(x.bfloat16().float()).latent_dist.mode()
+    assert torch.equal(same, exact.bfloat16())
+    assert torch.equal(vae.to(torch.float16).encode(x.bfloat16().float()).latent_dist.mode(), exact.half())
+    with pytest.raises(UsageError, match=r"not torch\.float64"):
+        vae.encode_dtype = torch.float64
+
+
 def test_a_narrow_vae_stays_narrow(ours: Any, tmp_path: Path) -> None:
     vae = calotype.load(make_folder(tmp_path), device="cpu", dtype=torch.bfloat16)
     assert ours(vae).dtype == torch.bfloat16

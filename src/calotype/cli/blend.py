@@ -13,6 +13,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     VaeOption,
@@ -53,6 +54,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -73,7 +75,7 @@ def command(
     if memory is not None:
         parse_memory(memory)
     under, wanted = colour(background), sized(size)
-    loaded = load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype, encode_dtype=encode_dtype)
     loaded.require("encoder", "decoder")
     a, b = (read_rows(path, wanted, under, loaded.picture_channels) for path in (first, second))
     height, width = a.size

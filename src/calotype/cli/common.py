@@ -94,6 +94,14 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", show_default="the fastest there is")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; overflow falls back to float32.")]
+EncodeDtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--encode-dtype",
+        help="What to encode in: latents lose more by a narrow type than pictures do.",
+        show_default="float32, whatever --dtype is",
+    ),
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(
@@ -144,6 +152,7 @@ def load_vae(
     dtype: Dtype,
     prefix: str | None = None,
     weights: WeightsName | None = None,
+    encode_dtype: Dtype | None = None,
 ) -> VAE:
     """`calotype.load` with options as the command line gives them."""
     import torch
@@ -155,6 +164,7 @@ def load_vae(
         latent_format=latent_format,
         device=device,
         dtype=getattr(torch, dtype.value),
+        encode_dtype=getattr(torch, encode_dtype.value) if encode_dtype else None,
         prefix=prefix,
         weights=weights.value if weights else None,
     )

@@ -31,6 +31,7 @@ from calotype.errors import CalotypeError, LatentsError, UsageError
 if TYPE_CHECKING:
     from calotype.engine.executor import Progress
     from calotype.latent_files import LatentFile
+    from calotype.latents import Latents, Space
 
 NAME = "decode"
 _MOST = 10_000  # latents of one file that are decoded at once
@@ -60,6 +61,18 @@ def command(
     any_vae: Annotated[
         bool, typer.Option("--any-vae", help="Decode latents of another space, or of none, all the same.")
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Quick pictures without a decoder, a pixel for each latent: PHOTO-preview.png."),
+    ] = False,
+    factors: Annotated[
+        Path | None,
+        typer.Option(
+            help="What makes previews: the factors.json of `calotype probe`.",
+            show_default="those known for the latents' space",
+        ),
+    ] = None,
+    enlarge: Annotated[bool, typer.Option("--enlarge", help="Previews of the pictures' true sizes, smooth.")] = False,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
     latent_format: Annotated[
@@ -84,10 +97,19 @@ def command(
     Latents of ComfyUI, sd-scripts, musubi-tuner, ai-toolkit, SimpleTuner, OneTrainer and diffusion-pipe are read, and
     bare tensors. They name no VAE, so --vae does; where a file does not tell their space, --latent-format and --space
     do.
+
+    With --preview no weights are needed: colours are a linear map of the latents. Maps are known of Stable Diffusion 1,
+    XL and 3, FLUX.1 and 2, Wan, Qwen-Image, HunyuanImage 2.1 and the built-in VAE; `calotype probe` fits others.
     """
+    if preview:
+        told: tuple[str | None, Space | None, int | None] = latent_format, space.value if space else None, index
+        _previews(latents, vae, out, suffix, factors, enlarge, told, json)
+        return
+    if factors is not None or enlarge:
+        raise UsageError(
+            f"{'--enlarge' if enlarge else '--factors'} goes with --preview; give that too, or leave it out."
+        )
     from calotype.engine.budget import parse_memory
-    from calotype.latent_files import open_latents
-    from calotype.latents import Latents
     from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for
 
@@ -97,19 +119,7 @@ def command(
     if memory is not None:
         parse_memory(memory)
     loaded: dict[tuple[str, str | None], VAE] = {}
-    opened: dict[int, LatentFile | CalotypeError] = {}
-    jobs: list[tuple[int, int, Path]] = []  # (file, latent in it, picture)
-    for i, path in enumerate(latents):
-        try:
-            file = open_latents(path, latent_format=latent_format, space=space.value if space else None)
-        except LatentsError as error:  # the others are decoded
-            opened[i] = error
-            jobs.append((i, 0, paths[i]))
-            continue
-        if file.question:
-            raise UsageError(file.question)
-        opened[i] = file
-        jobs += [(i, k, _named(paths[i], ending, k if len(file) > 1 else None)) for k in _chosen(file, index)]
+    opened, jobs = _jobs(latents, paths, ending, latent_format, space.value if space else None, index)
     if len(latents) < len(jobs):
         require_distinct([path for *_, path in jobs], [*latents, *weights_files(vae)])
 
@@ -126,13 +136,8 @@ def command(
         return loaded[name, said]
 
     def work(j: int, told: Progress | None) -> dict[str, Any]:
-        i, k, path = jobs[j]
-        file = opened[i]
-        if isinstance(file, CalotypeError):
-            raise file
-        one = file[k]
-        if j + 1 == len(jobs) or jobs[j + 1][0] != i:
-            del opened[i]  # with what it holds
+        i, _, path = jobs[j]
+        one = _taken(opened, jobs, j)
         decoder = vae_of(one, latents[i])
         decoder.require("decoder")
         _, rows, columns = decoder.own(one, any_vae).shape
@@ -153,6 +158,45 @@ def command(
     finish({"results": results}, as_json=json, text=text, failures=failures, of=len(jobs))
 
 
+def _jobs(
+    latents: list[Path], paths: list[Path], ending: str, latent_format: str | None, space: Space | None,
+    index: int | None,
+) -> tuple[dict[int, LatentFile | CalotypeError], list[tuple[int, int, Path]]]:  # fmt: skip
+    """Opened files, or why one could not be, by their number; and what to make: (file, latent in it, picture).
+
+    Raises:
+        UsageError: a file does not tell whose latents it holds, or has none of this index.
+    """
+    from calotype.latent_files import open_latents
+
+    opened: dict[int, LatentFile | CalotypeError] = {}
+    jobs: list[tuple[int, int, Path]] = []
+    for i, path in enumerate(latents):
+        try:
+            file = open_latents(path, latent_format=latent_format, space=space)
+        except LatentsError as error:  # the others are decoded
+            opened[i] = error
+            jobs.append((i, 0, paths[i]))
+            continue
+        if file.question:
+            raise UsageError(file.question)
+        opened[i] = file
+        jobs += [(i, k, _named(paths[i], ending, k if len(file) > 1 else None)) for k in _chosen(file, index)]
+    return opened, jobs
+
+
+def _taken(opened: dict[int, LatentFile | CalotypeError], jobs: list[tuple[int, int, Path]], j: int) -> Latents:
+    """The latents of a job; a file is closed with its last."""
+    i, k, _ = jobs[j]
+    file = opened[i]
+    if isinstance(file, CalotypeError):
+        raise file
+    one = file[k]
+    if j + 1 == len(jobs) or jobs[j + 1][0] != i:
+        del opened[i]  # with what it holds
+    return one
+
+
 def _chosen(file: LatentFile, index: int | None) -> range:
     """Which of a file's latents are decoded.
 
@@ -171,3 +215,46 @@ def _chosen(file: LatentFile, index: int | None) -> range:
 def _named(path: Path, ending: str, index: int | None) -> Path:
     """A picture's path, of one of several latents in a file."""
     return path if index is None else path.with_name(f"{path.name.removesuffix(ending)}-{index}{ending}")
+
+
+def _previews(
+    latents: list[Path], vae: str | None, out: Path, suffix: str, given: Path | None, enlarge: bool,
+    said: tuple[str | None, Space | None, int | None], json: bool,
+) -> None:  # fmt: skip
+    """Small pictures by factors.
+
+    Args:
+        said: latent format and space of what does not tell them, and which of a file's latents.
+    """
+    from calotype.apart import require_apart
+    from calotype.pixels import require_writable, write_picture
+    from calotype.previews import load_factors, preview
+
+    if vae is not None:
+        raise UsageError(
+            f"--preview takes no decoder; leave --vae {vae} out, or leave --preview out to decode by it: a small one "
+            f"of the same latents (taesd, taesdxl, taesd3, taef1, taef2) is quick too."
+        )
+    ending = f"-preview.{suffix.removeprefix('.')}"
+    paths = outputs(latents, out, ending)
+    require_writable(paths[0])
+    require_apart(paths, filter(None, (given,)))
+    factors = None if given is None else load_factors(given)
+    opened, jobs = _jobs(latents, paths, ending, *said)
+    if len(latents) < len(jobs):
+        require_distinct([path for *_, path in jobs], [*latents, *filter(None, (given,))])
+
+    def work(j: int, told: Progress | None) -> dict[str, Any]:
+        i, _, path = jobs[j]
+        image = preview(_taken(opened, jobs, j), factors, enlarge=enlarge)
+        make_folder(out)
+        write_picture(path, image)
+        return {"latents": str(latents[i]), "picture": str(path), "width": image.width, "height": image.height}
+
+    results, failures = for_each([latents[i] for i, *_ in jobs], work, doing="Previewing", quiet=json)
+
+    def text() -> None:
+        for r in results:
+            print(f"{r['latents']} -> {r['picture']} ({r['width']}x{r['height']})")
+
+    finish({"results": results}, as_json=json, text=text, failures=failures, of=len(jobs))

@@ -15,6 +15,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     VaeOption,
@@ -56,6 +57,7 @@ def learn(
     size: SizeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -73,7 +75,7 @@ def learn(
     if memory is not None:
         parse_memory(memory)
     wanted = sized(size)
-    loaded = load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype, encode_dtype=encode_dtype)
     with bar("Learning", json) as told:
         found = directions.learn(loaded, start, end, aligned=aligned, size=wanted, memory=memory, progress=told)
     make_folder(out.parent)
@@ -107,6 +109,7 @@ def apply(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -135,7 +138,7 @@ def apply(
             f"{direction}: this direction was learned with {way.vae_name or 'an unnamed VAE'} (sha256 "
             f"{way.vae[:12]}...); give its weights with --vae."
         )
-    loaded = load_vae(vae or way.vae_name, None, device, dtype)
+    loaded = load_vae(vae or way.vae_name, None, device, dtype, encode_dtype=encode_dtype)
     way.require(loaded.sha256, loaded.name, loaded.loaded.format)
     source = read_source(picture, wanted, under, loaded.picture_channels)
     with bar("Applying", json) as told:

@@ -30,6 +30,8 @@ from calotype.cli.drawing import (
     Model,
     ModelOption,
     NegativeOption,
+    PreviewByOption,
+    PreviewEveryOption,
     PreviewOption,
     SamplerName,
     SamplerOption,
@@ -39,7 +41,7 @@ from calotype.cli.drawing import (
     following,
     keeping,
     load_model,
-    require_preview,
+    preview_of,
     require_text,
     slug,
 )
@@ -74,6 +76,8 @@ def command(
         Path | None, typer.Option(help="Draw a picture again; other options change it.", show_default="none")
     ] = None,
     preview: PreviewOption = None,
+    preview_by: PreviewByOption = None,
+    preview_every: PreviewEveryOption = None,
     model: ModelOption = None,
     vae: DrawVaeOption = None,
     config: ConfigOption = None,
@@ -115,7 +119,7 @@ def command(
     read = [*filter(None, (like,)), *weights_files(model, vae, config)]
     _require_own_paths(wanted, paths, grid, read)
     require_folder(out)
-    require_preview(preview, [*paths, *filter(None, (grid,)), *read])
+    followed = preview_of(preview, preview_by, preview_every, [*paths, *filter(None, (grid,)), *read])
     if known and model is None and known["model"]["name"] != BUILTIN:
         raise UsageError(f"{like} was drawn by {known['model']['name']}; give that with --model.")
     if dtype is None and known.get("dtype") in list(Dtype):
@@ -129,7 +133,7 @@ def command(
     small, results = [], []
     with (
         keeping(len(jobs), out) as finished,
-        following(drawing, len(jobs), doing="Drawing", preview=preview, quiet=json) as follow,
+        following(drawing, len(jobs), doing="Drawing", preview=followed, quiet=json) as follow,
     ):
         for i, (prompt, one, path) in enumerate(jobs):
             image = drawing.draw(prompt, one, asked, follow.on_step(i))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from calotype.apart import weights_files
 from calotype.cli.common import Dtype, make_folder, stop
 from calotype.errors import UsageError, WeightsError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from calotype.draw.checkpoints import Checkpoint
     from calotype.draw.pipeline import Drawer, Settings
+    from calotype.draw.previews import Previewer
     from calotype.draw.sampler import Step
     from calotype.latents import Latents
     from calotype.pixels import PictureRows
@@ -81,6 +83,19 @@ SamplerOption = Annotated[
 ]
 PreviewOption = Annotated[
     Path | None, typer.Option(help="Picture that shows the drawing after every step.", show_default="none")
+]
+PreviewByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preview-by",
+        help="What makes it: factors (at no cost), the factors.json of `calotype probe`, or a small VAE of the same "
+        "latents (taesd, taesdxl, taef1, ...).",
+        show_default="the VAE, as the picture itself",
+    ),
+]
+PreviewEveryOption = Annotated[
+    int | None,
+    typer.Option("--preview-every", min=1, help="Only after every n-th step, and the last.", show_default="1"),
 ]
 
 
@@ -161,6 +176,10 @@ class Model(ABC):
     def preview(self, step: Step) -> Image.Image:
         """What a drawing looks like after a step."""
 
+    @abstractmethod
+    def previewer(self, by: str) -> Previewer:
+        """What shows its latents more quickly; see `draw.previews.previewer`."""
+
     def notices(self, prompt: str) -> list[str]:
         """What is to be said of a prompt, a sentence each."""
         return [] if prompt.strip() else ["The prompt is empty, so it is drawn without words."]
@@ -230,6 +249,12 @@ class OwnModel(Model):
     def preview(self, step: Step) -> Image.Image:
         return self.drawer.preview(step)
 
+    def previewer(self, by: str) -> Previewer:
+        from calotype.draw.previews import previewer
+
+        vae = self.drawer.vae
+        return previewer(by, vae.latent_format, vae.sha256, vae.factor, vae_name=vae.name, device=vae.device)
+
     def notices(self, prompt: str) -> list[str]:
         from calotype.draw.text import words_of
 
@@ -295,6 +320,14 @@ class CheckpointModel(Model):
         from calotype.pixels import to_pil
 
         return to_pil(self.checkpoint.pixels(step.clean[:1])[0])
+
+    def previewer(self, by: str) -> Previewer:
+        from calotype.draw.previews import previewer
+
+        own = self.checkpoint
+        return previewer(
+            by, own.latent_format, own.vae_sha256, own.factor, vae_name=own.vae_name, device=own.pipe.device
+        )
 
 
 def load_model(
@@ -368,30 +401,41 @@ def slug(prompt: str) -> str:
     return "-".join(words).encode()[:_LONGEST].decode(errors="ignore").strip("-") or "drawing"
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A picture of the drawing: where, by what (None is the VAE itself), and after which steps."""
+
+    path: Path
+    by: str | None = None
+    every: int = 1
+
+
 class Follow:
     """Shows how far drawings are: a bar on a terminal, and a picture where one is asked for."""
 
-    def __init__(self, model: Model, count: int, preview: Path | None, show: Callable[[float, str], None]) -> None:
+    def __init__(self, model: Model, count: int, preview: Preview | None, show: Callable[[float, str], None]) -> None:
         self.model, self.count, self.preview, self.show = model, count, preview, show
+        self._quick = model.previewer(preview.by) if preview is not None and preview.by is not None else None
 
     def on_step(self, index: int) -> OnStep:
         """What is called after the steps of picture `index`, counted from 0."""
-        from calotype.pixels import write_picture
+        from calotype.pixels import to_pil, write_picture
 
         def told(step: Step) -> None:
             done = (step.index + 1) / step.total
             which = f"{index + 1} of {self.count}, " if self.count > 1 else ""
             self.show((index + done) / self.count, f"{which}step {step.index + 1} of {step.total}")
-            if self.preview is not None:
-                shown = self.model.preview(step)
-                make_folder(self.preview.parent)
-                write_picture(self.preview, shown)
+            number = step.index + 1
+            if self.preview is not None and (number % self.preview.every == 0 or number == step.total):
+                shown = self.model.preview(step) if self._quick is None else to_pil(self._quick(step.clean[0]))
+                make_folder(self.preview.path.parent)
+                write_picture(self.preview.path, shown)
 
         return told
 
 
 @contextmanager
-def following(model: Model, count: int, *, doing: str, preview: Path | None, quiet: bool) -> Iterator[Follow]:
+def following(model: Model, count: int, *, doing: str, preview: Preview | None, quiet: bool) -> Iterator[Follow]:
     """Follows so many drawings."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
@@ -418,7 +462,23 @@ def keeping(count: int, out: Path) -> Iterator[list[Path]]:
         stop(f"Stopped; {len(finished)} of {count} pictures are finished{there}.")
 
 
-def require_preview(preview: Path | None, others: list[Path]) -> None:
+def preview_of(path: Path | None, by: str | None, every: int | None, others: list[Path]) -> Preview | None:
+    """What --preview and its options ask for.
+
+    Args:
+        others: what is read and written beside it.
+
+    Raises:
+        UsageError: it is one of those or no picture's name, or there are options and no --preview.
+    """
+    if path is None and (by is not None or every is not None):
+        option = "--preview-by" if by is not None else "--preview-every"
+        raise UsageError(f"{option} goes with --preview; say which picture that is to be, or leave it out.")
+    _require_preview(path, [*others, *weights_files(by)])
+    return None if path is None else Preview(path, by, every or 1)
+
+
+def _require_preview(preview: Path | None, others: list[Path]) -> None:
     """Checks that --preview names a picture that nothing else is.
 
     Raises:

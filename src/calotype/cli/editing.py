@@ -51,6 +51,7 @@ def read_sources(
     vae: str | None,
     device: str | None,
     dtype: Dtype,
+    encode_dtype: Dtype | None,
 ) -> tuple[list[PictureRows | Latents], VAE]:
     """Pictures and latents, and the VAE for them: that which was asked for, or made latents, or is built in.
 
@@ -62,7 +63,7 @@ def read_sources(
     known = {i: read_source(path, sizes[i], background) for i, path in enumerate(paths) if is_latents(path)}
     if vae is None and known:
         vae = _named([(one, paths[i]) for i, one in known.items() if isinstance(one, Latents)])
-    loaded = load_vae(vae, None, device, dtype)
+    loaded = load_vae(vae, None, device, dtype, encode_dtype=encode_dtype)
     loaded.require("decoder")
     channels = loaded.picture_channels
     sources = [known.get(i) or read_source(path, sizes[i], background, channels) for i, path in enumerate(paths)]

@@ -16,6 +16,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     FormatOption,
     JsonOption,
     MemoryOption,
@@ -73,6 +74,7 @@ def command(
     latent_format: FormatOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -95,7 +97,7 @@ def command(
         raise UsageError(f"--space {space.value}: {to.value} has a space of its own; leave out --space or --to.")
     under = colour(background)
     paths = outputs(photos, out, LATENTS_ENDING if to is None else ".latent" if to.value == "comfyui" else ".npz", vae)
-    loaded = load_vae(vae, latent_format, device, dtype, prefix, which)
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which, encode_dtype)
     loaded.require("encoder")
     format_ = loaded.latent_format
     program: Program | None = to.value if to else None

@@ -16,6 +16,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     colour,
@@ -107,6 +108,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -167,7 +169,7 @@ def command(
         named = {"model": drawing.name, "model_sha256": drawing.sha256, "prompts": pictures, "seeds": seeds}
         made_of |= {"prompts": pictures, "seeds": seeds, **drawing.made_with(asked), **drawing.names}
     else:
-        sources, loaded = read_sources(paths, [wanted] * len(paths), under, vae, device, dtype)
+        sources, loaded = read_sources(paths, [wanted] * len(paths), under, vae, device, dtype, encode_dtype)
         require_as_large(loaded.config, "A morph")
         with bar("Encoding", json) as told:
             latents = []
@@ -222,12 +224,17 @@ def _require_fitting(ctx: typer.Context, prompts: bool) -> None:
     Raises:
         UsageError: if they are.
     """
-    for name in ("way", "background", "dtype", "memory") if prompts else ("seed", "steps", "guidance", "model"):
+    of_pictures, of_drawings = (
+        ("way", "background", "dtype", "encode_dtype", "memory"),
+        ("seed", "steps", "guidance", "model"),
+    )
+    for name in of_pictures if prompts else of_drawings:
+        option = f"--{name.replace('_', '-')}"
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             if prompts:
-                raise UsageError(f"--{name} does nothing to what is drawn by --prompts; leave it out.")
-            raise UsageError(f"--{name} goes with --prompts, and these are pictures; leave it out.")
+                raise UsageError(f"{option} does nothing to what is drawn by --prompts; leave it out.")
+            raise UsageError(f"{option} goes with --prompts, and these are pictures; leave it out.")
 
 
 def _seeds(seeds: list[int] | None, prompts: list[str]) -> list[int]:

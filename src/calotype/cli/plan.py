@@ -10,6 +10,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     PrefixOption,
@@ -40,6 +41,7 @@ def command(
     which: WeightsOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say how a picture of this size would be decoded: memory, work, and where every feature map lives.
@@ -57,18 +59,20 @@ def command(
         parse_memory(memory)
     width, height = size_of(size)
     if is_preset(weights):
-        vae = outline_of_preset(weights, device=device, dtype=getattr(torch, dtype.value))
+        narrow = getattr(torch, encode_dtype.value) if encode_dtype else None
+        vae = outline_of_preset(weights, device=device, dtype=getattr(torch, dtype.value), encode_dtype=narrow)
     else:
-        vae = outline_of(load_vae(weights, None, device, dtype, prefix, which))
+        vae = outline_of(load_vae(weights, None, device, dtype, prefix, which, encode_dtype))
     direction: Direction = "encode" if encode else "decode"
     if f"{direction}r" not in vae.parts:
         raise WeightsError(f"{weights} holds no {direction}r; leave --encode out, or give the other half too.")
-    program = vae.engine.program(direction)
+    engine = vae.encoding if encode else vae.engine
+    program = engine.program(direction)
     factor = max(program.source.factor, program.target.factor)
     height, width = (-(-n // factor) * factor for n in (height, width))
-    plan = vae.engine.plan(direction, height, width, memory)
+    plan = engine.plan(direction, height, width, memory)
     notices = plan.notices()
-    if vae.engine.whole_fits(direction, height, width, memory):
+    if engine.whole_fits(direction, height, width, memory):
         notices.append("The picture fits whole on the device and is computed at once; what follows is for less memory.")
     passes: list[dict[str, Any]] = []
     for one in plan.passes:
@@ -95,7 +99,8 @@ def command(
         "direction": plan.program.direction,
         "width": width,
         "height": height,
-        "engine": vae.engine.name,
+        "engine": engine.name,
+        "dtype": str(engine.dtype).removeprefix("torch."),
         "threads": plan.job.threads,
         "memory": parse_memory(memory) if memory is not None else None,
         "peak_bytes": plan.peak,
@@ -115,7 +120,8 @@ def command(
             [
                 (
                     "picture",
-                    f"{width}x{height}, {plan.program.direction}, {vae.engine.name} engine on {vae.engine.device}",
+                    f"{width}x{height}, {plan.program.direction}, {engine.name} engine on {engine.device}, "
+                    f"{document['dtype']}",
                 ),
                 ("peak memory", f"{in_words(plan.peak, up=True)}{budget}, beside the weights and the picture"),
                 ("work", f"{plan.flops / 1e12:.4g} TFLOP (direct convolutions: {plan.direct_flops / 1e12:.4g})"),

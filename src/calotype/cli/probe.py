@@ -36,9 +36,9 @@ def command(
             help="Pictures: a folder, a .zip, .tar shards, or a dataset's folder.", show_default="drawn cards"
         ),
     ] = None,
-    report: Annotated[Path, typer.Option("--report", "-o", help="Folder for probe.json and index.html.")] = Path(
-        "probe"
-    ),
+    report: Annotated[
+        Path, typer.Option("--report", "-o", help="Folder for index.html, probe.json and factors.json.")
+    ] = Path("probe"),
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -56,9 +56,10 @@ def command(
 ) -> None:
     """Measure what a VAE's latent space does.
 
-    Scale and shift, KL and active units, uncertainty, noise, interpolation, equivariance, grids, colour, the prior,
-    round trips, and with labels what can be read from latents: each with a number, a sentence on how to read it and a
-    figure in REPORT/index.html, which works from disk.
+    Scale and shift, KL and active units, uncertainty, noise, interpolation, equivariance, grids, colour, previews, the
+    prior, round trips, and with labels what can be read from latents: each with a number, a sentence on how to read it
+    and a figure in REPORT/index.html, which works from disk. REPORT/factors.json makes previews of latents, for
+    --factors of `calotype decode --preview` and --preview-by of `calotype draw`.
     """
     from calotype.engine.memory import PLENTY, keep_freed
     from calotype.evaluate.examine import examine
@@ -76,6 +77,7 @@ def command(
         print(json_module.dumps(found.to_dict()))
     else:
         _say(found)
+        print(report / "factors.json")
         print(report / "index.html")
     if found.unread:
         complain_of({"": found.unread}, f"{report / 'probe.json'} lists all.")

@@ -14,6 +14,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     OutOption,
@@ -50,6 +51,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -78,7 +80,7 @@ def command(
         parse_memory(memory)
     plain = outputs(photos, out, "-reconstruction.png", vae)
     panels = outputs(photos, out, "-panel.png", vae)
-    loaded = load_vae(vae, None, device, dtype, prefix, which)
+    loaded = load_vae(vae, None, device, dtype, prefix, which, encode_dtype)
     loaded.require("encoder", "decoder")
     require_as_large(loaded.config, "A reconstruction")
     channels = loaded.picture_channels
@@ -114,7 +116,10 @@ def command(
         }
 
     results, failures = for_each(photos, work, doing="Reconstructing", quiet=json)
-    document = {"vae": loaded.name, "vae_sha256": loaded.sha256, "seed": seed, "dtype": dtype.value, "results": results}
+    document = {
+        "vae": loaded.name, "vae_sha256": loaded.sha256, "seed": seed, "dtype": dtype.value,
+        "encode_dtype": str(loaded.encode_dtype).removeprefix("torch."), "results": results,
+    }  # fmt: skip
 
     def text() -> None:
         for r in results:

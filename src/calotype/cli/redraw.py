@@ -30,6 +30,8 @@ from calotype.cli.drawing import (
     GuidanceOption,
     ModelOption,
     NegativeOption,
+    PreviewByOption,
+    PreviewEveryOption,
     PreviewOption,
     SamplerOption,
     StepsOption,
@@ -37,7 +39,7 @@ from calotype.cli.drawing import (
     following,
     keeping,
     load_model,
-    require_preview,
+    preview_of,
     require_text,
 )
 from calotype.cli.editing import InvertMaskOption, SizeOption, read_mask, read_source, sized
@@ -81,6 +83,8 @@ def command(
     ] = False,
     background: BackgroundOption = "white",
     preview: PreviewOption = None,
+    preview_by: PreviewByOption = None,
+    preview_every: PreviewEveryOption = None,
     model: ModelOption = None,
     vae: DrawVaeOption = None,
     config: ConfigOption = None,
@@ -121,7 +125,7 @@ def command(
     inputs = [picture, *filter(None, (mask,)), *weights_files(model, vae, config)]
     require_apart([*paths, strip, kept], inputs)
     require_folder(out)
-    require_preview(preview, [*inputs, *paths, strip, kept])
+    followed = preview_of(preview, preview_by, preview_every, [*inputs, *paths, strip, kept])
     under = colour(background)
     source = read_source(picture, sized(size), under)
     height, width = source.size if not isinstance(source, Latents) else (source.padding.height, source.padding.width)
@@ -154,7 +158,7 @@ def command(
     small, results = [thumbnail(first)], []
     with (
         keeping(len(prompts), out) as finished,
-        following(drawing, len(prompts), doing="Redrawing", preview=preview, quiet=json) as follow,
+        following(drawing, len(prompts), doing="Redrawing", preview=followed, quiet=json) as follow,
     ):
         for i, stage in enumerate(drawing.redraw(edit, asked, follow.on_step)):
             make_folder(out)

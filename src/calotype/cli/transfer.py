@@ -13,6 +13,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     colour,
@@ -43,6 +44,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -63,7 +65,7 @@ def command(
     if memory is not None:
         parse_memory(memory)
     under = colour(background)
-    sources, loaded = read_sources(paths, [sized(size), None], under, vae, device, dtype)
+    sources, loaded = read_sources(paths, [sized(size), None], under, vae, device, dtype, encode_dtype)
     with bar("Transferring", json) as told:
         latents = [
             latents_of(loaded, source, memory=memory, progress=share(told, i, 3)) for i, source in enumerate(sources)

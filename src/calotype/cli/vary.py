@@ -15,6 +15,7 @@ from calotype.cli.common import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    EncodeDtypeOption,
     JsonOption,
     MemoryOption,
     OutOption,
@@ -51,6 +52,7 @@ def command(
     background: BackgroundOption = "white",
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
+    encode_dtype: EncodeDtypeOption = None,
     memory: MemoryOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -74,7 +76,7 @@ def command(
         raise UsageError(f"--seed {seed}: there are no {count} seeds from there on; give a smaller one.")
     if memory is not None:
         parse_memory(memory)
-    (source,), loaded = read_sources([picture], [sized(size)], colour(background), vae, device, dtype)
+    (source,), loaded = read_sources([picture], [sized(size)], colour(background), vae, device, dtype, encode_dtype)
     seeds = range(seed, seed + count)
     stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
     paths = [out / f"{stem}-vary-{one}.png" for one in seeds]

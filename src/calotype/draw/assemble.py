@@ -92,7 +92,10 @@ def _require_pictures(vae: VAE, name: str, found: Found) -> None:
 
 
 def _with_format(vae: VAE, format_: LatentFormat, name: str) -> VAE:
-    return VAE(replace(vae.loaded, format=format_), name=name, device=vae.device, dtype=vae.dtype)
+    return VAE(
+        replace(vae.loaded, format=format_), name=name, device=vae.device, dtype=vae.dtype,
+        encode_dtype=vae.encode_dtype,
+    )  # fmt: skip
 
 
 def _own_format(config: Mapping[str, Any], found: Found) -> tuple[LatentFormat, int]:

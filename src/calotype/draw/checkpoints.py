@@ -61,6 +61,7 @@ def load_checkpoint(
             checkpoint of that kind, from the local cache or the network.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation; None: float32 on the CPU, else float16, or bfloat16 where that is usual.
+            Pictures to redraw are encoded in float32 all the same.
 
     Raises:
         WeightsError: if there is no whole checkpoint of a known kind; the message says what there is.
@@ -80,6 +81,7 @@ def load_checkpoint(
         own = checkpoint_vae(path, found, vae, target, dtype)
         with quiet(Warning):
             wrapped = vae_class(path, found)(own).to(dtype)
+            wrapped.encode_dtype = torch.float32
             if path.is_dir():
                 if config is not None:
                     raise UsageError(f"{path}: a diffusers folder has its own configurations; leave --config away.")

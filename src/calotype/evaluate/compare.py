@@ -502,7 +502,7 @@ def _memory(vae: VAE, rows: Sequence[Mapping[str, Any]], memory: int | str | Non
         height, width = (-(-largest[side] // vae.factor) * vae.factor for side in ("height", "width"))
         with suppress(MemoryLimitError):  # less is free by now
             n = vae.enlarges
-            plans = [vae.engine.plan("decode", n * height, n * width, memory)]
-            plans += [] if alone else [vae.engine.plan("encode", height, width, memory)]
+            plans = [vae.engine_of("decode").plan("decode", n * height, n * width, memory)]
+            plans += [] if alone else [vae.engine_of("encode").plan("encode", height, width, memory)]
             found["planned_peak_bytes"] = max(plan.peak for plan in plans)
     return found

@@ -1,4 +1,4 @@
-"""A whole probe: from the name of weights and a place with pictures to findings, a file and a page."""
+"""A whole probe: from the name of weights and a place with pictures to findings, two files and a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from calotype.sources import LeftOut, Pictures, files_of, open_source
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
 
-REPORT = ("index.html", "probe.json")
+REPORT = ("index.html", "probe.json", "factors.json")
 SIDE = 256
 
 
@@ -44,7 +44,7 @@ def examine(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """Probes a VAE, and writes REPORT/probe.json and REPORT/index.html.
+    """Probes a VAE, and writes REPORT/probe.json, REPORT/factors.json (see `previews`) and REPORT/index.html.
 
     Pictures are read one at a time. One that can't be read is told of in `Probe.unread`, and the others go on.
 
@@ -153,15 +153,17 @@ def _require_writable(report: Path) -> None:
 
 
 def _write(found: Probe, report: Path) -> None:
-    """Both files, or none.
+    """All files, or none.
 
     Raises:
         StorageError: the disk refuses them.
     """
     numbers, page = (json.dumps(found.to_dict(), indent=1) + "\n").encode(), probe_page(found)
     make_folder(report)
+    assert found.factors is not None
+    factors = found.factors.text().encode("utf-8", "backslashreplace")
     with writing_all([report / name for name in REPORT]) as files:
-        for file, content in zip(files, (page, numbers), strict=True):
+        for file, content in zip(files, (page, numbers, factors), strict=True):
             file.write(content)
 
 

@@ -42,7 +42,7 @@ class Protocol:
         size: side of the square in pixels; 0 where there is none.
         latent: what of the posterior is decoded.
         seed: of the sample; each picture has a generator of its own.
-        dtype: of the network.
+        dtype: of the network, in both directions.
         ssim: "gaussian": `metrics.ssim`, of uint8 alone. "reflect": the same window, with the picture continued by
             reflection (torchmetrics). "uniform": mean over 7 x 7 with the sample covariance (scikit-image's default).
         ssim_range: what SSIM's constants are relative to, in units of the pixels' own range: 1 is right.

@@ -143,7 +143,7 @@ class Setup:
         notices: list[str] = []
         for label, spec in labels(self.vaes, self.decoders).items():
             option = "--decoder" if spec in self.decoders else "--vae"
-            vae = vaes[label] = load(spec, device=device, dtype=dtype)
+            vae = vaes[label] = load(spec, device=device, dtype=dtype, encode_dtype=dtype)
             require_channels(vae.picture_channels)
             if option == "--vae":
                 vae.require("encoder", "decoder")

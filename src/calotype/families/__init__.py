@@ -5,6 +5,7 @@
     telling.py  how it is told by the names and shapes of its tensors
     names.py    what its tensors are called in each layout (where there are several)
     presets.py  published weights, and formats of their latents
+    factors.py  published factors that make RGB of latents (where there are any)
     network.py  the network; the only part that needs torch
 
 Each shows one face, a `Family`; outside nothing knows a family by name.
@@ -41,6 +42,9 @@ PRESETS: Mapping[str, Preset] = {name: preset for family in _SHOWN for name, pre
 FORMATS: tuple[Mapping[str, Any], ...] = tuple(values for family in _SHOWN for values in family.formats)
 
 SPACES: Mapping[str, Space] = {name: space for family in _SHOWN for name, space in family.known_spaces.items()}
+FACTORS: Mapping[str, Mapping[str, Any]] = {
+    name: values for family in FAMILIES for name, values in family.factors.items()
+}
 
 KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
 

@@ -227,6 +227,7 @@ class Family:
         files: sha256 of single files in circulation -> latent format, where shapes can't tell it.
         formats: latent formats, as `latents.LatentFormat.to_dict` gives them.
         known_spaces: what else is known of them and of formats whose numbers come with the weights, by name.
+        factors: name of a latent format -> what makes RGB of its model latents, as `previews.Factors` has it.
         space: name of the latent format that all networks of a configuration have; None where they differ.
         spaces: names of the latent formats that networks of a configuration may have, where nothing tells which; ()
             where any format of the family, or of all, may be.
@@ -253,6 +254,7 @@ class Family:
     files: Mapping[str, str] = field(default_factory=dict)
     formats: Sequence[Mapping[str, Any]] = ()
     known_spaces: Mapping[str, Space] = field(default_factory=dict)
+    factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     space: Callable[[Any], str | None] = lambda config: None
     spaces: Callable[[Any], tuple[str, ...]] = lambda config: ()
     diffusers: Diffusers | None = None

@@ -49,6 +49,7 @@ class DropIn(ModelMixin):
     _supports_group_offloading = False  # its hooks sit on layers, and a VAE may compute without calling them
     _known_as: ClassVar[str]  # which VAEs are of this class, for messages
     _tiles_are_moments: ClassVar[bool] = False  # whether that class's `tiled_encode` gives these, and no output
+    _encode_dtype: torch.dtype | None = None
     _vae: VAE | None
     _beside: Mapping[str, Tensor]  # statistics that pipelines read, and no network
 
@@ -190,13 +191,29 @@ class DropIn(ModelMixin):
     # --- the weights, and who computes with them ---
 
     @property
+    def encode_dtype(self) -> torch.dtype:
+        """What `encode` computes in: the dtype of this module, as in diffusers' own class, unless it was set.
+
+        Set to float32 it gives the latents of float32 in a pipeline of a narrower type, by a copy of the encoder.
+        """
+        return self._encode_dtype or self.dtype
+
+    @encode_dtype.setter
+    def encode_dtype(self, dtype: torch.dtype) -> None:
+        if dtype not in DTYPES:
+            raise _unknown(dtype)
+        self._encode_dtype = dtype
+        if self._vae is not None:
+            self._vae.encode_dtype = dtype
+
+    @property
     def _known(self) -> Diffusers:
         known = family_of(self._own.module.config).diffusers
         assert known is not None
         return known
 
     def _make(self, device: torch.device, dtype: torch.dtype, name: str, own: Loaded | None = None) -> VAE:
-        vae = VAE(own or self._own, name=name, device=device, dtype=dtype)
+        vae = VAE(own or self._own, name=name, device=device, dtype=dtype, encode_dtype=self._encode_dtype or dtype)
         if device.type == "cuda":  # as it computes there: else it would keep a second copy
             vae.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return vae

@@ -18,6 +18,7 @@ from calotype.latent_spaces import fitting
 from calotype.latents import KNOWN, MODEL, Latents
 from calotype.vae.exchange import space_of
 from calotype.vae.pictures import VAE
+from calotype.vae.trials import require_right
 from calotype.weights.fetch import fetch
 from calotype.weights.groups import Weights
 from calotype.weights.load import Loaded, load_weights
@@ -30,10 +31,12 @@ def load(
     latent_format: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    encode_dtype: torch.dtype | None = None,
     engine: EngineName = "auto",
     prefix: str | None = None,
     weights: Weights | None = None,
     choices: Mapping[str, bool] | None = None,
+    trust_device: bool = False,
 ) -> VAE:
     """Loads a VAE: the built-in one, a preset by name, or any weights by path.
 
@@ -46,27 +49,36 @@ def load(
             model latents or latents on disk are wanted.
         device: where it runs; CUDA where there is one, else MPS, else the CPU.
         dtype: of weights and computation. Results that are not finite in a narrower type are computed again in float32.
+        encode_dtype: of encodes alone, which a narrow type harms more than decodes. None: float32, whatever `dtype` is;
+            the first encode says so where that is another.
         engine: what computes: "winograd" (CPU), "fused" (CUDA), "reference" (anywhere), or the fastest of them here.
         prefix: which VAE of a file with several: what stands before its names, as "first_stage_model.".
         weights: "raw" or "ema", where a file holds both those trained and their average over the training; the average
             where not given, if it is the whole VAE.
         choices: how a network computes, where its weights leave a choice: {"quantize": False} has a VQ autoencoder
             decode latents as they are, as Kandinsky's pipelines do, and not the nearest entries of its codebook.
+        trust_device: also where `calotype doctor --device` found the device to compute wrong numbers in these types;
+            so does CALOTYPE_TRUST_DEVICE=1 in the environment.
 
     Raises:
         WeightsError: if there are no usable weights there.
-        UsageError: for an unknown name, device, latent format or choice, or a prefix or weights that are not there.
+        UsageError: for an unknown name, device, latent format or choice, a prefix or weights that are not there, or a
+            device that was found to compute wrong numbers.
 
     Warns:
         CalotypeWarning: where the file is not quite as it should be, or holds more than one VAE that could be meant.
     """
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {dtype}.")
+    for given in (dtype, encode_dtype):
+        if given not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise UsageError(f"A VAE computes in float32, bfloat16 or float16, not {given}.")
     path, name, latent_format = locate(vae, latent_format)
     loaded = load_weights(path, latent_format_name=latent_format, prefix=prefix, weights=weights, choices=choices)
     for notice in loaded.notices:
         warnings.warn(notice, CalotypeWarning, stacklevel=2)
-    return VAE(loaded, name=name, device=pick_device(device), dtype=dtype, engine=engine)
+    where = pick_device(device)
+    if not trust_device:
+        require_right(where, loaded, {"encode": encode_dtype or torch.float32, "decode": dtype})
+    return VAE(loaded, name=name, device=where, dtype=dtype, encode_dtype=encode_dtype, engine=engine)
 
 
 def load_as_stored(

@@ -25,6 +25,7 @@ from calotype.pixels import (
 )
 from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.steps import Direction
+from calotype.vae.encoding import encoding_network, written
 from calotype.weights.load import Loaded, require_format
 
 
@@ -77,6 +78,7 @@ class Coder:
         name: str = "",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        encode_dtype: torch.dtype | None = None,
         engine: EngineName = "auto",
     ) -> None:
         self.loaded = loaded
@@ -89,6 +91,10 @@ class Coder:
         own = copy.deepcopy(loaded.module) if narrows else loaded.module
         self.module: Network = own.to(device=self.device, dtype=dtype)
         self.engine = Engine(self.module, self.device, dtype, engine)
+        self.encode_dtype = encode_dtype or torch.float32
+        self._unsaid = encode_dtype is None and dtype != torch.float32
+        self._encoding: tuple[Engine, tuple[int, ...]] | None = None
+        self._as_loaded = written(self.module)
         self._wide: Engine | None = None
         self._said: set[str] = set()  # notices, each of which is said once
 
@@ -96,6 +102,30 @@ class Coder:
     def config(self) -> NetworkConfig:
         """The network's architecture."""
         return self.module.config
+
+    def engine_of(self, direction: Direction) -> Engine:
+        """What computes in a direction: `engine`, but for an encode in another dtype than `dtype`.
+
+        The weights of that are copied at its first use, those of the encoder alone, and anew once they were changed.
+        """
+        if self._wide is not None:
+            return self._wide
+        if direction == "decode" or self.encode_dtype == self.dtype:
+            return self.engine
+        now = written(self.module)
+        if self._encoding is None or self._encoding[1] != now or self._encoding[0].dtype != self.encode_dtype:
+            # as they were loaded they may have more digits than `module` has of them
+            source = self.loaded.module if now == self._as_loaded else self.module
+            network = encoding_network(source, self.device, self.encode_dtype)
+            self._encoding = Engine(network, self.device, self.encode_dtype, self.engine.asked), now
+        return self._encoding[0]
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory of the weights that it computes with so far, on its device."""
+        networks = [self.module, *((self._encoding[0].module,) if self._encoding else ())]
+        weights = {id(weight): weight for network in networks for weight in network.parameters()}
+        return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
     @property
     def factor(self) -> int:
@@ -161,6 +191,7 @@ class Coder:
                 f"Pixels must be in [-1, 1], and these reach {pixels.abs().max().item():.4g}; "
                 f"calotype.pixels.from_array maps 0..255 to it."
             )
+        self._say_encode_dtype(stacklevel=3)
         with enough_memory(pixels.shape), torch.no_grad():
             padded, _ = pad(pixels, self.factor)
             return posterior_of(self.config, self._run("encode", padded, memory, progress))
@@ -312,6 +343,7 @@ class Coder:
 
         recording = torch.is_grad_enabled()
         require_none_lost("encode", None, self.module)
+        self._say_encode_dtype(stacklevel=3)
 
         def source(start: int, end: int) -> Tensor:
             with torch.set_grad_enabled(recording):  # as where this was called, to see what rows require
@@ -332,11 +364,12 @@ class Coder:
 
         with enough_memory((self.picture_channels, height, width)), torch.no_grad():
             if self._wide is None:
+                engine = self.engine_of("encode")
                 with suppress(NonFiniteError):
-                    return posterior_of(self.config, moments(self.engine))
-                if self.dtype == torch.float32:
+                    return posterior_of(self.config, moments(engine))
+                if engine.dtype == torch.float32:
                     raise self._not_finite(torch.float32)
-                self.widen(stacklevel=3)
+                self.widen(engine.dtype, stacklevel=3)
             assert self._wide is not None
             try:
                 return posterior_of(self.config, moments(self._wide))
@@ -360,11 +393,12 @@ class Coder:
     def _run(self, direction: Direction, x: Tensor, memory: int | str | None, progress: Progress | None) -> Tensor:
         """Moments or pixels, float32; computed again in float32 where the narrower type overflowed."""
         if self._wide is None:
+            engine = self.engine_of(direction)
             with suppress(NonFiniteError):
-                return self.engine(direction, x.to(self.device), memory=memory, progress=progress)
-            if self.dtype == torch.float32:
+                return engine(direction, x.to(self.device), memory=memory, progress=progress)
+            if engine.dtype == torch.float32:
                 raise self._not_finite(torch.float32)
-            self.widen(stacklevel=4)
+            self.widen(engine.dtype, stacklevel=4)
         assert self._wide is not None
         try:
             return self._wide(direction, x.to(self.device, torch.float32), memory=memory, progress=progress)
@@ -376,24 +410,40 @@ class Coder:
         """Whether what is not finite may be so in float32, in which nothing was computed yet."""
         return self.dtype != torch.float32 and self._wide is None
 
-    def widen(self, stacklevel: int = 2) -> None:
-        """Computes in float32 from now on, and warns that it does; once."""
+    def widen(self, dtype: torch.dtype | None = None, *, stacklevel: int = 2) -> None:
+        """Computes in float32 from now on, and warns that it does; once.
+
+        Args:
+            dtype: what was too narrow; that of decodes where not given.
+        """
         if self._wide is not None:
             return
         warnings.warn(
-            f"{self.name or 'This VAE'} gave NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
+            f"{self.name or 'This VAE'} gave NaN or infinity in {_name(dtype or self.dtype)}; "
             f"computing in float32 from now on.",
             CalotypeWarning,
             stacklevel=stacklevel,
         )
         wide = copy.deepcopy(self.loaded.module).to(self.device, torch.float32)
         self._wide = Engine(wide, self.device, torch.float32, self.engine.asked)
+        self._encoding = None
+
+    def _say_encode_dtype(self, stacklevel: int) -> None:
+        """Says once that encodes are in another type than the one asked for, where nobody chose that."""
+        if self._unsaid:
+            self._unsaid = False
+            warnings.warn(
+                f"{self.name or 'This VAE'} decodes in {_name(self.dtype)} and encodes in float32: latents lose more "
+                f"than pictures do; --encode-dtype (encode_dtype=) chooses.",
+                CalotypeWarning,
+                stacklevel=stacklevel,
+            )
 
     def _not_finite(self, dtype: torch.dtype) -> NonFiniteError:
         name = self.name or "This VAE"
         if dtype == torch.float32:
             return NonFiniteError(f"{name} gives NaN or infinity in float32 too: its weights or this input are broken.")
-        return NonFiniteError(f"{name} gives NaN or infinity in {str(dtype).removeprefix('torch.')}; use float32.")
+        return NonFiniteError(f"{name} gives NaN or infinity in {_name(dtype)}; use float32.")
 
     @torch.no_grad()
     def check_dtypes(self) -> dict[str, bool]:
@@ -410,7 +460,7 @@ class Coder:
                 finite = bool(torch.isfinite(z).all())
             if "decoder" in self.loaded.parts:
                 finite = finite and bool(torch.isfinite(module.decode(z.to(self.device, dtype))).all())
-            checks[str(dtype).removeprefix("torch.")] = finite
+            checks[_name(dtype)] = finite
         return checks
 
     def require(self, *parts: Literal["encoder", "decoder"]) -> None:
@@ -427,6 +477,10 @@ class Coder:
                 f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
                 f"their own, and give the folder."
             )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _one_frame(what: str, of: str, given: Tensor) -> Tensor:

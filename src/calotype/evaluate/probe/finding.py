@@ -40,6 +40,7 @@ class Finding:
         sentence: how to read them, and what these say.
         method: how they were measured.
         figures: to be drawn.
+        code: lines to be copied; empty where there are none.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Finding:
     sentence: str
     method: str
     figures: tuple[Figure, ...]
+    code: str = ""
 
     def value(self, name: str) -> float:
         """The number of this name.
@@ -79,7 +81,7 @@ class Finding:
             "numbers": [number.to_dict() for number in self.numbers],
             "sentence": self.sentence,
             "method": self.method,
-        }
+        } | ({"code": self.code} if self.code else {})
 
 
 class LeftOut(Exception):

@@ -17,11 +17,13 @@ from calotype.evaluate.probe.finding import Finding, LeftOut
 from calotype.evaluate.probe.labels import Labels
 from calotype.evaluate.probe.noise import draws, prior, response
 from calotype.evaluate.probe.paths import drift, interpolation
+from calotype.evaluate.probe.preview import Previews
 from calotype.evaluate.probe.rate import Colour, Rate
 from calotype.evaluate.probe.symmetry import shifts, transforms
 from calotype.evaluate.probe.uncertainty import Certainty, Information
 from calotype.families import require_as_large
 from calotype.pixels import require_channels
+from calotype.previews import Factors
 from calotype.vae import VAE
 
 SIDE = 256
@@ -42,6 +44,7 @@ class Probe:
         left_out: what was not measured (its key) -> why, as half a sentence.
         unread: what was said of each picture that can't be read; the others were measured.
         labelled: how many pictures have a label.
+        factors: what makes RGB of the latents, for previews; finding `preview` says how well.
         about: when, with what and on what this was measured; empty where nobody told.
     """
 
@@ -57,6 +60,7 @@ class Probe:
     left_out: dict[str, str]
     unread: tuple[str, ...] = ()
     labelled: int = 0
+    factors: Factors | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Finding:
@@ -98,6 +102,7 @@ class Probe:
             "unread": list(self.unread),
             "unlabelled": len(self.pictures) - self.labelled,
             "notes": self.notes,
+            "factors": None if self.factors is None else self.factors.to_dict(),
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
@@ -112,6 +117,7 @@ class _Survey:
         self.certainty = Certainty(bench)
         self.rate = Rate(bench)
         self.colour = Colour(bench)
+        self.previews = Previews(bench)
         self.labels = Labels(bench)
         bench.latents, bench.reconstructions = [], []
         for i, sample in enumerate(bench.over(bench.samples)):
@@ -129,6 +135,7 @@ class _Survey:
         self.certainty.add(sample, posterior)
         self.rate.add(sample, posterior, reconstruction)
         self.colour.add(sample, reconstruction)
+        self.previews.add(sample, latents)
         self.labels.add(sample, latents)
         if i < len(self.bench.few):
             self.bench.latents.append(latents)
@@ -208,6 +215,7 @@ def probe(
         "kl": survey.information.finding,
         "posterior": survey.certainty.finding,
         "colour": survey.colour.finding,
+        "preview": survey.previews.finding,
         "labels": survey.labels.finding,
     }
     found: dict[str, Finding] = {}
@@ -234,6 +242,7 @@ def probe(
         seed=seed,
         lpips=None if lpips is None else lpips.net,
         findings=tuple(found.values()),
+        factors=survey.previews.factors(),
         left_out=left_out,
         unread=samples.unread,
         labelled=samples.labelled,
@@ -252,6 +261,7 @@ ORDER = (
     "transforms",
     "constants",
     "colour",
+    "preview",
     "prior",
     "drift",
     "labels",

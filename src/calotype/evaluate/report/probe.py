@@ -75,6 +75,7 @@ def _finding(finding: Finding, budget: int) -> Markup:
         else "",
         details("Numbers by channel, colour or step", _several(several)) if several else "",
         element("p", finding.method, class_="note"),
+        details("As lines to copy", element("pre", finding.code)) if finding.code else "",
         class_="said",
     )
     figures = [_figure(figure, budget) for figure in finding.figures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from calotype.families.face import Family
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.hunyuan.diffusers import DIFFUSERS
+from calotype.families.hunyuan.factors import FACTORS
 from calotype.families.hunyuan.presets import FORMATS, PRESETS, SPACES
 from calotype.families.hunyuan.steps import program
 from calotype.families.hunyuan.telling import SIGN, taken, tell
@@ -18,6 +19,7 @@ FAMILY = Family(
     presets=PRESETS,
     formats=FORMATS,
     known_spaces=SPACES,
+    factors=FACTORS,
     space=lambda config: "hunyuan-image" if config == HunyuanImageConfig() else None,
     diffusers=DIFFUSERS,
     taken=taken,

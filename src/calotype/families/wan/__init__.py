@@ -5,6 +5,7 @@ from __future__ import annotations
 from calotype.families.face import Family, Video
 from calotype.families.wan.config import WanConfig
 from calotype.families.wan.diffusers import DIFFUSERS
+from calotype.families.wan.factors import FACTORS
 from calotype.families.wan.presets import FORMATS, PRESETS, SPACES, space
 from calotype.families.wan.steps import program
 from calotype.families.wan.stored import given, shaped, taken
@@ -27,6 +28,7 @@ FAMILY = Family(
     presets=PRESETS,
     formats=FORMATS,
     known_spaces=SPACES,
+    factors=FACTORS,
     space=space,
     diffusers=DIFFUSERS,
     original=lambda key, config: keys_of("ldm", config)[key],
