@@ -507,12 +507,8 @@ def _some(sizes: list[int], most: int) -> list[int]:
     return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]
 
 
-@lru_cache(maxsize=8)
-def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Plan, ...]:
-    """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
-
-    The fastest of all is among these.
-    """
+def _ways(job: Job, program: Program, everything: bool = True) -> list[tuple[dict[str, Place], int]]:
+    """Places of all maps by every policy worth trying, with every stripe, each once; or by those that spill nothing."""
     consumers = _consumers(program)
     sizes = sorted({job.bytes(step.target) for step in program.steps}, reverse=True)
     widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers)}
@@ -520,17 +516,25 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
     for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
-    found: dict[tuple[object, ...], Plan] = {}
-    passes: dict[tuple[object, ...], Pass] = {}
+    found: dict[tuple[object, ...], tuple[dict[str, Place], int]] = {}
     loose = _loose(program)
     sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
     for policy, small in product(policies, _some(sorted({0, *sizes_of_loose}), LOOSE_TRIED)):
         places = _places(job, program, replace(policy, small=small))
         for stripe in (512, 128, 64, 32, 16, 8):
-            key = (tuple(places.values()), stripe)
-            if key not in found:
-                found[key] = _plan(job, program, places, stripe, passes)
-    return tuple(sorted(found.values(), key=lambda one: (one.work, one.peak)))
+            found.setdefault((tuple(places.values()), stripe), (places, stripe))
+    return list(found.values())
+
+
+@lru_cache(maxsize=8)
+def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Plan, ...]:
+    """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
+
+    The fastest of all is among these.
+    """
+    passes: dict[tuple[object, ...], Pass] = {}
+    found = [_plan(job, program, places, stripe, passes) for places, stripe in _ways(job, program, everything)]
+    return tuple(sorted(found, key=lambda one: (one.work, one.peak)))
 
 
 def plan(
