@@ -325,13 +325,14 @@ class Replay:
                         came = run.end
         for step in one.steps:
             if one.stores or step.target.name in one.measured:
-                assert self.windows.get(step.target.name, _Window(np.empty(0), 0, 0)).end in (0, self.rows[step.target.name])
+                assert self.windows.get(step.target.name, _Window(np.empty(0), 0, 0)).end in (
+                    0,
+                    self.rows[step.target.name],
+                )
         return came
 
     def _read(self, step: Step, start: int, end: int) -> Sequence[tuple[Map, int, int]]:
-        return [
-            (m, *rows_read(step, m.name, start, end, self.rows[m.name])) for m in self.reads[step.target.name]
-        ]
+        return [(m, *rows_read(step, m.name, start, end, self.rows[m.name])) for m in self.reads[step.target.name]]
 
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
         if isinstance(step, LinearAttention) or (isinstance(step, Conv | SpatialNorm) and isinstance(step.norm, Norm)):

@@ -49,8 +49,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def some(config: Any, direction: Direction, height: int, width: int, kernels: Any, n: int) -> list[Plan]:
-    """Of two dozen plans the smallest, the largest, some between, and one that spills if there is any."""
-    found = candidates(config, direction, height, width, kernels=kernels, threads=1, few=24)
+    """Of a few plans the smallest, the largest, some between, and one that spills if there is any."""
+    found = candidates(config, direction, height, width, kernels=kernels, threads=1, few=8)
     found = tuple(sorted(found, key=lambda one: one.peak))
     chosen = [found[round(i * (len(found) - 1) / (n - 1))] for i in range(n)]
     if not any(one.spill for one in chosen):
@@ -124,12 +124,11 @@ def test_flat_inputs(name: str, kind: str, kernels: Any, direction: Direction) -
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_plan_size_and_input(name: str, kernels: Any, direction: Direction) -> None:
     module = network(CONFIGS[name])
-    for height, width in ((8, 8), (2, 60), (60, 2)):
-        for kind in ("constant", "noise"):
-            x = given(name, direction, height, width, kind)
-            expected = exact(module, direction, x)
-            for one in some(CONFIGS[name], direction, height, width, kernels, 3):
-                assert error(execute(module, one, x), expected) <= TOLERANCE
+    for height, width, kind in ((8, 8, "constant"), (2, 60, "noise"), (60, 2, "noise")):
+        x = given(name, direction, height, width, kind)
+        expected = exact(module, direction, x)
+        for one in some(CONFIGS[name], direction, height, width, kernels, 3):
+            assert error(execute(module, one, x), expected) <= TOLERANCE
 
 
 @pytest.mark.usefixtures("spill_everything")
