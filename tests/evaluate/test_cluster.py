@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,22 @@ def test_ray_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (here["engine"], there["engine"]) == ("local", "ray")
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two CPUs, and a GPU that only Ray believes in."""
+    ray = pytest.importorskip("ray")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("device", ["cpu", None])
-def test_a_cluster_with_a_gpu(device: str | None, tmp_path: Path) -> None:
-    """Two CPUs, and a GPU that only Ray believes in: more workers than GPUs would wait for ever."""
-    ray = pytest.importorskip("ray")
+def test_a_cluster_with_a_gpu(device: str | None, cluster: None, tmp_path: Path) -> None:
+    """More workers than GPUs would wait for ever."""
     if device is None and torch.cuda.is_available():
         pytest.skip("here it would be used")
     setup = Setup(
@@ -92,11 +103,9 @@ def test_a_cluster_with_a_gpu(device: str | None, tmp_path: Path) -> None:
     )  # fmt: skip
     data = drawn(tmp_path / "data", 3)
     threads = torch.get_num_threads()
-    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False)
     try:
         found = evaluate(data, setup, tmp_path / "r", engine="ray")
     finally:
-        ray.shutdown()
         torch.set_num_threads(threads)
     assert found["vaes"][0]["means"]["psnr"]["n"] == 3
 
@@ -122,16 +131,11 @@ def test_workers_that_nodes_have_room_for() -> None:
 
 @pytest.mark.slow
 @quiet
-def test_threads_that_no_node_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
+def test_threads_that_no_node_has(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(vaes=weights(tmp_path, 1), protocol=Protocol(), metrics=("psnr",), device="cpu")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        with pytest.raises(UsageError, match="torch's 5 threads, and the cluster's nodes have at most 2 CPUs"):
-            evaluate(drawn(tmp_path / "data", 1), setup, tmp_path / "r", engine="ray")
-    finally:
-        ray.shutdown()
+    with pytest.raises(UsageError, match="torch's 5 threads, and the cluster's nodes have at most 2 CPUs"):
+        evaluate(drawn(tmp_path / "data", 1), setup, tmp_path / "r", engine="ray")
 
 
 def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

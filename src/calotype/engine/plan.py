@@ -525,12 +525,8 @@ def _some(values: list[T], most: int) -> list[T]:
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
-@lru_cache(maxsize=8)
-def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Plan, ...]:
-    """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
-
-    The fastest of all is among these.
-    """
+def _ways(job: Job, program: Program, everything: bool = True) -> list[dict[str, Place]]:
+    """Places of all maps by every policy worth trying, each once; or by those that spill nothing."""
     consumers = _consumers(program)
     sizes = sorted({job.bytes(step.target) for step in program.steps}, reverse=True)
     widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers)}
@@ -538,16 +534,24 @@ def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Pl
     for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
-    found: dict[tuple[object, ...], list[Plan]] = {}
-    passes: dict[tuple[object, ...], list[Pass]] = {}
+    found: dict[tuple[object, ...], dict[str, Place]] = {}
     loose = _loose(program)
     sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
     for policy, small in product(policies, _some(sorted({0, *sizes_of_loose}), LOOSE_TRIED)):
         places = _places(job, program, replace(policy, small=small))
-        key = tuple(places.values())
-        if key not in found:
-            found[key] = _plans(job, program, places, passes)
-    return tuple(sorted((one for some in found.values() for one in some), key=lambda one: (one.work, one.peak)))
+        found.setdefault(tuple(places.values()), places)
+    return list(found.values())
+
+
+@lru_cache(maxsize=8)
+def _candidates(job: Job, program: Program, everything: bool = True) -> tuple[Plan, ...]:
+    """Plans of every policy worth trying, by how much work they are; or of those only that spill nothing.
+
+    The fastest of all is among these.
+    """
+    passes: dict[tuple[object, ...], list[Pass]] = {}
+    found = [one for places in _ways(job, program, everything) for one in _plans(job, program, places, passes)]
+    return tuple(sorted(found, key=lambda one: (one.work, one.peak)))
 
 
 def plan(
