@@ -308,7 +308,6 @@ ENGINES = [
     [
         ("decode", 64, 64, None, "float32"),
         ("decode", 64, 96, 200_000_000, "float32"),
-        ("decode", 24, 200, None, "float32"),
         ("decode", 64, 64, None, "bfloat16"),
         ("decode", 64, 64, None, "float16"),
         ("encode", 64, 64, None, "float32"),

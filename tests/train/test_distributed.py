@@ -19,7 +19,7 @@ from calotype import load
 HERE = Path(__file__).resolve().parent
 
 WORKER = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{here!r}, {tests!r}]
 import torch
@@ -32,6 +32,24 @@ from calotype.train.run import Options, train
 from calotype.train.sharded import whole
 
 out, data, steps, resume = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
+world = int(sys.argv[5])
+if world > 1:  # what takes seconds to import is imported once
+    import lightning_fabric
+    ranks = []
+    for rank in range(world):
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            os.environ |= {{"RANK": str(rank), "LOCAL_RANK": str(rank)}}
+            break
+    else:
+        if any(os.wait()[1] for _ in ranks):  # what is left would wait for it
+            for one in ranks:
+                try:
+                    os.kill(one, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            sys.exit(1)
+        sys.exit()
 recipe = changed(
     phases=(), optimiser="adamw", crop=32, zoom=1.0, batch=4, steps=8, checkpoint_every=2, cooldown=0, log_every=1,
     adversarial=Adversarial(start=0, ndf=4, layers=1, norm="group", lecam=0.1, adaptive={adaptive}),
@@ -55,13 +73,12 @@ def watched(self, crops, names=()):
     weights = torch.cat([whole(p.detach()).flatten() for p in self.network.parameters()])
     torch.save(weights, out / f"weights-{{self.step}}-of-{{self.fabric.global_rank}}.pt")
     if self.step == steps:
-        import os, signal
         os.kill(os.getpid(), signal.SIGTERM)  # on every process, as schedulers do
     return line
 
 loop.Trainer.train_step = watched
 out.mkdir(parents=True, exist_ok=True)
-rank = int(__import__("os").environ.get("RANK", "0"))
+rank = int(os.environ.get("RANK", "0"))
 options = Options(device="cpu", tensorboard=False, workers=1, resume=resume, strategy={strategy!r})
 train(recipe, data, out, options, report=lambda line: None,
       notice=lambda text: None, track=lambda items, doing, total: items)
@@ -76,19 +93,15 @@ def launch(world: int, out: Path, data: Path, *, steps: int = 8, resume: bool = 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = WORKER.format(here=str(HERE), tests=str(HERE.parent), strategy=strategy, adaptive=adaptive)
-    words = [sys.executable, "-c", code, str(out), str(data), str(steps), "resume" if resume else "anew"]
-    processes = []
-    for rank in range(world):
-        environment = dict(os.environ)
-        if world > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-            }  # fmt: skip
-        processes.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
+    words = [sys.executable, "-c", code, str(out), str(data), str(steps), "resume" if resume else "anew", str(world)]
+    environment = dict(os.environ)
+    if world > 1:
+        environment |= {
+            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+    ran = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
 
 
 def tensor(out: Path, name: str) -> torch.Tensor:
