@@ -76,6 +76,11 @@ class Pass:
     beside: int = 0
 
     @cached_property
+    def reads(self) -> tuple[tuple[Map, ...], ...]:
+        """The maps that each step reads."""
+        return tuple(read_by(step) for step in self.steps)
+
+    @cached_property
     def made(self) -> dict[str, int]:
         """The step that makes each map."""
         return {step.target.name: i for i, step in enumerate(self.steps)}
@@ -85,8 +90,8 @@ class Pass:
         """Maps that come from a file, or from outside."""
         made = self.made
         found: dict[str, Map] = {}
-        for step in self.steps:
-            for one in read_by(step):
+        for reads in self.reads:
+            for one in reads:
                 if one.name not in made and self.places[one.name] != "kept":
                     found[one.name] = one
         return list(found.values())
@@ -132,9 +137,9 @@ class Pass:
         return tuple(
             tuple(
                 (one.name, self.rows[one.name], _rows_of_each(step, one), residual_of(step) == one == step.source)
-                for one in read_by(step)
+                for one in reads
             )
-            for step in self.steps
+            for step, reads in zip(self.steps, self.reads, strict=True)
         )
 
     @cached_property

@@ -266,8 +266,8 @@ def _plan(job: Job, program: Program, places: Mapping[str, Place], passes: list[
     home: dict[str, _Chain] = {}  # of kept maps
     last_read: dict[str, int] = {}
     for i, one in enumerate(passes):
-        for step in one.steps:
-            for m in read_by(step):
+        for reads in one.reads:
+            for m in reads:
                 last_read[m.name] = i
     for i, one in enumerate(passes):
         if one.stores:
@@ -275,7 +275,7 @@ def _plan(job: Job, program: Program, places: Mapping[str, Place], passes: list[
     offsets, kept = _arrange(chains)
     spill = 0
     for one in passes:
-        maps = {m.name: m for step in one.steps for m in (*read_by(step), step.target)}
+        maps = {m.name: m for step, reads in zip(one.steps, one.reads, strict=True) for m in (*reads, step.target)}
         for name, m in maps.items():
             if places[name] == "spilled" and (name not in one.made or one.stores):
                 spill += job.bytes(m)
@@ -373,11 +373,9 @@ def _pass(
             4 * one.kernel**2 * one.source.channels * one.target.channels for one in steps if isinstance(one, Conv)
         )
     offsets["scratch"] = end
-    return Pass(
-        steps=one.steps, stripe=stripe, measured=one.measured, stores=one.stores, rows=one.rows, places=one.places,
-        granules=granules, offsets=offsets, windows=windows, temporary=end + aligned(scratch),
-        beside=beside,
-    )  # fmt: skip
+    made_whole = replace(one, offsets=offsets, windows=windows, temporary=end + aligned(scratch), beside=beside)
+    made_whole.__dict__.update(vars(one) | vars(made_whole))  # with what was found of its rows
+    return made_whole
 
 
 def _overhead(job: Job, one: Pass) -> float:
@@ -435,7 +433,7 @@ def _place(
             continue
         dying = {
             m.name: m
-            for s in one.steps for m in read_by(s)
+            for reads in one.reads for m in reads
             if one.places[m.name] == "kept" and last_read[m.name] == index and m.name not in taken and m.name != t.name
         }  # fmt: skip
         residual = residual_of(step)
@@ -464,7 +462,8 @@ def _in_place(one: Pass, step: Step) -> bool:
     assert residual is not None
     name = residual.name
     if name in one.made:
-        return all(step is s or name not in {m.name for m in read_by(s)} for s in one.steps)
+        pairs = zip(one.steps, one.reads, strict=True)
+        return all(step is s or all(name != m.name for m in reads) for s, reads in pairs)
     for k in one.telling:
         need = one.needed(k)
         if one.still_read(need)[name] < need[step.target.name]:
@@ -480,7 +479,7 @@ def _slides_over(one: Pass, dying: Mapping[str, Map]) -> Map | None:
 def _shift(job: Job, one: Pass, position: int, old: Map) -> int:
     """Bytes by which the new map must begin before the old one, so that it never reaches rows still to be read."""
     step = one.steps[position]
-    same = any(old.name == m.name for s in one.steps[position:] for m in read_by(s))
+    same = any(old.name == m.name for reads in one.reads[position:] for m in reads)
     shift = 0
     for k in one.telling:
         after = one.needed(k)
