@@ -58,7 +58,6 @@ _accumulate_pixels = accumulate()
 _softmax_row, _blend_row = softmax(), blend()
 _outer_product = outer_product()
 _product_single, _product_half = product(half=False), product(half=BF16)
-_add_single, _add_half = product(half=False, adds=True), product(half=BF16, adds=True)
 
 _TILES = tuple(algorithm.tile for algorithm in ALGORITHMS)
 _WINDOWS = tuple(algorithm.window for algorithm in ALGORITHMS)
@@ -66,7 +65,6 @@ _STEPS = tuple(algorithm.step for algorithm in ALGORITHMS)
 _POSITIONS = tuple(algorithm.positions for algorithm in ALGORITHMS)
 # HALVES: none, and maps are bfloat16: source and target alike, with channels of whole vectors, and no residual
 NONE, SILU, RELU, HALVES = range(4)
-DEPTH = 256  # of products at a time, so that what is read again and again stays in the nearest cache
 ATTENTION_ROWS = 48  # queries that a thread takes at once
 
 
@@ -284,20 +282,14 @@ def convolve_block(
     out_position = 4 * tiles_padded * wide + SKEW
     for p in range(t2):
         for panel in range(panels):
-            for k in range(0, count, DEPTH):
-                b = weights + 4 * ((p * panels + panel) * count + k) * PANEL
-                some = min(DEPTH, count - k)
-                for i in range(0, tiles_padded, ROWS):
-                    a = inputs + p * position + i * padded * element + 4 * k
-                    c = outputs + p * out_position + 4 * (i * wide + panel * PANEL)
-                    if half and k == 0:
-                        _product_half(c, 4 * wide, a, padded * element, b, some)
-                    elif half:
-                        _add_half(c, 4 * wide, a, padded * element, b, some)
-                    elif k == 0:
-                        _product_single(c, 4 * wide, a, padded * element, b, some)
-                    else:
-                        _add_single(c, 4 * wide, a, padded * element, b, some)
+            b = weights + 4 * (p * panels + panel) * count * PANEL
+            for i in range(0, tiles_padded, ROWS):
+                a = inputs + p * position + i * padded * element
+                c = outputs + p * out_position + 4 * (i * wide + panel * PANEL)
+                if half:
+                    _product_half(c, 4 * wide, a, padded * element, b, count)
+                else:
+                    _product_single(c, 4 * wide, a, padded * element, b, count)
 
     # output transform
     out_vectors = wide // LANES

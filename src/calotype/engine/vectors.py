@@ -325,20 +325,16 @@ def _round_up(code: Code, value: Any) -> Any:
     return code.b.add(bits, code.b.add(odd, ir.Constant(IVEC, [0x7FFF] * LANES)))
 
 
-def product(half: bool, adds: bool = False) -> Any:
+def product(half: bool) -> Any:
     """ROWS rows of a times one panel of b: c[i, :] = sum over k of a[i, k] b[k, :]. Strides in bytes.
 
-    With `half`, k counts pairs of bfloat16 and sums are float32. With `adds`, sums go on from those in c.
+    With `half`, k counts pairs of bfloat16 and sums are float32.
     """
 
     def body(code: Code, c: Any, c_stride: Any, a: Any, a_stride: Any, b: Any, count: Any) -> None:
         build = code.b
+        zero = code.constant(0.0)
         rows = [code.address(a, i, a_stride) for i in range(ROWS)]
-        places = [
-            [code.address(code.address(c, i, c_stride), j, 4 * LANES) for j in range(PANEL_VECTORS)]
-            for i in range(ROWS)
-        ]
-        starts = [[code.load(place) if adds else code.constant(0.0) for place in row] for row in places]
         before = build.block
         loop, after = build.append_basic_block("k"), build.append_basic_block("k.end")
         build.branch(loop)
@@ -351,19 +347,20 @@ def product(half: bool, adds: bool = False) -> Any:
         for j in range(PANEL_VECTORS):
             code.prefetch(build.add(code.address(panel, j, 4 * LANES), I64(AHEAD)))
         at = build.mul(k, I64(4))
-        for row, total, start in zip(rows, sums, starts, strict=True):
+        for row, total in zip(rows, sums, strict=True):
             scalar = code.load(build.add(row, at), I32 if half else F32)
             left = code.splat(scalar, IVEC if half else VEC)
-            for phi, r, first in zip(total, right, start, strict=True):
-                phi.add_incoming(first, before)
+            for phi, r in zip(total, right, strict=True):
+                phi.add_incoming(zero, before)
                 phi.add_incoming(_pair_product(code, left, r, phi) if half else code.fma(left, r, phi), loop)
         following = build.add(k, I64(1))
         k.add_incoming(following, loop)
         build.cbranch(build.icmp_signed("<", following, count), loop, after)
         build.position_at_end(after)
-        for row, total in zip(places, sums, strict=True):
-            for place, phi in zip(row, total, strict=True):
-                code.store(next(value for value, block in phi.incomings if block is loop), place)
+        for i, total in enumerate(sums):
+            for j, phi in enumerate(total):
+                final = next(value for value, block in phi.incomings if block is loop)
+                code.store(final, code.address(code.address(c, i, c_stride), j, 4 * LANES))
 
     return emit(6, body)
 
