@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clikit import Calotype, draw, files, levels
+from clikit import Calotype, draw, files, levels, small_vae
 from PIL import Image, ImageDraw
 
 from calotype.draw.record import read_record
@@ -219,8 +219,9 @@ def test_a_blend_by_alpha(calotype: Calotype, vae: Path) -> None:
 # --- direction ---
 
 
-def test_a_direction_is_learned_and_applied(calotype: Calotype, vae: Path, other_vae: Path) -> None:
+def test_a_direction_is_learned_and_applied(calotype: Calotype, vae: Path) -> None:
     folders()
+    other_vae = small_vae(Path("other.safetensors"), 1, "custom")
     told = calotype("direction", "learn", "a", "b", "--vae", vae, "--out", "neg.safetensors", "--json").json
     assert (told["names"], told["counts"], told["held_out"], told["shape"]) == (["a", "b"], [3, 3], [2, 2], [4, 1, 1])
     assert (

@@ -320,7 +320,8 @@ def test_redraws_that_cannot_be(drawer: Drawer, photo: Path) -> None:
     with pytest.raises(UsageError, match=r"not -1\."):
         drawer.redraw(source, "red circle", -1, FEW)
     with pytest.raises(LatentsError):
-        drawer.redraw(replace(source, vae="1" * 64, vae_name="other"), "red circle", 0, FEW)
+        own = replace(source.format, name="custom")
+        drawer.redraw(replace(source, format=own, vae="1" * 64, vae_name="other"), "red circle", 0, FEW)
     with pytest.raises(UsageError, match="52x44"):
         write_redrawn(drawer.vae, source, read_picture_rows(photo), torch.ones(8, 8), Path("out.png"))
 
