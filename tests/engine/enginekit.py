@@ -150,7 +150,11 @@ def candidates(
     random = Random(repr((config, direction, job)))
     passes: dict[tuple[object, ...], list[Pass]] = {}
     made: list[Plan] = []
-    for places in random.sample(ways, min(ceil(few / EACH), len(ways))):
+    chosen = random.sample(ways, min(ceil(few / EACH), len(ways)))
+    spilling = [places for places in ways if "spilled" in places.values()]
+    if spilling and not any("spilled" in places.values() for places in chosen):
+        chosen[-1] = random.choice(spilling)
+    for places in chosen:
         found = plans._plans(job, steps, places, passes)
         made += random.sample(found, min(EACH, len(found)))
     return tuple(sorted(made, key=lambda one: (one.work, one.peak)))
