@@ -293,7 +293,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     refuse(path, r"x\.h5: this is no whole h5 file")
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=np.zeros(3))
-    refuse(path, r"x\.h5: the file holds no VAE: its tensor a\.")
+    refuse(path, r"x\.h5: read as Keras h5: the file holds no VAE: its tensor a\.")
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"gone"]
     refuse(path, "this is no whole h5 file of Keras weights")

@@ -31,6 +31,9 @@ QUERIES, KEYS = 2048, 1024  # positions that attention takes at once
 LEAN = 64 * 2**20  # bytes of a convolution's transformed weights at most, where memory is scarce
 REFERENCE = 4 * 2**20  # bytes of a result that `reference` makes at once on the CPU
 LOCAL_ROWS = 8  # that a depthwise convolution makes at once
+LOCAL_CHANNELS = 64  # at most of them, by the kernels
+LOCAL_POSITIONS = 256  # that a thread of the kernels takes at once where each is made by itself
+SUMMED = 1024  # positions that linear attention sums in float32 at a time
 LOCAL_COPIES = 8  # of what is read, that steps by torch's operations allocate at a time
 ENTRIES = 2048  # of a codebook that positions are held against at once
 ATTENTION_BLOCK = (1, 192)  # positions of its linear maps that a thread takes at once
@@ -210,7 +213,12 @@ class Job:
         return (REFERENCE if self.touched else 64 * REFERENCE) // 4
 
     def local_bytes(self, step: Local, rows: int) -> int:
-        """Bytes that torch allocates at a time for such a step."""
+        """Bytes that are allocated at a time for such a step, by torch or by the kernels."""
+        if self.kernels == "winograd":
+            return max(self._of_torch(step, rows), 4 * self.threads * self.local_scratch(step))
+        return self._of_torch(step, rows)
+
+    def _of_torch(self, step: Local, rows: int) -> int:
         wide = self.size(step.target)[1]
         if isinstance(step, Gated | Scales):
             most, channels = self.local_block(step)
@@ -227,6 +235,19 @@ class Job:
             return 8 * (2 * positions * (entries + channels) + 3 * entries * channels)
         sums = 4 * step.head_dim * step.target.channels if isinstance(step, LinearAttention) else 0
         return 4 * (LOCAL_COPIES * positions * step.source.channels + sums)
+
+    def local_scratch(self, step: Local) -> int:
+        """Floats in which a thread of the kernels makes such a step."""
+        wide, reach = self.size(step.target)[1], 0
+        if isinstance(step, Gated | Scales):
+            reach = step.kernel // 2
+            around = (LOCAL_ROWS + 2 * reach) * (wide + 2 * reach)
+            channels = step.group if isinstance(step, Scales) else LOCAL_CHANNELS
+            return channels * (around + 2 * (LOCAL_ROWS * wide + TILES_AT_ONCE))
+        if isinstance(step, LinearAttention):
+            size = step.head_dim
+            return max(2 * SUMMED + size + 1, 2 * (LOCAL_POSITIONS + TILES_AT_ONCE)) * size
+        return LOCAL_POSITIONS * step.source.channels
 
     @property
     def product_size(self) -> int:

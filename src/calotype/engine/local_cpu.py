@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from calotype.engine import local_kernels
-from calotype.engine.blocks import LOCAL_ROWS, Job
+from calotype.engine.blocks import LOCAL_CHANNELS, LOCAL_POSITIONS, LOCAL_ROWS, SUMMED, Job
 from calotype.engine.local import Sums
 from calotype.engine.memory import Rows
-from calotype.engine.vectors import LANES, PANEL, ROWS
+from calotype.engine.vectors import LANES, PANEL
 from calotype.engine.winograd import Floats, Workers, pixel_norm
 from calotype.steps import Fold, Gated, LinearAttention, Local, Normed, Scales
 
 Places = npt.NDArray[np.int64]
 
 WIDEST = 64 * 1024  # values of one row's channels that a thread takes at once, about
-POSITIONS = 256  # that a thread takes at once where each is made by itself
 _FLOOR = np.array([-np.inf], dtype=np.float32)
 
 
@@ -74,13 +73,13 @@ class LocalKernels:
     def summed(self, step: LinearAttention, rows: Tensor) -> Sums:
         """The sums of rows [n, width, C] of a map that is still to be read: in float32 a few, and in float64 those."""
         size, channels = step.head_dim, rows.shape[2]
-        heads, count, most = channels // (3 * size), rows.shape[0] * rows.shape[1], local_kernels.COLUMNS
-        scratch = _scratch(self.workers, 2 * most * size + (size + 1) * size)
+        heads, count, most = channels // (3 * size), rows.shape[0] * rows.shape[1], SUMMED
+        scratch = self._scratch(step)
         total = np.zeros((heads, size + 1, size))
         address = rows.data_ptr()
 
         def work(thread: int, head: int) -> None:
-            made = scratch[thread, 2 * most * size :].reshape(size + 1, size)
+            made = scratch[thread, 2 * most * size :][: (size + 1) * size].reshape(size + 1, size)
             for first in range(0, count, most):
                 some = min(most, count - first)
                 at = address + 4 * first * channels
@@ -89,6 +88,10 @@ class LocalKernels:
 
         self.workers.run(heads, work)
         return Sums(torch.from_numpy(total[:, :size]), torch.from_numpy(total[:, size]))
+
+    def _scratch(self, step: Local) -> Floats:
+        """[threads, floats]."""
+        return np.empty((self.workers.threads, self.job.local_scratch(step)), dtype=np.float32)
 
     def fold(self, step: Fold, start: int, end: int, *, source: Rows, target: Rows, residual: Rows | None) -> None:
         """Makes rows `start` to `end` of a fold, of float32."""
@@ -118,13 +121,11 @@ class LocalKernels:
         weights: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         high, wide = self.job.size(step.source)
-        half, reach = step.target.channels, step.kernel // 2
+        half = step.target.channels
         chunk = _chunk(half, wide)
         taps = _taps(weights[f"{step.weights}.weight"])
         bias = _floats(weights[f"{step.weights}.bias"])
-        scratch = _scratch(
-            self.workers, 2 * LOCAL_ROWS * wide * chunk + (LOCAL_ROWS + 2 * reach) * (wide + 2 * reach) * chunk
-        )
+        scratch = self._scratch(step)
         fixed = (
             source.address, source.first, high, wide, half, target.address, target.first, start, end, LOCAL_ROWS, chunk,
             step.kernel, taps.ctypes.data, bias.ctypes.data,
@@ -142,8 +143,7 @@ class LocalKernels:
         mixed = _floats(weights[f"{step.weights}.{part}.1.weight"]).reshape(-1, group, group)
         matrices = _panels(mixed.transpose(0, 2, 1))
         none = np.zeros(channels, dtype=np.float32)
-        most = -(-LOCAL_ROWS * wide // ROWS) * ROWS * group
-        scratch = _scratch(self.workers, 2 * most + (LOCAL_ROWS + kernel - 1) * (wide + kernel - 1) * group)
+        scratch = self._scratch(step)
         fixed = (
             source.address, source.first, high, wide, channels, target.address, target.first, step.target.channels,
             part + 1, start, end, LOCAL_ROWS, group, kernel, taps.ctypes.data, none.ctypes.data, matrices.ctypes.data,
@@ -158,12 +158,12 @@ class LocalKernels:
         heads, count = channels // (3 * size), (end - start) * self.job.size(step.source)[1]
         matrices = _panels(sums.values.float().numpy().transpose(0, 2, 1))
         keys = np.append(sums.keys.float().numpy().ravel(), np.float32(step.least))
-        scratch = _scratch(self.workers, 2 * (-(-POSITIONS // ROWS) * ROWS) * size)
+        scratch = self._scratch(step)
         fixed = (
             source[slice(start, end)].data_ptr(), count, channels, target[slice(start, end)].data_ptr(), size,
-            POSITIONS, matrices.ctypes.data, keys.ctypes.data,
+            LOCAL_POSITIONS, matrices.ctypes.data, keys.ctypes.data,
         )  # fmt: skip
-        blocks = heads * ceil(count / POSITIONS)
+        blocks = heads * ceil(count / LOCAL_POSITIONS)
         self.workers.run(blocks, lambda thread, i: local_kernels.attend_block(i, *fixed, _address(scratch, thread)))
 
     def _norm(
@@ -174,13 +174,13 @@ class LocalKernels:
         scale = _floats(weights[f"{step.norm.weights}.weight"])
         shift = _floats(weights[f"{step.norm.weights}.bias"]) if step.norm.bias else np.zeros_like(scale)
         norm = pixel_norm(step.norm, channels)
-        scratch = _scratch(self.workers, POSITIONS * channels)
+        scratch = self._scratch(step)
         fixed = (
             source[slice(start, end)].data_ptr(), count, channels, target[slice(start, end)].data_ptr(),
-            residual[slice(start, end)].data_ptr() if residual else 0, POSITIONS, scale.ctypes.data, shift.ctypes.data,
-            norm.ctypes.data, _FLOOR.ctypes.data,
+            residual[slice(start, end)].data_ptr() if residual else 0, LOCAL_POSITIONS, scale.ctypes.data,
+            shift.ctypes.data, norm.ctypes.data, _FLOOR.ctypes.data,
         )  # fmt: skip
-        blocks = ceil(count / POSITIONS)
+        blocks = ceil(count / LOCAL_POSITIONS)
         self.workers.run(blocks, lambda thread, i: local_kernels.norm_block(i, *fixed, _address(scratch, thread)))
 
 
@@ -208,7 +208,9 @@ def _outwards(step: Fold) -> Places:
 def _chunk(channels: int, wide: int) -> int:
     """Channels that a thread takes at once: whole vectors that divide them, so many that a row of them is not long."""
     most = max(LANES, WIDEST // wide // LOCAL_ROWS)
-    return next(n for n in (64, 32, LANES) if channels % n == 0 and (n <= most or n == LANES))
+    return next(
+        n for n in (LOCAL_CHANNELS, LOCAL_CHANNELS // 2, LANES) if channels % n == 0 and (n <= most or n == LANES)
+    )
 
 
 def _taps(weight: Tensor) -> Floats:
@@ -227,10 +229,6 @@ def _panels(matrices: Floats) -> Floats:
 def _floats(tensor: Tensor) -> Floats:
     made: Floats = np.ascontiguousarray(tensor.detach().float().numpy()).reshape(-1)
     return made
-
-
-def _scratch(workers: Workers, floats: int) -> Floats:
-    return np.empty((workers.threads, -(-floats // LANES) * LANES), dtype=np.float32)
 
 
 def _address(scratch: Floats, thread: int) -> int:

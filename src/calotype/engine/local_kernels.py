@@ -1,13 +1,14 @@
 """CPU kernels of steps that are no convolution over channels: a block of rows, or a head, at a time.
 
 As those of `kernels.py`: compiled once, kept on disk, without a lock; addresses travel as integers, strides in bytes.
-Channels come in whole vectors.
+Channels come in whole vectors. Compiled kernels on disk follow this file alone: see `vectors.py`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from calotype.engine.blocks import SUMMED
 from calotype.engine.kernels import (
     _finish_added,
     _finish_pixel,
@@ -27,7 +28,6 @@ _three, _five, _seven = depthwise(3), depthwise(5), depthwise(7)
 _place = whole_number()
 _gate, _ratio, _summed = gate(), ratio(), summed()
 KERNELS = (3, 5, 7)
-COLUMNS = 1024  # positions that linear attention sums in float32 at a time
 
 
 @_kernel("i" * 12)
@@ -80,7 +80,7 @@ def gate_block(
         index: of the block, counted along channels first.
         half: channels of the target; the source has twice as many.
         weights: [kernel * kernel, 2 * half]; bias: [2 * half].
-        scratch: this thread's, of `gate_floats`.
+        scratch: this thread's, of `Job.local_scratch`.
     """
     parts = half // chunk
     low, top = index % parts * chunk, first + index // parts * block
@@ -109,7 +109,7 @@ def scale_block(
         wide: channels of the target; part: which of its parts this scale is, from 1.
         weights: [kernel * kernel, channels]; none: zeros, as many as channels.
         matrices: [groups, group / PANEL, group, PANEL].
-        scratch: this thread's, of `scale_floats`.
+        scratch: this thread's, of `Job.local_scratch`.
     """
     groups = channels // group
     g, top = index % groups, first + index // groups * block
@@ -140,10 +140,10 @@ def sum_head(head: int, source: int, count: int, channels: int, size: int, scrat
 
     Args:
         source: positions of `channels`: q, k and v of `size` each, head after head.
-        scratch: [COLUMNS, 2 * size], and then [size + 1, size].
+        scratch: [SUMMED, 2 * size], and then [size + 1, size].
     """
-    keys, values = scratch, scratch + 4 * COLUMNS * size
-    sums = scratch + 8 * COLUMNS * size
+    keys, values = scratch, scratch + 4 * SUMMED * size
+    sums = scratch + 8 * SUMMED * size
     _zero(sums, (size + 1) * size)
     at = source + 4 * head * 3 * size
     _move_relu(keys, 4 * size, at + 4 * size, 4 * channels, count, size // LANES)

@@ -75,6 +75,11 @@ class Pass:
     temporary: int = 0
     beside: int = 0
 
+    @property
+    def takes(self) -> int:
+        """Bytes beside kept maps."""
+        return self.temporary + self.beside
+
     @cached_property
     def reads(self) -> tuple[tuple[Map, ...], ...]:
         """The maps that each step reads."""

@@ -248,12 +248,12 @@ def _plans(
         if key not in known:
             ways = [_pass(job, stripe, steps, measures, places, measured, summed) for stripe in STRIPES]
             different = {way.stripe: way for way in ways}.values()
-            known[key] = sorted(different, key=lambda way: (_overhead(job, way), way.temporary))
+            known[key] = sorted(different, key=lambda way: (_overhead(job, way), way.takes))
         order.append(known[key])
     found: dict[tuple[int, ...], Plan] = {}
-    least = max(min(way.temporary for way in ways) for ways in order)
-    for most in sorted({way.temporary for ways in order for way in ways if way.temporary >= least}, reverse=True):
-        passes = [next(way for way in ways if way.temporary <= most) for ways in order]
+    least = max(min(way.takes for way in ways) for ways in order)
+    for most in sorted({way.takes for ways in order for way in ways if way.takes >= least}, reverse=True):
+        passes = [next(way for way in ways if way.takes <= most) for ways in order]
         stripes = tuple(way.stripe for way in passes)
         if stripes not in found:
             found[stripes] = _plan(job, program, places, passes)

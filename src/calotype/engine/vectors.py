@@ -4,7 +4,8 @@ What counts here (accumulators that stay in registers, transforms without a mult
 polynomial) is more than an auto-vectoriser finds. Vectors are 16 floats; LLVM splits them where registers are shorter.
 Addresses travel as integers.
 
-Compiled kernels on disk follow `kernels.py` alone: after a change here or in `bilinear.py`, change that file too.
+Compiled kernels on disk follow `kernels.py` and `local_kernels.py` alone: after a change here or in `bilinear.py`,
+change those files too.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ def dequantised(
     if name == "int8_tensorwise":
         wide = _int8(told, _of_type(weight, torch.int8), _given(scale, name))
     elif name == "mxfp8":
-        wide = _blocks(_two(weight, name).float(), _exponents(_given(scale, name)), MX)
+        wide = _blocks(_of_eight_bits(_two(weight, name), "float8_e4m3fn").float(), _exponents(_given(scale, name)), MX)
     elif name == "nvfp4":
         whole = _given(beside.get("weight_scale_2"), name).float()
         scales = _given(scale, name)
         scales = scales.view(torch.float8_e4m3fn) if scales.dtype == torch.uint8 else scales
         wide = _blocks(_nibbles(_of_type(_two(weight, name), torch.uint8)), scales.float(), NV, whole)
     elif name in ("float", "float8_e4m3fn", "float8_e5m2"):
-        wide = weight.float()
+        wide = (weight if name == "float" else _of_eight_bits(weight, name)).float()
         if scale is not None:
             wide = wide * spread(scale.float(), tuple(weight.shape))
     else:
@@ -153,6 +153,15 @@ def _given(scale: Tensor | None, name: str) -> Tensor:
     if scale is None:
         raise QuantError(f"in {name}, and its scale is missing")
     return scale
+
+
+def _of_eight_bits(tensor: Tensor, name: str) -> Tensor:
+    """float8 of this name, which may be stored as bytes; wider floats stay as they are."""
+    if tensor.dtype == torch.uint8:
+        return tensor.view(getattr(torch, name))
+    if not tensor.is_floating_point():
+        raise QuantError(f"and holds {tensor.dtype} where its format has {name}")
+    return tensor
 
 
 def _of_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

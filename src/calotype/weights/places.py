@@ -95,7 +95,7 @@ def find(
     try:
         found = detect(container.shapes, norm_groups=groups, prefix=prefix, weights=weights, same=same)
     except WeightsError as error:
-        if container.kind in ("safetensors", "torch"):
+        if container.kind.partition(",")[0] in ("safetensors", "torch"):
             raise
         raise WeightsError(f"read as {container.kind}: {error}") from None
     return found, said, own

@@ -100,14 +100,14 @@ def other_file(path: Path, head: bytes) -> str | None:
 
 def _text(path: Path, text: bytes) -> str | None:
     lower = text[:256].lower()
+    if is_openvino(text):
+        return None
     if lower.startswith((b"<!doctype html", b"<html", b"<head", b"<!-")):
         return (
             "this is a web page, not weights: the address was one for people, or asked for a login; download the file "
             "itself"
         )
     if lower.startswith((b"<?xml", b"<net", b"<error")):
-        if is_openvino(text):
-            return None
         return f"this is XML, not weights{_quoted(text)}; download the file itself"
     if lower[:1] in (b"{", b"["):
         return _json(path, text)

@@ -17,6 +17,7 @@ from calotype.weights.graphs.graph import Constant, Node
 
 SMALL = 64  # numbers that are read at once: shapes, axes, scales
 DEEPEST = 32  # operations upon one constant
+MOST_READS = 64  # of constants for one tensor
 
 Args = Sequence[Tensor | None]
 Made = Callable[[Args, Mapping[str, Any]], Tensor]
@@ -42,12 +43,14 @@ class Fixed:
         *,
         dtype: torch.dtype = torch.float32,
         depth: int = 0,
+        reads: int = 1,
         raw: bool = True,
     ) -> None:
         self.shape = shape
         self.sources = sources
         self.dtype = dtype
         self.depth = depth
+        self.reads = reads
         self.raw = raw
         self._make = make
         self._value: Tensor | None = None  # of few numbers
@@ -99,8 +102,9 @@ def fixed(constant: Constant) -> Fixed:
     """A constant of the file."""
     kind = {"int4": "int8", "uint4": "uint8"}.get(constant.stored, constant.stored)
     dtype = getattr(torch, kind, None)
-    known = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    return Fixed(constant.shape, (constant,), constant.read, dtype=known)
+    if not isinstance(dtype, torch.dtype):  # no bytes need to stand behind its shape, so nothing is made of it
+        return Fixed(constant.shape, (constant,), constant.read, depth=DEEPEST)
+    return Fixed(constant.shape, (constant,), constant.read, dtype=dtype)
 
 
 def folded(node: Node, args: Sequence[Fixed | None]) -> Fixed | None:
@@ -113,7 +117,8 @@ def folded(node: Node, args: Sequence[Fixed | None]) -> Fixed | None:
     if make is None or not args or args[0] is None:
         return None
     depth = 1 + max(arg.depth for arg in args if arg)
-    if depth > DEEPEST:
+    reads = sum(arg.reads for arg in args if arg)
+    if depth > DEEPEST or reads > MOST_READS:
         return None
     attributes = node.attributes
     stands = [
@@ -143,6 +148,7 @@ def folded(node: Node, args: Sequence[Fixed | None]) -> Fixed | None:
         read,
         dtype=outline.dtype,
         depth=depth,
+        reads=reads,
         raw=node.op in _LAYOUTS and args[0].raw,
     )
 
@@ -215,7 +221,10 @@ def _flatten(args: Args, attributes: Mapping[str, Any]) -> Tensor:
 
 
 def _concat(args: Args, attributes: Mapping[str, Any]) -> Tensor:
-    return torch.cat([one.cpu() for one in args if one is not None], int(attributes.get("axis", 0)))
+    parts = [one for one in args if one is not None]
+    if any(one.is_meta for one in parts):  # outlines, of which small ones are real
+        parts = [one.to("meta") for one in parts]
+    return torch.cat(parts, int(attributes.get("axis", 0)))
 
 
 def _slice(args: Args, attributes: Mapping[str, Any]) -> Tensor:

@@ -182,7 +182,8 @@ def _graph(xml: _Xml, storage: torch.UntypedStorage, held: Path) -> Graph:
             if waiting[target] == 0:
                 ready.append(target)
         layer, ports = xml.layers[key], sources[key]
-        values = tuple(ports.get(at, "") for at in range(max(ports, default=-1) + 1)) if len(ports) < 64 else ()
+        last = max(ports, default=-1)
+        values = tuple(ports.get(at, "") for at in range(last + 1)) if last < 64 else ()
         if layer.op == "Const":
             constant = _constant(layer, storage, held)
             constants |= dict.fromkeys(given[key], constant)
