@@ -11,6 +11,7 @@ import sqlite3
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,15 @@ from calotype.errors import CalotypeError, LatentsError, UsageError
 from calotype.latent_files import file_name, load_latents, open_latents, save_latents, stored_space
 from calotype.latent_files.models import AI_TOOLKIT, DIFFUSION_PIPE, MUSUBI, SD_SCRIPTS, Stored, Unread
 from calotype.latent_files.spaces import called, factor, fitting
-from calotype.latents import KNOWN, Latents, PackedUntold, flux2, latent_format_from_dict
+from calotype.latents import (
+    KNOWN,
+    Latents,
+    PackedUntold,
+    ScaleShift,
+    flux2,
+    latent_format_from_dict,
+    same_as_model,
+)
 from calotype.pixels import Padding
 
 Z4, Z16 = latents(4, 6, 8), latents(16, 6, 8, seed=1)
@@ -57,6 +66,21 @@ def same(one: Latents, tensor: Tensor, name: str, space: str) -> None:
 
 
 # ComfyUI
+
+
+@pytest.mark.parametrize("to", ["comfyui", "sd-scripts"])
+def test_what_is_written_has_the_published_scale(to: Any, tmp_path: Path) -> None:
+    """A TAESD's raw latents are model latents; another program takes raw ones for those of the VAE that it imitates."""
+    path = tmp_path / ("x.latent" if to == "comfyui" else "x_0064x0048_sd.npz")
+    z = torch.randn(4, 6, 8)
+    padding = Padding(48, 64, 0, 0, "replicate")
+    taesd = Latents(tensor=z, space="raw", format=same_as_model("sd1", 4), vae="a" * 64, padding=padding)
+    save_latents(path, taesd, to=to)
+    back = load_latents(path, latent_format="sd1" if to == "comfyui" else None)
+    torch.testing.assert_close(back.to_model().tensor, z)
+    other = replace(taesd, format=ScaleShift(name="sd1", channels=4, scaling_factor=1.7))
+    with pytest.raises(UsageError, match="with other numbers than those it is published with"):
+        save_latents(path, other, to=to)
 
 
 def test_comfyui_keeps_raw_latents_of_any_vae(tmp_path: Path) -> None:

@@ -399,6 +399,8 @@ def test_any_vae_of_the_space_decodes_what_names_none(tmp_path: Path) -> None:
     assert other.decode_image(custom, any_vae=True).size == (16, 16)
     whose_ever = nameless(same_as_model("none", 4))
     assert torch.equal(other.own(whose_ever), whose_ever.tensor)
+    model = replace(whose_ever, space="model")
+    torch.testing.assert_close(other.own(model), other.latent_format.to_raw(model.tensor))
 
 
 def test_what_is_asked_where_no_vae_is_given() -> None:

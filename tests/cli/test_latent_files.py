@@ -143,6 +143,13 @@ def test_a_file_with_several(calotype: Calotype, sd1: Path) -> None:
     ran = calotype("decode", "batch.latent", "batch-1.latent", *words[2:])
     assert (ran.code, len(ran.said)) == (2, 1)
     assert "Two pictures would both be written to o/batch-1-decoded.png" in ran.err
+    ran = calotype("decode", "batch.latent", "batch-1.latent", *words[2:], "--index", "0")
+    assert (ran.code, "Two pictures would both be written" in ran.err) == (0, False)
+    Path("batch-1.latent").rename("batch-0.latent")
+    comfyui(Path("batch-0.latent"), batch[:1])
+    ran = calotype("decode", "batch.latent", "batch-0.latent", *words[2:], "--index", "0")
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert "Two pictures would both be written to o/batch-0-decoded.png" in ran.err
 
 
 def test_a_cache_of_diffusion_pipe(calotype: Calotype, sd1: Path) -> None:

@@ -13,7 +13,8 @@ from support import one_sentence
 from calotype.edit.sources import latents_of
 from calotype.edit.transfer import adain, transfer
 from calotype.errors import LatentsError, UsageError
-from calotype.latents import same_as_model
+from calotype.latents import KNOWN, Latents, same_as_model
+from calotype.pixels import Padding
 from calotype.vae import VAE
 
 
@@ -31,6 +32,14 @@ def test_adain_by_hand() -> None:
     y = torch.tensor([[[10.0, 16.0], [10.0, 16.0]]])  # mean 13, std 3
     assert adain(x, y).tolist() == [[[10.0, 16.0]]]
     assert torch.allclose(adain(y, y), y)
+
+
+def test_latents_that_name_no_vae_are_of_their_formats() -> None:
+    z, padding = torch.randn(4, 6, 9), Padding(48, 72, 0, 0, "replicate")
+    one = Latents(tensor=z, space="raw", format=KNOWN["sd1"], vae="", padding=padding)
+    assert transfer(one, replace(one, tensor=z * 2)).tensor.shape == z.shape
+    with pytest.raises(LatentsError, match="nothing tells that they are of one space"):
+        transfer(one, replace(one, format=KNOWN["sdxl"]))
 
 
 def test_a_constant_channel_is_moved() -> None:

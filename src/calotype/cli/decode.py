@@ -120,8 +120,7 @@ def command(
         parse_memory(memory)
     loaded: dict[tuple[str, str | None], VAE] = {}
     opened, jobs = _jobs(latents, paths, ending, latent_format, space.value if space else None, index)
-    if len(latents) < len(jobs):
-        require_distinct([path for *_, path in jobs], [*latents, *weights_files(vae)])
+    require_distinct([path for *_, path in jobs], [*latents, *weights_files(vae)])
 
     def vae_of(one: Latents, path: Path) -> VAE:
         name = vae or name_for(one, path)
@@ -130,7 +129,8 @@ def command(
         said = latent_format if one.vae else None
         if (name, said) not in loaded:
             found = load_vae(which_vae, said, device, dtype, prefix, which)
-            if said != latent_format and found.loaded.format is None:
+            untold = said != latent_format and found.loaded.format is None
+            if untold and not (latent_format == "none" and one.space == "model"):
                 found = load_vae(which_vae, latent_format, device, dtype, prefix, which)
             loaded[name, said] = found
         return loaded[name, said]
@@ -241,8 +241,7 @@ def _previews(
     require_apart(paths, filter(None, (given,)))
     factors = None if given is None else load_factors(given)
     opened, jobs = _jobs(latents, paths, ending, *said)
-    if len(latents) < len(jobs):
-        require_distinct([path for *_, path in jobs], [*latents, *filter(None, (given,))])
+    require_distinct([path for *_, path in jobs], [*latents, *filter(None, (given,))])
 
     def work(j: int, told: Progress | None) -> dict[str, Any]:
         i, _, path = jobs[j]

@@ -14,6 +14,7 @@ from calotype.latents import LatentFormat
 from calotype.pixels import to_channels
 from calotype.previews import enlarged, find_factors, load_factors
 from calotype.vae import load
+from calotype.vae.exchange import same_space
 
 FACTORS = "factors"
 
@@ -56,7 +57,7 @@ def previewer(
         return by_factors
     small = load(name, device=device)
     small.require("decoder")
-    if small.sha256 != vae and small.latent_format.name != format_.name:
+    if small.sha256 != vae and not same_space(small.latent_format, format_):
         raise UsageError(
             f"{name} shows latents of format {small.latent_format.name!r}, and these are drawn in {format_.name!r}; "
             f"give a VAE of that, or leave it out."

@@ -46,7 +46,8 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
         LatentsError: if they are of two spaces or have other channels, or the result holds NaN or infinity.
         UsageError: if the strength is no finite number.
     """
-    if content.vae != style.vae and not same_space(content.format, style.format):
+    same = content.vae == style.vae if content.vae else content.format == style.format
+    if not same and not same_space(content.format, style.format):
         raise LatentsError(
             f"The content's latents are by {content.vae_name or 'an unnamed VAE'} ({content.vae[:12]}) and the style's "
             f"by {style.vae_name or 'an unnamed VAE'} ({style.vae[:12]}), and nothing tells that they are of one "
@@ -54,7 +55,7 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
         )
     require_strength(strength)
     raw, styled = content.to_raw(), style.to_raw().tensor
-    if content.vae != style.vae:
+    if not same:
         styled = carried(styled[None], style.format, content.format)[0]
     if len(raw.tensor) != len(styled):
         raise LatentsError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
 from calotype.latent_files.found import Found, Item
+from calotype.latent_files.spaces import as_published
 from calotype.latents import Latents, Space
 from calotype.tensor_files import safetensors_parts
 from calotype.weights.container import SafetensorsFile
@@ -70,7 +71,7 @@ def space_of(format_: str) -> Space:
 def content(latents: Latents) -> bytes:
     """Such a file with the latents of one picture, as float32."""
     name = latents.format.name
-    tensor = (latents.to_model() if space_of(name) == "model" else latents.to_raw()).tensor.float()
+    tensor = as_published(latents, space_of(name)).float()
     tensor = tensor[None, :, None] if _FRAMES[name] else tensor[None]
     file = io.BytesIO()
     tensors: Mapping[str, Tensor] = {TENSOR: tensor, _VERSION: torch.empty(0)}

@@ -17,6 +17,7 @@ import numpy as np
 from calotype.errors import UsageError
 from calotype.latent_files.found import Found, Item, told
 from calotype.latent_files.models import SD_SCRIPTS, Space
+from calotype.latent_files.spaces import as_published
 from calotype.latents import Latents
 
 _LATENTS = re.compile(r"latents(_\d+x\d+)?")
@@ -88,7 +89,7 @@ def content(path: Path, latents: Latents) -> bytes:
             f"{path}: sd-scripts tells latents of format {latents.format.name!r} by the end of the file's name; let it "
             f"end with _{suffix}.npz."
         )
-    tensor = (latents.to_model() if space_of(latents.format.name) == "model" else latents.to_raw()).tensor.float()
+    tensor = as_published(latents, space_of(latents.format.name)).float()
     height, width = latents.padding.height, latents.padding.width
     arrays = {"latents": tensor.numpy(), "original_size": np.array([width, height]),
               "crop_ltrb": np.array([0, 0, width, height])}  # fmt: skip

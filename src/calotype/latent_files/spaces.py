@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from calotype.errors import UsageError
 from calotype.families import PRESETS
-from calotype.latents import KNOWN, MODEL, LatentFormat, PackedUntold, Space, latent_format
+from calotype.latents import KNOWN, MODEL, LatentFormat, Latents, PackedUntold, Space, latent_format, same_as_model
 
 FLUX2 = PackedUntold(name="flux2", channels=32)
 
@@ -35,6 +37,28 @@ def called(name: str, channels: int) -> LatentFormat:
         names = ", ".join([*(one.name for one in _formats()), "none"])
         raise UsageError(f"There is no latent format {name!r}; choose one of {names}.")
     return found
+
+
+def as_published(latents: Latents, space: Space) -> Tensor:
+    """Latents [C, h, w], raw or model, with the numbers that their format is published with, as other programs have it.
+
+    A TAESD's raw latents are model latents already.
+
+    Raises:
+        UsageError: the format is called after a published one and has other numbers.
+    """
+    format_ = latents.format
+    known = KNOWN.get(format_.name)
+    if space == "model":
+        return latents.to_model().tensor
+    if known is None or format_ == known:
+        return latents.to_raw().tensor
+    if format_ != same_as_model(format_.name, known.channels):
+        raise UsageError(
+            f"These latents are of a format called {format_.name!r} with other numbers than those it is published "
+            f"with, which another program could not know; leave out --to (to=)."
+        )
+    return known.to_raw(latents.to_model().tensor[None])[0]
 
 
 def factor(name: str) -> int:

@@ -127,11 +127,12 @@ def _untold(vae: Coder, latents: Latents) -> Tensor | None:
     flux2 = isinstance(theirs, PackedUntold) and isinstance(ours, Packed) and ours.name == theirs.name
     if latents.vae or not (theirs.name == "none" or flux2):
         return None
-    if latents.space == "raw" or ours is None:
+    if latents.space == "raw":
         if flux2 and ours is not None and _is_model(ours):
             return None
         fits, tensor = len(latents.tensor) == vae.latent_channels, latents.tensor
     else:
+        ours = vae.latent_format  # which asks where nothing tells it
         fits = ours.fits(latents.tensor)
         tensor = ours.to_raw(latents.tensor[None])[0] if fits else latents.tensor
     if not fits:
