@@ -11,8 +11,9 @@ from clikit import FOLDED, Calotype, draw, files, levels, small_vae
 from support import fill
 
 from calotype.families.folded.network import FoldedAutoencoder
-from calotype.latent_files import load_latents, same_as_model, save_latents
+from calotype.latent_files import load_latents, save_latents
 from calotype.latent_spaces import spaces
+from calotype.latents import same_as_model
 from calotype.weights.save import save_weights
 
 # notices are warnings, which are shown

@@ -254,11 +254,13 @@ class Report:
         counts: refused, accepted, failed.
         failures: a line for each that failed: which, and what it did.
         slowest: seconds of the slowest.
+        end: by the monotonic clock, after which no more is tried.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     slowest: float = 0.0
+    end: float = float("inf")
 
     def __str__(self) -> str:
         told = ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
@@ -266,16 +268,15 @@ class Report:
 
 
 def run(family: str, folder: Path, total: int, seconds: float) -> Report:
-    """So many mutants, of each case of a family in turn, or as many as the time allows."""
+    """So many mutants, of each case of a family in turn, or as many as the time allows that begins with the first."""
     report = Report()
-    end = time.monotonic() + seconds
     first = 0
-    while first < total and time.monotonic() < end and len(report.failures) < 20:
-        first = _watched(family, folder, first, total, end, report)
+    while first < total and time.monotonic() < report.end and len(report.failures) < 20:
+        first = _watched(family, folder, first, total, seconds, report)
     return report
 
 
-def _watched(family: str, folder: Path, first: int, total: int, end: float, report: Report) -> int:
+def _watched(family: str, folder: Path, first: int, total: int, seconds: float, report: Report) -> int:
     """One process, until it dies, hangs or is done; the number to go on with."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, str(HERE / "worker.py"), family, str(folder), str(first), str(total)]
@@ -284,7 +285,8 @@ def _watched(family: str, folder: Path, first: int, total: int, end: float, repo
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout
         for line in _lines(process.stdout.fileno()):
-            if line is None or time.monotonic() > end:
+            report.end = min(report.end, time.monotonic() + seconds)
+            if line is None or time.monotonic() > report.end:
                 process.kill()
                 if line is None:
                     report.failures.append(f"{doing}: no end")
