@@ -250,14 +250,12 @@ def _plans(
             different = {way.stripe: way for way in ways}.values()
             known[key] = sorted(different, key=lambda way: (_overhead(job, way), way.takes))
         order.append(known[key])
-    found: dict[tuple[int, ...], Plan] = {}
+    found: dict[tuple[int, ...], list[Pass]] = {}
     least = max(min(way.takes for way in ways) for ways in order)
     for most in sorted({way.takes for ways in order for way in ways if way.takes >= least}, reverse=True):
         passes = [next(way for way in ways if way.takes <= most) for ways in order]
-        stripes = tuple(way.stripe for way in passes)
-        if stripes not in found:
-            found[stripes] = _plan(job, program, places, passes)
-    return _some(list(found.values()), CEILINGS_TRIED)
+        found.setdefault(tuple(way.stripe for way in passes), passes)
+    return [_plan(job, program, places, passes) for passes in _some(list(found.values()), CEILINGS_TRIED)]
 
 
 def _plan(job: Job, program: Program, places: Mapping[str, Place], passes: list[Pass]) -> Plan:
