@@ -17,7 +17,16 @@ from torch.nn import functional
 import calotype
 from calotype.errors import LatentsError
 from calotype.families import FACTORS
-from calotype.latents import KNOWN, LatentFormat, Latents, PerChannel, flux2, latent_format, same_as_model
+from calotype.latents import (
+    KNOWN,
+    LatentFormat,
+    Latents,
+    PerChannel,
+    ScaleShift,
+    flux2,
+    latent_format,
+    same_as_model,
+)
 from calotype.pixels import Padding
 from calotype.previews import BUILTIN, Factors, builtin, find_factors, load_factors, preview, published, save_factors
 
@@ -209,3 +218,12 @@ def test_the_built_in_vae_has_its_own() -> None:
     apart = 127.5 * float((shown - small).square().mean().sqrt())
     assert apart < 20, apart
     assert BUILTIN.read_text() == found.text()
+
+
+def test_published_factors_are_of_published_numbers() -> None:
+    """A format that is only called so has other latents."""
+    other = ScaleShift(name="sd1", channels=4, scaling_factor=1.7)
+    assert find_factors(KNOWN["sd1"], "a" * 64) == published("sd1")
+    with pytest.raises(LatentsError, match="No factors are known"):
+        find_factors(other, "a" * 64)
+    assert not Factors(factors=((0.0,) * 3,) * 4, format="sd1", vae="b" * 64).fit(other, "a" * 64)

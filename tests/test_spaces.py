@@ -31,13 +31,15 @@ from calotype.latents import (
     Packed,
     PerChannel,
     ScaleShift,
+    carried,
     flux2,
     latent_format_from_dict,
     same_as_model,
+    same_space,
+    space_of,
 )
 from calotype.pixels import Padding
 from calotype.vae import VAE, load, name_for
-from calotype.vae.exchange import carried, same_space, space_of
 from calotype.weights.load import load_weights
 from calotype.weights.save import save_weights
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calotype.damage import quoted
 from calotype.errors import LatentsError, UsageError
-from calotype.families import FORMATS
+from calotype.families import CONFIGS, FORMATS
 from calotype.families.numbers import MOST_CHANNELS
 from calotype.pixels import Padding
 from calotype.texts import TextError, is_number, made, shown, whole
@@ -261,6 +261,62 @@ def latent_format(name: str, channels: int) -> LatentFormat:
             f"choose another --latent-format."
         )
     return KNOWN[name]
+
+
+# Formats share a latent space where they have one name and the same numbers: those that the name is published with, or
+# none, because their raw latents are that space's model latents already (a TAESD's). "custom" and "none" name no space,
+# and neither does a format that is called after a kind of network, as that of a TAESD which imitates no one knows what.
+# FLUX.2's statistics come with the weights, rounded there to their dtype: they count as the same where no mean differs
+# by more than a hundredth of its channel's standard deviation, and no deviation by more than a hundredth of itself.
+
+NAMELESS = frozenset({"", "custom", "none", *CONFIGS})
+"""Names of formats that are no space."""
+
+NEARLY = 0.01  # bfloat16 rounds to a part in 256
+
+
+def space_of(format_: LatentFormat | None) -> str | None:
+    """The name of the latent space that a format is of; None where its name or its numbers are of none."""
+    if format_ is None or format_.name in NAMELESS:
+        return None
+    known = KNOWN.get(format_.name)
+    published = known is None or format_ == known or (is_model(format_) and format_.channels == known.channels)
+    return format_.name if published else None
+
+
+def same_space(a: LatentFormat | None, b: LatentFormat | None) -> bool:
+    """Whether latents of one format are latents of the other too, after `carried`."""
+    if a is None or b is None or space_of(a) is None or space_of(a) != space_of(b) or a.channels != b.channels:
+        return False
+    return alike(a, b) or is_model(a) or is_model(b)
+
+
+def is_model(format_: LatentFormat) -> bool:
+    """Whether raw latents are model latents already, so that nothing but packing is between them."""
+    return format_ == same_as_model(format_.name, format_.channels)
+
+
+def alike(a: LatentFormat, b: LatentFormat) -> bool:
+    """Whether raw latents of two formats are the same: their numbers are, but for rounding."""
+    if a == b or not isinstance(a, Packed) or not isinstance(b, Packed) or a.channels != b.channels:
+        return a == b
+    (mean_a, std_a), (mean_b, std_b) = (
+        (torch.tensor(one.running_mean).double(), (torch.tensor(one.running_var).double() + one.eps).sqrt())
+        for one in (a, b)
+    )
+    least = torch.minimum(std_a, std_b)
+    apart = torch.maximum((mean_a - mean_b).abs(), (std_a - std_b).abs()) / least
+    return bool((apart <= NEARLY).all())
+
+
+def carried(raw: Tensor, a: LatentFormat, b: LatentFormat) -> Tensor:
+    """Raw latents [N, C, h, w] of one format as raw latents of another, through model latents where they differ."""
+    if alike(a, b):
+        return raw
+    height, width = raw.shape[2:]
+    patch = max(a.patch, b.patch)  # what is packed is scaled one by one, so rows that are added do no harm
+    even = torch.nn.functional.pad(raw, (0, -width % patch, 0, -height % patch))
+    return b.to_raw(a.to_model(even))[..., :height, :width]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ from calotype.damage import damage
 from calotype.errors import LatentsError
 from calotype.families import FACTORS
 from calotype.files import write_text
-from calotype.latents import KNOWN, LatentFormat, Latents, Packed, Space
+from calotype.latents import KNOWN, LatentFormat, Latents, Packed, Space, space_of
 from calotype.pixels import to_pil
 from calotype.texts import TextError, is_number, json_table, number, shown, whole
 
@@ -82,7 +82,7 @@ class Factors:
         if self.vae and self.vae == vae:
             return True
         published = self.format in KNOWN or self.format == _PACKED
-        return self.space == "model" and published and self.format == format_.name
+        return self.space == "model" and published and self.format == space_of(format_)
 
     def code(self) -> str:
         """As a latent format of ComfyUI has them (comfy/latent_formats.py), to be pasted there."""
@@ -194,7 +194,8 @@ def find_factors(format_: LatentFormat, vae: str, vae_name: str = "", given: Fac
         return given
     if vae == builtin().vae:
         return builtin()
-    if (known := published(format_.name)) is not None and len(known.factors) == format_.channels:
+    space = space_of(format_)
+    if space and (known := published(space)) is not None and len(known.factors) == format_.channels:
         return known
     raise LatentsError(
         f"No factors are known that make pictures of latents of {whose}; fit them with `calotype probe VAE PICTURES`, "

@@ -11,6 +11,7 @@ import pytest
 import torch
 from clikit import Calotype, draw, files, levels
 from latentkit import ai_toolkit, comfyui, diffusion_pipe, latents, musubi, sd_scripts, simpletuner
+from safetensors.torch import save_file
 from support import SMALL, kl, tiny
 
 import calotype as library
@@ -108,7 +109,7 @@ def test_a_taesd_decodes_them_through_model_space(here: Path) -> None:
     vae = library.load(path, device="cpu", latent_format="sd1")
     one = load_latents(sd_scripts(here / "a_0064x0048_sd.npz", Z, sized=False))
     assert torch.allclose(vae.own(one), Z * 0.18215)
-    assert vae.decoded_size(one) == (64, 48)
+    assert vae.decoded_size(vae.adopt(one)) == (64, 48)
     with pytest.raises(library.CalotypeError, match="are of format 'flux'"):
         vae.own(load_latents(sd_scripts(here / "a_0064x0048_flux.npz", latents(16, 6, 8), sized=True)))
 
@@ -120,7 +121,7 @@ def test_flux2_uses_the_statistics_of_the_vae(here: Path) -> None:
     packed = latents(128, 3, 4)
     one = load_latents(comfyui(here / "a.latent", packed[None]))
     assert torch.allclose(vae.own(one), vae.latent_format.to_raw(packed[None])[0])
-    assert vae.decoded_size(one) == (16, 12)
+    assert vae.decoded_size(vae.adopt(one)) == (16, 12)
     raw = latents(32, 6, 8)
     torch.save({"latent_image": raw}, here / "1.pt")
     assert torch.equal(vae.own(load_latents(here / "1.pt", latent_format="flux2")), raw)
@@ -260,3 +261,11 @@ def test_any_vae_warns_in_python_too(here: Path, sd1: Path) -> None:
         library.load(sd1, device="cpu").own(
             load_latents(ai_toolkit(here / "b.safetensors", "flux1", latents(16, 6, 8))), any_vae=True
         )
+
+
+def test_edits_say_how_to_bring_bare_tensors(calotype: Calotype, sd1: Path) -> None:
+    save_file({"latents": Z}, "bare.safetensors")
+    ran = calotype("vary", "bare.safetensors", "--vae", sd1)
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert "nothing tells of which space these latents are" in ran.err
+    assert "calotype.load_latents('bare.safetensors', latent_format=..., space=...)" in ran.err

@@ -166,3 +166,12 @@ def test_previews_that_make_no_sense(calotype: Calotype, vae: Path) -> None:
         assert said in ran.err
         one_sentence(ran.said[0].removeprefix("calotype: "))
     assert files() == ["broken.json", "f.json"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--any-vae",), ("--memory", "1GB"), ("--dtype", "bfloat16"), ("--device", "cpu"), ("--prefix", "vae.")]
+)
+def test_what_is_of_a_decoder_is_refused_beside_a_preview(calotype: Calotype, words: tuple[str, ...]) -> None:
+    ran = calotype("decode", encoded(calotype), "--preview", *words)
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert f"{words[0]} is of a decoder" in ran.err

@@ -13,7 +13,7 @@ from enginekit import CONFIGS, Replay, candidates
 from hypothesis import HealthCheck, given, settings, strategies as st
 from support import SMALL, one_sentence
 
-from calotype.engine import passes, plan as plans
+from calotype.engine import layout, passes, plan as plans
 from calotype.engine.blocks import ALIGN
 from calotype.engine.budget import in_words, parse_memory
 from calotype.engine.passes import first_source_row, read_by
@@ -111,13 +111,13 @@ def test_the_replay_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spill_e
         return False
 
     assert not caught()
-    shift = plans._shift
+    shift = layout._shift
 
     def later(step: Step, row: int) -> int:
         return first_source_row(step, row) + (isinstance(step, Conv) and step.resample == "up")
 
     for module, attribute, wrong in (
-        (plans, "_shift", lambda *given: max(0, shift(*given) - ALIGN)),  # over a page that is still read
+        (layout, "_shift", lambda *given: max(0, shift(*given) - ALIGN)),  # over a page that is still read
         (passes.Pass, "telling", property(lambda one: [0])),  # windows as large as the first stripe needs them
         (passes, "first_source_row", later),  # a row is dropped too early
     ):

@@ -102,6 +102,12 @@ def command(
     XL and 3, FLUX.1 and 2, Wan, Qwen-Image, HunyuanImage 2.1 and the built-in VAE; `calotype probe` fits others.
     """
     if preview:
+        for option, said in (
+            ("--any-vae", any_vae), ("--prefix", prefix), ("--weights", which), ("--device", device),
+            ("--dtype", dtype is not Dtype.float32), ("--memory", memory),
+        ):  # fmt: skip
+            if said:
+                raise UsageError(f"{option} is of a decoder, and --preview makes pictures without; leave one out.")
         told: tuple[str | None, Space | None, int | None] = latent_format, space.value if space else None, index
         _previews(latents, vae, out, suffix, factors, enlarge, told, json)
         return
@@ -140,12 +146,13 @@ def command(
         one = _taken(opened, jobs, j)
         decoder = vae_of(one, latents[i])
         decoder.require("decoder")
-        _, rows, columns = decoder.own(one, any_vae).shape
+        own = decoder.adopt(one, any_vae)
+        _, rows, columns = own.tensor.shape
         f = decoder.factor * decoder.enlarges
         decoder.engine.plan("decode", rows * f, columns * f, memory)
         make_folder(out)  # now that nothing is refused any more
-        decoder.write_image(path, one, any_vae=any_vae, memory=memory, progress=told)
-        width, height = decoder.decoded_size(one)
+        decoder.write_image(path, own, memory=memory, progress=told)
+        width, height = decoder.decoded_size(own)
         return {"latents": str(latents[i]), "picture": str(path), "width": width, "height": height}
 
     sources = [latents[i] for i, *_ in jobs]

@@ -42,17 +42,19 @@ def in_file(weights: str | None, latent_format: str | None) -> LatentFile | None
 def inspect(file: LatentFile, json: bool) -> None:
     """Prints what is known of latents."""
     from calotype.latent_spaces import spaces
+    from calotype.latents import space_of
+    from calotype.weights.mapped import dtype_name
 
     one = file[0] if file.program == "calotype" else None  # whose format and VAE stand in it
     format_ = one.format if one else file.format
-    fits = [one.name for space in spaces() if format_ and space.name == format_.name for one in space.decoders]
+    fits = [one.name for space in spaces() if space.name == space_of(format_) for one in space.decoders]
     document: dict[str, Any] = {
         "file": str(file.path),
         "program": file.program or None,
         "model": file.model or None,
         "latents": len(file),
         "shape": list(one.tensor.shape if one else file.shape),
-        "stored_as": str(one.tensor.dtype).removeprefix("torch.") if one else file.dtype,
+        "stored_as": dtype_name(one.tensor.dtype) if one else file.dtype,
         "space": file.space,
         "latent_format": format_.name if format_ else None,
         "drawn": file.drawn or None,

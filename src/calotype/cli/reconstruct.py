@@ -72,6 +72,7 @@ def command(
     from calotype.evaluate.reconstruct import reconstruct_files
     from calotype.families import require_as_large
     from calotype.pixels import alpha_mode, read_picture_rows
+    from calotype.weights.mapped import dtype_name
 
     if not (isfinite(amplify) and amplify >= 0):
         raise UsageError(f"--amplify {amplify:g}: give a number from 0 up.")
@@ -118,7 +119,7 @@ def command(
     results, failures = for_each(photos, work, doing="Reconstructing", quiet=json)
     document = {
         "vae": loaded.name, "vae_sha256": loaded.sha256, "seed": seed, "dtype": dtype.value,
-        "encode_dtype": str(loaded.encode_dtype).removeprefix("torch."), "results": results,
+        "encode_dtype": dtype_name(loaded.encode_dtype), "results": results,
     }  # fmt: skip
 
     def text() -> None:

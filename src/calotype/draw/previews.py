@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.latents import LatentFormat
+from calotype.latents import LatentFormat, same_space
 from calotype.pixels import to_channels
 from calotype.previews import enlarged, find_factors, load_factors
 from calotype.vae import load
-from calotype.vae.exchange import same_space
 
 FACTORS = "factors"
 

@@ -21,13 +21,12 @@ from calotype.edit.transfer import require_strength
 from calotype.engine.executor import Progress
 from calotype.errors import CalotypeWarning, LatentsError, PictureError, UsageError
 from calotype.files import text_path
-from calotype.latents import LatentFormat, Latents, latent_format_from_dict
+from calotype.latents import LatentFormat, Latents, carried, latent_format_from_dict, same_space
 from calotype.pixels import PictureRows, require_channels
 from calotype.sources import Stored, open_source
 from calotype.tensor_files import write_safetensors
 from calotype.texts import TextError, json_of, number, shown, whole
 from calotype.vae import VAE
-from calotype.vae.exchange import carried, same_space
 
 KIND = "direction/1"
 LEAST = 4  # pictures a set

@@ -29,7 +29,7 @@ def read(
     background: tuple[int, int, int] = (255, 255, 255),
     channels: int = 3,
 ) -> PictureRows | Latents:
-    """A picture over the background, or the latents that `calotype encode` wrote (see `is_latents`).
+    """A picture over the background, or latents of `calotype encode` or another program (see `is_latents`).
 
     Args:
         size: (width, height) that pictures are brought to; see `fit`.
@@ -37,14 +37,20 @@ def read(
 
     Raises:
         PictureError, LatentsError: if it can't be read.
-        UsageError: if latents are to be brought to a size.
+        UsageError: if latents are to be brought to a size, or nothing tells of which space they are.
     """
     if not is_latents(path):
         picture = read_picture_rows(path, alpha=alpha_mode(channels, None), background=background)
         return picture if size is None else fit(picture, size)
     if size is not None:
         raise UsageError(f"{path}: latents can't be scaled; give the picture they were made from, or no size.")
-    return load_latents(path)
+    try:
+        return load_latents(path)
+    except UsageError:
+        raise UsageError(
+            f"{path}: nothing tells of which space these latents are; say so once, for a file that does tell: "
+            f"calotype.save_latents(FILE, calotype.load_latents({path.name!r}, latent_format=..., space=...))."
+        ) from None
 
 
 def fit(picture: PictureRows, size: tuple[int, int]) -> PictureRows:

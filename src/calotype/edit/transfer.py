@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from calotype.errors import LatentsError, UsageError
-from calotype.latents import Latents
-from calotype.vae.exchange import carried, same_space
+from calotype.latents import Latents, carried, same_space
 
 LARGEST = 1e30  # strength
 
@@ -39,7 +38,7 @@ def transfer(content: Latents, style: Latents, strength: float = 1.0) -> Latents
     """The content's latents on the way to the style's statistics; everything else is the content's.
 
     Args:
-        content, style: of one VAE, or of several of one space (see `vae.exchange`); sizes may differ.
+        content, style: of one VAE, or of several of one space (see `latents.same_space`); sizes may differ.
         strength: 0 is the content itself, 1 has the style's statistics; more goes beyond.
 
     Raises:

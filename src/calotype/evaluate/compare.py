@@ -27,10 +27,10 @@ from calotype.evaluate.measure import ALL_METRICS, Box, Original, Taken, Tools, 
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.sets import distances, require_enough
 from calotype.evaluate.store import REFERENCE, Store
+from calotype.latents import space_of
 from calotype.pixels.channels import NAMES
 from calotype.steps import Direction
 from calotype.vae import VAE
-from calotype.vae.exchange import space_of
 
 Array = NDArray[np.uint8]
 

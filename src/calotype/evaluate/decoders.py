@@ -7,9 +7,8 @@ import json
 
 from calotype.errors import UsageError
 from calotype.latent_spaces import fitting
-from calotype.latents import LatentFormat
+from calotype.latents import LatentFormat, same_space, space_of
 from calotype.vae import VAE
-from calotype.vae.exchange import same_space, space_of
 from calotype.weights.load import tensors_sha256
 
 

@@ -25,10 +25,10 @@ from calotype.evaluate.metrics import ms_ssim, psnr, ssim
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.similarity import ssim_reflect, ssim_uniform
 from calotype.evaluate.tone import TONE, tone
+from calotype.latents import carried
 from calotype.pixels import pad, seen, to_channels, to_uint8
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.vae import VAE, picture_generator
-from calotype.vae.exchange import carried
 
 Array = NDArray[np.uint8]
 Box = tuple[int, int, int, int]

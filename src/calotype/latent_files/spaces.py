@@ -8,7 +8,7 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.families import PRESETS
-from calotype.latents import KNOWN, MODEL, LatentFormat, Latents, PackedUntold, Space, latent_format, same_as_model
+from calotype.latents import KNOWN, MODEL, LatentFormat, Latents, PackedUntold, Space, carried, latent_format, space_of
 
 FLUX2 = PackedUntold(name="flux2", channels=32)
 
@@ -47,18 +47,15 @@ def as_published(latents: Latents, space: Space) -> Tensor:
     Raises:
         UsageError: the format is called after a published one and has other numbers.
     """
-    format_ = latents.format
-    known = KNOWN.get(format_.name)
     if space == "model":
         return latents.to_model().tensor
-    if known is None or format_ == known:
-        return latents.to_raw().tensor
-    if format_ != same_as_model(format_.name, known.channels):
+    format_ = latents.format
+    if space_of(format_) is None:
         raise UsageError(
             f"These latents are of a format called {format_.name!r} with other numbers than those it is published "
             f"with, which another program could not know; leave out --to (to=)."
         )
-    return known.to_raw(latents.to_model().tensor[None])[0]
+    return carried(latents.to_raw().tensor[None], format_, KNOWN[format_.name])[0]
 
 
 def factor(name: str) -> int:

@@ -12,7 +12,7 @@ import torch
 from calotype.damage import quoted, require_held
 from calotype.errors import LatentsError
 from calotype.latent_files.found import Item
-from calotype.weights.container import dtype_name
+from calotype.weights.mapped import dtype_name
 from calotype.weights.pickles import Array, Stand, read_pickle
 from calotype.weights.stored import Stored
 

@@ -17,5 +17,4 @@ __all__ = [
     "pick_device",
     "picture_generator",
     "posterior_of",
-    "presets_of",
 ]

@@ -1,77 +1,29 @@
-"""Which VAEs understand each other's latents, and how latents pass from one to another: one rule for all who read them.
-
-VAEs share a latent space where their formats have one name and the same numbers: those that the name is published with,
-or none, because their raw latents are that space's model latents already (a TAESD's). ``custom`` and ``none`` name no
-space, and neither does a format that is called after a kind of network, as that of a TAESD which imitates no one knows
-what: there only the same weights decode. FLUX.2's statistics come with the weights, rounded there to their dtype: they
-count as the same where no mean differs by more than a hundredth of its channel's standard deviation, and no deviation
-by more than a hundredth of itself.
-"""
+"""How latents pass from one VAE to another: one rule for all who read them (`latents.same_space`)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from calotype.damage import quoted
 from calotype.errors import LatentsError
-from calotype.families import CONFIGS
 from calotype.latent_spaces import fitting
-from calotype.latents import KNOWN, LatentFormat, Latents, Packed, PackedUntold, same_as_model
+from calotype.latents import (
+    KNOWN,
+    NAMELESS,
+    LatentFormat,
+    Latents,
+    Packed,
+    PackedUntold,
+    alike,
+    carried,
+    is_model,
+    same_space,
+    space_of,
+)
 from calotype.pixels import Padding
 from calotype.vae.tensors import Coder
-
-NAMELESS = frozenset({"", "custom", "none", *CONFIGS})
-"""Names of formats that are no space."""
-
-NEARLY = 0.01  # bfloat16 rounds to a part in 256
-
-
-def space_of(format_: LatentFormat | None) -> str | None:
-    """The name of the latent space that a format is of; None where its name or its numbers are of none."""
-    if format_ is None or format_.name in NAMELESS:
-        return None
-    known = KNOWN.get(format_.name)
-    published = known is None or format_ == known or (_is_model(format_) and format_.channels == known.channels)
-    return format_.name if published else None
-
-
-def same_space(a: LatentFormat | None, b: LatentFormat | None) -> bool:
-    """Whether latents of one format are latents of the other too, after `carried`."""
-    if a is None or b is None or space_of(a) is None or space_of(a) != space_of(b) or a.channels != b.channels:
-        return False
-    return _alike(a, b) or _is_model(a) or _is_model(b)
-
-
-def _is_model(format_: LatentFormat) -> bool:
-    """Whether raw latents are model latents already, so that nothing but packing is between them."""
-    return format_ == same_as_model(format_.name, format_.channels)
-
-
-def _alike(a: LatentFormat, b: LatentFormat) -> bool:
-    """Whether raw latents of two formats are the same: their numbers are, but for rounding."""
-    if a == b or not isinstance(a, Packed) or not isinstance(b, Packed) or a.channels != b.channels:
-        return a == b
-    (mean_a, std_a), (mean_b, std_b) = (
-        (torch.tensor(one.running_mean).double(), (torch.tensor(one.running_var).double() + one.eps).sqrt())
-        for one in (a, b)
-    )
-    least = torch.minimum(std_a, std_b)
-    apart = torch.maximum((mean_a - mean_b).abs(), (std_a - std_b).abs()) / least
-    return bool((apart <= NEARLY).all())
-
-
-def carried(raw: Tensor, a: LatentFormat, b: LatentFormat) -> Tensor:
-    """Raw latents [N, C, h, w] of one format as raw latents of another, through model latents where they differ."""
-    if _alike(a, b):
-        return raw
-    height, width = raw.shape[2:]
-    patch = max(a.patch, b.patch)  # what is packed is scaled one by one, so rows that are added do no harm
-    even = functional.pad(raw, (0, -width % patch, 0, -height % patch))
-    return b.to_raw(a.to_model(even))[..., :height, :width]
 
 
 def adopted(vae: Coder, latents: Latents, any_vae: bool = False) -> tuple[Latents, str]:
@@ -98,7 +50,7 @@ def adopted(vae: Coder, latents: Latents, any_vae: bool = False) -> tuple[Latent
         else:
             notice = ""
         format_ = ours or latents.format  # where nothing tells how it scales, raw ones are taken as they are
-        if latents.space == "model" and not _alike(latents.format, format_):
+        if latents.space == "model" and not alike(latents.format, format_):
             tensor = format_.to_raw(latents.tensor[None])[0]
         else:
             tensor = carried(latents.to_raw().tensor[None], latents.format, format_)[0]
@@ -128,7 +80,7 @@ def _untold(vae: Coder, latents: Latents) -> Tensor | None:
     if latents.vae or not (theirs.name == "none" or flux2):
         return None
     if latents.space == "raw":
-        if flux2 and ours is not None and _is_model(ours):
+        if flux2 and ours is not None and is_model(ours):
             return None
         fits, tensor = len(latents.tensor) == vae.latent_channels, latents.tensor
     else:

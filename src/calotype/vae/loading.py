@@ -15,8 +15,7 @@ from calotype.errors import CalotypeWarning, LatentsError, UsageError
 from calotype.families import PRESETS
 from calotype.files import as_text
 from calotype.latent_spaces import fitting
-from calotype.latents import KNOWN, MODEL, Latents
-from calotype.vae.exchange import space_of
+from calotype.latents import KNOWN, MODEL, Latents, space_of
 from calotype.vae.pictures import VAE
 from calotype.vae.trials import require_right
 from calotype.weights.fetch import fetch

@@ -162,9 +162,9 @@ class VAE(Coder):
         results = []
         for one in latents:
             self._require_picture(one)
-        raws = [self.own(one, any_vae) for one in latents]
-        for i, (one, raw) in enumerate(zip(latents, raws, strict=True)):
-            pixels = self.decode(raw[None], memory=memory, progress=share(progress, i, len(latents)))
+        own = [self.adopt(one, any_vae) for one in latents]
+        for i, one in enumerate(own):
+            pixels = self.decode(one.tensor[None], memory=memory, progress=share(progress, i, len(latents)))
             results.append(to_pil(crop(pixels[0].cpu(), self._padding(one)), self._alpha(one)))
         return results
 
@@ -193,14 +193,14 @@ class VAE(Coder):
             LatentsError: as `decode_images`.
         """
         self._require_picture(latents)
-        raw, padding, channels = self.own(latents, any_vae), self._padding(latents), self.picture_channels
-        width, height = padding.width, padding.height
-        alpha = self._alpha(latents)
+        own, channels = self.adopt(latents, any_vae), self.picture_channels
+        width, height = self.decoded_size(own)
+        alpha = self._alpha(own)
         require_rows_writable(Path(path), width, height, alpha=alpha is not None or channels == 4)
 
         def rows() -> Iterator[Tensor]:
             left = height
-            for part in self.decode_rows(raw, memory=memory, progress=progress):
+            for part in self.decode_rows(own.tensor, memory=memory, progress=progress):
                 if left:
                     part = part[:, :left, :width]
                     left -= part.shape[1]
@@ -216,13 +216,13 @@ class VAE(Coder):
         return write()
 
     def decoded_size(self, latents: Latents) -> tuple[int, int]:
-        """(width, height) of the picture that latents are decoded to."""
+        """(width, height) of the picture that latents of its own (see `adopt`) are decoded to."""
         padding = self._padding(latents)
         return padding.width, padding.height
 
     def _padding(self, latents: Latents) -> Padding:
         """The true size of what is decoded, and its padding."""
-        n, padding = self.enlarges, self.padding_of(latents)
+        n, padding = self.enlarges, latents.padding
         sides = {name: n * getattr(padding, name) for name in ("height", "width", "bottom", "right")}
         return replace(padding, **sides)
 
@@ -262,16 +262,6 @@ class VAE(Coder):
             self._said.add(notice)
             warnings.warn(notice, CalotypeWarning, stacklevel=2)
         return raw
-
-    def padding_of(self, latents: Latents) -> Padding:
-        """The size of the picture that latents are of; where they name no VAE, what this one makes of all of them."""
-        if latents.vae:
-            return latents.padding
-        folded = latents.format.patch if latents.space == "model" else 1
-        if latents.space == "model" and latents.format.name == "none":
-            folded = self.latent_format.patch
-        height, width = (self.factor * folded * side for side in latents.tensor.shape[1:])
-        return Padding(height, width, 0, 0, "replicate")
 
     def own(self, latents: Latents, any_vae: bool = False) -> Tensor:
         """Latents -> the raw latents of this VAE, [C, h, w]; see `adopt`."""

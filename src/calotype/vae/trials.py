@@ -31,6 +31,7 @@ from calotype.texts import TextError, json_table
 from calotype.vae.tensors import Coder, posterior_of
 from calotype.weights.fetch import cache
 from calotype.weights.load import Loaded
+from calotype.weights.mapped import dtype_name
 
 HEIGHT, WIDTH = 256, 320  # more than 65536 pixels, and no square
 TRUST = "CALOTYPE_TRUST_DEVICE"
@@ -148,7 +149,7 @@ def _trial(coder: Coder, direction: Direction, x: Tensor, right: Tensor, way: Wa
     except (CalotypeError, RuntimeError, NotImplementedError, TypeError) as error:  # what devices lack
         verdict, why = "failed", (str(error).strip() or type(error).__name__).splitlines()[0]
     return Trial(
-        direction=direction, dtype=str(coder.dtype).removeprefix("torch."), way=way, db=db, least=least,
+        direction=direction, dtype=dtype_name(coder.dtype), way=way, db=db, least=least,
         verdict=verdict, why=why,
     )  # fmt: skip
 
@@ -248,7 +249,7 @@ def require_right(device: torch.device, loaded: Loaded, dtypes: Mapping[Directio
     if os.environ.get(TRUST, "") not in ("", "0"):
         return
     for one in wrong(device, loaded.module.config.kind):
-        if f"{one.direction}r" in loaded.parts and one.dtype == str(dtypes[one.direction]).removeprefix("torch."):
+        if f"{one.direction}r" in loaded.parts and one.dtype == dtype_name(dtypes[one.direction]):
             raise UsageError(
                 f"The device {device} {one.direction}s wrong in {one.dtype}: when `calotype doctor --device {device}` "
                 f"tried it, the result was {one.db:.1f} dB from the CPU's float32, where {one.least:.0f} dB are the "

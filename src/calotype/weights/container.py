@@ -16,7 +16,7 @@ from calotype.errors import WeightsError
 from calotype.weights.flax import FlaxFile
 from calotype.weights.graphs.opened import open_onnx, open_openvino
 from calotype.weights.keras_file import KerasFile
-from calotype.weights.mapped import map_file, part, strides, view
+from calotype.weights.mapped import dtype_name, map_file, part, strides, view
 from calotype.weights.npz import NpzFile
 from calotype.weights.pickles import Array, Stand, read_pickle
 from calotype.weights.sniff import is_flax, is_onnx, is_openvino, other_file, zip_of_weights
@@ -49,11 +49,6 @@ SAFE_DTYPES = {
 }
 DEEPEST = 16  # levels of a nest that are searched
 DAMAGED = "the file is truncated or damaged ({why}); fetch it again"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """torch's name of a type, without torch's own: "float16"."""
-    return str(dtype).removeprefix("torch.")
 
 
 class Container(Protocol):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from calotype.weights.container import Container
+from calotype.weights.mapped import dtype_name
 
 # Every number of these is one of float16, infinities and NaN included
 PLAIN = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -19,7 +20,7 @@ def widened(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str
     wide = {key: tensor.half() if tensor.dtype in PLAIN else tensor for key, tensor in tensors.items()}
     if not narrow:
         return wide, ()
-    kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in narrow}))
+    kinds = ", ".join(sorted({dtype_name(tensors[key].dtype) for key in narrow}))
     return wide, (
         f"{len(narrow)} of {len(tensors)} tensors are stored in {kinds} and were widened to float16, exactly; what "
         f"was lost when they were made is not in the file.",

@@ -8,8 +8,7 @@ is called as in torch before diffusers 0.17.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from calotype.damage import quoted
 from calotype.errors import WeightsError
 from calotype.weights import msgpack
 from calotype.weights.mapped import bytes_of, map_file
-from calotype.weights.translated import Made, Translated
+from calotype.weights.translated import Made, Translated, turned
 
 if TYPE_CHECKING:
     from calotype.weights.container import Container
@@ -67,13 +66,8 @@ def from_flax(container: Container) -> Container:
         axes = _axes(key, len(shape))
         if name in made:  # a module with a kernel and a scale: none that is known
             name = key.replace("/", ".")
-        turned = tuple(shape[axis] for axis in axes)
-        made[name] = Made(turned, container.stored(key), partial(_turned, container.read, key, axes))
+        made[name] = turned(container, key, axes)
     return Translated(made, kind=container.kind, metadata=container.metadata, notices=container.notices)
-
-
-def _turned(read: Callable[[str], Tensor], key: str, axes: tuple[int, ...]) -> Tensor:
-    return read(key).permute(axes).contiguous()
 
 
 def _axes(key: str, rank: int) -> tuple[int, ...]:

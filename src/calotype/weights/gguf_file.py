@@ -28,8 +28,8 @@ from torch import Tensor
 
 from calotype.damage import LONGEST_HEADER, damage, quoted
 from calotype.errors import UsageError, WeightsError
-from calotype.weights.container import DAMAGED, GGUF, dtype_name
-from calotype.weights.mapped import bytes_of, map_file, part, strides, view
+from calotype.weights.container import DAMAGED, GGUF
+from calotype.weights.mapped import bytes_of, dtype_name, map_file, part, strides, view
 
 ALIGNMENT = 32  # of tensors in the file, where it does not say
 SHAPE = "comfy.gguf.orig_shape."  # what begins the keys of shapes that ggml can't have

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.files import StrPath, as_text, writing
-from calotype.weights.container import GGUF, dtype_name
+from calotype.weights.container import GGUF
 from calotype.weights.gguf_file import ALIGNMENT, ARRAY, PLAIN, SHAPE, TEXT, restored
+from calotype.weights.mapped import dtype_name
 
 VERSION = 3
 INT32 = 5  # of values

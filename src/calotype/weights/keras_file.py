@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from calotype.damage import quoted
 from calotype.errors import UsageError, WeightsError
 from calotype.weights import keras_hub
 from calotype.weights.h5 import BFLOAT16, read_h5
-from calotype.weights.translated import Made, Translated
+from calotype.weights.translated import Made, Translated, turned
 
 if TYPE_CHECKING:
     from calotype.weights.container import Container
@@ -88,12 +87,7 @@ def from_keras_hub(container: Container) -> Container:
     made: dict[str, Made] = {}
     for key, shape in container.shapes.items():
         axes = (3, 2, 0, 1) if key in names and len(shape) == 4 else tuple(range(len(shape)))
-        turned = tuple(shape[axis] for axis in axes)
         name = names.get(key, key.replace("/", "."))
-        made[name] = Made(turned, container.stored(key), partial(_turned, container.read, key, axes))
+        made[name] = turned(container, key, axes)
     metadata = {key: value for key, value in container.metadata.items() if not key.startswith(TITLE)}
     return Translated(made, kind=container.kind, metadata=metadata, notices=container.notices)
-
-
-def _turned(read: Callable[[str], Tensor], key: str, axes: tuple[int, ...]) -> Tensor:
-    return read(key).permute(axes).contiguous()

@@ -24,7 +24,7 @@ from calotype.latents import (
     LatentFormat,
 )
 from calotype.texts import TextError, json_of, shown
-from calotype.weights.container import DAMAGED, Container, dtype_name
+from calotype.weights.container import DAMAGED, Container
 from calotype.weights.detect import EDM, Detected, detect
 from calotype.weights.diffusers_config import (
     MEANS,
@@ -41,6 +41,7 @@ from calotype.weights.formats import DIFFUSERS_LAYOUTS, Piece, format_of
 from calotype.weights.groups import Choice, Weights, summary
 from calotype.weights.keras import read_keras
 from calotype.weights.keras_file import KerasFile
+from calotype.weights.mapped import dtype_name
 from calotype.weights.places import find, locate, open_place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -239,7 +240,7 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
     if integers := sorted(
         key for key, value in tensors.items() if value.dtype not in ((torch.int64,) if key in counts else FLOATS)
     ):
-        kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in integers}))
+        kinds = ", ".join(sorted({dtype_name(tensors[key].dtype) for key in integers}))
         problems.append(f"{kinds}, which no network computes in, in {listing('the', integers)}")
     if not problems and (bad := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())):
         problems.append(f"NaN or infinity in {listing('the', bad)}")

@@ -15,6 +15,11 @@ from calotype.files import text_path
 ODD = (torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a type, without torch's own: "float16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def map_file(path: Path) -> torch.UntypedStorage:
     """A file that is not empty, as a storage; what is written to it stays in memory."""
     with text_path(path) as named:

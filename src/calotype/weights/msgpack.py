@@ -11,6 +11,7 @@ left where they lie, and only so many values are made as real files have.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -20,13 +21,13 @@ from torch import Tensor
 
 from calotype.damage import quoted
 from calotype.errors import WeightsError
-from calotype.weights.mapped import part, strides, view
+from calotype.weights.mapped import dtype_name, part, strides, view
 
 CHUNKED = "__msgpack_chunked_array__"
 
 # numpy's names of types that torch has too, by the same names
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
+    dtype_name(dtype): dtype
     for dtype in (
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8),
@@ -227,7 +228,7 @@ class Nest:
         reader.take(content.size)
         if not reader.done():
             raise _no_array(start)
-        if dtype in DTYPES and _elements(shape) * DTYPES[dtype].itemsize != content.size:
+        if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != content.size:
             raise WeightsError(
                 f"the file is damaged: an array of {list(shape)} {dtype} in it has {content.size:,} bytes; fetch it "
                 f"again"
@@ -239,23 +240,16 @@ def _no_array(at: int) -> WeightsError:
     return WeightsError(f"the file is damaged: what begins as an array at byte {at:,} is none; fetch it again")
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
-
-
 def _whole(found: Mapping[str, Any]) -> Chunked:
     """The array whose pieces are in a map."""
     shape, pieces = (_members(found.get(name)) for name in ("shape", "chunks"))
     fits = all(type(n) is int and 0 <= n < 2**63 for n in shape) and all(isinstance(one, Piece) for one in pieces)
     if not fits or not pieces or len({one.dtype for one in pieces}) > 1 or pieces[0].dtype not in DTYPES:
         raise WeightsError("the file is damaged: an array in pieces is not whole; fetch it again")
-    if sum(_elements(one.shape) for one in pieces) != _elements(shape):
+    if sum(math.prod(one.shape) for one in pieces) != math.prod(shape):
         raise WeightsError(
             f"the file is damaged: the pieces of an array of {list(shape)} hold "
-            f"{sum(_elements(one.shape) for one in pieces):,} numbers; fetch it again"
+            f"{sum(math.prod(one.shape) for one in pieces):,} numbers; fetch it again"
         )
     return Chunked(shape, pieces)
 
@@ -313,7 +307,7 @@ def written(content: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
 def _written_array(tensor: Tensor) -> Iterator[bytes | memoryview]:
     numbers = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     head = b"\x93" + _sized(0x90, 0x0F, (None, 0xDC, 0xDD), tensor.ndim) + b"".join(map(_count, tensor.shape))
-    head += _text(str(tensor.dtype).removeprefix("torch.")) + _sized(None, 0, (0xC4, 0xC5, 0xC6), numbers.nbytes)
+    head += _text(dtype_name(tensor.dtype)) + _sized(None, 0, (0xC4, 0xC5, 0xC6), numbers.nbytes)
     size = len(head) + numbers.nbytes
     fixed = {1: b"\xd4", 2: b"\xd5", 4: b"\xd6", 8: b"\xd7", 16: b"\xd8"}
     yield fixed.get(size) or _sized(None, 0, (0xC7, 0xC8, 0xC9), size)

@@ -21,6 +21,7 @@ from torch import Tensor
 from calotype.damage import quoted, require_held
 from calotype.errors import WeightsError
 from calotype.weights.archives import Member, members
+from calotype.weights.mapped import dtype_name
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST = 10_000  # bytes of a header, as in numpy
@@ -67,7 +68,7 @@ class NpzFile:
         self.notices: tuple[str, ...] = ()
 
     def stored(self, key: str) -> str:
-        return str(_DTYPES[self._arrays[key].code[1:]]).removeprefix("torch.")
+        return dtype_name(_DTYPES[self._arrays[key].code[1:]])
 
     def read(self, key: str) -> Tensor:
         array = self._arrays[key]

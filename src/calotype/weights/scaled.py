@@ -20,7 +20,8 @@ from calotype.damage import quoted
 from calotype.errors import WeightsError
 from calotype.texts import TextError, json_table
 from calotype.weights.comfy_quant import QuantError, dequantised, rows_of
-from calotype.weights.container import Container, dtype_name
+from calotype.weights.container import Container
+from calotype.weights.mapped import dtype_name
 from calotype.weights.translated import Made, Translated
 
 SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from calotype.weights.container import Container
 
 # In metadata: what a container knows of its network and shapes can't tell, as JSON with fields of its configuration
 TOLD = "calotype_told"
@@ -23,6 +26,12 @@ class Made(NamedTuple):
     shape: tuple[int, ...]
     stored: str
     read: Callable[[], Tensor]
+
+
+def turned(container: Container, key: str, axes: tuple[int, ...]) -> Made:
+    """A tensor of a container with its axes in another order."""
+    shape = tuple(container.shapes[key][axis] for axis in axes)
+    return Made(shape, container.stored(key), lambda: container.read(key).permute(axes).contiguous())
 
 
 class Translated:

@@ -30,7 +30,7 @@ from calotype.weights.graphs.graph import (
     stored_bytes,
 )
 from calotype.weights.graphs.protobuf import BYTES, FIXED32, FIXED64, Field, Message, damaged, packed_wholes
-from calotype.weights.mapped import bytes_of, map_file
+from calotype.weights.mapped import bytes_of, dtype_name, map_file
 
 # TensorProto.DataType
 TYPES: dict[int, torch.dtype | str] = {
@@ -225,7 +225,7 @@ class _Reader:
         if code not in TYPES:  # texts, complex numbers: of no use, and not read
             return Constant(name, shape, f"type {code}", refusing(name, f"ONNX's type {code}"))
         dtype = TYPES[code]
-        stored = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+        stored = dtype if isinstance(dtype, str) else dtype_name(dtype)
         size = stored_bytes(dtype, shape)
         read: Callable[[], Tensor]
         if outside:

@@ -19,6 +19,7 @@ from calotype.weights.graphs.onnx_file import read_onnx
 from calotype.weights.graphs.openvino_file import read_openvino
 from calotype.weights.graphs.reading import terms_of
 from calotype.weights.graphs.walk import Half, Unfit, Weight
+from calotype.weights.mapped import dtype_name
 from calotype.weights.translated import TOLD, Made, Translated
 
 # Who takes inputs of these names
@@ -116,7 +117,7 @@ def _made(weight: Weight, usual: torch.dtype) -> Made:
     """A tensor; one that the graph leaves out is of the usual type."""
     fixed, shape = weight.fixed, weight.shape
     if fixed is None:
-        return Made(shape, str(usual).removeprefix("torch."), lambda: torch.full(shape, weight.usual, dtype=usual))
+        return Made(shape, dtype_name(usual), lambda: torch.full(shape, weight.usual, dtype=usual))
 
     def read() -> Tensor:
         values = fixed.read()

@@ -27,7 +27,7 @@ from calotype.weights.graphs.graph import (
     require_shape,
     stored_bytes,
 )
-from calotype.weights.mapped import map_file
+from calotype.weights.mapped import dtype_name, map_file
 
 TYPES: dict[str, torch.dtype | str] = {
     "f64": torch.float64,
@@ -252,4 +252,4 @@ def _constant(layer: _Layer, storage: torch.UntypedStorage, held: Path) -> Const
     def read() -> Tensor:
         return numbers(storage, begin, dtype, shape)
 
-    return Constant(name, shape, dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch."), read)
+    return Constant(name, shape, dtype if isinstance(dtype, str) else dtype_name(dtype), read)
