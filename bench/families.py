@@ -1,6 +1,7 @@
 """Every family of autoencoders beside diffusers' class of it: numbers, time, memory.
 
-    python bench/families.py [--families wan2.1,qwen-image,...] [--size 512] [--repeats 3] [--keep]
+    python bench/families.py [--families wan2.1,qwen-image,...] [--sections speed memory] [--size 512]
+                             [--repeats 3] [--keep]
 
 Weights are random, at full size, in float32; both sides have the same, in one process, and take turns. An error is the
 largest difference over max(1, the result's standard deviation). Resident is what the weights take; a peak is what a
@@ -79,6 +80,8 @@ SD1 = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
+
+SECTIONS = ("speed", "memory")
 
 Run = Callable[[], Tensor]
 
@@ -159,11 +162,12 @@ def compared(name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]
     return row
 
 
-def measure(name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]:
-    """All of one family."""
-    say(name)
-    row = compared(name, folder, size, repeats)
+def measured_peaks(name: str, folder: Path, size: int) -> dict[str, Any]:
+    """One family: the memory that each side takes, in a process of its own."""
+    if not any(folder.iterdir()):
+        theirs(name).save_pretrained(folder)
     gc.collect()
+    row: dict[str, Any] = {"family": name, "class": NETWORKS[name][0], "size": size}
     for contender in ("calotype", "diffusers"):
         task = {"name": name, "folder": str(folder), "contender": contender, "size": 2 * size}
         task["threads"] = torch.get_num_threads()
@@ -171,6 +175,17 @@ def measure(name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]:
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         row[f"peak_{contender}"] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measure(name: str, folder: Path, sections: list[str], size: int, repeats: int) -> dict[str, Any]:
+    """The sections asked for, of one family."""
+    say(name)
+    row: dict[str, Any] = {}
+    if "speed" in sections:
+        row |= compared(name, folder, size, repeats)
+    if "memory" in sections:
+        row |= measured_peaks(name, folder, size)
     return row
 
 
@@ -210,19 +225,23 @@ def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table("family", "error: encode", "decode", "times as fast: encode", "decode", "peak: encode", "decode",
                   "bytes of weights")  # fmt: skip
     for row in rows:
-        cells = [f"{row[f'{d}_error']:.1e}" for d in ("encode", "decode")]
-        cells += [
-            f"{row[f'{d}_times']:.1f} ({row[f'{d}_times_min']:.1f} to {row[f'{d}_times_max']:.1f})"
-            for d in ("encode", "decode")
-        ]
-        cells += [f"{row['peak_calotype'][d] / row['peak_diffusers'][d]:.2f}" for d in ("encode", "decode")]
-        shown.add_row(row["family"], *cells, f"{row['resident_calotype'] / row['resident_diffusers']:.2f}")
+        cells = [""] * 7
+        if "resident_calotype" in row:
+            for i, d in enumerate(("encode", "decode")):
+                low, middle, high = (row[f"{d}_times{of}"] for of in ("_min", "", "_max"))
+                cells[i] = f"{row[f'{d}_error']:.1e}"
+                cells[2 + i] = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+            cells[6] = f"{row['resident_calotype'] / row['resident_diffusers']:.2f}"
+        if "peak_calotype" in row:
+            cells[4:6] = [f"{row['peak_calotype'][d] / row['peak_diffusers'][d]:.2f}" for d in ("encode", "decode")]
+        shown.add_row(row["family"], *cells)
     return shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default=",".join(NETWORKS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--keep", action="store_true")
@@ -241,7 +260,7 @@ def main() -> None:
             say(f"{name}: {NETWORKS[name][0]} is not known here")
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(name, Path(folder), given.size, given.repeats))
+            rows.append(measure(name, Path(folder), given.sections, given.size, given.repeats))
         say(json.dumps(rows[-1]))
         if given.keep:
             keep(result, rows[-1])
@@ -250,12 +269,12 @@ def main() -> None:
 
 
 def keep(result: dict[str, Any], row: dict[str, Any]) -> None:
-    """Puts a family's row in the place of what was kept of it on this processor."""
+    """Puts the sections of a family in the place of what was kept of them on this processor."""
     path = ROOT / "bench" / "results" / "families.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    before = kept.get(result["processor"], {}).get("families", [])
-    rows = [one for one in before if one["family"] != row["family"]]
-    kept[result["processor"]] = {**result, "families": [*rows, row]}
+    before = {one["family"]: one for one in kept.get(result["processor"], {}).get("families", [])}
+    before[row["family"]] = {**before.get(row["family"], {}), **row, "commit": result["commit"]}
+    kept[result["processor"]] = {**result, "families": list(before.values())}
     path.write_text(json.dumps(kept, indent=1) + "\n")
 
 

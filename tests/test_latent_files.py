@@ -448,6 +448,9 @@ def test_shapes_of_bare_tensors(tmp_path: Path) -> None:
     assert [list(one.tensor.shape) for one in file] == [[4, 6, 8], [4, 4, 4], [4, 4, 4]]
     assert torch.equal(file[-1].tensor, z[1])
     assert len(file[1:]) == 2
+    torch.save(latents(7, 1, 6, 8), path)  # as many channels as no format has
+    assert len(open_latents(path, latent_format="none", space="raw")) == 1
+    same(load_latents(path, latent_format="none", space="raw"), latents(7, 1, 6, 8)[:, 0], "none", "raw")
     torch.save(latents(4, 3, 6, 8), path)
     refused(path, "3 frames of a video", latent_format="sd1", space="raw")
 
@@ -468,7 +471,18 @@ def test_formats_that_may_be_said(tmp_path: Path) -> None:
         load_latents(path, space="scaled")  # type: ignore[arg-type]
     refused(path, r"of format 'sd1' must be \[4, h, w\], not \[16, 6, 8\]", latent_format="sd1", space="raw")
     # a TAEHV's raw latents are the model latents of another VAE
-    same(load_latents(path, latent_format="model:wan2.1", space="raw"), Z16, "wan2.1", "model")
+    for said in ({}, {"space": "raw"}, {"space": "model"}):
+        one = load_latents(path, latent_format="model:wan2.1", **said)  # type: ignore[arg-type]
+        same(one, Z16, "wan2.1", said.get("space", "raw"))
+        assert one.format == same_as_model("wan2.1", 16)
+        assert torch.equal(one.to_model().tensor, Z16)
+    one = load_latents(comfyui(tmp_path / "x.latent", Z16[None, :, None]), latent_format="model:wan2.1")
+    assert (one.space, one.format, one.tensor.shape) == ("raw", same_as_model("wan2.1", 16), (16, 6, 8))
+    np.save(path := tmp_path / "f2.npy", latents(32, 6, 8).numpy())
+    same(load_latents(path, latent_format="model:flux2"), latents(32, 6, 8), "flux2", "raw")
+    np.save(path, latents(128, 3, 4).numpy())
+    same(load_latents(path, latent_format="model:flux2"), latents(128, 3, 4), "flux2", "model")
+    np.save(path := tmp_path / "x.npy", Z16.numpy())
     same(load_latents(path, latent_format="none", space="raw"), Z16, "none", "raw")
     assert set(fitting(16, None)) == {"sd3", "flux", "wan2.1"}
     assert fitting(128, None) == ["flux2"]
@@ -691,10 +705,12 @@ def test_latents_of_others_are_kept_in_calotypes_own_files(tmp_path: Path) -> No
 
 def test_calotypes_own_files_tell_all(tmp_path: Path) -> None:
     path = save_latents(tmp_path / "own.safetensors", of("sd1"))
-    file = open_latents(path, latent_format="sdxl", space="raw")  # a format may be said of the VAE
+    file = open_latents(path, latent_format="sd1", space="raw")
     assert (file.program, len(file), file.question, file.shape) == ("calotype", 1, "", (4, 4, 6))
+    assert (file.space, file.format) == ("raw", KNOWN["sd1"])
     assert file[0].format == KNOWN["sd1"]
-    refused(path, "these latents are raw, and not model; leave out --space", UsageError, space="model")
+    refused(path, "these latents of calotype are raw, and not model; leave out --space", UsageError, space="model")
+    refused(path, "are sd1, and not sdxl; leave out --latent-format", UsageError, latent_format="sdxl")
 
 
 def test_real_latents_of_other_programs(shared: Path) -> None:

@@ -183,6 +183,17 @@ def test_whose_they_are() -> None:
     assert find_factors(MINE, builtin().vae) is builtin()
 
 
+def test_latents_that_tell_nothing_are_taken_for_theirs() -> None:
+    """Bare latents are of a VAE that only their owner knows, who gives its factors."""
+    mine = latents_of(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))).to_model()
+    bare = replace(mine, vae="", vae_name="", format=latent_format("none", 2))
+    assert preview(bare, MADE).tobytes() == preview(mine, MADE).tobytes()
+    told = replace(bare, format=replace(MINE, name="other"))
+    for other in (replace(bare, space="raw"), told, replace(bare, vae="cd" * 32)):
+        with pytest.raises(LatentsError, match="These factors are of latents of"):
+            preview(other, MADE)
+
+
 @pytest.mark.parametrize("name", FACTORS)
 def test_published_ones_are_whole(name: str) -> None:
     found = published(name)

@@ -84,6 +84,10 @@ class Factors:
         published = self.format in KNOWN or self.format == _PACKED
         return self.space == "model" and published and self.format == space_of(format_)
 
+    def fit_untold(self, latents: Latents) -> bool:
+        """Whether nothing tells of which VAE latents are, nor their scale, so that they may be those of these."""
+        return not latents.vae and latents.format.name == "none" and latents.space == self.space
+
     def code(self) -> str:
         """As a latent format of ComfyUI has them (comfy/latent_formats.py), to be pasted there."""
         rows = "\n".join(f"    [{', '.join(f'{value:8.4f}' for value in row)}]," for row in self.factors)
@@ -213,7 +217,10 @@ def preview(latents: Latents, factors: Factors | None = None, *, enlarge: bool =
     Raises:
         LatentsError: no factors are known, those given are of other latents, or the latents are damaged.
     """
-    found = find_factors(latents.format, latents.vae, latents.vae_name, factors)
+    if factors is not None and factors.fit_untold(latents):  # whoever gives them knows
+        found = factors
+    else:
+        found = find_factors(latents.format, latents.vae, latents.vae_name, factors)
     rgb = found.rgb((latents.to_model() if found.space == "model" else latents.to_raw()).tensor)
     padding, alpha = latents.padding, latents.alpha
     sides = padding.height + padding.bottom, padding.width + padding.right

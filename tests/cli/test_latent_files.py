@@ -114,6 +114,34 @@ def test_a_taesd_decodes_them_through_model_space(here: Path) -> None:
         vae.own(load_latents(sd_scripts(here / "a_0064x0048_flux.npz", latents(16, 6, 8), sized=True)))
 
 
+def test_raw_latents_of_a_tiny_autoencoder_in_one_command(calotype: Calotype, here: Path) -> None:
+    """Nothing tells the format of the latents nor of the weights, and one option says both."""
+    weights = save_weights(tiny(), here / "mine.safetensors", layout="ldm")[0]
+    comfyui(here / "a.latent", Z[None])
+    np.save("bare.npy", Z.numpy())
+    expected = (library.load(weights, device="cpu").decode(Z[None])[0].clamp(-1, 1) + 1) * 127.5
+    for path in ("a.latent", "bare.npy"):
+        ran = calotype("decode", path, "--vae", weights, "--latent-format", "model:sd1", "--out", "o")
+        assert (ran.code, ran.err) == (0, "")
+        assert near(f"o/{Path(path).stem}-decoded.png", expected.round().permute(1, 2, 0).numpy())
+    ran = calotype("decode", "a.latent", "--vae", weights, "--latent-format", "model:sd1", "--space", "model")
+    assert (ran.code, len(ran.said)) == (2, 1)
+    assert "are raw, and not model; leave out --space" in ran.err
+
+
+def test_a_format_may_be_said_of_the_weights_of_calotypes_own_latents(
+    calotype: Calotype, unknown: Path, sd1: Path
+) -> None:
+    draw("a.png", 16, 12)
+    assert calotype("encode", "a.png", "--vae", sd1).code == 0
+    told = ("decode", "a.latents.safetensors", "--vae", unknown, "--latent-format")
+    assert calotype(*told, "sd1").code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        ran = calotype(*told, "sdxl", "--any-vae", "--out", "o")
+    assert (ran.code, "what comes out is no picture of them" in ran.err) == (0, True)
+
+
 def test_flux2_uses_the_statistics_of_the_vae(here: Path) -> None:
     format_ = flux2(tuple(0.01 * i for i in range(128)), tuple(1.0 + 0.1 * i for i in range(128)))
     path = save_weights(kl(replace(SMALL, z_channels=32)), here / "f2.safetensors", layout="ldm", format_=format_)[0]
@@ -201,6 +229,26 @@ def test_inspect_says_whose_they_are(calotype: Calotype) -> None:
     assert "sdxl-vae" in ran.out
 
 
+@pytest.mark.parametrize("name", ["musubi-tuner", "ai-toolkit", "ai-toolkit's pixels", "OneTrainer", "newer"])
+def test_inspect_says_why_latents_can_not_be_decoded(name: str, calotype: Calotype) -> None:
+    """As the reader of that program's files does, and not as of weights that lack something."""
+    path, why = {
+        "musubi-tuner": (musubi(Path("a.safetensors"), "hunyuan_video", latents(16, 1, 6, 8)), "cached by musubi-tuner"),
+        "ai-toolkit": (ai_toolkit(Path("b.safetensors"), "chroma_radiance", Z), "for chroma_radiance, and can't be"),
+        "ai-toolkit's pixels": (ai_toolkit(Path("c.safetensors"), "x", torch.zeros(3, 8, 8).byte()), "are pixels"),
+        "OneTrainer": (Path("aggregate.pt"), "OneTrainer's list of sizes and paths"),
+        "newer": (Path("d.safetensors"), "are latents/9, of a newer calotype"),
+    }[name]
+    if name == "OneTrainer":
+        torch.save([{"crop_resolution": (8, 8), "image_path": "a.jpg"}], path)
+    if name == "newer":
+        save_file({"latents": Z}, path, {"calotype": "latents/9"})
+    for command in (("inspect",), ("decode", "--vae", "sd-vae-ft-mse")):
+        ran = calotype(command[0], path, *command[1:])
+        assert (ran.code, ran.out, len(ran.said)) == (1, "", 1)
+        assert why in ran.err
+
+
 def test_inspect_of_calotypes_own(calotype: Calotype, vae: Path) -> None:
     draw("a.png", 37, 21)
     assert calotype("encode", "a.png", "--vae", vae).code == 0
@@ -251,6 +299,23 @@ def test_latents_of_others_are_edited_as_the_vaes_own(here: Path, sd1: Path) -> 
     assert (one.padding.height, one.padding.width) == (12, 16)
     assert torch.allclose(one.tensor, Z / 0.18215)
     assert vae.decode_image(one).size == (16, 12)
+
+
+def test_every_kind_of_file_is_edited(calotype: Calotype, sd1: Path) -> None:
+    made("numpy")
+    paths = [sd_scripts(Path("b_0064x0048_sd.npz"), Z, sized=False), comfyui(Path("a.latent"), Z[None], version=False)]
+    for path in paths:
+        assert calotype("vary", path, "--vae", sd1, "--count", "1", "--noise", "latents", "--temperature", "0").code == 0
+        assert near(f"{path.stem}-vary-0.png", picture(sd1, load_latents(path).to_raw().tensor))
+    sd_scripts(Path("c_0064x0048_sd3.npz"), latents(16, 6, 8), latents(16, 4, 8), sized=True)
+    for path, why in (
+        ("c_0064x0048_sd3.npz", "there are 2 latents in it, and one picture's are edited"),
+        ("bare.npy", "nothing tells of which space these latents are"),
+        ("bare.pt", "nothing tells of which space these latents are"),
+    ):
+        ran = calotype("vary", path, "--vae", sd1)
+        assert (ran.code, len(ran.said)) == (2, 1)
+        assert why in ran.err
 
 
 def test_any_vae_warns_in_python_too(here: Path, sd1: Path) -> None:

@@ -162,13 +162,13 @@ def test_another_vae_is_refused(vae: VAE, tmp_path: Path) -> None:
 
 
 def test_latents_that_another_vae_of_the_space_made(vae: VAE, tmp_path: Path) -> None:
-    """They are moved as latents of the direction's VAE are, and are its own then."""
+    """They are moved as latents of the direction's VAE are, and stay those of the one that made them."""
     way = learn(vae, folder(tmp_path / "a", 4), folder(tmp_path / "b", 4, first=9))
     own = latents_of(vae, picture())
     other = replace(own.to_model(), space="raw", format=same_as_model("small", 4), vae="1" * 64)
     moved = way.apply(other, 2.0)
-    assert torch.allclose(moved.tensor, way.apply(own, 2.0).tensor, atol=1e-5)
-    assert (moved.vae, moved.format) == (vae.sha256, own.format)
+    assert torch.allclose(latents_of(vae, moved).tensor, way.apply(own, 2.0).tensor, atol=1e-5)
+    assert (moved.vae, moved.format) == (other.vae, other.format)
     with pytest.raises(LatentsError, match="nothing tells that they are of one space"):
         replace(way, format=None).apply(other)  # as older files are read
 

@@ -193,6 +193,11 @@ def colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def stem_of(path: Path) -> str:
+    """What is named after a picture or latents is called so."""
+    return path.name.removesuffix(LATENTS_ENDING) if path.name.endswith(LATENTS_ENDING) else path.stem
+
+
 def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = None) -> list[Path]:
     """One path in `out` for each input, named after it.
 
@@ -203,7 +208,7 @@ def outputs(inputs: Sequence[Path], out: Path, ending: str, vae: str | None = No
     require_folder(out)
     paths: dict[Path, Path] = {}
     for source in inputs:
-        stem = source.name.removesuffix(LATENTS_ENDING) if source.name.endswith(LATENTS_ENDING) else source.stem
+        stem = stem_of(source)
         path = out / f"{stem}{ending}"
         if path in paths:
             if paths[path] == source:

@@ -174,13 +174,11 @@ def _jobs(
     Raises:
         UsageError: a file does not tell whose latents it holds, or has none of this index.
     """
-    from calotype.latent_files import open_latents
-
     opened: dict[int, LatentFile | CalotypeError] = {}
     jobs: list[tuple[int, int, Path]] = []
     for i, path in enumerate(latents):
         try:
-            file = open_latents(path, latent_format=latent_format, space=space)
+            file = _open(path, latent_format, space)
         except LatentsError as error:  # the others are decoded
             opened[i] = error
             jobs.append((i, 0, paths[i]))
@@ -190,6 +188,16 @@ def _jobs(
         opened[i] = file
         jobs += [(i, k, _named(paths[i], ending, k if len(file) > 1 else None)) for k in _chosen(file, index)]
     return opened, jobs
+
+
+def _open(path: Path, latent_format: str | None, space: Space | None) -> LatentFile:
+    """A file with latents; calotype's own tell their format, so that what is said is of the weights alone."""
+    from calotype.latent_files import open_latents
+
+    file = open_latents(path, space=space)
+    if latent_format is None or file.program == "calotype":
+        return file
+    return open_latents(path, latent_format=latent_format, space=space)
 
 
 def _taken(opened: dict[int, LatentFile | CalotypeError], jobs: list[tuple[int, int, Path]], j: int) -> Latents:

@@ -10,7 +10,6 @@ import typer
 
 from calotype.apart import weights_files
 from calotype.cli.common import (
-    LATENTS_ENDING,
     BackgroundOption,
     DeviceOption,
     Dtype,
@@ -23,6 +22,7 @@ from calotype.cli.common import (
     finish,
     load_vae,
     make_folder,
+    stem_of,
 )
 from calotype.cli.editing import (
     PICTURES,
@@ -126,7 +126,7 @@ def apply(
     from calotype.pixels import require_writable
 
     require_strength(strength)
-    stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
+    stem = stem_of(picture)
     target = out or Path(f"{stem}-{direction.stem}.png")
     require_writable(output_file(target, [picture, direction, *weights_files(vae)]))
     if memory is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from calotype.pixels import PictureRows
     from calotype.vae import VAE
 
-PICTURES = "Pictures, or latents that `calotype encode` wrote."
+PICTURES = "Pictures, or latents that `calotype encode` or another program wrote."
 EditVaeOption = Annotated[
     str | None,
     typer.Option(

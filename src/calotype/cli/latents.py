@@ -20,10 +20,10 @@ def in_file(weights: str | None, latent_format: str | None) -> LatentFile | None
     """The latents in a file; None if it is a file of weights, or none.
 
     Raises:
-        LatentsError: it can only hold latents, and is damaged or holds none.
+        LatentsError: it can only hold latents, and is damaged or holds none; or they can't be decoded.
         UsageError: the format said is not theirs.
     """
-    from calotype.latent_files import open_latents
+    from calotype.latent_files import CacheError, open_latents
 
     path = Path(weights or "")
     suffix = path.suffix.lower()
@@ -33,8 +33,8 @@ def in_file(weights: str | None, latent_format: str | None) -> LatentFile | None
         return None
     try:
         return open_latents(path, latent_format=latent_format)
-    except LatentsError:
-        if suffix in _ONLY_LATENTS:
+    except LatentsError as error:
+        if suffix in _ONLY_LATENTS or isinstance(error, CacheError):
             raise
         return None
 

@@ -19,6 +19,7 @@ from calotype.cli.common import (
     finish,
     make_folder,
     require_folder,
+    stem_of,
 )
 from calotype.cli.drawing import (
     MOST_SEED,
@@ -119,7 +120,7 @@ def command(
     asked = Asked(
         steps=steps, guidance=guidance, negative=negative or "", sampler=None if sampler is None else sampler.value
     )
-    stem = picture.name.removesuffix(LATENTS_ENDING) if picture.name.endswith(LATENTS_ENDING) else picture.stem
+    stem = stem_of(picture)
     paths = [out / f"{stem}-redraw-{i}.png" for i in range(1, len(prompts) + 1)]
     strip, kept = out / f"{stem}-redraw.png", out / f"{stem}-redraw{LATENTS_ENDING}"
     inputs = [picture, *filter(None, (mask,)), *weights_files(model, vae, config)]

@@ -10,7 +10,6 @@ import typer
 
 from calotype.apart import require_apart, weights_files
 from calotype.cli.common import (
-    LATENTS_ENDING,
     BackgroundOption,
     DeviceOption,
     Dtype,
@@ -23,6 +22,7 @@ from calotype.cli.common import (
     finish,
     make_folder,
     require_folder,
+    stem_of,
 )
 from calotype.cli.editing import EditVaeOption, SizeOption, bar, read_sources, sized
 from calotype.errors import UsageError
@@ -68,7 +68,6 @@ def command(
     from calotype.edit.vary import vary
     from calotype.engine.budget import parse_memory
     from calotype.engine.run import share
-    from calotype.latents import Latents
     from calotype.pixels import read_picture, to_pil, write_picture
 
     require_folder(out)
@@ -78,7 +77,7 @@ def command(
         parse_memory(memory)
     (source,), loaded = read_sources([picture], [sized(size)], colour(background), vae, device, dtype, encode_dtype)
     seeds = range(seed, seed + count)
-    stem = picture.name.removesuffix(LATENTS_ENDING) if isinstance(source, Latents) else picture.stem
+    stem = stem_of(picture)
     paths = [out / f"{stem}-vary-{one}.png" for one in seeds]
     grid = out / f"{stem}-vary.png"
     require_apart([*paths, grid], [picture, *weights_files(vae)])

@@ -73,7 +73,7 @@ class Direction:
             )
 
     def apply(self, latents: Latents, strength: float = 1.0) -> Latents:
-        """Raw latents of its VAE, moved along it; one by position is scaled to their height and width.
+        """Raw latents of the VAE that made them, moved along it; one by position is scaled to their height and width.
 
         Args:
             strength: 1 goes the whole way between the sets' means, and less than 0 the other way.
@@ -86,18 +86,16 @@ class Direction:
         self.require(latents.vae, latents.vae_name, latents.format)
         require_strength(strength)
         raw, way = latents.to_raw(), self.tensor
-        if self.format is not None and latents.vae != self.vae:
-            tensor = carried(raw.tensor[None], latents.format, self.format)[0]
-            raw = replace(raw, tensor=tensor, format=self.format, vae=self.vae, vae_name=self.vae_name)
-        if len(way) != len(raw.tensor):
+        ours = latents.format if self.format is None or latents.vae == self.vae else self.format
+        tensor = carried(raw.tensor[None], latents.format, ours)[0]
+        if len(way) != len(tensor):
             raise LatentsError(
-                f"This direction has {len(way)} channels and the latents {len(raw.tensor)}, so one of the two is not "
-                f"of the VAE that it names; learn the direction anew, or make the latents again."
+                f"This direction has {len(way)} channels and the latents {len(tensor)}, so one of the two is not of "
+                f"the VAE that it names; learn the direction anew, or make the latents again."
             )
-        if way.shape[1:] not in ((1, 1), raw.tensor.shape[1:]):
-            size = raw.tensor.shape[1:]
-            way = functional.interpolate(way[None], size, mode="bilinear", antialias=True)[0]
-        moved = raw.tensor + strength * way.to(raw.tensor)
+        if way.shape[1:] not in ((1, 1), tensor.shape[1:]):
+            way = functional.interpolate(way[None], tensor.shape[1:], mode="bilinear", antialias=True)[0]
+        moved = carried((tensor + strength * way.to(tensor))[None], ours, latents.format)[0]
         if not torch.isfinite(moved).all():
             raise LatentsError(
                 f"At a strength of {strength:g} this direction leads to NaN or infinity; give a smaller one."

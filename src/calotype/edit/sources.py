@@ -9,17 +9,17 @@ from PIL import Image, ImageOps
 
 from calotype.engine.executor import Progress
 from calotype.errors import UsageError
-from calotype.latent_files import load_latents
+from calotype.latent_files import open_latents
 from calotype.latents import Latents
 from calotype.pixels import PictureRows, alpha_mode, read_picture_rows, to_pil
 from calotype.vae import VAE
 
-LATENTS_SUFFIX = ".safetensors"
+_LATENTS = (".safetensors", ".latent", ".npz", ".npy", ".pt")
 
 
 def is_latents(path: Path) -> bool:
     """Whether `read` takes a file for latents, by its suffix."""
-    return path.suffix.lower() == LATENTS_SUFFIX
+    return path.suffix.lower() in _LATENTS
 
 
 def read(
@@ -37,20 +37,27 @@ def read(
 
     Raises:
         PictureError, LatentsError: if it can't be read.
-        UsageError: if latents are to be brought to a size, or nothing tells of which space they are.
+        UsageError: if latents are to be brought to a size, or nothing tells of which space they are or which are meant.
     """
     if not is_latents(path):
         picture = read_picture_rows(path, alpha=alpha_mode(channels, None), background=background)
         return picture if size is None else fit(picture, size)
     if size is not None:
         raise UsageError(f"{path}: latents can't be scaled; give the picture they were made from, or no size.")
-    try:
-        return load_latents(path)
-    except UsageError:
+    file = open_latents(path)
+    asked = []
+    if file.question:
+        asked.append("latent_format=..., space=...")
+        why = "nothing tells of which space these latents are"
+    if len(file) != 1:
+        asked.append("index=...")
+        why = f"there are {len(file)} latents in it, and one picture's are edited"
+    if asked:
         raise UsageError(
-            f"{path}: nothing tells of which space these latents are; say so once, for a file that does tell: "
-            f"calotype.save_latents(FILE, calotype.load_latents({path.name!r}, latent_format=..., space=...))."
-        ) from None
+            f"{path}: {why}; say so once, for a file of their own: calotype.save_latents(FILE, "
+            f"calotype.load_latents({path.name!r}, {', '.join(asked)}))."
+        )
+    return file[0]
 
 
 def fit(picture: PictureRows, size: tuple[int, int]) -> PictureRows:

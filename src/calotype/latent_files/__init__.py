@@ -14,12 +14,12 @@ from typing import Literal, get_args
 from calotype.errors import LatentsError, UsageError
 from calotype.files import write_bytes
 from calotype.latent_files import comfyui, own, sd_scripts, telling
-from calotype.latent_files.found import LatentFile, named, settle
+from calotype.latent_files.found import CacheError, LatentFile, named, require_agreement, settle
 from calotype.latents import Latents, Space
 
 Program = Literal["comfyui", "sd-scripts"]
 
-__all__ = ["LatentFile", "Program", "file_name", "load_latents", "open_latents", "save_latents", "stored_space"]
+__all__ = ["CacheError", "LatentFile", "Program", "file_name", "load_latents", "open_latents", "save_latents", "stored_space"]
 
 
 def open_latents(
@@ -29,7 +29,8 @@ def open_latents(
 
     Args:
         latent_format: name of the format of another program's latents, where the file does not tell: ``sd1``, ``sdxl``,
-            ...; ``none`` are those of the VAE that decodes them.
+            ...; ``none`` are those of the VAE that decodes them; ``model:NAME`` are a tiny autoencoder's, whose raw
+            latents are NAME's model latents.
         space: whether they are raw or scaled (model), where the file does not tell.
 
     Raises:
@@ -43,7 +44,7 @@ def open_latents(
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     with named(path):
         found = telling.find(path)
-    return _own(path, space) if found is None else settle(found, path, latent_format, space)
+    return _own(path, latent_format, space) if found is None else settle(found, path, latent_format, space)
 
 
 def load_latents(
@@ -107,17 +108,17 @@ def file_name(stem: str, latents: Latents, to: Program) -> str:
     return f"{stem}.latent" if to == "comfyui" else sd_scripts.file_name(stem, latents)
 
 
-def _own(path: Path, space: Space | None) -> LatentFile:
-    """A file of calotype's, which tells all."""
+def _own(path: Path, latent_format: str | None, space: Space | None) -> LatentFile:
+    """A file of calotype's, which tells all; what is damaged of it is said when it is read."""
     header = telling.header(path)
     entry = header.get("latents")
     shape = entry.get("shape") if isinstance(entry, dict) else None
     metadata = header.get("__metadata__")
-    says = metadata.get("space") if isinstance(metadata, dict) else None
-    if space is not None and says in get_args(Space) and says != space:
-        raise UsageError(f"{path}: these latents are {says}, and not {space}; leave out --space (space=).")
+    says, format_ = own.told(metadata if isinstance(metadata, dict) else {})
+    name = format_ and format_.name
+    require_agreement(path, "latents of calotype", "", (latent_format, name), (space, says))
     return LatentFile(
-        path=path, program="calotype", model="", space=says if says in get_args(Space) else None, format=None, drawn="",
+        path=path, program="calotype", model="", space=says, format=format_, drawn="",
         dtype="", left_out=(), question="", shape=tuple(shape) if isinstance(shape, list) else (), _counts=1,
         _read=partial(_read_own, path),
     )  # fmt: skip

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from calotype.errors import LatentsError
-from calotype.latent_files.found import Found, Item, told
+from calotype.latent_files.found import CacheError, Found, Item, told
 from calotype.latent_files.models import AI_TOOLKIT
 from calotype.weights.container import SafetensorsFile
 
@@ -27,7 +26,7 @@ def find(container: SafetensorsFile) -> Found:
     model = container.metadata.get(_SAYS, "")
     format_, _, drawn = told(AI_TOOLKIT.get(model), "ai-toolkit", model)
     if container.stored(TENSOR) == "uint8":
-        raise LatentsError("these were cached by ai-toolkit, and are pixels (uint8) of a model without a VAE.")
+        raise CacheError("these were cached by ai-toolkit, and are pixels (uint8) of a model without a VAE.")
     item = Item(TENSOR, container.shapes[TENSOR], container.stored(TENSOR), partial(container.read, TENSOR))
     return Found(
         program="ai-toolkit", model=model, items=[item], format=format_, space="model", drawn=drawn, batches=False,

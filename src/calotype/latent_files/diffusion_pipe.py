@@ -17,8 +17,7 @@ from typing import NamedTuple, overload
 from torch import Tensor
 
 from calotype.damage import quoted
-from calotype.errors import LatentsError
-from calotype.latent_files.found import Found, Item, told
+from calotype.latent_files.found import CacheError, Found, Item, told
 from calotype.latent_files.models import DIFFUSION_PIPE
 from calotype.latent_files.torch_files import item, read, tensors
 from calotype.temporaries import temporary_folder
@@ -55,10 +54,12 @@ class _Items(Sequence[Item]):
         place = self._places[index]
         path = self._folder / f"shard_{place.shard}.bin"
         if not path.is_file():
-            raise LatentsError(f"its item {index} lies in {path.name}, which is not beside it.")
+            raise CacheError(f"its item {index} lies in {path.name}, which is not beside it.")
         if place.start + place.size > path.stat().st_size:
-            raise LatentsError(f"its item {index} ends at byte {place.start + place.size:,} of {path.name}, which has "
-                               f"{path.stat().st_size:,}; cache it again.")  # fmt: skip
+            raise CacheError(
+                f"its item {index} ends at byte {place.start + place.size:,} of {path.name}, which has "
+                f"{path.stat().st_size:,}; cache it again."
+            )
         with path.open("rb") as file, temporary_folder(Path(tempfile.gettempdir())) as folder:
             file.seek(place.start)
             alone = folder / "item.pt"
@@ -66,7 +67,7 @@ class _Items(Sequence[Item]):
             found = tensors(read(alone))
             if TENSOR not in found:
                 names = ", ".join(quoted(name, 40) for name in list(found)[:3])
-                raise LatentsError(f"this cache of diffusion-pipe holds {names}, and no latents.")
+                raise CacheError(f"this cache of diffusion-pipe holds {names}, and no latents.")
             whole = item(TENSOR, found[TENSOR])
             values: Tensor = whole.read().clone()  # the file goes
         return whole._replace(read=lambda: values)
@@ -81,8 +82,9 @@ def find(path: Path) -> Found:
     shard = SHARD.fullmatch(path.name)
     database = path.with_name(DATABASE) if shard else path
     if not database.is_file():
-        raise LatentsError(f"this is a shard of diffusion-pipe, and {DATABASE}, which says where items begin in it, is "
-                           f"not beside it.")  # fmt: skip
+        raise CacheError(
+            f"this is a shard of diffusion-pipe, and {DATABASE}, which says where items begin in it, is not beside it."
+        )
     with _opened(database) as connection:
         places = [place for place in _places(connection) if shard is None or place.shard == int(shard[1])]
     model = _model(path)
@@ -118,7 +120,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             yield connection
         except sqlite3.Error as error:
-            raise LatentsError(
+            raise CacheError(
                 f"this database is no whole cache of diffusion-pipe ({quoted(error)}); cache again."
             ) from None
 
@@ -127,7 +129,7 @@ def _places(connection: sqlite3.Connection) -> list[_Place]:
     names = [str(name) for (name,) in _rows(connection, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     tables = {int(match[1]): name for name in names if (match := re.fullmatch(r"shard_(\d{1,9})", name))}
     if "items" not in names:
-        raise LatentsError("this database is no cache of diffusion-pipe: it has no table of items.")
+        raise CacheError("this database is no cache of diffusion-pipe: it has no table of items.")
     inside = {
         shard: list(_rows(connection, f"SELECT offset, size FROM {name} ORDER BY rowid"))
         for shard, name in tables.items()
@@ -138,7 +140,7 @@ def _places(connection: sqlite3.Connection) -> list[_Place]:
         row = rows[index] if type(index) is int and 0 <= index < len(rows) else ()
         place = [n for n in (shard, *row) if type(n) is int and n >= 0]
         if len(place) != 3:
-            raise LatentsError(
+            raise CacheError(
                 f"this cache of diffusion-pipe is damaged: its item {len(found)} lies nowhere; cache again."
             )
         found.append(_Place(*place))
@@ -148,5 +150,5 @@ def _places(connection: sqlite3.Connection) -> list[_Place]:
 def _rows(connection: sqlite3.Connection, query: str) -> Iterator[tuple[object, ...]]:
     for count, row in enumerate(connection.execute(query)):
         if count == _MOST:
-            raise LatentsError(f"this database has more than {_MOST:,} rows, which no cache of diffusion-pipe has.")
+            raise CacheError(f"this database has more than {_MOST:,} rows, which no cache of diffusion-pipe has.")
         yield row

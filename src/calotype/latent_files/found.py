@@ -17,8 +17,12 @@ from calotype.damage import damage, quoted
 from calotype.errors import LatentsError, UsageError, WeightsError
 from calotype.latent_files.models import Stored, Unread
 from calotype.latent_files.spaces import called, factor, fitting
-from calotype.latents import MODEL, LatentFormat, Latents, Space
+from calotype.latents import MODEL, LatentFormat, Latents, Space, is_model
 from calotype.pixels import Padding
+
+
+class CacheError(LatentsError):
+    """Latents of a program that is known, and which can't be decoded."""
 
 
 class Item(NamedTuple):
@@ -59,11 +63,12 @@ def told(stored: Stored | Unread | None, program: str, model: str) -> tuple[str 
     """Format, space and what was drawn, as a table of models says.
 
     Raises:
-        LatentsError: it says that they can't be decoded.
+        CacheError: it says that they can't be decoded.
     """
     if isinstance(stored, Unread):
-        raise LatentsError(f"these were cached by {program} for {quoted(model, 40)}, and can't be decoded: they are "
-                           f"{stored.why}.")  # fmt: skip
+        raise CacheError(
+            f"these were cached by {program} for {quoted(model, 40)}, and can't be decoded: they are {stored.why}."
+        )
     return (stored.format, stored.space, stored.drawn) if stored else (None, None, "")
 
 
@@ -133,17 +138,8 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
     """
     if not found.items:
         raise LatentsError(f"{path}: there are no latents in it.")
-    if latent_format is not None and latent_format.startswith(MODEL):  # raw latents that are model latents
-        latent_format, space = latent_format.removeprefix(MODEL), "model"
     whose = f"latents of {found.program}" if found.program else "bare latents"
-    for option, argument, given, says in (
-        ("--space", "space", space, found.space), ("--latent-format", "latent_format", latent_format, found.format),
-    ):  # fmt: skip
-        if given is not None and says is not None and given != says:
-            raise UsageError(
-                f"{path}: these {whose} are {says}{f', for {quoted(found.model, 40)}' if found.model else ''}, and not "
-                f"{given}; leave out {option} ({argument}=)."
-            )
+    require_agreement(path, whose, found.model, (latent_format, found.format), (space, found.space))
     space, name = found.space or space, found.format or latent_format
     with named(path):
         first = found.items[0]
@@ -154,6 +150,8 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
         )
     channels = _channels(first.shape, found.batches)
     format_ = None if name is None else called(name, channels)
+    if format_ is not None and space is None and is_model(format_):  # either is right, but for what is packed
+        space = "raw" if channels == format_.channels else "model"
     wanted = (
         None if format_ is None or space is None else format_.channels * (format_.patch**2 if space == "model" else 1)
     )
@@ -186,14 +184,38 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """What a reader raises over a file becomes a LatentsError that names it."""
+    """What a reader raises over a file becomes a LatentsError that names it, or stays a CacheError."""
     try:
         with damage(LatentsError, "these latents are truncated or damaged ({why}); make them again."):
             yield
     except (LatentsError, WeightsError) as error:
-        raise LatentsError(f"{path}: {str(error).rstrip('.')}.") from None
+        kind = CacheError if isinstance(error, CacheError) else LatentsError
+        raise kind(f"{path}: {str(error).rstrip('.')}.") from None
     except PermissionError:
         raise LatentsError(f"{path}: this file may not be read; check its permissions.") from None
+
+
+def require_agreement(
+    path: Path, whose: str, model: str, formats: tuple[str | None, str | None], spaces: tuple[str | None, str | None]
+) -> None:
+    """Checks that the user says nothing else of a file's latents than the file.
+
+    Args:
+        whose, model: what they are called, and what the file says of their model.
+        formats, spaces: what the user says, and what the file does; None: nothing.
+
+    Raises:
+        UsageError: if not.
+    """
+    format_ = None if formats[0] is None else formats[0].removeprefix(MODEL)
+    for option, argument, given, says in (
+        ("--space", "space", *spaces), ("--latent-format", "latent_format", format_, formats[1]),
+    ):  # fmt: skip
+        if given is not None and says is not None and given != says:
+            raise UsageError(
+                f"{path}: these {whose} are {says}{f', for {quoted(model, 40)}' if model else ''}, and not {given}; "
+                f"leave out {option} ({argument}=)."
+            )
 
 
 def _question(path: Path, whose: str, found: Found, name: str | None, space: Space | None, channels: int) -> str:
@@ -212,8 +234,8 @@ def _question(path: Path, whose: str, found: Found, name: str | None, space: Spa
 
 
 def _channels(shape: tuple[int, ...], batches: bool | None) -> int:
-    if len(shape) == 4 and batches is None and not fitting(shape[1], None) and fitting(shape[0], None):
-        batches = False
+    if len(shape) == 4 and batches is None and not fitting(shape[1], None):
+        batches = None if shape[1] != 1 and not fitting(shape[0], None) else False  # one frame, for no VAE has 1
     return shape[0] if len(shape) == 3 or (len(shape) == 4 and batches is False) else shape[1]
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.errors import LatentsError
-from calotype.latent_files.found import Found
+from calotype.latent_files.found import CacheError, Found
 from calotype.latent_files.torch_files import item
 from calotype.weights.stored import Stored
 
@@ -28,7 +27,7 @@ def require_no_aggregate(content: Any) -> None:
     """Checks that this is not the list of sizes and paths beside its caches.
 
     Raises:
-        LatentsError: it is.
+        CacheError: it is.
     """
     if (
         isinstance(content, list)
@@ -38,7 +37,7 @@ def require_no_aggregate(content: Any) -> None:
             for one in content
         )
     ):
-        raise LatentsError(
+        raise CacheError(
             "this is OneTrainer's list of sizes and paths (aggregate.pt), without latents; give one of the numbered "
             "files beside it."
         )

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import safe_open
@@ -15,7 +15,7 @@ from torch import Tensor
 from calotype.damage import LONGEST_HEADER, damage
 from calotype.errors import LatentsError, UsageError
 from calotype.files import text_path
-from calotype.latents import Latents, Space, latent_format_from_dict
+from calotype.latents import LatentFormat, Latents, Space, latent_format_from_dict
 from calotype.pixels import Padding
 from calotype.tensor_files import write_safetensors
 from calotype.texts import COUNT, TextError, json_of, made, shown, whole
@@ -89,6 +89,16 @@ def _latents(tensor: Tensor, alpha: Tensor | None, metadata: Mapping[str, str]) 
         vae_name=metadata.get("vae_name", ""),
         alpha=None if alpha is None else alpha.float() / 255,
     )
+
+
+def told(metadata: Mapping[str, Any]) -> tuple[Space | None, LatentFormat | None]:
+    """Space and format in the metadata; None of what is damaged."""
+    space, format_ = metadata.get("space"), metadata.get("latent_format")
+    try:
+        found = latent_format_from_dict(json_of(format_)) if isinstance(format_, str) else None
+    except (TextError, UsageError):
+        found = None
+    return cast(Space, space) if space in get_args(Space) else None, found
 
 
 def no_latents(what: str = "") -> LatentsError:

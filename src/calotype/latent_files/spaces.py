@@ -8,7 +8,18 @@ from torch import Tensor
 
 from calotype.errors import UsageError
 from calotype.families import PRESETS
-from calotype.latents import KNOWN, MODEL, LatentFormat, Latents, PackedUntold, Space, carried, latent_format, space_of
+from calotype.latents import (
+    KNOWN,
+    MODEL,
+    LatentFormat,
+    Latents,
+    PackedUntold,
+    Space,
+    carried,
+    latent_format,
+    same_as_model,
+    space_of,
+)
 
 FLUX2 = PackedUntold(name="flux2", channels=32)
 
@@ -22,7 +33,7 @@ def _formats() -> Iterator[LatentFormat]:
 
 
 def called(name: str, channels: int) -> LatentFormat:
-    """The latent format of that name.
+    """The latent format of that name; ``model:NAME`` is of raw latents that are NAME's model latents, as a TAESD's.
 
     Args:
         channels: of the latents, which ``none`` takes as they are.
@@ -30,6 +41,9 @@ def called(name: str, channels: int) -> LatentFormat:
     Raises:
         UsageError: there is none.
     """
+    if name.startswith(MODEL):
+        known = called(name.removeprefix(MODEL), channels)
+        return same_as_model(known.name, known.channels)
     if name == "none":
         return latent_format(name, channels)
     found = next((one for one in _formats() if one.name == name), None)

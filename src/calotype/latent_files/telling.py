@@ -18,7 +18,7 @@ from calotype.damage import LONGEST_HEADER
 from calotype.errors import LatentsError
 from calotype.latent_files import ai_toolkit, bare, comfyui, diffusion_pipe, musubi, onetrainer, sd_scripts, simpletuner
 from calotype.latent_files.arrays import Archive, item as array
-from calotype.latent_files.found import Found
+from calotype.latent_files.found import CacheError, Found
 from calotype.latent_files.own import VERSION, no_latents
 from calotype.latent_files.torch_files import read, tensors, unpacked
 from calotype.temporaries import temporary_folder
@@ -73,7 +73,7 @@ def _safetensors(path: Path) -> Found | None:
     version = metadata.get("calotype") if isinstance(metadata, dict) else None
     if isinstance(version, str) and re.fullmatch(r"latents/\d+", version):
         if version != VERSION:
-            raise no_latents(f"{version}, of a newer calotype than this one")
+            raise CacheError(f"these are {version}, of a newer calotype than this one, which decodes them.")
         return None
     container = SafetensorsFile(path)
     if comfyui.TENSOR in container.shapes:
