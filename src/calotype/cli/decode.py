@@ -116,6 +116,7 @@ def command(
             f"{'--enlarge' if enlarge else '--factors'} goes with --preview; give that too, or leave it out."
         )
     from calotype.engine.budget import parse_memory
+    from calotype.families import CONFIGS
     from calotype.pixels import require_writable
     from calotype.vae import VAE, name_for
 
@@ -135,7 +136,8 @@ def command(
         said = latent_format if one.vae else None
         if (name, said) not in loaded:
             found = load_vae(which_vae, said, device, dtype, prefix, which)
-            untold = said != latent_format and found.loaded.format is None
+            tells = found.loaded.format  # one called after a kind of network is of no one knows what
+            untold = said != latent_format and (tells is None or tells.name in CONFIGS)
             if untold and not (latent_format == "none" and one.space == "model"):
                 found = load_vae(which_vae, latent_format, device, dtype, prefix, which)
             loaded[name, said] = found

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, types
 
 from calotype.engine import bilinear
+from calotype.engine.products import outer_product, product
 from calotype.engine.vectors import (
     BF16,
     GRADIENT_ROWS,
@@ -23,17 +24,13 @@ from calotype.engine.vectors import (
     SKEW,
     accumulate,
     activation,
-    blend,
     choice,
     emit,
     finish,
     finish_half,
     input_transform,
-    outer_product,
     output_transform,
-    product,
     scalars,
-    softmax,
     weight_transform,
     widen,
 )
@@ -55,7 +52,6 @@ _transform_weights = choice(4, [weight_transform(one, half) for half in _HALVES 
 _finish_pixel, _finish_added = finish(residual=False), finish(residual=True)
 _finish_half, _widen = finish_half(), widen()
 _accumulate_pixels = accumulate()
-_softmax_row, _blend_row = softmax(), blend()
 _outer_product = outer_product()
 _product_single, _product_half = product(half=False), product(half=BF16)
 
@@ -65,7 +61,6 @@ _STEPS = tuple(algorithm.step for algorithm in ALGORITHMS)
 _POSITIONS = tuple(algorithm.positions for algorithm in ALGORITHMS)
 # HALVES: none, and maps are bfloat16: source and target alike, with channels of whole vectors, and no residual
 NONE, SILU, RELU, HALVES = range(4)
-ATTENTION_ROWS = 48  # queries that a thread takes at once
 
 
 _log = logging.getLogger("calotype")
@@ -277,19 +272,24 @@ def convolve_block(
         to = inputs + i * padded * element
         _transform_input(kind, to, position, at, 4 * columns * padded, 4 * padded, vectors)
 
-    # products
+    # products, which fetch the next panel of weights and the next position's inputs meanwhile, each a share
     count = (channels + 1) // 2 if half else channels
     out_position = 4 * tiles_padded * wide + SKEW
+    parts = tiles_padded // ROWS
+    b_share = (4 * PANEL + parts - 1) // parts
+    a_share = (ROWS * padded * element + panels * count - 1) // (panels * count)
     for p in range(t2):
         for panel in range(panels):
             b = weights + 4 * (p * panels + panel) * count * PANEL
-            for i in range(0, tiles_padded, ROWS):
-                a = inputs + p * position + i * padded * element
-                c = outputs + p * out_position + 4 * (i * wide + panel * PANEL)
+            for part in range(parts):
+                a = inputs + p * position + part * ROWS * padded * element
+                c = outputs + p * out_position + 4 * (part * ROWS * wide + panel * PANEL)
+                next_b = b + count * (4 * PANEL + part * b_share)
+                next_a = inputs + (p + 1) * position + (panel * parts + part) * count * a_share
                 if half:
-                    _product_half(c, 4 * wide, a, padded * element, b, count)
+                    _product_half(c, 4 * wide, a, padded * element, b, count, next_b, b_share, next_a, a_share)
                 else:
-                    _product_single(c, 4 * wide, a, padded * element, b, count)
+                    _product_single(c, 4 * wide, a, padded * element, b, count, next_b, b_share, next_a, a_share)
 
     # output transform
     out_vectors = wide // LANES
@@ -454,66 +454,3 @@ def transform_weights(
             at = source + (panel * PANEL + part * LANES) * stride + 4 * k * k_step * taps * taps
             to = target + 4 * ((panel * count + k) * PANEL + part * LANES)
             _transform_weights(algorithm + (_COUNT if half else 0), to, position, at, stride)
-
-
-@_kernel("i" * 10)
-def pack_keys(
-    panel: int, source: int, count: int, channels: int, scale: int, shift: int, norm: int, keys: int, values: int,
-    padded: int,
-) -> None:  # fmt: skip
-    """One panel of normalised positions, in the two layouts that the products of attention take.
-
-    Args:
-        source: `count` positions of `channels` floats, which scale and shift normalise, after `norm` if that is not 0.
-        keys: [padded / PANEL, channels, PANEL]; values: [channels / PANEL, padded, PANEL]. Both are filled with zeros
-            up to `padded`, a multiple of PANEL.
-    """
-    for lane in range(PANEL):
-        k = panel * PANEL + lane
-        at = source + 4 * k * channels
-        factor = _factor(at, channels, norm) if norm and k < count else np.float32(1)
-        for c in range(channels):
-            x = np.float32(0)
-            if k < count:
-                x = _read(at + 4 * c) * factor * _read(scale + 4 * c) + _read(shift + 4 * c)
-            _write(keys + 4 * ((panel * channels + c) * PANEL + lane), x)
-            _write(values + 4 * ((c // PANEL * padded + k) * PANEL + c % PANEL), x)
-
-
-@_kernel("i" * 10)
-def attend_rows(
-    queries: int,
-    channels: int,
-    keys: int,
-    values: int,
-    count: int,
-    padded: int,
-    scores: int,
-    mixed: int,
-    sums: int,
-    state: int,
-) -> None:
-    """ATTENTION_ROWS queries [ATTENTION_ROWS, channels] against one block of keys.
-
-    Args:
-        keys, values: as `pack_keys` makes them; count: of positions in them, without padding.
-        scores, mixed: scratch, [ATTENTION_ROWS, padded] and [ATTENTION_ROWS, channels].
-        sums: [ATTENTION_ROWS, channels], the weighted sums of values so far.
-        state: [ATTENTION_ROWS, 4]: highest score and sum of weights so far.
-    """
-    for panel in range(padded // PANEL):
-        for i in range(0, ATTENTION_ROWS, ROWS):
-            b = keys + 4 * panel * channels * PANEL
-            c = scores + 4 * (i * padded + panel * PANEL)
-            _product_single(c, 4 * padded, queries + 4 * i * channels, 4 * channels, b, channels)
-    for i in range(ATTENTION_ROWS):
-        for k in range(count, padded):
-            _write(scores + 4 * (i * padded + k), np.float32(-np.inf))
-        _softmax_row(scores + 4 * i * padded, padded // LANES, state + 16 * i)
-    for panel in range(channels // PANEL):
-        for i in range(0, ATTENTION_ROWS, ROWS):
-            b = values + 4 * panel * padded * PANEL
-            c = mixed + 4 * (i * channels + panel * PANEL)
-            _product_single(c, 4 * channels, scores + 4 * i * padded, 4 * padded, b, padded)
-    for i in range(ATTENTION_ROWS):
-        _blend_row(sums + 4 * i * channels, mixed + 4 * i * channels, channels // LANES, state + 16 * i + 8)

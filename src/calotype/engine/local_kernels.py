@@ -126,7 +126,7 @@ def scale_block(
         b = matrices + 4 * (g * (group // PANEL) + panel) * group * PANEL
         for i in range(0, padded, ROWS):
             c = scratch + 4 * (i * group + panel * PANEL)
-            _product_single(c, 4 * group, made + 4 * i * group, 4 * group, b, group)
+            _product_single(c, 4 * group, made + 4 * i * group, 4 * group, b, group, b, 0, b, 0)
     to = target + 4 * ((top - target_row) * width * wide + part * channels + low)
     _copy(to, 4 * wide, scratch, 4 * group, count, group // LANES)
     if part == 1:
@@ -180,7 +180,7 @@ def attend_block(
         b = matrices + 4 * (head * (size // PANEL) + panel) * size * PANEL
         for i in range(0, padded, ROWS):
             c = mixed + 4 * (i * size + panel * PANEL)
-            _product_single(c, 4 * size, query + 4 * i * size, 4 * size, b, size)
+            _product_single(c, 4 * size, query + 4 * i * size, 4 * size, b, size, b, 0, b, 0)
     to = target + 4 * (start * heads * size + head * size)
     _ratio(
         to, 4 * heads * size, mixed, query, keys + 4 * head * size, 4 * size, some, size // LANES,

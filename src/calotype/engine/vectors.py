@@ -4,8 +4,8 @@ What counts here (accumulators that stay in registers, transforms without a mult
 polynomial) is more than an auto-vectoriser finds. Vectors are 16 floats; LLVM splits them where registers are shorter.
 Addresses travel as integers.
 
-Compiled kernels on disk follow `kernels.py` and `local_kernels.py` alone: after a change here or in `bilinear.py`,
-change those files too.
+Compiled kernels on disk follow `kernels.py` and `..._kernels.py` alone: after a change here, in `products.py` or in
+`bilinear.py`, change those too.
 """
 
 from __future__ import annotations
@@ -34,21 +34,7 @@ ROWS, PANEL_VECTORS = (12, 2) if AVX512 else (6, 1)
 PANEL = PANEL_VECTORS * LANES
 GRADIENT_ROWS = 8 if AVX512 else 4  # likewise of input channels, in a gradient of weights; it divides LANES
 
-AHEAD = 4096  # bytes of weights that are fetched before they are needed
 SKEW = 64  # bytes between positions of scratch, which else begin in the same few sets of the cache
-
-
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
 
 
 class Code:
@@ -71,12 +57,17 @@ class Code:
         stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         stored.align = 4 if value.type != VEC16 else 2
 
-    def prefetch(self, address: Any) -> None:
-        """Asks for the line at an address; it may lie beyond the data."""
+    def prefetch(self, address: Any, *, far: bool = False, written: bool = False) -> None:
+        """Asks for the line at an address, which may lie beyond the data.
+
+        Args:
+            far: into the second cache only.
+            written: to be written to.
+        """
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
-        self.b.call(function, [self.b.inttoptr(address, byte), I32(0), I32(3), I32(1)])
+        self.b.call(function, [self.b.inttoptr(address, byte), I32(int(written)), I32(2 if far else 3), I32(1)])
 
     def splat(self, scalar: Any, kind: Any = VEC) -> Any:
         undefined = ir.Constant(kind, ir.Undefined)
@@ -203,14 +194,14 @@ def choice(arguments: int, bodies: Sequence[Body]) -> Any:
             block = builder.append_basic_block(f"choice.{i}")
             switch.add_case(I64(i), block)
             builder.position_at_end(block)
-            builder.call(_function(builder.module, arguments, body), values[1:])
+            builder.call(outlined(builder.module, arguments, body), values[1:])
             builder.branch(after)
         builder.position_at_end(after)
 
     return _intrinsic(arguments + 1, generate)
 
 
-def _function(module: ir.Module, arguments: int, body: Body) -> ir.Function:
+def outlined(module: ir.Module, arguments: int, body: Body) -> ir.Function:
     """A function of its own, which LLVM compiles sooner than one large one."""
     name = module.get_unique_name(body.__qualname__.replace("<locals>", "in"))
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
@@ -324,91 +315,6 @@ def _round_up(code: Code, value: Any) -> Any:
     bits = code.b.bitcast(value, IVEC)
     odd = code.b.and_(code.b.lshr(bits, ir.Constant(IVEC, [16] * LANES)), ir.Constant(IVEC, [1] * LANES))
     return code.b.add(bits, code.b.add(odd, ir.Constant(IVEC, [0x7FFF] * LANES)))
-
-
-def product(half: bool) -> Any:
-    """ROWS rows of a times one panel of b: c[i, :] = sum over k of a[i, k] b[k, :]. Strides in bytes.
-
-    With `half`, k counts pairs of bfloat16 and sums are float32.
-    """
-
-    def body(code: Code, c: Any, c_stride: Any, a: Any, a_stride: Any, b: Any, count: Any) -> None:
-        build = code.b
-        zero = code.constant(0.0)
-        rows = [code.address(a, i, a_stride) for i in range(ROWS)]
-        before = build.block
-        loop, after = build.append_basic_block("k"), build.append_basic_block("k.end")
-        build.branch(loop)
-        build.position_at_end(loop)
-        k = build.phi(I64)
-        k.add_incoming(I64(0), before)
-        sums = [[build.phi(VEC) for _ in range(PANEL_VECTORS)] for _ in range(ROWS)]
-        panel = code.address(b, k, 4 * PANEL)
-        right = [code.load(code.address(panel, j, 4 * LANES)) for j in range(PANEL_VECTORS)]
-        for j in range(PANEL_VECTORS):
-            code.prefetch(build.add(code.address(panel, j, 4 * LANES), I64(AHEAD)))
-        at = build.mul(k, I64(4))
-        for row, total in zip(rows, sums, strict=True):
-            scalar = code.load(build.add(row, at), I32 if half else F32)
-            left = code.splat(scalar, IVEC if half else VEC)
-            for phi, r in zip(total, right, strict=True):
-                phi.add_incoming(zero, before)
-                phi.add_incoming(_pair_product(code, left, r, phi) if half else code.fma(left, r, phi), loop)
-        following = build.add(k, I64(1))
-        k.add_incoming(following, loop)
-        build.cbranch(build.icmp_signed("<", following, count), loop, after)
-        build.position_at_end(after)
-        for i, total in enumerate(sums):
-            for j, phi in enumerate(total):
-                final = next(value for value, block in phi.incomings if block is loop)
-                code.store(final, code.address(code.address(c, i, c_stride), j, 4 * LANES))
-
-    return emit(6, body)
-
-
-def outer_product() -> Any:
-    """GRADIENT_ROWS rows of c: c[i, :] += sum over k of a[k, i] b[k, :], one panel of b. Strides in bytes."""
-
-    def body(code: Code, c: Any, c_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, count: Any) -> None:
-        build = code.b
-        places = [
-            [code.address(code.address(c, i, c_stride), j, 4 * LANES) for j in range(PANEL_VECTORS)]
-            for i in range(GRADIENT_ROWS)
-        ]
-        given = [[code.load(place) for place in row] for row in places]
-        before = build.block
-        loop, after = build.append_basic_block("k"), build.append_basic_block("k.end")
-        build.branch(loop)
-        build.position_at_end(loop)
-        k = build.phi(I64)
-        k.add_incoming(I64(0), before)
-        sums = [[build.phi(VEC) for _ in range(PANEL_VECTORS)] for _ in range(GRADIENT_ROWS)]
-        left, panel = build.add(a, build.mul(k, a_stride)), build.add(b, build.mul(k, b_stride))
-        right = [code.load(code.address(panel, j, 4 * LANES)) for j in range(PANEL_VECTORS)]
-        finals = []
-        for i, (row, starts) in enumerate(zip(sums, given, strict=True)):
-            scalar = code.splat(code.load(code.address(left, i, 4), F32))
-            for phi, start, r in zip(row, starts, right, strict=True):
-                final = code.fma(scalar, r, phi)
-                phi.add_incoming(start, before)
-                phi.add_incoming(final, loop)
-                finals.append(final)
-        following = build.add(k, I64(1))
-        k.add_incoming(following, loop)
-        build.cbranch(build.icmp_signed("<", following, count), loop, after)
-        build.position_at_end(after)
-        for final, place in zip(finals, (place for row in places for place in row), strict=True):
-            code.store(final, place)
-
-    return emit(7, body)
-
-
-def _pair_product(code: Code, x: Any, y: Any, plus: Any) -> Any:
-    """plus + x0 y0 + x1 y1 in every lane, for lanes that hold two bfloat16."""
-    pairs = ir.VectorType(_BFloat(), 2 * LANES)
-    kind = ir.FunctionType(VEC, [VEC, pairs, pairs])
-    function = cgutils.get_or_insert_function(code.b.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
-    return code.b.call(function, [plus, code.b.bitcast(x, pairs), code.b.bitcast(y, pairs)])
 
 
 def output_transform(algorithm: Algorithm, residual: bool) -> Body:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from calotype.engine import kernels
 from calotype.engine.attention import Folded
+from calotype.engine.attention_kernels import ATTENTION_ROWS, attend_rows, pack_keys
 from calotype.engine.blocks import ATTENTION_BLOCK, KEYS, QUERIES, Job, aligned
 from calotype.engine.memory import Rows
 from calotype.engine.reference import Moments
@@ -218,7 +219,7 @@ class Winograd:
             write: (start, end, values, their moments by channel).
             scratch: bytes to work in, `blocks.Job.attention_bytes` of them.
         """
-        channels, step, panel = len(scale), kernels.ATTENTION_ROWS, PANEL
+        channels, step, panel = len(scale), ATTENTION_ROWS, PANEL
         padded = -(-min(KEYS, positions) // panel) * panel
         rows = -(-min(QUERIES, positions) // step) * step
         take = _Carver(scratch)
@@ -265,20 +266,18 @@ class Winograd:
         of_positions: Floats,
     ) -> None:
         """All queries against one block of positions [n, C]."""
-        (count, channels), step, panel = block.shape, kernels.ATTENTION_ROWS, PANEL
+        (count, channels), step, panel = block.shape, ATTENTION_ROWS, PANEL
         padded = -(-count // panel) * panel
         source = block.data_ptr()
         norm = scale.ctypes.data, shift.ctypes.data, of_positions.ctypes.data if of_positions.size else 0
         packed = keys.ctypes.data, values.ctypes.data
-        self.workers.run(
-            padded // panel, lambda _, i: kernels.pack_keys(i, source, count, channels, *norm, *packed, padded)
-        )
+        self.workers.run(padded // panel, lambda _, i: pack_keys(i, source, count, channels, *norm, *packed, padded))
         places = [part.ctypes.data for part in scratch]
         q, s, t = query.ctypes.data, sums.ctypes.data, state.ctypes.data
 
         def attend(thread: int, i: int) -> None:
             at, scores = 4 * i * step * channels, places[thread]
-            kernels.attend_rows(
+            attend_rows(
                 q + at, channels, *packed, count, padded, scores, scores + 4 * step * padded, s + at, t + 16 * i * step
             )
 

@@ -19,7 +19,16 @@ from calotype.latents import Latents, Space
 
 Program = Literal["comfyui", "sd-scripts"]
 
-__all__ = ["CacheError", "LatentFile", "Program", "file_name", "load_latents", "open_latents", "save_latents", "stored_space"]
+__all__ = [
+    "CacheError",
+    "LatentFile",
+    "Program",
+    "file_name",
+    "load_latents",
+    "open_latents",
+    "save_latents",
+    "stored_space",
+]
 
 
 def open_latents(
@@ -115,7 +124,7 @@ def _own(path: Path, latent_format: str | None, space: Space | None) -> LatentFi
     shape = entry.get("shape") if isinstance(entry, dict) else None
     metadata = header.get("__metadata__")
     says, format_ = own.told(metadata if isinstance(metadata, dict) else {})
-    name = format_ and format_.name
+    name = format_.name if format_ else None
     require_agreement(path, "latents of calotype", "", (latent_format, name), (space, says))
     return LatentFile(
         path=path, program="calotype", model="", space=says, format=format_, drawn="",
