@@ -104,13 +104,13 @@ def denoiser(size: int) -> Iterator[Stored]:
 
 def write_safetensors(path: Path, tensors: Sequence[Stored]) -> int:
     """A safetensors file, in this order; gives the bytes of its header."""
-    entries, end = {}, 0
+    entries, starts, end = {}, [], 0
     for one in tensors:
         entries[one.name] = {"dtype": "F16", "shape": one.shape, "data_offsets": (end, end + one.size)}
+        starts.append(end)
         end += one.size
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
-    starts = [entry["data_offsets"][0] for entry in entries.values()]
     return write_sparse(path, struct.pack("<Q", len(header)) + header, tensors, starts, end)
 
 
@@ -236,8 +236,8 @@ def open_here(path: Path, exact: bool) -> dict[str, Any]:
         vae = calotype.load(path, device="cpu")
         seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     return {
-        "seconds": seconds, "processor_seconds": worked, "read": held(path.parent), "peak": watched["peak"] - before, "weights": vae.weights_bytes,
-        "latent_format": vae.latent_format.name,
+        "seconds": seconds, "processor_seconds": worked, "read": held(path.parent), "peak": watched["peak"] - before,
+        "weights": vae.weights_bytes, "latent_format": vae.latent_format.name,
     }  # fmt: skip
 
 
