@@ -13,7 +13,7 @@ import calotype
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SIZE = 1_000_000_000  # nearly all of it is a hole
-CHANNELS = 64
+CHANNELS = 32
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system tells which pages it holds")
 
