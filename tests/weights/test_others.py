@@ -96,6 +96,14 @@ ORIGINALS = {
     "a VAE of Stable Video Diffusion": names(
         "encoder.conv_in.weight decoder.conv_in.weight decoder.mid.block_1.time_stack.in_layers.2.weight:5"
     ),
+    "a KVAE (Kandinsky's image VAE), which is not read; load it with diffusers' AutoencoderKLKVAE": names(
+        "encoder.conv_in.weight encoder.down.0.downsample.linear.weight decoder.conv_in.weight "
+        "decoder.mid.block_1.norm1.norm_layer.weight:1 decoder.norm_out.conv_y.weight decoder.norm_out.conv_b.weight"
+    ),
+    "a KVAE for video (Kandinsky), which is not read; load it with diffusers' AutoencoderKLKVAEVideo": names(
+        "encoder.conv_in.weight:5 encoder.down.0.block.0.conv1.weight:5 decoder.conv_in.weight:5 "
+        "decoder.norm_out.norm_layer.weight:1 decoder.norm_out.conv_y.weight:5 decoder.norm_out.conv_b.weight:5"
+    ),
     "Qwen-Image's VAE in MLX's layout": names("encoder.conv_in.conv3d.weight:5 decoder.conv_in.conv3d.weight:5"),
     "the decoder of keras-hub's first presets": names("layers.vae_image_decoder.layers.conv2d.vars.0"),
     "an audio VAE (a VAE of spectrograms, with its vocoder)": names(

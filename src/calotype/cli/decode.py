@@ -26,12 +26,16 @@ from calotype.cli.common import (
     outputs,
     require_distinct,
 )
+from calotype.cli.editing import InvertMaskOption
 from calotype.errors import CalotypeError, LatentsError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from calotype.engine.executor import Progress
     from calotype.latent_files import LatentFile
     from calotype.latents import Latents, Space
+    from calotype.vae import VAE
 
 NAME = "decode"
 _MOST = 10_000  # latents of one file that are decoded at once
@@ -73,6 +77,24 @@ def command(
         ),
     ] = None,
     enlarge: Annotated[bool, typer.Option("--enlarge", help="Previews of the pictures' true sizes, smooth.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            help="Picture to keep where --mask is black, for decoders that take one; of the latents' size.",
+            show_default="latents alone are decoded",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            help="Goes with --picture, of its size: white, or what is painted on transparent, is decoded; of the "
+            "picture itself, its transparent holes.",
+            show_default="all is decoded",
+        ),
+    ] = None,
+    invert_mask: InvertMaskOption = False,
     prefix: PrefixOption = None,
     which: WeightsOption = None,
     latent_format: Annotated[
@@ -100,11 +122,16 @@ def command(
 
     With --preview no weights are needed: colours are a linear map of the latents. Maps are known of Stable Diffusion 1,
     XL and 3, FLUX.1 and 2, Wan, Qwen-Image, HunyuanImage 2.1 and the built-in VAE; `calotype probe` fits others.
+
+    With --picture and --mask the decoder goes on from the picture where the mask is black, so that there is no edge:
+    an AsymmetricAutoencoderKL's does that (asymmetric-vae-x-1.5, asymmetric-vae-x-2), for one picture's latents at a
+    time. What is kept it makes anew, nearly the same.
     """
     if preview:
         for option, said in (
             ("--any-vae", any_vae), ("--prefix", prefix), ("--weights", which), ("--device", device),
-            ("--dtype", dtype is not Dtype.float32), ("--memory", memory),
+            ("--dtype", dtype is not Dtype.float32), ("--memory", memory), ("--picture", picture), ("--mask", mask),
+            ("--invert-mask", invert_mask),
         ):  # fmt: skip
             if said:
                 raise UsageError(f"{option} is of a decoder, and --preview makes pictures without; leave one out.")
@@ -115,10 +142,11 @@ def command(
         raise UsageError(
             f"{'--enlarge' if enlarge else '--factors'} goes with --preview; give that too, or leave it out."
         )
+    _require_both(picture, mask, invert_mask, memory)
     from calotype.engine.budget import parse_memory
     from calotype.families import CONFIGS
-    from calotype.pixels import require_writable
-    from calotype.vae import VAE, name_for
+    from calotype.pixels import require_writable, write_picture
+    from calotype.vae import name_for
 
     ending = f"-decoded.{suffix.removeprefix('.')}"
     paths = outputs(latents, out, ending, vae)
@@ -127,7 +155,9 @@ def command(
         parse_memory(memory)
     loaded: dict[tuple[str, str | None], VAE] = {}
     opened, jobs = _jobs(latents, paths, ending, latent_format, space.value if space else None, index)
-    require_distinct([path for *_, path in jobs], [*latents, *weights_files(vae)])
+    require_distinct([path for *_, path in jobs], [*latents, *weights_files(vae), *filter(None, (picture, mask))])
+    if picture is not None and len(jobs) > 1:
+        raise UsageError(f"--picture is of one picture's latents, and these are {len(jobs)}; decode them one by one.")
 
     def vae_of(one: Latents, path: Path) -> VAE:
         name = vae or name_for(one, path)
@@ -149,13 +179,19 @@ def command(
         decoder = vae_of(one, latents[i])
         decoder.require("decoder")
         own = decoder.adopt(one, any_vae)
+        width, height = decoder.decoded_size(own)
+        result = {"latents": str(latents[i]), "picture": str(path), "width": width, "height": height}
+        if picture is not None and mask is not None:
+            around = _around(decoder, own, picture, mask, invert_mask)
+            make_folder(out)
+            write_picture(path, around)
+            return {**result, "around": str(picture), "mask": str(mask), "invert_mask": invert_mask}
         _, rows, columns = own.tensor.shape
         f = decoder.factor * decoder.enlarges
         decoder.engine.plan("decode", rows * f, columns * f, memory)
         make_folder(out)  # now that nothing is refused any more
         decoder.write_image(path, own, memory=memory, progress=told)
-        width, height = decoder.decoded_size(own)
-        return {"latents": str(latents[i]), "picture": str(path), "width": width, "height": height}
+        return result
 
     sources = [latents[i] for i, *_ in jobs]
     results, failures = for_each(sources, work, doing="Decoding", quiet=json)
@@ -165,6 +201,42 @@ def command(
             print(f"{r['latents']} -> {r['picture']} ({r['width']}x{r['height']})")
 
     finish({"results": results}, as_json=json, text=text, failures=failures, of=len(jobs))
+
+
+def _require_both(picture: Path | None, mask: Path | None, invert_mask: bool, memory: str | None) -> None:
+    """Checks options about a picture that the decoder takes too.
+
+    Raises:
+        UsageError: one goes without another, or with what it can't go with.
+    """
+    if (picture is None) != (mask is None):
+        missing = "--mask" if mask is None else "--picture"
+        raise UsageError(f"--picture and --mask go together; give {missing} too, or leave the other out.")
+    if invert_mask and mask is None:
+        raise UsageError("--invert-mask goes with a mask; give --picture and --mask too, or leave it out.")
+    if picture is not None and memory is not None:
+        raise UsageError("With --picture all is in memory at once, which --memory can't bound; leave one of them out.")
+
+
+def _around(decoder: VAE, own: Latents, picture: Path, mask: Path, invert: bool) -> Image.Image:
+    """A decoder's own latents where a mask is white, and what it makes of a picture where that is black.
+
+    Raises:
+        PictureError: one of the files can't be read.
+        UsageError: the decoder takes latents alone, sizes differ, or the mask is none.
+    """
+    from calotype.cli.editing import read_mask, read_rows
+    from calotype.pixels import to_pil
+
+    width, height = decoder.decoded_size(own)
+    rows = read_rows(picture, None, (255, 255, 255), decoder.picture_channels)
+    if rows.size != (height, width):
+        h, w = rows.size
+        raise UsageError(f"{picture} is {w}x{h} and these latents' picture {width}x{height}; give the one they are of.")
+    same = mask.exists() and mask.samefile(picture)
+    levels = read_mask(mask, rows.size, picture, alpha="transparent" if same else "auto", invert=invert)
+    pixels = decoder.decode_masked(own.tensor[None], rows.rows(0, height)[None], levels[None, None] / 255)
+    return to_pil(pixels[0].cpu(), own.alpha)
 
 
 def _jobs(

@@ -287,7 +287,9 @@ class CheckpointModel(Model):
         }  # fmt: skip
 
     def made_with(self, asked: Asked) -> dict[str, Any]:
-        dtype = str(self.checkpoint.pipe.dtype).removeprefix("torch.")
+        from calotype.weights.mapped import dtype_name
+
+        dtype = dtype_name(self.checkpoint.pipe.dtype)
         return {**self.options(asked), "negative": asked.negative, "dtype": dtype}
 
     def draw(self, prompt: str, seed: int, asked: Asked, on_step: OnStep) -> Image.Image:

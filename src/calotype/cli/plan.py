@@ -53,6 +53,7 @@ def command(
 
     from calotype.engine.budget import in_words, parse_memory
     from calotype.outline import outline_of, outline_of_preset
+    from calotype.weights.mapped import dtype_name
     from calotype.weights.presets import is_preset
 
     if memory is not None:
@@ -100,7 +101,7 @@ def command(
         "width": width,
         "height": height,
         "engine": engine.name,
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": dtype_name(engine.dtype),
         "threads": plan.job.threads,
         "memory": parse_memory(memory) if memory is not None else None,
         "peak_bytes": plan.peak,

@@ -26,6 +26,7 @@ from calotype.locks import lock
 from calotype.sources import LeftOut, Pictures, files_of, open_source
 from calotype.temporaries import temporary_file
 from calotype.vae import VAE, load
+from calotype.weights.mapped import dtype_name
 
 REPORT = ("index.html", "probe.json", "factors.json")
 SIDE = 256
@@ -128,7 +129,7 @@ def _told(vae: VAE, data: Path | None, known: Labelling, left_out: LeftOut) -> d
     return {
         **about(),
         "device": place(vae.device, None),
-        "dtype": str(vae.dtype).removeprefix("torch."),
+        "dtype": dtype_name(vae.dtype),
         "data": None if data is None else str(data),
         "labels": known.source or None,
         "labels_of_no_picture": list(known.strange),

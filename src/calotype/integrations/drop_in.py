@@ -28,6 +28,7 @@ from calotype.integrations.pretrained import load_pretrained
 from calotype.latents import Packed
 from calotype.vae import VAE
 from calotype.weights.load import Loaded, build, load_tensors
+from calotype.weights.mapped import dtype_name
 from calotype.weights.save import as_diffusers, diffusers_config, statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -313,7 +314,7 @@ class DropIn(ModelMixin):
         own, mine = self._tensors(vae), self._mine()
         if not all(torch.equal(own[key], mine[key]) for key in mine):
             module = self._network()
-            self._own = replace(self._own, module=module, sha256="", dtypes=(_short(dtype),))
+            self._own = replace(self._own, module=module, sha256="", dtypes=(dtype_name(dtype),))
             vae = self._make(device, dtype, name)
             own = self._tensors(vae)
             joined = [self._known.parted(key, module.config) for key in module.state_dict()]
@@ -368,7 +369,7 @@ class DropIn(ModelMixin):
                 self._mark()
             return self
         self._own.module.cpu()  # where it costs no memory of the device while a narrower copy computes there
-        if self._own.dtypes == (_short(dtype),):  # its numbers were of that type, and lose nothing
+        if self._own.dtypes == (dtype_name(dtype),):  # its numbers were of that type, and lose nothing
             self._own.module.to(dtype)
         vae = self._make(device, dtype, before.name)
         own = self._tensors(vae)
@@ -474,7 +475,3 @@ def _unknown(dtype: torch.dtype) -> UsageError:
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

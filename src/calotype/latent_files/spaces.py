@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.families import PRESETS
+from calotype.families import SPACES
 from calotype.latents import (
     KNOWN,
     MODEL,
@@ -22,9 +22,6 @@ from calotype.latents import (
 )
 
 FLUX2 = PackedUntold(name="flux2", channels=32)
-
-# of formats that no preset has; NONE is of the VAE that decodes them, which knows its own
-_FACTORS = {"playground": 8, "vq-f8": 8, "vq-f16": 16, "none": 8}
 
 
 def _formats() -> Iterator[LatentFormat]:
@@ -74,8 +71,8 @@ def as_published(latents: Latents, space: Space) -> Tensor:
 
 def factor(name: str) -> int:
     """How many pixels a raw latent of a format stands for, along each side."""
-    known = (one.config.factor for one in PRESETS.values() if one.latent_format.removeprefix(MODEL) == name)
-    return next(known, _FACTORS.get(name, 8))
+    known = SPACES.get(name)
+    return known.factor if known else 8  # "none" is of the VAE that decodes them, which knows its own
 
 
 def fitting(channels: int, space: Space | None) -> list[str]:

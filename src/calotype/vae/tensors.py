@@ -27,6 +27,7 @@ from calotype.posterior import DiagonalGaussian, Point, Posterior
 from calotype.steps import Direction
 from calotype.vae.encoding import encoding_network, written
 from calotype.weights.load import Loaded, require_format
+from calotype.weights.mapped import dtype_name
 
 
 def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Generator:
@@ -419,7 +420,7 @@ class Coder:
         if self._wide is not None:
             return
         warnings.warn(
-            f"{self.name or 'This VAE'} gave NaN or infinity in {_name(dtype or self.dtype)}; "
+            f"{self.name or 'This VAE'} gave NaN or infinity in {dtype_name(dtype or self.dtype)}; "
             f"computing in float32 from now on.",
             CalotypeWarning,
             stacklevel=stacklevel,
@@ -433,8 +434,8 @@ class Coder:
         if self._unsaid:
             self._unsaid = False
             warnings.warn(
-                f"{self.name or 'This VAE'} decodes in {_name(self.dtype)} and encodes in float32: latents lose more "
-                f"than pictures do; --encode-dtype (encode_dtype=) chooses.",
+                f"{self.name or 'This VAE'} decodes in {dtype_name(self.dtype)} and encodes in float32: latents lose "
+                f"more than pictures do; --encode-dtype (encode_dtype=) chooses.",
                 CalotypeWarning,
                 stacklevel=stacklevel,
             )
@@ -443,7 +444,7 @@ class Coder:
         name = self.name or "This VAE"
         if dtype == torch.float32:
             return NonFiniteError(f"{name} gives NaN or infinity in float32 too: its weights or this input are broken.")
-        return NonFiniteError(f"{name} gives NaN or infinity in {_name(dtype)}; use float32.")
+        return NonFiniteError(f"{name} gives NaN or infinity in {dtype_name(dtype)}; use float32.")
 
     @torch.no_grad()
     def check_dtypes(self) -> dict[str, bool]:
@@ -460,7 +461,7 @@ class Coder:
                 finite = bool(torch.isfinite(z).all())
             if "decoder" in self.loaded.parts:
                 finite = finite and bool(torch.isfinite(module.decode(z.to(self.device, dtype))).all())
-            checks[_name(dtype)] = finite
+            checks[dtype_name(dtype)] = finite
         return checks
 
     def require(self, *parts: Literal["encoder", "decoder"]) -> None:
@@ -477,10 +478,6 @@ class Coder:
                 f"{self.loaded.files[0]} holds only the {other}; put the {part}'s file beside it in a folder of "
                 f"their own, and give the folder."
             )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _one_frame(what: str, of: str, given: Tensor) -> Tensor:

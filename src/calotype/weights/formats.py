@@ -119,8 +119,9 @@ def format_of(piece: Piece, files: tuple[Path, ...], name: str | None) -> tuple[
         return _playground(piece.edm, channels, files[0]), "edm_mean and edm_std in the checkpoint", ""
     # the same weights may stand in models whose latents are normalised otherwise, and then the config.json says how
     means = said.values.get("latents_mean") is not None
-    # big checkpoints are told by their company below; hashing them would read them whole
-    if not piece.prefix and not means and (known := KNOWN_FILES.get(file_sha256(files[0]))):
+    # known files hold a VAE alone; to hash one with much else (a whole checkpoint, an optimiser) would read all of it
+    alone = not piece.prefix and files[0].stat().st_size < 2 * sum(one.nbytes for one in piece.tensors.values())
+    if alone and not means and (known := KNOWN_FILES.get(file_sha256(files[0]))):
         return _named(known, channels, piece), "the sha256 of a known file", ""
     format_, source, question = _scaled(piece, files[0], None)
     if format_ or question:

@@ -23,6 +23,7 @@ from calotype.weights.flax import WEIGHTS as FLAX_WEIGHTS, flax_parts
 from calotype.weights.formats import DIFFUSERS_LAYOUTS, KEPT_FIELDS, can_mean
 from calotype.weights.gguf_writing import write_gguf
 from calotype.weights.keras import write_keras
+from calotype.weights.mapped import dtype_name
 from calotype.weights.places import OTHER_SUFFIXES, SUFFIXES
 from calotype.weights.video import grafted
 
@@ -86,8 +87,7 @@ def in_dtype(
     held = {key: value.to(dtype) if value.is_floating_point() else value for key, value in held.items()}
     if lost := [key for key, value in held.items() if not torch.isfinite(value).all()]:
         raise WeightsError(
-            f"{path}: {listing('the', lost)} would overflow in {str(dtype).removeprefix('torch.')}; "
-            f"choose bfloat16 or float32."
+            f"{path}: {listing('the', lost)} would overflow in {dtype_name(dtype)}; choose bfloat16 or float32."
         )
     return held
 
