@@ -6,7 +6,8 @@ Weights are random, at full size, in float32. Each run has a process of its own;
 was there before, beside what goes in and what comes out. --exact also runs with what is free, and compares: the largest
 difference over max(1, the result's standard deviation).
 
-Prints a table and then one JSON line; --keep keeps it in bench/results/budget.json, by processor, size and budget.
+Prints a table and then one JSON line; --keep keeps each family as soon as it is measured, in bench/results/budget.json,
+by processor, size and budget.
 """
 
 from __future__ import annotations
@@ -114,6 +115,11 @@ def main() -> None:
         print(json.dumps(run_here(json.loads(given.child))))
         return
     parse_memory(given.memory)
+    result = {
+        "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"), "size": given.size,
+        "memory": given.memory,
+    }  # fmt: skip
     rows = []
     for name in given.families.split(","):
         if NETWORKS[name][0] not in CLASSES:
@@ -121,18 +127,22 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(name, Path(folder), given))
+        say(json.dumps(rows[-1]))
+        if given.keep:
+            keep(result, rows[-1])
     Console().print(table(rows, given.size, given.memory))
-    result = {
-        "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"), "size": given.size,
-        "memory": given.memory, "families": rows,
-    }  # fmt: skip
-    print(json.dumps(result))
-    if given.keep:
-        path = ROOT / "bench" / "results" / "budget.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        key = f"{result['processor']}, {given.size} in {given.memory}"
-        path.write_text(json.dumps({**kept, key: result}, indent=1) + "\n")
+    print(json.dumps({**result, "families": rows}))
+
+
+def keep(result: dict[str, Any], row: dict[str, Any]) -> None:
+    """Puts a family's row in the place of what was kept of it on this processor, at this size and budget."""
+    path = ROOT / "bench" / "results" / "budget.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    key = f"{result['processor']}, {result['size']} in {result['memory']}"
+    before = {one["family"]: one for one in kept.get(key, {}).get("families", [])}
+    before[row["family"]] = {**row, "commit": result["commit"]}
+    kept[key] = {**result, "families": list(before.values())}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
