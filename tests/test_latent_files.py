@@ -206,11 +206,15 @@ def test_whose_latents_models_have() -> None:
                             "flux_2_dev": ("flux2", "model")}),
         "ai-toolkit": (AI_TOOLKIT, {"sd1": ("sd1", "model"), "sdxl": ("sdxl", "model"), "sd3": ("sd3", "model"),
                                     "flux1": flux, "zimage": flux, "chroma": flux, "hidream": flux, "omnigen2": flux,
+                                    "flex2": flux, "f-lite": flux, "lumina2": flux, "boogu_image_edit": flux,
+                                    "pixart": ("sd1", "model"), "ernie_image": ("flux2", "model"),
                                     "wan21": wan, "wan22_14b": wan, "wan22_5b": ("wan2.2", "model"), "anima": wan,
                                     "qwen_image": wan, "krea2": wan, "flux2_klein_9b": ("flux2", "model")}),
         "diffusion-pipe": (DIFFUSION_PIPE, {"sdxl": ("sdxl", "model"), "auraflow": ("sdxl", "model"), "flux": flux,
                                             "sd3": ("sd3", "model"), "lumina_2": flux, "z_image": flux, "wan": wan,
                                             "qwen_image": wan, "anima": wan, "flux2": ("flux2", "model"),
+                                            "wan_flf2v": wan, "wan2.2_5b": ("wan2.2", "model"),
+                                            "ernie_image": ("flux2", "model"), "ideogram4": ("flux2", "model"),
                                             "hunyuan_image": ("hunyuan-image", "model")}),
     }  # fmt: skip
     for program, (table, models) in expected.items():
@@ -223,6 +227,7 @@ def test_whose_latents_models_have() -> None:
     assert {name for name, stored in MUSUBI.items() if isinstance(stored, Unread)} == {
         "hunyuan_video", "hunyuan_video_1_5", "framepack", "kandinsky5", "hidream_o1_image"
     }  # fmt: skip
+    assert [DIFFUSION_PIPE[name].drawn for name in ("flux", "z_image")] == ["sample", "mode"]  # type: ignore[union-attr]
 
 
 def test_musubi_packs_ideograms_latents_in_an_order_of_its_own(tmp_path: Path) -> None:
@@ -282,7 +287,9 @@ def test_ai_toolkit_of_models_without_a_vae(tmp_path: Path) -> None:
     pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
     refused(ai_toolkit(tmp_path / "a.safetensors", "zimage_l2p", pixels), "they are pixels")
     refused(ai_toolkit(tmp_path / "a.safetensors", "later", pixels), "pixels \\(uint8\\) of a model without a VAE")
-    refused(ai_toolkit(tmp_path / "a.safetensors", "ernie_image", Z16), "statistics, which are not known here")
+    refused(ai_toolkit(tmp_path / "a.safetensors", "ideogram4", Z16), "statistics, which are not known here")
+    refused(ai_toolkit(tmp_path / "a.safetensors", "mageflow", latents(128, 4, 6)), "a VAE that calotype does not have")
+    refused(ai_toolkit(tmp_path / "a.safetensors", "ace_step_15", latents(64, 6)), "they are of sound")
     refused(
         ai_toolkit(tmp_path / "a.safetensors", "later", Z16),
         r"latents of ai-toolkit \(later\), .* say of which space [^,]*$",
@@ -304,6 +311,25 @@ def test_simpletuner_scales_and_does_not_say_the_model(packed: bool, table: bool
         path, r"latents of SimpleTuner, which have 16 channels; say of which space .* sd3\|flux\|wan2.1", UsageError
     )
     refused(path, "are model, and not raw; leave out --space", UsageError, latent_format="flux", space="raw")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_simpletuner_keeps_some_models_raw(packed: bool, tmp_path: Path) -> None:
+    """Sana's are not scaled, which their channels tell; one frame of 16 may be Wan's, scaled, or Cosmos's, raw."""
+    path = tmp_path / f"{'0123456789abcdef' * 4}.pt"
+    sana = latents(32, 3, 4)
+    same(load_latents(simpletuner(path, sana, packed=packed), latent_format="sana"), sana, "sana", "raw")
+    refused(path, "are raw, and not model; leave out --space", UsageError, latent_format="sana", space="model")
+    frame = Z16[:, None]
+    simpletuner(path, frame, packed=packed)
+    refused(path, r"16 channels; say whether they are scaled .* --space raw\|model", UsageError, latent_format="wan2.1")
+    for space in ("raw", "model"):
+        same(load_latents(path, latent_format="wan2.1", space=space), Z16, "wan2.1", space)  # type: ignore[arg-type]
+    wan22 = latents(48, 1, 3, 4)
+    simpletuner(path, wan22, packed=packed)
+    same(load_latents(path, latent_format="wan2.2"), wan22[:, 0], "wan2.2", "model")
+    path.write_bytes(torch_bytes(torch.tensor(1.0)))
+    refused(path, "latents are", latent_format="sd1")
 
 
 def test_onetrainer_keeps_raw_means_and_does_not_say_the_model(tmp_path: Path) -> None:
@@ -336,12 +362,18 @@ def test_diffusion_pipe_tells_the_model_by_its_folder(model: str, tmp_path: Path
     same(shard[1], zs[3], stored.format, stored.space)
 
 
-def test_diffusion_pipe_of_wan_has_two_vaes(tmp_path: Path) -> None:
-    for channels, name in ((16, "wan2.1"), (48, "wan2.2")):
-        path = diffusion_pipe(
-            tmp_path / str(channels) / "cache" / "wan" / "x", [{"latents": latents(channels, 1, 4, 6)}]
+def test_diffusion_pipe_names_its_models_in_its_own_way(tmp_path: Path) -> None:
+    for model, channels, name in (
+        ("wan", 16, "wan2.1"), ("wan_flf2v", 16, "wan2.1"), ("wan2.2_5b", 48, "wan2.2"),
+    ):  # fmt: skip
+        z = latents(channels, 4, 6)
+        path = diffusion_pipe(tmp_path / "cache" / model / "x", [{"latents": z[:, None]}])
+        same(load_latents(path), z, name, "model")
+    for model in ("hunyuan-video", "hunyuan_video_1.5", "ltx-video-2b-v0.9.5", "ltxv-13b-0.9.7-dev", "ltx2"):
+        path = diffusion_pipe(tmp_path / "cache" / model / "x", [{"latents": latents(16, 1, 4, 6)}])
+        refused(
+            path, f"cached by diffusion-pipe for {re.escape(model)}, and can't be decoded: they are of a video's VAE"
         )
-        assert load_latents(path).format.name == name
 
 
 def test_diffusion_pipe_without_its_database_or_its_shards(tmp_path: Path) -> None:
@@ -637,7 +669,8 @@ def of(name: str, alpha: bool = False) -> Latents:
 
 
 @pytest.mark.parametrize(
-    "name", ["sd1", "sdxl", "playground", "sd3", "flux", "flux2", "hunyuan-image", "wan2.1", "wan2.2"]
+    "name",
+    ["sd1", "sdxl", "playground", "sd3", "flux", "flux2", "hunyuan-image", "qwen-image-2.1", "wan2.1", "wan2.2"],
 )
 def test_comfyui_reads_what_is_written_for_it(name: str, tmp_path: Path) -> None:
     before = of(name)
@@ -670,7 +703,10 @@ def test_sd_scripts_reads_what_is_written_for_it(name: str, tmp_path: Path) -> N
         assert held[f"original_size{size}"].tolist() == [width, height]
         assert held[f"crop_ltrb{size}"].tolist() == [0, 0, width, height]
         assert held[f"latents{size}"].dtype == np.float32
-        assert np.array_equal(held[f"alpha_mask{size}"], before.alpha.numpy())  # type: ignore[union-attr]
+        mask = held[f"alpha_mask{size}"]  # of the bucket's size: sd-scripts stacks those of a batch
+        assert mask.shape == (4 * factor(name), width)
+        assert np.array_equal(mask[:height], before.alpha.numpy())  # type: ignore[union-attr]
+        assert not mask[height:].any()
     stored = SD_SCRIPTS[suffix]
     same(load_latents(path), (before.to_model() if stored.space == "model" else before).tensor, name, stored.space)
 

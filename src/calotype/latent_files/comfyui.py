@@ -25,9 +25,9 @@ _OLD = 1.0 / 0.18215
 
 _FRAMES = {
     "sd1": False, "sdxl": False, "playground": False, "sd3": False, "flux": False, "flux2": False,
-    "hunyuan-image": False, "wan2.1": True, "wan2.2": True,
+    "hunyuan-image": False, "wan2.1": True, "wan2.2": True, "qwen-image-2.1": False,
 }  # fmt: skip
-"""Formats that ComfyUI has: whether its latents of them are a video's, [N, C, 1, h, w]."""
+"""Formats that ComfyUI has (comfy/latent_formats.py): whether its latents of them are a video's, [N, C, 1, h, w]."""
 
 
 def find(container: SafetensorsFile) -> Found:

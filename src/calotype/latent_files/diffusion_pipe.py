@@ -88,10 +88,8 @@ def find(path: Path) -> Found:
     with _opened(database) as connection:
         places = [place for place in _places(connection) if shard is None or place.shard == int(shard[1])]
     model = _model(path)
-    format_, _, drawn = told(DIFFUSION_PIPE.get(model), "diffusion-pipe", model)
-    if model == "wan" and places:  # Wan 2.2's small model has a VAE of its own
-        shape = _Items(path.parent, places)[0].shape
-        format_ = "wan2.2" if shape[:1] == (48,) else format_
+    known = "ltx-video" if model.startswith("ltx") else model  # called after the checkpoint's file
+    format_, _, drawn = told(DIFFUSION_PIPE.get(known), "diffusion-pipe", model)
     return Found(
         program="diffusion-pipe", model=model, items=_Items(path.parent, places), format=format_, space="model",
         drawn=drawn, batches=False,

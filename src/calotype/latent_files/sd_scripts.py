@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch.nn import functional
 
 from calotype.errors import UsageError
 from calotype.latent_files.found import Found, Item, told
@@ -93,8 +94,11 @@ def content(path: Path, latents: Latents) -> bytes:
     height, width = latents.padding.height, latents.padding.width
     arrays = {"latents": tensor.numpy(), "original_size": np.array([width, height]),
               "crop_ltrb": np.array([0, 0, width, height])}  # fmt: skip
-    if latents.alpha is not None:
-        arrays["alpha_mask"] = latents.alpha.float().numpy()
+    if (
+        latents.alpha is not None
+    ):  # as large as the bucket, as all masks of a batch must be; nothing is learnt of padding
+        added = (0, latents.padding.right, 0, latents.padding.bottom)
+        arrays["alpha_mask"] = functional.pad(latents.alpha.float(), added).numpy()
     size = "" if suffix in _ONE_SIZE else f"_{tensor.shape[1]}x{tensor.shape[2]}"
     file = io.BytesIO()
     np.savez(file, **{name + size: array for name, array in arrays.items()})  # type: ignore[arg-type]
