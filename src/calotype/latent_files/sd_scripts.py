@@ -94,9 +94,7 @@ def content(path: Path, latents: Latents) -> bytes:
     height, width = latents.padding.height, latents.padding.width
     arrays = {"latents": tensor.numpy(), "original_size": np.array([width, height]),
               "crop_ltrb": np.array([0, 0, width, height])}  # fmt: skip
-    if (
-        latents.alpha is not None
-    ):  # as large as the bucket, as all masks of a batch must be; nothing is learnt of padding
+    if latents.alpha is not None:  # as large as the bucket, for a batch is stacked; nothing is learnt of padding
         added = (0, latents.padding.right, 0, latents.padding.bottom)
         arrays["alpha_mask"] = functional.pad(latents.alpha.float(), added).numpy()
     size = "" if suffix in _ONE_SIZE else f"_{tensor.shape[1]}x{tensor.shape[2]}"
