@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from calotype.weights.graphs.folding import Fixed
+from calotype.weights.graphs.folding import Fixed, repeated
 from calotype.weights.graphs.terms import (
     Act,
     Conv,
@@ -171,8 +171,11 @@ def add_norm(half: Half, name: str, norm: Norm, channels: int) -> None:
         raise Unfit(f"its norms have {half.groups} and {norm.groups} groups")
     half.groups = norm.groups
     for leaf, fixed, usual in (("weight", norm.scale, 1.0), ("bias", norm.shift, 0.0)):
-        if fixed is not None and fixed.count not in (1, channels):
-            raise Unfit(f"the norm {norm.at} has {fixed.count} numbers for {channels} channels")
+        parts, what = (norm.groups, "groups") if norm.of_groups else (channels, "channels")
+        if fixed is not None and (fixed.count not in (1, parts) or channels % parts):
+            raise Unfit(f"the norm {norm.at} has {fixed.count} numbers for {parts} {what}")
+        if fixed is not None and fixed.count == parts != channels:
+            fixed = repeated(fixed, channels // parts)
         half.weights[f"{name}.{leaf}"] = Weight(fixed=fixed, shape=(channels,), usual=usual)
 
 
