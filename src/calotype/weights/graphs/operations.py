@@ -181,7 +181,7 @@ def layout(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | Non
         return None
     given = args[1] if len(args) > 1 else None
     if node.op == "Transpose":
-        order = given.wholes() if isinstance(given, Fixed) else node.attributes.get("perm")
+        order = given.wholes() if isinstance(given, Fixed) else _wholes(node.attributes.get("perm"), [])
         return Layout(x, node.op, None, turned(axes(x), order), str(node))
     if node.op != "Reshape":
         return Layout(x, node.op, None, UNKNOWN, str(node))
