@@ -66,6 +66,26 @@ def test_a_bias_of_columns(shape: tuple[int, ...], tmp_path: Path) -> None:
     refused(written(tmp_path, Apart(*shape)), "not that of an AutoencoderKL .*where a block ends, stands Add")
 
 
+class Pixels(OnnxWriter):
+    """Something is added to its pixels at last."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def model(self, given: str, output: str) -> bytes:
+        return super().model(given, self.node("Add", output, self.constant("", self.value)))
+
+
+def test_what_is_added_to_pixels(tmp_path: Path) -> None:
+    """A shift of channels is around the VAE, and one of columns is of no VAE."""
+    values = torch.linspace(-1, 1, 3)
+    (notice,) = load_weights(written(tmp_path, Pixels(values.reshape(3, 1, 1)))).notices
+    assert "(Add) was left out" in notice
+    load_weights(written(tmp_path, Pixels(torch.tensor(0.5))))
+    refused(written(tmp_path, Pixels(torch.linspace(-1, 1, 2 * LATENTS.shape[3]))), "its output comes from Add")
+
+
 class Scaled(OnnxWriter):
     """The scale or the shift of the first norm of 16 channels has a shape of its own."""
 
