@@ -62,6 +62,15 @@ def onnx_tensor(name: str, tensor: Tensor, *, place: Mapping[str, str] | None = 
     return head + field(7 if tensor.dtype == torch.int64 else 5, b"".join(varint(n) for n in values))
 
 
+def onnx_halves(name: str, tensor: Tensor, *, signed: bool) -> bytes:
+    """A TensorProto of four bits: two numbers in a byte, the first in its lower half."""
+    halves = [int(n) % 16 for n in tensor.flatten().tolist()]
+    halves += [0] * (len(halves) % 2)
+    content = bytes(low | high << 4 for low, high in zip(halves[::2], halves[1::2], strict=True))
+    head = b"".join(field(1, n) for n in tensor.shape) + field(2, 22 if signed else 21) + field(8, name)
+    return head + field(9, content)
+
+
 def onnx_node(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any], domain: str = "") -> bytes:
     """A NodeProto with one output, called as the output is."""
     made = b"".join(field(1, name) for name in inputs) + field(2, output) + field(3, output) + field(4, op)

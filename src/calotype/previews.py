@@ -242,6 +242,15 @@ def preview(latents: Latents, factors: Factors | None = None, *, enlarge: bool =
     return to_pil(rgb, alpha)
 
 
+def latents_rgb(raw: Tensor, format_: LatentFormat, factors: Factors) -> Tensor:
+    """Raw latents [C, h, w] of any sides, of a format that the factors are of -> [3, h, w], about [-1, 1], float32."""
+    if factors.space == "raw":
+        return factors.rgb(raw)
+    height, width = raw.shape[1:]
+    whole = functional.pad(raw, (0, -width % format_.patch, 0, -height % format_.patch))
+    return factors.rgb(format_.to_model(whole[None])[0])[:, :height, :width]
+
+
 def enlarged(rgb: Tensor, size: tuple[int, int]) -> Tensor:
     """[3, h, w] -> [3, height, width], bilinear."""
     return functional.interpolate(rgb[None], size=size, mode="bilinear", align_corners=False)[0]

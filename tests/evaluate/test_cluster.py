@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from safetensors.torch import save_file
 from support import SMALL, fill, kl, one_sentence
 
 from calotype.errors import UsageError
-from calotype.evaluate.cluster import room, wanted_gpus
+from calotype.evaluate import measure as measuring
+from calotype.evaluate.cluster import Worker, _shared, room, wanted_gpus
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.session import evaluate
 from calotype.evaluate.setup import Setup
 from calotype.latents import ScaleShift
+from calotype.sources import open_source
 from calotype.weights.save import save_weights
 
 quiet = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -80,6 +84,35 @@ def test_ray_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (here["engine"], there["engine"]) == ("local", "ray")
 
 
+@pytest.mark.slow
+@quiet
+def test_several_decoders(tmp_path: Path) -> None:
+    """Latents of one encoder, decoded by workers: figures, notices and crops are those of one process."""
+    pytest.importorskip("ray")
+    data = drawn(tmp_path / "data", 5)
+    first, *others = weights(tmp_path, 3)
+    setup = Setup(
+        vaes=(first,), decoders=tuple(others), any_vae=True, metrics=("psnr", "bias_red", "gradient"), device="cpu",
+        protocol=Protocol(name="drawn", latent="sample", seed=1), threads=1,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        here, there = (evaluate(data, setup, tmp_path / engine, engine=engine) for engine in ("local", "ray"))
+    finally:
+        torch.set_num_threads(threads)
+    assert [one["label"] for one in there["vaes"]] == ["vae0", "vae1", "vae2"]
+    for a, b in zip(here["vaes"], there["vaes"], strict=True):
+        assert a["rows"] == b["rows"] and len(b["rows"]) == 5
+        assert a["means"] == b["means"]
+        assert a["latents"] == b["latents"]
+        assert set(a["speed"]) == set(b["speed"])
+    assert there["encoder"] == here["encoder"]
+    assert there["warnings"] == here["warnings"]
+    pages = [(tmp_path / engine / "index.html").read_text() for engine in ("local", "ray")]
+    images = [re.findall(r"<img [^>]*>", page) for page in pages]
+    assert images[0] == images[1] and images[0]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two CPUs, and a GPU that only Ray believes in."""
@@ -108,6 +141,51 @@ def test_a_cluster_with_a_gpu(device: str | None, cluster: None, tmp_path: Path)
     finally:
         torch.set_num_threads(threads)
     assert found["vaes"][0]["means"]["psnr"]["n"] == 3
+
+
+class Here:
+    """As much of Ray as tasks need: each is done at once, and told of the last first."""
+
+    class Task:
+        def __init__(self, worker: Worker, seen: list[tuple[str, int]]) -> None:
+            self.worker, self.seen = worker, seen
+
+        @property
+        def task(self) -> Here.Task:
+            return self
+
+        def remote(self, label: str, i: int, picture: list[np.ndarray]) -> object:
+            self.seen.append((label, i))
+            done = self.worker.task(label, i, picture[0])
+            return lambda: done
+
+    def put(self, value: np.ndarray) -> list[np.ndarray]:
+        return [value]
+
+    def wait(self, waiting: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return waiting[-num_returns:], waiting[:-num_returns]
+
+    def get(self, task: Any) -> Any:
+        return task()
+
+
+def test_a_picture_is_encoded_once_for_all_its_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = weights(tmp_path, 3)
+    setup = Setup(
+        vaes=(first,), decoders=tuple(others), protocol=Protocol(), metrics=("psnr",), device="cpu", threads=1
+    )
+    pictures = open_source("data", drawn(tmp_path / "data", 7).parent)
+    encoded: list[str] = []
+    encode = measuring.encode
+    monkeypatch.setattr(measuring, "encode", lambda vae, *rest: encoded.append(vae.name) or encode(vae, *rest))
+    workers = [Here.Task(Worker(setup, pictures.names), []) for _ in range(2)]
+    tasks = [(f"vae{k}", i, pictures.read(i)) for i in range(7) for k in range(3)]
+    found = list(_shared(Here(), workers, tasks))
+    assert sorted((label, i) for label, i, _ in found) == sorted((label, i) for label, i, _ in tasks)
+    assert all("error" not in taken.row and taken.levels is None for _, _, taken in found)
+    assert len(encoded) == 7
+    shares = [{i for _, i in worker.seen} for worker in workers]
+    assert not shares[0] & shares[1] and min(map(len, shares)) >= 2
 
 
 def test_workers_that_nodes_have_room_for() -> None:

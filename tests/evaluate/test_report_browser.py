@@ -8,6 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,33 @@ def test_the_size_of_crops(page: webdriver.Chrome) -> None:
     assert image.rect["width"] == 64
     choose(page, "zoom", "fit")
     assert image.rect["width"] > 150
+
+
+def test_small_latents_are_beside_pictures_and_none_of_them(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """The slider, the differences and the size are those of the reconstruction."""
+    results, crops = example(LABELS, count=2, side=64)
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    crops = [replace(crop, latents={"alpha": small, "beta": 255 - small}) for crop in crops]
+    browser.get(write_evaluation(results, crops, tmp_path / "report.html").as_uri())
+    in_view(browser, one(browser, "article"))
+    for vae in "01":
+        latents = one(browser, f"article .tile[data-vae='{vae}'] .latents")
+        picture = one(browser, f"article .tile[data-vae='{vae}'] .frame img")
+        assert latents.is_displayed() and browser.execute_script("return arguments[0].naturalWidth", latents) == 8
+        style = "return getComputedStyle(arguments[0]).imageRendering"
+        assert browser.execute_script(style, latents) == "pixelated"
+        assert 40 < latents.rect["width"] < picture.rect["width"] / 2
+        assert latents.rect["y"] >= picture.rect["y"] + picture.rect["height"]
+        over = one(browser, f"article .tile[data-vae='{vae}'] img.over")
+        original = one(browser, "article .tile[data-vae='original'] .frame img")
+        assert over.get_attribute("src") == original.get_attribute("src")
+    choose(browser, "zoom", "2")
+    assert one(browser, "article .tile[data-vae='0'] .frame img").rect["width"] == 128
+    choose(browser, "view", "difference")
+    first = articles(browser)[0]
+    apart = crops[first].reconstructions["beta"].astype(int) - crops[first].original
+    assert np.array_equal(canvas(browser, first, 1), (128 + 4 * apart).clip(0, 255))
+    assert browser.get_log("browser") == []
 
 
 def test_details_open(page: webdriver.Chrome) -> None:

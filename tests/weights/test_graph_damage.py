@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,22 @@ def test_a_graph_of_a_million_operations(tmp_path: Path) -> None:
     ends = field(11, value_info("0")) + field(12, value_info("40000"))
     refuse(written(tmp_path / "a.onnx", model(deep, ends)), "its output comes from Neg")
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [("Transpose", {"perm": 3}), ("Transpose", {"perm": "xyz"}), ("Transpose", {"perm": [9, -9]}), ("Slice", {}),
+     ("GroupNormalization", {"num_groups": 1, "epsilon": "x"})],
+)  # fmt: skip
+def test_attributes_of_another_kind(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
+    nodes = [onnx_node("Conv", ["x", "w"], "h", {}), onnx_node(op, ["h", "s", "s", "s"], "y", attributes),
+             onnx_node("Add", ["y", "s"], "out", {})]  # fmt: skip
+    parts = [field(1, node) for node in nodes]
+    parts += [field(5, onnx_tensor("w", torch.ones(4, 4, 1, 1))), field(5, onnx_tensor("s", torch.arange(4.0)))]
+    refuse(
+        written(tmp_path / "a.onnx", model(*parts, field(11, value_info("x")), field(12, value_info("out")))),
+        "not that of an AutoencoderKL",
+    )
 
 
 def test_a_list_and_a_name_that_are_too_long(tmp_path: Path) -> None:

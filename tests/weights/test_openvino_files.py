@@ -94,6 +94,7 @@ def test_what_openvino_writes(way: str, variant: str, tmp_path: Path) -> None:
     for side, half in HALVES.items():
         source = export(half(whole), side, tmp_path / f"{side}.onnx") if way == "onnx" else (half(whole), SHAPES[side])
         path = converted(source, tmp_path / side / "openvino_model.xml", compress_to_fp16=False)
+        assert ('type="GroupNormalization"' in path.read_text()) == (way == "torch")
         given = torch.randn(SHAPES[side])
         assert_close(made(side, given, path), run_openvino(path, given))
         same(open_container(path), tensors(whole, side))

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from calotype.engine.blocks import TILES_AT_ONCE, Job, Kernels, aligned
 from calotype.engine.budget import in_words
 from calotype.engine.layout import Chain, arrange, place
-from calotype.engine.passes import Pass, Place, needs_statistics, needs_whole, read_by
+from calotype.engine.passes import Pass, Place, needs_statistics, read_by
+from calotype.engine.places import Policy, consumers_of, grouped, is_widened, loose_of, places_of
 from calotype.errors import MemoryLimitError
 from calotype.steps import Attention, Conv, LinearAttention, Program, SpatialNorm, Step
 
@@ -87,134 +88,6 @@ class Plan:
         return found
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What a candidate plan does with maps.
-
-    Attributes:
-        streamed: upsampled maps of at least so many bytes that a block narrows exist as rows only (None: none do).
-        limit: maps of at least so many bytes are not simply kept (None: all are).
-        side: what happens to those inside a residual block: "spilled" or "rows" (computed twice).
-        main: and to those between blocks: "kept" or "spilled".
-        small: maps of at most so many bytes are kept, or spilled, though only rows of them are needed at a time: a
-            pass ends there, and with it the time that its transformed weights are there.
-    """
-
-    streamed: int | None
-    limit: int | None
-    side: Literal["spilled", "rows"]
-    main: Literal["kept", "spilled"]
-    small: int = 0
-
-
-def _consumers(program: Program) -> dict[str, list[Step]]:
-    found: dict[str, list[Step]] = {}
-    for step in program.steps:
-        for one in read_by(step):
-            found.setdefault(one.name, []).append(step)
-    return found
-
-
-def _places(job: Job, program: Program, policy: Policy) -> dict[str, Place]:
-    """Where a policy puts every map."""
-    consumers, loose = _consumers(program), _loose(program)
-    places: dict[str, Place] = {program.source.name: "rows", program.target.name: "rows"}
-    for step in program.steps[:-1]:
-        one = step.target
-        readers = consumers[one.name]
-        statistics = any(needs_statistics(reader) for reader in readers if reader.source.name == one.name)
-        large = policy.limit is not None and job.bytes(one) >= policy.limit
-        if isinstance(step, Attention):
-            places[one.name] = places[step.source.name]
-        elif one.name in loose:
-            # nothing stands between it and its readers
-            whole = policy.main if large else "kept"
-            places[one.name] = whole if job.bytes(one) <= policy.small else "rows"
-        elif any(isinstance(reader, Attention) for reader in readers):
-            places[one.name] = policy.main if large else "kept"
-        elif isinstance(step, SpatialNorm):
-            places[one.name] = "rows"  # as cheap to make as the norm within a convolution
-        elif policy.streamed is not None and job.bytes(one) >= policy.streamed and _is_widened(step, consumers):
-            places[one.name] = "rows"
-        elif large and statistics and len(readers) == 1:
-            places[one.name] = policy.side
-        else:
-            places[one.name] = policy.main if large else "kept"
-    return places
-
-
-def _is_widened(step: Step, consumers: Mapping[str, list[Step]]) -> bool:
-    """Whether this is an upsampled map whose readers, after norms that stand alone, all make narrower ones."""
-    readers = [
-        reader
-        for first in consumers.get(step.target.name, [])
-        for reader in (consumers[first.target.name] if isinstance(first, SpatialNorm) else [first])
-    ]
-    return (
-        isinstance(step, Conv)
-        and step.resample == "up"
-        and all(isinstance(r, Conv) and r.residual is None and r.target.channels < r.source.channels for r in readers)
-    )
-
-
-def _loose(program: Program) -> set[str]:
-    """Maps of which nothing makes the whole needed at once, though a pass could end there."""
-    last = {one.name: i for i, step in enumerate(program.steps) for one in read_by(step)}
-    return {
-        step.target.name
-        for i, step in enumerate(program.steps[:-1])
-        if not any(needs_whole(near) for near in program.steps[_begin(program, i) : last[step.target.name] + 1])
-    }
-
-
-def _begin(program: Program, i: int) -> int:
-    """Where a step begins: with the norm or the attention that in other networks is a part of it."""
-    before, step = program.steps[i - 1], program.steps[i]
-    apart = isinstance(before, SpatialNorm) or (isinstance(before, Attention) and not before.adds)
-    return i - 1 if i and apart and before.target == step.source else i
-
-
-def _groups(program: Program, places: Mapping[str, Place]) -> list[list[Step]]:
-    """Steps that run together: from where a map is made as rows to where the last of its rows are read."""
-    groups: list[list[Step]] = []
-    waiting: set[str] = set()  # rows made in the open group, by readers still to come
-    left = {name: len(readers) for name, readers in _consumers(program).items()}
-    for step in program.steps:
-        if waiting:
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-        for one in read_by(step):
-            left[one.name] -= 1
-            if not left[one.name]:
-                waiting.discard(one.name)
-        if places[step.target.name] == "rows" and left.get(step.target.name):
-            waiting.add(step.target.name)
-    return groups
-
-
-def _ancestors(group: list[Step], target: str) -> list[Step]:
-    """The steps of a group that must run for this map."""
-    wanted, found = {target}, []
-    for step in reversed(group):
-        if step.target.name in wanted:
-            found.append(step)
-            wanted |= {one.name for one in read_by(step)}
-    return found[::-1]
-
-
-def _passes(program: Program, places: Mapping[str, Place]) -> list[tuple[list[Step], str | None]]:
-    """Groups in the order in which they run, with those before them that only measure a map (its name)."""
-    measured = {step.source.name for step in program.steps if needs_statistics(step)}
-    result: list[tuple[list[Step], str | None]] = []
-    for group in _groups(program, places):
-        for step in group[:-1]:
-            if places[step.target.name] == "rows" and step.target.name in measured:
-                result.append((_ancestors(group, step.target.name), step.target.name))
-        result.append((group, None))
-    return result
-
-
 FIXED = 14 * 2**20  # what small arrays, threads and statistics take beside all that is counted
 BLOCKS_AT_ONCE = 256  # of a map without windows, so that its statistics stay few and progress is seen
 
@@ -229,7 +102,7 @@ def _plans(
     order: list[list[Pass]] = []
     measured = {step.source.name for step in program.steps if needs_statistics(step)}
     summed = {step.source.name: step for step in program.steps if isinstance(step, LinearAttention)}
-    for steps, measures in _passes(program, places):
+    for steps, measures in grouped(program, places):
         names = {m.name for step in steps for m in (*read_by(step), step.target)}
         key = (steps[0].target, steps[-1].target, measures, *(places[name] for name in sorted(names)))
         if key not in known:
@@ -421,18 +294,18 @@ def _some(values: list[T], most: int) -> list[T]:
 
 def _ways(job: Job, program: Program, everything: bool = True) -> list[dict[str, Place]]:
     """Places of all maps by every policy worth trying, each once; or by those that spill nothing."""
-    consumers = _consumers(program)
+    consumers = consumers_of(program)
     sizes = sorted({job.bytes(step.target) for step in program.steps}, reverse=True)
-    widened = {job.bytes(s.target) for s in program.steps if _is_widened(s, consumers)}
+    widened = {job.bytes(s.target) for s in program.steps if is_widened(s, consumers)}
     policies = [Policy(streamed, None, "rows", "kept") for streamed in (None, *widened)]
     for limit in _some([size for size in sizes if everything and size >= SMALLEST_SPILL], LIMITS_TRIED):
         for side, main in product(("spilled", "rows"), ("kept", "spilled")):
             policies += [Policy(streamed, limit, side, main) for streamed in (None, *widened)]  # type: ignore[arg-type]
     found: dict[tuple[object, ...], dict[str, Place]] = {}
-    loose = _loose(program)
+    loose = loose_of(program)
     sizes_of_loose = {job.bytes(step.target) for step in program.steps if step.target.name in loose}
     for policy, small in product(policies, _some(sorted({0, *sizes_of_loose}), LOOSE_TRIED)):
-        places = _places(job, program, replace(policy, small=small))
+        places = places_of(job, program, replace(policy, small=small))
         found.setdefault(tuple(places.values()), places)
     return list(found.values())
 

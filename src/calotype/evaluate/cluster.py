@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from calotype.engine.memory import PLENTY, keep_freed
 from calotype.errors import UsageError
 from calotype.evaluate.compare import Engine, Evaluation
-from calotype.evaluate.measure import Array, Taken
+from calotype.evaluate.measure import Array, Original, Taken
 from calotype.evaluate.setup import Setup
 from calotype.stopping import kept
 
-AHEAD = 2  # tasks that each worker has waiting
+AHEAD = 2  # pictures that each worker has waiting
 Node = Mapping[str, float]  # its resources
 
 
@@ -42,11 +43,15 @@ class Worker:
         if setup.memory is None:
             keep_freed(PLENTY)
         self.evaluation = setup.build(_Named(names))
+        self._at = -1
+        self._original: Original | None = None
 
     def task(self, label: str, i: int, picture: NDArray[np.uint8]) -> tuple[str, int, Taken]:
-        """See `Evaluation.task`."""
-        taken = self.evaluation.task(label, i, self.evaluation.original(i, picture))
-        return label, i, replace(taken, levels=None)  # which are much to send
+        """See `Evaluation.task`; tasks of one picture that follow each other share what is made of it once."""
+        if self._original is None or i != self._at:
+            self._at, self._original = i, self.evaluation.original(i, picture)
+        taken = self.evaluation.task(label, i, self._original)
+        return label, i, replace(taken, levels=None, latents=None)  # which are much to send
 
 
 def on_ray(setup: Setup) -> Engine:
@@ -113,20 +118,25 @@ def room(nodes: Sequence[Node], threads: int, gpus: int) -> int:
 def _shared(
     ray: Any, workers: Sequence[Any], tasks: Iterable[tuple[str, int, Array]]
 ) -> Iterator[tuple[str, int, Taken]]:
-    """Gives each worker a few tasks, and a new one for each that is done."""
-    waiting: dict[Any, Any] = {}
-    free = [worker for worker in workers for _ in range(AHEAD)]
-    for task in tasks:
-        if not free:
+    """Gives each worker the tasks of a few pictures, and those of a new one for each that is done."""
+    waiting: dict[Any, Any] = {}  # tasks, and the worker that is free when the last of a picture is done
+    free = [worker for _ in range(AHEAD) for worker in workers]
+    for i, of in groupby(tasks, key=lambda task: task[1]):
+        while not free:
             yield _next(ray, waiting, free)
-        worker = free.pop()
-        waiting[worker.task.remote(*task)] = worker
+        worker, held, last = free.pop(), None, None
+        for label, _, picture in of:
+            held = ray.put(picture) if held is None else held
+            last = worker.task.remote(label, i, held)
+            waiting[last] = None
+        waiting[last] = worker
     while waiting:
         yield _next(ray, waiting, free)
 
 
 def _next(ray: Any, waiting: dict[Any, Any], free: list[Any]) -> tuple[str, int, Taken]:
     (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-    free.append(waiting.pop(done))
+    if (worker := waiting.pop(done)) is not None:
+        free.append(worker)
     taken: tuple[str, int, Taken] = ray.get(done)
     return taken

@@ -143,11 +143,13 @@ class Taken:
         features: [width] float32 of each extractor (by `Tools.kept`), of what was decoded.
         levels: how the picture looks as prepared and as decoded, uint8 [3, H, W], RGBA over white; None where there are
             none, or not any more.
+        latents: raw ones [C, h, w] that were decoded, likewise.
     """
 
     row: dict[str, Any]
     features: dict[str, NDArray[np.float32]]
     levels: tuple[Tensor, Tensor] | None = None
+    latents: Tensor | None = None
 
 
 class Original:
@@ -361,7 +363,8 @@ def _measured(
             for subset, parts in boxes.items()
         }
     after = looks(y)
-    return Taken(row=row, features=_features(after, tools), levels=(original.levels, after))
+    levels, latents = (original.levels, after), encoded.latents[0].float().cpu()
+    return Taken(row=row, features=_features(after, tools), levels=levels, latents=latents)
 
 
 def decoded(vae: VAE, original: Original, latents: Tensor, tools: Tools, encoder: VAE | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.apart import require_apart, weights_files
-from calotype.errors import CalotypeWarning, StorageError, UsageError
+from calotype.errors import CalotypeWarning, LatentsError, StorageError, UsageError
 from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
 from calotype.evaluate.measure import ALL_METRICS, FAILURES, Array, Metric, Original, Taken, decoded, looks
 from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
@@ -32,7 +32,8 @@ from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
 from calotype.files import writing_all
 from calotype.locks import lock
-from calotype.pixels import to_channels
+from calotype.pixels import to_channels, to_uint8
+from calotype.previews import find_factors, latents_rgb
 from calotype.sources import files_of, open_source
 from calotype.vae import VAE
 
@@ -242,6 +243,7 @@ class _Shown:
         if not after or len(after) + len(failed) < len(self._evaluation.vaes):
             return
         before = next(levels[0] for levels in made.values() if levels)
+        latents = {one: z for one in after if (z := self._of[one].latents) is not None}
         values = [self._of[one].row[self._metric.key] for one in after if self._metric.key in self._of[one].row]
         if not values:
             return
@@ -252,7 +254,8 @@ class _Shown:
             if least is None or bad < self._kept[least][0]:
                 return
             del self._kept[least]
-        self._kept[i] = bad, _crop(self._evaluation.pictures.names[i], before, after)
+        crop = _crop(self._evaluation.pictures.names[i], before, after)
+        self._kept[i] = bad, replace(crop, latents=_previews(self._evaluation, latents, crop.box))
 
     @property
     def crops(self) -> dict[int, Crop]:
@@ -269,23 +272,24 @@ def crops(
         if numbers[i] in known:
             yield known[numbers[i]]
             continue
-        after = {}
+        after, latents = {}, {}
         with suppress(*FAILURES):  # by now; the figures are there
             original = evaluation.original(numbers[i], evaluation.pictures.read(numbers[i]))
             for label, vae in evaluation.vaes.items():
                 if (label, i) not in failed:
                     with suppress(*FAILURES):
-                        after[label] = _decoded(evaluation, vae, original)
+                        after[label], latents[label] = _decoded(evaluation, vae, original)
         if after:
-            yield _crop(found["pictures"][i]["name"], original.levels, after)
+            crop = _crop(found["pictures"][i]["name"], original.levels, after)
+            yield replace(crop, latents=_previews(evaluation, latents, crop.box))
 
 
-def _decoded(evaluation: Evaluation, vae: VAE, original: Original) -> torch.Tensor:
-    """A prepared picture after a VAE, uint8 [3, H, W]."""
+def _decoded(evaluation: Evaluation, vae: VAE, original: Original) -> tuple[torch.Tensor, torch.Tensor]:
+    """A prepared picture after a VAE, uint8 [3, H, W], and the raw latents [C, h, w] between."""
     encoder, tools = evaluation.encoder, evaluation.tools
     encoded = original.encoded(encoder or vae, evaluation.protocol, tools, keep=encoder is not None)
     y = decoded(vae, original, encoded.latents, tools, encoder)
-    return looks(to_channels(y.clamp(-1, 1), evaluation.channels))
+    return looks(to_channels(y.clamp(-1, 1), evaluation.channels)), encoded.latents[0].float().cpu()
 
 
 def _telling(metrics: Sequence[str]) -> str:
@@ -332,3 +336,26 @@ def _crop(name: str, before: torch.Tensor, after: Mapping[str, torch.Tensor]) ->
         picture=name, box=(top, left, height, width), original=part(before),
         reconstructions={label: part(one) for label, one in after.items()},
     )  # fmt: skip
+
+
+def _previews(
+    evaluation: Evaluation, latents: Mapping[str, torch.Tensor], box: tuple[int, int, int, int]
+) -> dict[str, Array]:
+    """Latents that stand for a part of a picture, as RGB: of those VAEs that made them, where factors are known."""
+    made = latents
+    if evaluation.encoder is not None and latents:  # all are its own
+        made = {next(iter(evaluation.vaes)): next(iter(latents.values()))}
+    top, left, height, width = box
+    found = {}
+    for label, raw in made.items():
+        vae = evaluation.encoder or evaluation.vaes[label]
+        if vae.loaded.format is None:
+            continue
+        with suppress(LatentsError):
+            factors = find_factors(vae.loaded.format, vae.sha256, vae.name)
+            rgb = to_uint8(latents_rgb(raw, vae.loaded.format, factors))
+            rows, columns = (
+                slice(at // vae.factor, -(-(at + n) // vae.factor)) for at, n in ((top, height), (left, width))
+            )
+            found[label] = np.ascontiguousarray(rgb[:, rows, columns].permute(1, 2, 0).numpy())
+    return found

@@ -16,8 +16,9 @@ from calotype.evaluate.alpha import APART, SAID
 from calotype.evaluate.figures import Bars
 from calotype.evaluate.report import svg
 from calotype.evaluate.report.absent import reason, reasons
+from calotype.evaluate.report.articles import LATENTS, article, stored
 from calotype.evaluate.report.cost import cost
-from calotype.evaluate.report.markup import Markup, document, element, join, number
+from calotype.evaluate.report.markup import Markup, document, element, number
 from calotype.evaluate.report.means import badge, bounds, cell, columns, digits, marks, mean_cell, rows, times, unit
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, shapes, table
 from calotype.evaluate.report.pictures import Crop, Encoded, packed
@@ -59,7 +60,7 @@ def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
     for crop in crops:
         if crop.picture not in named:
             raise UsageError(f"there is a crop of {crop.picture}, which is not among the results' pictures.")
-        for label in crop.reconstructions:
+        for label in (*crop.reconstructions, *crop.latents):
             if label not in labels:
                 raise UsageError(f"a crop of {crop.picture} is of the VAE {label}, which is not among the results.")
     grouped: dict[int, list[Crop]] = {}
@@ -264,7 +265,7 @@ def _pictures(
 ) -> Markup:
     order = sorted(grouped)
     uris = iter(encoded.uris)
-    articles = [_article(results, i, grouped[i], uris) for i in order]
+    articles = [article(results, i, grouped[i], uris) for i in order]
     labels = list(enumerate(vae["label"] for vae in results["vaes"]))
     sides = [("original", "original"), *((str(i), label) for i, label in labels)]
     zooms = [("fit", "to fit"), ("1", "1 : 1"), ("2", "2 : 1"), ("4", "4 : 1")]
@@ -289,7 +290,8 @@ def _pictures(
         "Pictures, the worst first",
         element("div", *ranking, *(controls if articles else []), class_="controls sticky", id="picture-controls"),
         element("div", *articles, id="articles"),
-        element("p", _stored(encoded), class_="note") if articles else "",
+        element("p", LATENTS, class_="note") if any(crop.latents for i in order for crop in grouped[i]) else "",
+        element("p", stored(encoded), class_="note") if articles else "",
         element("p", f"Crops of {left_out:,} more pictures would be too much for a page.", class_="note")
         if left_out
         else "",
@@ -300,63 +302,6 @@ def _pictures(
             id="all",
         ),
         intro=what if articles else "",
-    )
-
-
-def _stored(encoded: Encoded) -> str:
-    if not encoded.quality:
-        return (
-            "Crops are stored without loss, so that differences are exact: (reconstruction \u2212 original) \u00d7 the "
-            "factor, around grey."
-        )
-    return (
-        f"There are many crops, so they are stored as JPEG of quality {encoded.quality}, which itself is "
-        f"{encoded.psnr:.1f} dB from the pixels: the smallest differences may be JPEG's. All figures are of the pixels."
-    )
-
-
-def _article(results: Results, i: int, crops: Sequence[Crop], uris: Any) -> Markup:
-    picture, metrics = results["pictures"][i], results["metrics"]
-    places = {vae["label"]: k for k, vae in enumerate(results["vaes"])}
-    rows = [{row["picture"]: row for row in vae["rows"]}.get(i, {}) for vae in results["vaes"]]
-    parts: list[str] = []
-    for crop in crops:
-        top, left, height, width = crop.box
-        tiles = [_tile(next(uris), crop, "original", element("b", "original"), None)]
-        for label in crop.reconstructions:
-            row = rows[places[label]]
-            said = [
-                f"{metric['title']} {number(row[metric['key']], digits(metric))} {metric['unit']}".strip().replace(
-                    " ", "\u00a0"
-                )
-                for metric in metrics
-                if row.get(metric["key"]) is not None
-            ]
-            caption = join(svg.sample(places[label]), element("b", label), element("small", " · ".join(said)))
-            tiles.append(_tile(next(uris), crop, label, caption, places[label]))
-        whole = (height, width) == (picture.get("height"), picture.get("width"))
-        box = "the whole picture" if whole else f"{width} \u00d7 {height} at {left}, {top}"
-        parts += [element("p", box, class_="box"), element("div", *tiles, class_="tiles")]
-    size = f"{picture['width']} \u00d7 {picture['height']}" if picture.get("width") else ""
-    return element(
-        "article",
-        element("h3", picture["name"], element("small", size)),
-        *parts,
-        id=f"picture-{i}",
-        data_picture=i,
-        tabindex=-1,
-    )
-
-
-def _tile(uri: str, crop: Crop, label: str, caption: Markup, place: int | None) -> Markup:
-    height, width = crop.box[2:]
-    image = element("img", src=uri, width=width, height=height, alt=f"{crop.picture}, {label}", decoding="async")
-    return element(
-        "figure",
-        element("div", image, class_="frame"),
-        element("figcaption", caption),
-        class_="tile",
-        data_vae="original" if place is None else place,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -32,15 +32,17 @@ class Crop:
         box: top, left, height and width in the prepared picture, in pixels.
         original: uint8 [H, W, 3].
         reconstructions: by the VAE's label; as large as the original.
+        latents: as RGB, uint8 [h, w, 3] of any size, by the label of the VAE that made them.
 
     Raises:
-        UsageError: arrays that are not uint8 [H, W, 3], or of other sizes than the box.
+        UsageError: arrays that are not uint8 [H, W, 3], or but for latents of other sizes than the box.
     """
 
     picture: str
     box: tuple[int, int, int, int]
     original: Bytes
     reconstructions: Mapping[str, Bytes]
+    latents: Mapping[str, Bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wanted = (*self.box[2:], 3)
@@ -49,6 +51,12 @@ class Crop:
                 raise UsageError(
                     f"a crop of {self.picture} holds {image.dtype} {list(image.shape)} for {what}; it must be uint8 "
                     f"{list(wanted)}, as its box says."
+                )
+        for what, image in self.latents.items():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise UsageError(
+                    f"a crop of {self.picture} holds {image.dtype} {list(image.shape)} for latents of {what}; it must "
+                    f"be uint8 [h, w, 3]."
                 )
 
 
@@ -107,7 +115,9 @@ def packed(grouped: Mapping[int, Sequence[Crop]], budget: int = BUDGET) -> tuple
 
 def _images(grouped: Mapping[int, Sequence[Crop]]) -> list[Bytes]:
     crops = [crop for i in sorted(grouped) for crop in grouped[i]]
-    return [image for crop in crops for image in (crop.original, *crop.reconstructions.values())]
+    return [
+        image for crop in crops for image in (crop.original, *crop.reconstructions.values(), *crop.latents.values())
+    ]
 
 
 def png_uri(image: Bytes) -> str:

@@ -153,6 +153,15 @@ def folded(node: Node, args: Sequence[Fixed | None]) -> Fixed | None:
     )
 
 
+def repeated(of: Fixed, times: int) -> Fixed:
+    """Each number so many times."""
+
+    def read() -> Tensor:
+        return of.read().repeat_interleave(times)
+
+    return Fixed((of.count * times,), of.sources, read, dtype=of.dtype, raw=False)
+
+
 # --- operations: (values, attributes) -> value ---
 
 
@@ -277,11 +286,13 @@ def _dequantize(args: Args, attributes: Mapping[str, Any]) -> Tensor:
     if scale.numel() == 1 and not block:
         scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
     elif block:
-        if not 0 < block <= x.shape[axis]:
+        size = x.shape[axis]
+        if block < 0 or scale.ndim != x.ndim or scale.shape[axis] != -(-size // block):
             raise ValueError
-        scale, zero = (None if one is None else one.repeat_interleave(block, axis) for one in (scale, zero))
-        assert scale is not None
-        scale, zero = (None if one is None else one.narrow(axis, 0, x.shape[axis]) for one in (scale, zero))
+        block = min(block, size)
+        scale, zero = (
+            None if one is None else one.repeat_interleave(block, axis).narrow(axis, 0, size) for one in (scale, zero)
+        )
         assert scale is not None
     else:
         wide = [1] * x.ndim

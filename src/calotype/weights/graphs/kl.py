@@ -61,7 +61,7 @@ def _half(last: Conv, around: list[str]) -> tuple[Half, Term]:
     conv_out = last.x if quant and isinstance(last.x, Conv) else last
     norm, activation = _activated(conv_out.x)
     if norm is None or activation != "silu" or not square(conv_out, 3):
-        raise Unfit(f"before its last convolution, {conv_out.at}, stands no norm with SiLU")
+        raise Unfit(f"before its last convolution, {conv_out.at}, stands no norm with SiLU but {described(conv_out.x)}")
     blocks, conv_in = _blocks(norm.x)
     post = conv_in.x if isinstance(conv_in.x, Conv) and square(conv_in.x, 1) else None
     begin, before = begins_with(post.x if post else conv_in.x)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from calotype.weights.graphs.attention import attended
+from calotype.weights.graphs.axes import along, axes, channels_second, length, reshaped, turned
 from calotype.weights.graphs.folding import Fixed
 from calotype.weights.graphs.graph import Graph, Node
-from calotype.weights.graphs.terms import Conv, Doubled, Layout, Linear, Norm, Other, Padded, Side, Term, Value
+from calotype.weights.graphs.terms import (
+    UNKNOWN,
+    Axes,
+    Conv,
+    Doubled,
+    Layout,
+    Linear,
+    Norm,
+    Other,
+    Padded,
+    Side,
+    Term,
+    Value,
+)
 
 
 def _wholes(value: Any, usual: list[int]) -> list[int]:
@@ -68,9 +83,9 @@ def matmul(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | Non
         str(node.attributes.get(name, "false")).lower() in ("true", "1") for name in ("transpose_a", "transpose_b")
     ]
     if isinstance(a, Term) and isinstance(b, Fixed) and len(b.shape) == 2:
-        return Linear(a, b, turned[1], None, str(node))
+        return Linear(a, b, turned[1], None, -1, str(node))
     if isinstance(b, Term) and isinstance(a, Fixed) and len(a.shape) == 2:
-        return Linear(b, a, not turned[0], None, str(node))
+        return Linear(b, a, not turned[0], None, -2, str(node))
     if isinstance(a, Term) and isinstance(b, Term):
         return attended(a, b, node) or Other("MatMul", (a, b), node)
     return None
@@ -82,9 +97,11 @@ def gemm(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     said = node.attributes
     if not isinstance(x, Term) or not isinstance(weight, Fixed) or not isinstance(bias, Fixed | None):
         return None
-    if len(weight.shape) != 2 or said.get("alpha", 1.0) != 1.0 or said.get("beta", 1.0) != 1.0:
+    if len(weight.shape) != 2 or said.get("alpha", 1.0) != 1.0 or said.get("beta", 1.0) != 1.0 or said.get("transA", 0):
         return None
-    return Linear(x, weight, bool(said.get("transB", 0)), bias, str(node))
+    if bias is not None and not along(bias, Axes(2, -1)):
+        return None
+    return Linear(x, weight, bool(said.get("transB", 0)), bias, -1, str(node))
 
 
 def instance_norm(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
@@ -92,8 +109,8 @@ def instance_norm(graph: Graph, node: Node, args: Sequence[Value | None]) -> Ter
     if not isinstance(x, Term) or not isinstance(scale, Fixed) or not isinstance(shift, Fixed) or len(scale.shape) != 1:
         return None
     ones = bool((scale.read() == 1).all()) and bool((shift.read() == 0).all()) if scale.count <= 2**16 else False
-    if isinstance(x, Layout) and ones:
-        return Norm(x.x, scale.shape[0], float(node.attributes.get("epsilon", 1e-5)), None, None, str(node))
+    if isinstance(x, Layout) and ones and x.groups in (None, scale.shape[0]) and channels_second(axes(x.x)):
+        return Norm(x.x, scale.shape[0], _real(node.attributes.get("epsilon", 1e-5)), None, None, UNKNOWN, str(node))
     return None
 
 
@@ -102,10 +119,10 @@ def mvn(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     inside = str(said.get("eps_mode", "INSIDE_SQRT")).upper() == "INSIDE_SQRT"
     if not isinstance(x, Layout) or not x.groups or not inside or str(said.get("normalize_variance")) != "true":
         return None
-    axes = args[1].wholes() if len(args) > 1 and isinstance(args[1], Fixed) else None
-    if axes not in ([2], [-1], [2, 3], [2, 3, 4]):
+    over = args[1].wholes() if len(args) > 1 and isinstance(args[1], Fixed) else None
+    if over not in ([2], [-1], [2, 3], [2, 3, 4]) or not channels_second(axes(x.x)):
         return None
-    return Norm(x.x, x.groups, _real(said.get("eps")), None, None, str(node))
+    return Norm(x.x, x.groups, _real(said.get("eps")), None, None, UNKNOWN, str(node))
 
 
 def group_norm(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
@@ -114,12 +131,14 @@ def group_norm(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term |
     count = int(groups) if isinstance(groups, int) or (isinstance(groups, str) and groups.isdecimal()) else 0
     if not isinstance(x, Term) or not isinstance(scale, Fixed) or not isinstance(shift, Fixed) or count < 1:
         return None
+    if not channels_second(at := axes(x)) or len(scale.shape) != 1 or len(shift.shape) != 1:
+        return None
+    at = UNKNOWN if at.rank is None else Axes(at.rank, 1 - at.rank)
     eps = _real(node.attributes.get("epsilon", 1e-5))
-    if graph.version and graph.version < 21:  # one scale for a group, which exporters leave at 1
-        if scale.number() != 1 or shift.number() != 0:
-            return None
-        return Norm(x, count, eps, None, None, str(node))
-    return Norm(x, count, eps, scale, shift, str(node))
+    of_groups = 0 < graph.version < 21  # of which exporters leave the numbers at 1 and 0, and multiply after it
+    if of_groups and scale.number() == 1 and shift.number() == 0:
+        return Norm(x, count, eps, None, None, at, str(node))
+    return Norm(x, count, eps, scale, shift, at, str(node), of_groups)
 
 
 def _real(value: Any) -> float:
@@ -160,12 +179,17 @@ def layout(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | Non
     x = args[0]
     if not isinstance(x, Term):
         return None
-    groups = None
-    if node.op == "Reshape" and len(args) > 1:
-        groups = _second(args[1])
-    if isinstance(x, Norm) and node.op == "Reshape" and x.scale is None and x.shift is None:
-        return x  # back from its groups
-    return Layout(x, node.op, groups, str(node))
+    given = args[1] if len(args) > 1 else None
+    if node.op == "Transpose":
+        order = given.wholes() if isinstance(given, Fixed) else _wholes(node.attributes.get("perm"), [])
+        return Layout(x, node.op, None, turned(axes(x), order), str(node))
+    if node.op != "Reshape":
+        return Layout(x, node.op, None, UNKNOWN, str(node))
+    rank = length(given)
+    if isinstance(x, Norm) and x.scale is None and x.shift is None and x.axes == UNKNOWN:  # back from its groups
+        rank = axes(x.x).rank if rank is None else rank
+        return replace(x, axes=UNKNOWN if rank is None else Axes(rank, 1 - rank))
+    return Layout(x, node.op, _second(given), reshaped(axes(x), rank), str(node))
 
 
 def _second(shape: Value | None) -> int | None:

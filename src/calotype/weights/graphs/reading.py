@@ -8,9 +8,10 @@ from calotype.damage import quoted
 from calotype.errors import WeightsError
 from calotype.weights.graphs import operations, sums
 from calotype.weights.graphs.attention import attention
+from calotype.weights.graphs.axes import side
 from calotype.weights.graphs.folding import Fixed, fixed, folded
 from calotype.weights.graphs.graph import Graph, Node
-from calotype.weights.graphs.terms import Act, Input, Other, Side, Term, Value
+from calotype.weights.graphs.terms import Act, Input, Other, Term, Value
 
 SAME = ("Identity", "Cast", "CastLike", "Dropout")
 LAYOUTS = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
@@ -46,12 +47,12 @@ def _made(graph: Graph, node: Node, args: Sequence[Value | None]) -> Value:
     data = [arg for arg in args if isinstance(arg, Term)]
     still = [arg for arg in args if not isinstance(arg, Term)]
     if node.op in ("Shape", "Size") or "Random" in node.op:
-        return Side(node.op, (), node)
+        return side(node, args)
     if not data:
         every = [arg for arg in still if isinstance(arg, Fixed) or arg is None]
         if len(every) == len(still) and (made := folded(node, every)) is not None:
             return made
-        return Side(node.op, tuple(still), node)
+        return side(node, args)
     if node.op in SAME:
         return data[0]
     read = _READERS.get(node.op)

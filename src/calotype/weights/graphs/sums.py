@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from calotype.weights.graphs.axes import along, axes, channels_second
 from calotype.weights.graphs.folding import Fixed
 from calotype.weights.graphs.graph import Graph, Node
 from calotype.weights.graphs.terms import (
+    UNKNOWN,
     Act,
     Conv,
     Layout,
@@ -33,11 +35,6 @@ def _pair(args: Sequence[Value | None]) -> tuple[Term, Value, bool] | None:
     return (b, a, True) if isinstance(b, Term) else None
 
 
-def _along_channels(by: Fixed) -> bool:
-    """Whether numbers may be one for each channel: of one axis only."""
-    return sum(n != 1 for n in by.shape) <= 1
-
-
 def add(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     pair = _pair(args)
     if pair is None:
@@ -46,11 +43,12 @@ def add(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     if isinstance(by, Term):
         return Sum(x, by, str(node))
     if isinstance(by, Fixed):
-        if isinstance(x, Norm) and x.shift is None and _along_channels(by):
+        told = along(by, axes(x))
+        if isinstance(x, Norm) and x.shift is None and told:
             return replace(x, shift=by)
-        if isinstance(x, Conv) and x.bias is None and by.count == x.weight.shape[0] and _along_channels(by):
+        if isinstance(x, Conv) and x.bias is None and by.count == x.weight.shape[0] and told:
             return replace(x, bias=by)
-        if isinstance(x, Linear) and x.bias is None and _along_channels(by) and by.count in x.weight.shape:
+        if isinstance(x, Linear) and x.bias is None and by.count == x.width and told:
             return replace(x, bias=by)
         if by.number() == 0:
             return x
@@ -75,7 +73,7 @@ def mul(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     if isinstance(by, Term):
         return _gate(x, by) or _gate(by, x) or _normalised(x, by, node) or _normalised(by, x, node)
     if isinstance(by, Fixed):
-        if isinstance(x, Norm) and x.scale is None and x.shift is None and _along_channels(by):
+        if isinstance(x, Norm) and x.scale is None and x.shift is None and along(by, x.axes):
             return replace(x, scale=by)
         number = by.number()
         if number == 1:
@@ -154,4 +152,6 @@ def _normalised(x: Term, by: Term, node: Node) -> Term | None:
     square = variance.inputs[0]
     if not (isinstance(square, Other) and square.op in ("Mul", "Pow") and set(square.inputs) == {x}):
         return None
-    return Norm(whole.x, whole.groups, added.by.number() or math.nan, None, None, str(node))
+    if not channels_second(axes(whole.x)):
+        return None
+    return Norm(whole.x, whole.groups, added.by.number() or math.nan, None, None, UNKNOWN, str(node))

@@ -8,6 +8,7 @@ of these is one term here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from calotype.weights.graphs.folding import Fixed
 from calotype.weights.graphs.graph import Node
@@ -15,6 +16,16 @@ from calotype.weights.graphs.graph import Node
 
 class Term:
     """A value that depends on the graph's input."""
+
+
+class Axes(NamedTuple):
+    """How many axes a value has, and which of them, from the end, is that of channels; None where it can't be told."""
+
+    rank: int | None
+    channels: int | None
+
+
+UNKNOWN = Axes(None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +49,42 @@ class Conv(Term):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Term):
-    """A product with a matrix of weights, [out, in] where `transposed`, else [in, out]."""
+    """A product with a matrix of weights, [out, in] where `transposed`, else [in, out].
+
+    Attributes:
+        channels: the axis of its results' channels, from the end.
+    """
 
     x: Term
     weight: Fixed
     transposed: bool
     bias: Fixed | None
+    channels: int
     at: str
+
+    @property
+    def width(self) -> int:
+        """How many channels it gives."""
+        return self.weight.shape[0 if self.transposed else 1]
 
 
 @dataclass(frozen=True, eq=False)
 class Norm(Term):
-    """A norm over groups of channels."""
+    """A norm over groups of channels.
+
+    Attributes:
+        axes: unknown while it is in the shape of its groups.
+        of_groups: scale and shift are of groups, and not of channels.
+    """
 
     x: Term
     groups: int
     eps: float
     scale: Fixed | None
     shift: Fixed | None
+    axes: Axes
     at: str
+    of_groups: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +131,7 @@ class Layout(Term):
     x: Term
     op: str
     groups: int | None
+    axes: Axes
     at: str
 
 
@@ -149,11 +178,12 @@ class Other(Term):
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What a graph makes of shapes, constants and chance."""
+    """What a graph makes of shapes, constants and chance; `length`: how many numbers, where that is known."""
 
     op: str
     inputs: tuple[Fixed | Side | None, ...]
     node: Node
+    length: int | None = None
 
 
 Value = Term | Fixed | Side

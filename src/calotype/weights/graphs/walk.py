@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from calotype.weights.graphs.folding import Fixed
+from calotype.weights.graphs.axes import along, axes
+from calotype.weights.graphs.folding import Fixed, repeated
 from calotype.weights.graphs.terms import (
     Act,
     Conv,
@@ -93,7 +94,7 @@ def ends_in(values: Iterable[Value]) -> tuple[Conv, list[str]]:
             found[id(term)] = term
         elif isinstance(term, Scaled | Shifted | Layout | Sum | Other):
             op, inputs = inside(term)
-            if op not in (*AROUND, "Add", "Div"):
+            if op not in (*AROUND, "Add", "Div") or _of_places(term):
                 raise Unfit(f"its output comes from {described(term)}")
             between.append(op)
             nest += inputs
@@ -102,6 +103,14 @@ def ends_in(values: Iterable[Value]) -> tuple[Conv, list[str]]:
     if len(found) != 1:
         raise Unfit("its output does not come from one convolution")
     return next(iter(found.values())), list(dict.fromkeys(between))
+
+
+def _of_places(term: Term) -> bool:
+    """Whether this adds numbers of rows or columns, which no range of pixels has."""
+    if not isinstance(term, Shifted) or not isinstance(term.by, Fixed):
+        return False
+    at = axes(term.x)
+    return at.channels is not None and not along(term.by, at)
 
 
 def begins_with(term: Term) -> tuple[Term, list[str]]:
@@ -171,8 +180,11 @@ def add_norm(half: Half, name: str, norm: Norm, channels: int) -> None:
         raise Unfit(f"its norms have {half.groups} and {norm.groups} groups")
     half.groups = norm.groups
     for leaf, fixed, usual in (("weight", norm.scale, 1.0), ("bias", norm.shift, 0.0)):
-        if fixed is not None and fixed.count not in (1, channels):
-            raise Unfit(f"the norm {norm.at} has {fixed.count} numbers for {channels} channels")
+        parts, what = (norm.groups, "groups") if norm.of_groups else (channels, "channels")
+        if fixed is not None and (fixed.count not in (1, parts) or channels % parts):
+            raise Unfit(f"the norm {norm.at} has {fixed.count} numbers for {parts} {what}")
+        if fixed is not None and fixed.count == parts != channels:
+            fixed = repeated(fixed, channels // parts)
         half.weights[f"{name}.{leaf}"] = Weight(fixed=fixed, shape=(channels,), usual=usual)
 
 
