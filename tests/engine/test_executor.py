@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -465,6 +466,27 @@ def test_the_reference_is_taken_where_kernels_can_not_run(monkeypatch: pytest.Mo
     assert not run.half_available()
     with pytest.raises(UsageError, match="Numba is not installed"):
         Engine(kl(SMALL), CPU, torch.float32, "winograd")
+
+
+def test_bfloat16_is_computed_in_float32_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the kernels alike, so that it is not the slower choice; which is said once."""
+    from calotype.engine import run
+
+    monkeypatch.setattr(run, "half_available", lambda: False)
+    monkeypatch.setattr(run, "_said", [])
+    monkeypatch.setattr(logging.getLogger("calotype"), "propagate", True)
+    narrow = network(CONFIGS["small"]).bfloat16()
+    z = given("small", "decode", 9, 6)[None]
+    engines = [Engine(narrow, CPU, torch.bfloat16) for _ in range(2)]
+    assert [engine.name for engine in engines] == ["winograd", "winograd"]
+    assert not engines[0].plan("decode", 18, 12).job.half
+    wide = network(CONFIGS["small"]).bfloat16().float()  # the weights that are left
+    assert torch.equal(engines[0]("decode", z), Engine(wide, CPU, torch.float32)("decode", z))
+    assert [record.message for record in caplog.records if "bfloat16" in record.message] == [
+        "On this processor bfloat16 is no faster than float32, in which it is computed."
+    ]
 
 
 def test_engines_agree(vae: VAE) -> None:

@@ -78,7 +78,7 @@ def command(
     if missing:
         engine = f"reference, because {missing}"
     else:
-        engine = f"winograd, bfloat16 products {'yes' if half_available() else 'no'}"
+        engine = f"winograd, bfloat16 computed in {'bfloat16' if half_available() else 'float32, which is faster here'}"
     formats = {
         name: bool(features.check(name)) for name in ("jpg", "jpg_2000", "webp", "avif", "libtiff", "littlecms2")
     }
