@@ -480,7 +480,12 @@ def test_shapes_of_bare_tensors(tmp_path: Path) -> None:
     assert [list(one.tensor.shape) for one in file] == [[4, 6, 8], [4, 4, 4], [4, 4, 4]]
     assert torch.equal(file[-1].tensor, z[1])
     assert len(file[1:]) == 2
-    torch.save(latents(7, 1, 6, 8), path)  # as many channels as no format has
+    for channels in (7, 16):  # as many as no format has, and as many as some have
+        torch.save(latents(channels, 1, 6, 8), path)
+        file = open_latents(path)
+        assert (len(file), file.shape) == (1, (channels, 1, 6, 8))
+        assert f"which have {channels} channels" in file.question
+    torch.save(latents(7, 1, 6, 8), path)
     assert len(open_latents(path, latent_format="none", space="raw")) == 1
     same(load_latents(path, latent_format="none", space="raw"), latents(7, 1, 6, 8)[:, 0], "none", "raw")
     torch.save(latents(4, 3, 6, 8), path)
@@ -510,6 +515,11 @@ def test_formats_that_may_be_said(tmp_path: Path) -> None:
         assert torch.equal(one.to_model().tensor, Z16)
     one = load_latents(comfyui(tmp_path / "x.latent", Z16[None, :, None]), latent_format="model:wan2.1")
     assert (one.space, one.format, one.tensor.shape) == ("raw", same_as_model("wan2.1", 16), (16, 6, 8))
+    for name in ("model:none", "model:model:wan2.1", "model:"):
+        with pytest.raises(UsageError, match=f"There is no latent format '{name}'; choose one of"):
+            load_latents(path, latent_format=name)
+    # those of the VAE that decodes them are not the same raw and scaled
+    refused(path, r"say whether they are scaled .* with --space raw\|model", UsageError, latent_format="none")
     np.save(path := tmp_path / "f2.npy", latents(32, 6, 8).numpy())
     same(load_latents(path, latent_format="model:flux2"), latents(32, 6, 8), "flux2", "raw")
     np.save(path, latents(128, 3, 4).numpy())

@@ -311,14 +311,16 @@ def test_every_kind_of_file_is_edited(calotype: Calotype, sd1: Path) -> None:
             calotype("vary", path, "--vae", sd1, "--count", "1", "--noise", "latents", "--temperature", "0").code == 0
         )
         assert near(f"{path.stem}-vary-0.png", picture(sd1, load_latents(path).to_raw().tensor))
+    Path("text.npz").write_text("no latents\n")
     sd_scripts(Path("c_0064x0048_sd3.npz"), latents(16, 6, 8), latents(16, 4, 8), sized=True)
     for path, why in (
         ("c_0064x0048_sd3.npz", "there are 2 latents in it, and one picture's are edited"),
         ("bare.npy", "nothing tells of which space these latents are"),
         ("bare.pt", "nothing tells of which space these latents are"),
+        ("text.npz", "these are not latents with calotype's metadata"),
     ):
         ran = calotype("vary", path, "--vae", sd1)
-        assert (ran.code, len(ran.said)) == (2, 1)
+        assert (ran.code, len(ran.said)) == (1 if path == "text.npz" else 2, 1)
         assert why in ran.err
 
 

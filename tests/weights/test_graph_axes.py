@@ -67,14 +67,28 @@ def test_a_bias_of_columns(shape: tuple[int, ...], tmp_path: Path) -> None:
 
 
 class Pixels(OnnxWriter):
-    """Something is added to its pixels at last."""
+    """Something is added to its pixels at last, or another operation of two operands is done."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, op: str = "Add") -> None:
         super().__init__()
-        self.value = value
+        self.value, self.op = value, op
 
     def model(self, given: str, output: str) -> bytes:
-        return super().model(given, self.node("Add", output, self.constant("", self.value)))
+        return super().model(given, self.node(self.op, output, self.constant("", self.value)))
+
+
+class Latents(OnnxWriter):
+    """Something is done to its latents at first."""
+
+    def __init__(self, value: Tensor, op: str) -> None:
+        super().__init__()
+        self.value, self.op, self.first = value, op, True
+
+    def conv(self, x: str, name: str, w: Mapping[str, Tensor], stride: int, pads: list[int]) -> str:
+        if self.first:
+            self.first = False
+            x = self.node(self.op, x, self.constant("", self.value))
+        return super().conv(x, name, w, stride, pads)
 
 
 def test_what_is_added_to_pixels(tmp_path: Path) -> None:
@@ -84,6 +98,20 @@ def test_what_is_added_to_pixels(tmp_path: Path) -> None:
     assert "(Add) was left out" in notice
     load_weights(written(tmp_path, Pixels(torch.tensor(0.5))))
     refused(written(tmp_path, Pixels(torch.linspace(-1, 1, 2 * LATENTS.shape[3]))), "its output comes from Add")
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+def test_what_is_done_to_columns_is_of_no_vae(op: str, tmp_path: Path) -> None:
+    columns = torch.linspace(0.1, 1, 2 * LATENTS.shape[3])
+    refused(written(tmp_path, Pixels(columns, op)), f"its output comes from {op}")
+    refused(written(tmp_path, Latents(columns[::2].contiguous(), op)), f"its input goes into {op}")
+    for value in (torch.tensor(0.5), torch.linspace(0.1, 1, 3).reshape(3, 1, 1)):
+        if op in ("Max", "Min") and value.ndim:
+            continue
+        (notice,) = load_weights(written(tmp_path, Pixels(value, op))).notices
+        assert f"({op}) was left out" in notice
+    (notice,) = load_weights(written(tmp_path, Latents(torch.linspace(0.1, 1, 4).reshape(1, 4, 1, 1), "Mul"))).notices
+    assert "(Mul) was left out" in notice
 
 
 class Scaled(OnnxWriter):

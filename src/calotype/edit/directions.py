@@ -27,6 +27,7 @@ from calotype.sources import Stored, open_source
 from calotype.tensor_files import write_safetensors
 from calotype.texts import TextError, json_of, number, shown, whole
 from calotype.vae import VAE
+from calotype.weights.mapped import dtype_name
 
 KIND = "direction/1"
 LEAST = 4  # pictures a set
@@ -267,7 +268,7 @@ def load_direction(path: str | os.PathLike[str]) -> Direction:
         ) from None
     if tensor.ndim != 3 or not tensor.numel() or not tensor.is_floating_point():
         raise LatentsError(
-            f"{path}: a direction is finite floats [C, h, w], not {str(tensor.dtype).removeprefix('torch.')} "
+            f"{path}: a direction is finite floats [C, h, w], not {dtype_name(tensor.dtype)} "
             f"{list(tensor.shape)}; learn the direction again."
         )
     tensor = tensor.float()

@@ -1,7 +1,7 @@
 """The CPU kernels: a block of tiles through activation, input transform, products and output transform.
 
-Numba compiles them once and keeps them on disk; their inner loops are those of `vectors.py`. A block touches no Python
-object and holds no lock, so plain threads run many at once.
+Numba compiles them once and keeps them on disk; their inner loops are those of `vectors.py` and `products.py`. A block
+touches no Python object and holds no lock, so plain threads run many at once.
 """
 
 from __future__ import annotations

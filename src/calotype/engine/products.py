@@ -25,9 +25,9 @@ from calotype.engine.vectors import (
 
 AHEAD = 4096  # bytes of weights that are fetched before they are needed
 UNROLLED = 4  # numbers of a row that one turn of the loop takes, where what comes next is fetched
-# What a product reads comes from far: weights are read once a block, inputs once a panel. On Intel's processors a
-# product that asks for what the next ones read is a fifth faster (bench/engine.py --sections limit); on AMD's, where
-# that was not measured, weights are asked for a little before they are needed.
+# What a product reads comes from far: weights are read once a block, inputs once a position. On Intel's processors a
+# product that asks for what the next ones read is up to a fifth faster; on AMD's Zen, where fetching inputs made no
+# difference, weights are asked for a little before they are needed.
 FETCHES_NEXT = not binding.get_host_cpu_name().startswith("znver")
 
 Sums = list[list[Any]]
@@ -37,7 +37,7 @@ def product(half: bool) -> Any:
     """ROWS rows of a times one panel of b: c[i, :] = sum over k of a[i, k] b[k, :]. Strides in bytes.
 
     With `half`, k counts pairs of bfloat16 and sums are float32. The last four arguments are where lies what following
-    products read, of b and of a, and how many bytes of it are fetched meanwhile for each k.
+    products read, of b and of a, and by how many bytes each k goes on there; every fourth fetches a line.
     """
 
     def inner(code: Code, *given: Any) -> None:

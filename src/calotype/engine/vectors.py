@@ -1,11 +1,10 @@
 """Vector code for the CPU kernels, written as LLVM instructions.
 
-What counts here (accumulators that stay in registers, transforms without a multiplication by zero, an exp that is a
-polynomial) is more than an auto-vectoriser finds. Vectors are 16 floats; LLVM splits them where registers are shorter.
-Addresses travel as integers.
+What counts here (transforms without a multiplication by zero, an exp that is a polynomial) is more than an
+auto-vectoriser finds. Vectors are 16 floats; LLVM splits them where registers are shorter. Addresses are integers.
 
 Compiled kernels on disk follow `kernels.py` and `..._kernels.py` alone: after a change here, in `products.py` or in
-`bilinear.py`, change those too.
+`bilinear.py`, change those too, and the latter after one of `kernels.py`.
 """
 
 from __future__ import annotations

@@ -120,6 +120,9 @@ def file_name(stem: str, latents: Latents, to: Program) -> str:
 def _own(path: Path, latent_format: str | None, space: Space | None) -> LatentFile:
     """A file of calotype's, which tells all; what is damaged of it is said when it is read."""
     header = telling.header(path)
+    if not header and path.suffix.lower() != ".safetensors":
+        with named(path):
+            raise own.no_latents()
     entry = header.get("latents")
     shape = entry.get("shape") if isinstance(entry, dict) else None
     metadata = header.get("__metadata__")

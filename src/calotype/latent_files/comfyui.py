@@ -18,6 +18,7 @@ from calotype.latent_files.spaces import as_published
 from calotype.latents import Latents, Space
 from calotype.tensor_files import safetensors_parts
 from calotype.weights.container import SafetensorsFile
+from calotype.weights.mapped import dtype_name
 
 TENSOR = "latent_tensor"
 _VERSION = "latent_format_version_0"
@@ -38,7 +39,7 @@ def find(container: SafetensorsFile) -> Found:
     def read() -> Tensor:
         tensor = container.read(TENSOR)
         if not tensor.is_floating_point():
-            raise LatentsError(f"latents must be floats, not {str(tensor.dtype).removeprefix('torch.')}.")
+            raise LatentsError(f"latents must be floats, not {dtype_name(tensor.dtype)}.")
         return tensor.float() * _OLD if old else tensor
 
     channels = shape[1] if len(shape) > 3 else 0

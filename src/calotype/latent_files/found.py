@@ -150,7 +150,8 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
         )
     channels = _channels(first.shape, found.batches)
     format_ = None if name is None else called(name, channels)
-    if format_ is not None and space is None and is_model(format_):  # either is right, but for what is packed
+    # raw latents of a tiny autoencoder are model latents: either is right, but for what is packed
+    if format_ is not None and space is None and format_.name != "none" and is_model(format_):
         space = "raw" if channels == format_.channels else "model"
     wanted = (
         None if format_ is None or space is None else format_.channels * (format_.patch**2 if space == "model" else 1)
@@ -234,16 +235,17 @@ def _question(path: Path, whose: str, found: Found, name: str | None, space: Spa
 
 
 def _channels(shape: tuple[int, ...], batches: bool | None) -> int:
-    if len(shape) == 4 and batches is None and not fitting(shape[1], None):
-        batches = None if shape[1] != 1 and not fitting(shape[0], None) else False  # one frame, for no VAE has 1
-    return shape[0] if len(shape) == 3 or (len(shape) == 4 and batches is False) else shape[1]
+    frame = batches is None and not fitting(shape[1], None) and (shape[1] == 1 or bool(fitting(shape[0], None)))
+    return shape[0] if len(shape) == 3 or (len(shape) == 4 and (frame or batches is False)) else shape[1]
 
 
 def _is_batch(shape: tuple[int, ...], batches: bool | None, channels: int | None) -> bool:
     """Whether the first dimension counts pictures."""
     if len(shape) != 4 or batches is not None:
         return len(shape) > 3 and batches is not False
-    return channels is None or shape[1] == channels or shape[0] != channels
+    if channels is None:
+        return shape[1] != 1
+    return shape[1] == channels or shape[0] != channels
 
 
 def _count(shape: tuple[int, ...], batch: bool) -> int:

@@ -100,6 +100,6 @@ DIFFUSION_PIPE: Mapping[str, Stored | Unread] = {
     **dict.fromkeys(("qwen_image", "krea2", "anima", "cosmos_predict2"), _WAN_MODE),
     **dict.fromkeys(("flux2", "flux2_klein_4b", "flux2_klein_9b", "ernie_image", "ideogram4"), _FLUX2),
     "hunyuan_image": Stored("hunyuan-image", "model", "mode"),
-    **dict.fromkeys(("hunyuan-video", "hunyuan_video_1.5", "ltx-video", "ltx2", "cosmos", "minimax_h3"), _VIDEO),
+    **dict.fromkeys(("hunyuan-video", "hunyuan_video_1.5", "ltx-video", "cosmos", "minimax_h3"), _VIDEO),
 }
 """By the folder above the cache: .../cache/MODEL/. LTX-Video's is called after the checkpoint's file."""

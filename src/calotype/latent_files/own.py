@@ -19,6 +19,7 @@ from calotype.latents import LatentFormat, Latents, Space, latent_format_from_di
 from calotype.pixels import Padding
 from calotype.tensor_files import write_safetensors
 from calotype.texts import COUNT, TextError, json_of, made, shown, whole
+from calotype.weights.mapped import dtype_name
 
 VERSION = "latents/1"
 
@@ -75,7 +76,7 @@ def _tensors(path: Path) -> tuple[Tensor, Tensor | None, dict[str, str]]:
 def _latents(tensor: Tensor, alpha: Tensor | None, metadata: Mapping[str, str]) -> Latents:
     """What the metadata make of tensors."""
     if alpha is not None and alpha.dtype != torch.uint8:
-        raise ValueError(f"alpha of {str(alpha.dtype).removeprefix('torch.')}")
+        raise ValueError(f"alpha of {dtype_name(alpha.dtype)}")
     try:
         format_ = latent_format_from_dict(json_of(metadata["latent_format"]))
     except UsageError as error:

@@ -38,16 +38,13 @@ def called(name: str, channels: int) -> LatentFormat:
     Raises:
         UsageError: there is none.
     """
-    if name.startswith(MODEL):
-        known = called(name.removeprefix(MODEL), channels)
-        return same_as_model(known.name, known.channels)
     if name == "none":
         return latent_format(name, channels)
-    found = next((one for one in _formats() if one.name == name), None)
+    found = next((one for one in _formats() if one.name == name.removeprefix(MODEL)), None)
     if found is None:
         names = ", ".join([*(one.name for one in _formats()), "none"])
         raise UsageError(f"There is no latent format {name!r}; choose one of {names}.")
-    return found
+    return same_as_model(found.name, found.channels) if name.startswith(MODEL) else found
 
 
 def as_published(latents: Latents, space: Space) -> Tensor:

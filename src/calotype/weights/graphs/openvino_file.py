@@ -218,8 +218,8 @@ def _node(layer: _Layer, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> N
             attributes["auto_pad"] = auto
     elif op == "Cast":
         attributes["to"] = TYPES.get(layer.data.get("destination_type", ""))
-    elif op == "Slice" and len(inputs) == 5:  # which has the steps before the axes
-        inputs = (*inputs[:3], inputs[4], inputs[3])
+    elif op == "Slice" and len(inputs) > 3:  # which has the steps before the axes, and may leave these out
+        inputs = (*inputs[:3], inputs[4] if len(inputs) > 4 else "", inputs[3])
     return Node(op, layer.name, inputs, outputs, attributes)
 
 

@@ -63,12 +63,12 @@ def pad(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
         pads = [*(rest[0] or []), *(rest[1] or [])]
         value = args[3] if len(args) > 3 else None
     if graph.version and len(args) > 3 and isinstance(args[3], Fixed) and isinstance(pads, list):  # axes
-        axes, given = args[3].wholes() or [], pads
-        if len(given) != 2 * len(axes) or any(not -4 <= axis < 4 for axis in axes):
+        of, given = args[3].wholes() or [], pads
+        if len(given) != 2 * len(of) or any(not -4 <= axis < 4 for axis in of):
             return None
         pads = [0] * 8
-        for i, axis in enumerate(axes):
-            pads[axis % 4], pads[4 + axis % 4] = given[i], given[i + len(axes)]
+        for i, axis in enumerate(of):
+            pads[axis % 4], pads[4 + axis % 4] = given[i], given[i + len(of)]
     zero = value is None or (isinstance(value, Fixed) and value.number() == 0)
     if not isinstance(x, Term) or not isinstance(pads, list) or len(pads) != 8 or not (constant and zero):
         return None
@@ -79,13 +79,13 @@ def pad(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
 
 def matmul(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     a, b = (*args, None, None)[:2]
-    turned = [
+    swapped = [
         str(node.attributes.get(name, "false")).lower() in ("true", "1") for name in ("transpose_a", "transpose_b")
     ]
     if isinstance(a, Term) and isinstance(b, Fixed) and len(b.shape) == 2:
-        return Linear(a, b, turned[1], None, -1, str(node))
+        return Linear(a, b, swapped[1], None, -1, str(node))
     if isinstance(b, Term) and isinstance(a, Fixed) and len(a.shape) == 2:
-        return Linear(b, a, not turned[0], None, -2, str(node))
+        return Linear(b, a, not swapped[0], None, -2, str(node))
     if isinstance(a, Term) and isinstance(b, Term):
         return attended(a, b, node) or Other("MatMul", (a, b), node)
     return None

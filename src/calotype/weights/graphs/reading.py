@@ -59,7 +59,13 @@ def _made(graph: Graph, node: Node, args: Sequence[Value | None]) -> Value:
     made_term = read(graph, node, args) if read else None
     if made_term is None and node.op in ACTIVATIONS and _plain(node, args):
         made_term = Act(data[0], ACTIVATIONS[node.op])
+    if made_term is None and node.op in ("Max", "Min") and any(_many(one) for one in still):
+        return Other(f"{node.op} of many", tuple(data), node)  # of which may be one for each column
     return made_term or Other(node.op, tuple(data), node)
+
+
+def _many(of: Value | None) -> bool:
+    return isinstance(of, Fixed) and of.number() is None
 
 
 def _plain(node: Node, args: Sequence[Value | None]) -> bool:

@@ -78,8 +78,6 @@ def mul(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
         number = by.number()
         if number == 1:
             return x
-        if number is None:
-            return None
         if number == 0.5 and isinstance(x, Other) and x.op == "Mul" and (gelu := _gelu(*x.inputs)):
             return gelu
     return Scaled(x, by, False, str(node))
@@ -92,12 +90,8 @@ def div(graph: Graph, node: Node, args: Sequence[Value | None]) -> Term | None:
     x, by, _ = pair
     if isinstance(by, Term):
         return _normalised(x, by, node)
-    if isinstance(by, Fixed):
-        number = by.number()
-        if number == 1:
-            return x
-        if number is None:
-            return None
+    if isinstance(by, Fixed) and by.number() == 1:
+        return x
     return Scaled(x, by, True, str(node))
 
 

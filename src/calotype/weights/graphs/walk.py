@@ -10,7 +10,9 @@ from typing import Literal
 from calotype.weights.graphs.axes import along, axes
 from calotype.weights.graphs.folding import Fixed, repeated
 from calotype.weights.graphs.terms import (
+    UNKNOWN,
     Act,
+    Axes,
     Conv,
     Doubled,
     Input,
@@ -94,7 +96,7 @@ def ends_in(values: Iterable[Value]) -> tuple[Conv, list[str]]:
             found[id(term)] = term
         elif isinstance(term, Scaled | Shifted | Layout | Sum | Other):
             op, inputs = inside(term)
-            if op not in (*AROUND, "Add", "Div") or _of_places(term):
+            if op not in (*AROUND, "Add", "Div") or (inputs and _of_places(term, axes(inputs[0]))):
                 raise Unfit(f"its output comes from {described(term)}")
             between.append(op)
             nest += inputs
@@ -105,20 +107,25 @@ def ends_in(values: Iterable[Value]) -> tuple[Conv, list[str]]:
     return next(iter(found.values())), list(dict.fromkeys(between))
 
 
-def _of_places(term: Term) -> bool:
-    """Whether this adds numbers of rows or columns, which no range of pixels has."""
-    if not isinstance(term, Shifted) or not isinstance(term.by, Fixed):
+def _of_places(term: Term, at: Axes) -> bool:
+    """Whether this adds or multiplies by numbers of rows or columns, which no range of pixels has.
+
+    Args:
+        at: axes of what it is of.
+    """
+    if not isinstance(term, Scaled | Shifted) or not isinstance(term.by, Fixed):
         return False
-    at = axes(term.x)
     return at.channels is not None and not along(term.by, at)
 
 
 def begins_with(term: Term) -> tuple[Term, list[str]]:
     """What comes into a first convolution, before operations upon pixels or latents; and those."""
     between: list[str] = []
+    at = Axes(4, -3)  # of what a convolution takes
     while isinstance(term, Scaled | Shifted | Layout) or (isinstance(term, Other) and len(term.inputs) == 1):
         op, inputs = inside(term)
-        if op not in (*AROUND, "Add", "Div"):
+        at = UNKNOWN if isinstance(term, Layout) else at
+        if op not in (*AROUND, "Add", "Div") or _of_places(term, at):
             raise Unfit(f"its input goes into {described(term)}")
         if isinstance(term, Other) and isinstance(inputs[0], Conv):  # of an encoder before it
             break
