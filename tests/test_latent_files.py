@@ -485,6 +485,10 @@ def test_shapes_of_bare_tensors(tmp_path: Path) -> None:
         file = open_latents(path)
         assert (len(file), file.shape) == (1, (channels, 1, 6, 8))
         assert f"which have {channels} channels" in file.question
+    for shape in ((16, 5, 6, 8), (1, 16, 5, 6, 8)):  # frames, of which nothing has to be said first
+        torch.save(latents(*shape), path)
+        refused(path, r"bare latents are of 5 frames of a video, \[")
+    refused(comfyui(tmp_path / "v.latent", latents(1, 16, 5, 6, 8)), "latents of ComfyUI are of 5 frames of a video")
     torch.save(latents(7, 1, 6, 8), path)
     assert len(open_latents(path, latent_format="none", space="raw")) == 1
     same(load_latents(path, latent_format="none", space="raw"), latents(7, 1, 6, 8)[:, 0], "none", "raw")
@@ -497,6 +501,14 @@ def test_numpys_odd_arrays(tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", array)
         one = load_latents(tmp_path / "x.npy", latent_format="sd1", space="raw")
         assert np.array_equal(one.tensor.numpy(), array)
+
+
+def test_what_is_no_file_or_no_number(tmp_path: Path) -> None:
+    refused(tmp_path, "this is a folder; give one of the files")
+    np.save(path := tmp_path / "x.npy", latents(2, 4, 6, 8).numpy())
+    refused(path, "counted from 0, and -1 was given", UsageError, latent_format="sd1", space="raw", index=-1)
+    with pytest.raises(UsageError, match="given by its name, not by 5"):
+        open_latents(path, latent_format=5)  # type: ignore[arg-type]
 
 
 def test_formats_that_may_be_said(tmp_path: Path) -> None:

@@ -296,6 +296,12 @@ def is_model(format_: LatentFormat) -> bool:
     return format_ == same_as_model(format_.name, format_.channels)
 
 
+def called(format_: LatentFormat) -> str:
+    """A format's name, as it can be said again: ``model:NAME`` of raw latents that are NAME's model latents."""
+    of_model = space_of(format_) is not None and is_model(format_) and format_ != KNOWN.get(format_.name)
+    return f"{MODEL}{format_.name}" if of_model else format_.name
+
+
 def alike(a: LatentFormat, b: LatentFormat) -> bool:
     """Whether raw latents of two formats are the same: their numbers are, but for rounding."""
     if a == b or not isinstance(a, Packed) or not isinstance(b, Packed) or a.channels != b.channels:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clikit import Calotype, draw, files, levels
+from diffusers import AutoencoderTiny
 from latentkit import ai_toolkit, comfyui, diffusion_pipe, latents, musubi, sd_scripts, simpletuner
 from safetensors.torch import save_file
 from support import SMALL, kl, tiny
@@ -17,7 +18,7 @@ from support import SMALL, kl, tiny
 import calotype as library
 from calotype.edit.sources import latents_of, read
 from calotype.errors import CalotypeWarning
-from calotype.latent_files import load_latents
+from calotype.latent_files import load_latents, save_latents
 from calotype.latents import KNOWN, flux2
 from calotype.weights.save import save_weights
 
@@ -129,6 +130,27 @@ def test_raw_latents_of_a_tiny_autoencoder_in_one_command(calotype: Calotype, he
     assert "are raw, and not model; leave out --space" in ran.err
 
 
+def test_a_format_may_be_said_of_weights_whose_own_names_no_space(calotype: Calotype, here: Path) -> None:
+    """A folder's config.json has a scale, which diffusers writes for every network, and no name."""
+    folder = here / "folder"
+    AutoencoderTiny().save_pretrained(folder)
+    assert library.load(folder, device="cpu").latent_format.name == "custom"
+    np.save("z.npy", Z.numpy())
+    said = ("decode", "z.npy", "--vae", folder, "--latent-format", "model:sd1", "--out", "o")
+    ran = calotype(*said)
+    assert (ran.code, ran.err) == (0, "")
+    expected = (library.load(folder, device="cpu").decode(Z[None])[0].clamp(-1, 1) + 1) * 127.5
+    assert near("o/z-decoded.png", expected.round().permute(1, 2, 0).numpy())
+
+
+def test_inspect_tells_a_scale_by_a_name_that_may_be_said(calotype: Calotype) -> None:
+    np.save("z.npy", Z.numpy())
+    for name in ("sd1", "model:sd1"):
+        save_latents("own.safetensors", load_latents("z.npy", latent_format=name, space="raw"))
+        assert calotype("inspect", "own.safetensors", "--json").json["latent_format"] == name
+        assert calotype("inspect", "z.npy", "--latent-format", name, "--json").json["latent_format"] == name
+
+
 def test_a_format_may_be_said_of_the_weights_of_calotypes_own_latents(
     calotype: Calotype, unknown: Path, sd1: Path
 ) -> None:
@@ -152,6 +174,18 @@ def test_flux2_uses_the_statistics_of_the_vae(here: Path) -> None:
     raw = latents(32, 6, 8)
     torch.save({"latent_image": raw}, here / "1.pt")
     assert torch.equal(vae.own(load_latents(here / "1.pt", latent_format="flux2")), raw)
+
+
+def test_raw_latents_of_flux2_are_not_those_of_a_taef2(shared: Path, calotype: Calotype) -> None:
+    folder = shared / "weights" / "taef2"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    np.save("z.npy", latents(32, 6, 8).numpy())
+    ran = calotype("decode", "z.npy", "--vae", folder, "--latent-format", "flux2", "--space", "raw", "--out", "o")
+    assert (ran.code, len(ran.said)) == (1, 1)
+    assert "decodes them scaled by statistics in that one's weights; load flux2-vae, or say model:flux2" in ran.err
+    ran = calotype("decode", "z.npy", "--vae", folder, "--latent-format", "model:flux2", "--out", "o")
+    assert (ran.code, ran.err) == (0, "")
 
 
 def test_a_file_with_several(calotype: Calotype, sd1: Path) -> None:

@@ -144,7 +144,7 @@ def command(
         )
     _require_both(picture, mask, invert_mask, memory)
     from calotype.engine.budget import parse_memory
-    from calotype.families import CONFIGS
+    from calotype.latents import NAMELESS
     from calotype.pixels import require_writable, write_picture
     from calotype.vae import name_for
 
@@ -166,8 +166,8 @@ def command(
         said = latent_format if one.vae else None
         if (name, said) not in loaded:
             found = load_vae(which_vae, said, device, dtype, prefix, which)
-            tells = found.loaded.format  # one called after a kind of network is of no one knows what
-            untold = said != latent_format and (tells is None or tells.name in CONFIGS)
+            tells = found.loaded.format
+            untold = said != latent_format and (tells is None or tells.name in NAMELESS)  # of no one knows what
             if untold and not (latent_format == "none" and one.space == "model"):
                 found = load_vae(which_vae, latent_format, device, dtype, prefix, which)
             loaded[name, said] = found

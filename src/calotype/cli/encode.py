@@ -89,6 +89,7 @@ def command(
     from calotype.engine.budget import parse_memory
     from calotype.errors import UsageError
     from calotype.latent_files import file_name, save_latents, stored_space
+    from calotype.latents import called
     from calotype.pixels import alpha_mode, read_picture_rows
 
     if memory is not None:
@@ -126,12 +127,12 @@ def command(
         "vae": loaded.name,
         "vae_sha256": loaded.sha256,
         "space": written,
-        "latent_format": format_.name,
+        "latent_format": called(format_),
         "results": results,
     }
 
     def text() -> None:
         for r in results:
-            print(f"{r['photo']} -> {r['latents']} {r['shape']}, {written}, format {format_.name}")
+            print(f"{r['photo']} -> {r['latents']} {r['shape']}, {written}, format {called(format_)}")
 
     finish(document, as_json=json, text=text, failures=failures, of=len(photos))

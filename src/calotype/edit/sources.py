@@ -47,7 +47,7 @@ def read(
     file = open_latents(path)
     asked = []
     if file.question:
-        asked.append("latent_format=..., space=...")
+        asked += [f"{name}=..." for name, told in (("latent_format", file.format), ("space", file.space)) if not told]
         why = "nothing tells of which space these latents are"
     if len(file) != 1:
         asked.append("index=...")
@@ -55,7 +55,7 @@ def read(
     if asked:
         raise UsageError(
             f"{path}: {why}; say so once, for a file of their own: calotype.save_latents(FILE, "
-            f"calotype.load_latents({path.name!r}, {', '.join(asked)}))."
+            f"calotype.load_latents({str(path)!r}, {', '.join(asked)}))."
         )
     return file[0]
 

@@ -16,6 +16,7 @@ from calotype.files import write_bytes
 from calotype.latent_files import comfyui, own, sd_scripts, telling
 from calotype.latent_files.found import CacheError, LatentFile, named, require_agreement, settle
 from calotype.latents import Latents, Space
+from calotype.texts import shown
 
 Program = Literal["comfyui", "sd-scripts"]
 
@@ -49,6 +50,10 @@ def open_latents(
     path = Path(path)
     if space is not None and space not in get_args(Space):
         raise UsageError(f"Latents are raw or model, not {space!r}.")
+    if latent_format is not None and not isinstance(latent_format, str):
+        raise UsageError(f"A latent format is given by its name, not by {shown(latent_format)}.")
+    if path.is_dir():
+        raise LatentsError(f"{path}: this is a folder; give one of the files with latents in it.")
     if not path.is_file():
         raise LatentsError(f"{path}: there is no such file; give latents that `calotype encode` wrote.")
     with named(path):
@@ -74,6 +79,8 @@ def load_latents(
         UsageError: nothing tells in which space they are; the message says what to say. Or there is none of that index.
     """
     file = open_latents(path, latent_format=latent_format, space=space)
+    if index is not None and index < 0:
+        raise UsageError(f"{path}: latents are counted from 0, and {index} was given.")
     if index is None and len(file) != 1:
         raise LatentsError(f"{path}: there are {len(file)} latents in it; say which with index=0 to {len(file) - 1}.")
     try:

@@ -46,7 +46,7 @@ def find(container: SafetensorsFile) -> Found:
     packed = len(shape) == 4 and channels == 128
     return Found(
         program="ComfyUI",
-        model="of before latent_format_version_0" if old else "",
+        model="a ComfyUI of before latent_format_version_0" if old else "",
         items=[Item(TENSOR, shape, container.stored(TENSOR), read)],
         format="flux2" if packed else "sd1" if old and channels == 4 else None,
         space="model" if packed else "raw",

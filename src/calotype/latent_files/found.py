@@ -134,7 +134,7 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
 
     Raises:
         UsageError: the file says otherwise.
-        LatentsError: it holds no latents.
+        LatentsError: it holds no latents of pictures.
     """
     if not found.items:
         raise LatentsError(f"{path}: there are no latents in it.")
@@ -150,6 +150,12 @@ def settle(found: Found, path: Path, latent_format: str | None, space: Space | N
         )
     channels = _channels(first.shape, found.batches)
     format_ = None if name is None else called(name, channels)
+    frames = _frames(first.shape, found.batches)
+    if frames != 1 and (format_ is None or channels in (format_.channels, format_.channels * format_.patch**2)):
+        raise CacheError(
+            f"{path}: these {whose} are of {frames} frames of a video, {list(first.shape)}, and pictures are decoded; "
+            f"give one frame after another."
+        )
     # raw latents of a tiny autoencoder are model latents: either is right, but for what is packed
     if format_ is not None and space is None and format_.name != "none" and is_model(format_):
         space = "raw" if channels == format_.channels else "model"
@@ -235,8 +241,20 @@ def _question(path: Path, whose: str, found: Found, name: str | None, space: Spa
 
 
 def _channels(shape: tuple[int, ...], batches: bool | None) -> int:
-    frame = batches is None and not fitting(shape[1], None) and (shape[1] == 1 or bool(fitting(shape[0], None)))
-    return shape[0] if len(shape) == 3 or (len(shape) == 4 and (frame or batches is False)) else shape[1]
+    return shape[0] if len(shape) == 3 or _is_video(shape, batches) else shape[1]
+
+
+def _is_video(shape: tuple[int, ...], batches: bool | None) -> bool:
+    """Whether four dimensions are those of frames, [C, F, h, w]; no VAE has one channel."""
+    if len(shape) != 4:
+        return False
+    if batches is not None:
+        return not batches
+    return not fitting(shape[1], None) and (shape[1] == 1 or bool(fitting(shape[0], None)))
+
+
+def _frames(shape: tuple[int, ...], batches: bool | None) -> int:
+    return shape[2] if len(shape) == 5 else shape[1] if _is_video(shape, batches) else 1
 
 
 def _is_batch(shape: tuple[int, ...], batches: bool | None, channels: int | None) -> bool:
@@ -244,7 +262,7 @@ def _is_batch(shape: tuple[int, ...], batches: bool | None, channels: int | None
     if len(shape) != 4 or batches is not None:
         return len(shape) > 3 and batches is not False
     if channels is None:
-        return shape[1] != 1
+        return not _is_video(shape, batches)
     return shape[1] == channels or shape[0] != channels
 
 

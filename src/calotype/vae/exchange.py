@@ -81,7 +81,11 @@ def _untold(vae: Coder, latents: Latents) -> Tensor | None:
         return None
     if latents.space == "raw":
         if flux2 and ours is not None and is_model(ours):
-            return None
+            name = vae.name or "this VAE"
+            raise LatentsError(
+                f"These are raw latents of FLUX.2's VAE, and {name} decodes them scaled by statistics in that one's "
+                f"weights; load flux2-vae, or say model:flux2 of {name}'s own (--latent-format, latent_format=)."
+            )
         fits, tensor = len(latents.tensor) == vae.latent_channels, latents.tensor
     else:
         ours = vae.latent_format  # which asks where nothing tells it
