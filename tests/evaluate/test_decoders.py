@@ -310,6 +310,7 @@ def test_the_files(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     assert "Latents of a decoded by a, b and taesd on 6 pictures" in page
     for words in ("Colours, contrast, gradients", "Bias of green", "0 is best", "1 is best", ">Decoder<"):
         assert words in page
+    assert "KL rate" not in page  # the encoder's, of which all have the same
     assert json.loads((tmp_path / "r" / "results.json").read_text())["encoder"]["space"] == "sd1"
 
 
@@ -324,7 +325,8 @@ def test_without_decoders_nothing_changes(sd: dict[str, str], data: Path, tmp_pa
         assert set(many.metrics) > set(TONE)
     found = evaluate(data, setup((sd["a"],)), tmp_path / "r")
     assert "encoder" not in found
-    assert "Colours, contrast" not in (tmp_path / "r" / "index.html").read_text()
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "Colours, contrast" not in page and "KL rate" in page
 
 
 def test_a_picture_of_one_colour_has_no_contrast(sd: dict[str, str], tmp_path: Path) -> None:

@@ -166,7 +166,8 @@ def _listed(labels: Sequence[str]) -> str:
 
 def _plotted(results: Results) -> list[dict[str, Any]]:
     """The metrics, and the rate where there is one."""
-    rated = any(row.get(_RATE["key"]) is not None for vae in results["vaes"] for row in vae["rows"])
+    several = "encoder" not in results  # else the rate, which is of the encoder, tells nothing apart
+    rated = several and any(row.get(_RATE["key"]) is not None for vae in results["vaes"] for row in vae["rows"])
     return [*results["metrics"], *([_RATE] if rated else [])]
 
 
