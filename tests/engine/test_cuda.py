@@ -102,9 +102,12 @@ def test_every_network_is_computed(name: str) -> None:
     x, z = inputs(OTHERS[name], 2, 3, 5)
     exact: Any = copy.deepcopy(module).double()
     with torch.no_grad():
-        expected = exact.encode(x.double()).moments.float(), exact.decode(z.double()).float()
-    for result, right in zip((cuda.encode_moments(module, x), cuda.decode(module, z)), expected, strict=True):
-        assert_close(result, right, 1e-5)
+        expected = exact.encode(x.double()).moments, exact.decode(z.double())
+    results = cuda.encode_moments(module, x), cuda.decode(module, z)
+    for result, plainly, right in zip(results, plain(module, x, z), expected, strict=True):
+        # a spatial norm divides by what may be small, so rounding may grow, in the plain network alike
+        own = ((plainly - right).abs().max() / max(1.0, right.std().item())).item()
+        assert_close(result.double(), right, max(1e-5, 4 * own))
 
 
 def test_sizes_that_are_no_multiple_of_the_factor() -> None:
