@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from engine import git, processor, resident, say, version, watched_peak
-from families import NETWORKS, picture, theirs
+from families import NETWORKS, keep, picture, theirs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -34,7 +34,6 @@ from calotype.engine.budget import parse_memory
 from calotype.engine.memory import Memory
 from calotype.families import CLASSES
 
-ROOT = Path(__file__).resolve().parents[1]
 DIRECTIONS = ("encode", "decode")
 
 
@@ -129,20 +128,9 @@ def main() -> None:
             rows.append(measure(name, Path(folder), given))
         say(json.dumps(rows[-1]))
         if given.keep:
-            keep(result, rows[-1])
+            keep("budget.json", f"{result['processor']}, {given.size} in {given.memory}", result, rows[-1])
     Console().print(table(rows, given.size, given.memory))
     print(json.dumps({**result, "families": rows}))
-
-
-def keep(result: dict[str, Any], row: dict[str, Any]) -> None:
-    """Puts a family's row in the place of what was kept of it on this processor, at this size and budget."""
-    path = ROOT / "bench" / "results" / "budget.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    key = f"{result['processor']}, {result['size']} in {result['memory']}"
-    before = {one["family"]: one for one in kept.get(key, {}).get("families", [])}
-    before[row["family"]] = {**row, "commit": result["commit"]}
-    kept[key] = {**result, "families": list(before.values())}
-    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

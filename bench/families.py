@@ -250,7 +250,7 @@ def main() -> None:
     if given.child:
         print(json.dumps(peaks(json.loads(given.child))))
         return
-    result = {
+    result: dict[str, Any] = {
         "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"),
     }  # fmt: skip
@@ -263,18 +263,23 @@ def main() -> None:
             rows.append(measure(name, Path(folder), given.sections, given.size, given.repeats))
         say(json.dumps(rows[-1]))
         if given.keep:
-            keep(result, rows[-1])
+            keep("families.json", result["processor"], result, rows[-1])
     Console().print(table(rows))
     print(json.dumps({**result, "families": rows}))
 
 
-def keep(result: dict[str, Any], row: dict[str, Any]) -> None:
-    """Puts the sections of a family in the place of what was kept of them on this processor."""
-    path = ROOT / "bench" / "results" / "families.json"
+def keep(name: str, key: str, result: dict[str, Any], row: dict[str, Any]) -> None:
+    """Puts what was measured of a family in the place of what a file of results kept of it.
+
+    Args:
+        key: of all that was measured alike: a processor.
+        row: of the family; what another run measured of it and this one did not stays.
+    """
+    path = ROOT / "bench" / "results" / name
     kept = json.loads(path.read_text()) if path.exists() else {}
-    before = {one["family"]: one for one in kept.get(result["processor"], {}).get("families", [])}
+    before = {one["family"]: one for one in kept.get(key, {}).get("families", [])}
     before[row["family"]] = {**before.get(row["family"], {}), **row, "commit": result["commit"]}
-    kept[result["processor"]] = {**result, "families": list(before.values())}
+    kept[key] = {**result, "families": list(before.values())}
     path.write_text(json.dumps(kept, indent=1) + "\n")
 
 

@@ -296,7 +296,7 @@ def is_model(format_: LatentFormat) -> bool:
     return format_ == same_as_model(format_.name, format_.channels)
 
 
-def called(format_: LatentFormat) -> str:
+def name_of(format_: LatentFormat) -> str:
     """A format's name, as it can be said again: ``model:NAME`` of raw latents that are NAME's model latents."""
     of_model = space_of(format_) is not None and is_model(format_) and format_ != KNOWN.get(format_.name)
     return f"{MODEL}{format_.name}" if of_model else format_.name

@@ -266,12 +266,10 @@ def _jobs(
 
 def _open(path: Path, latent_format: str | None, space: Space | None) -> LatentFile:
     """A file with latents; calotype's own tell their format, so that what is said is of the weights alone."""
-    from calotype.latent_files import open_latents
+    from calotype.latent_files import is_own, open_latents
 
-    file = open_latents(path, space=space)
-    if latent_format is None or file.program == "calotype":
-        return file
-    return open_latents(path, latent_format=latent_format, space=space)
+    said = None if latent_format is not None and is_own(path) else latent_format
+    return open_latents(path, latent_format=said, space=space)
 
 
 def _taken(opened: dict[int, LatentFile | CalotypeError], jobs: list[tuple[int, int, Path]], j: int) -> Latents:

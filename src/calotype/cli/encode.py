@@ -89,7 +89,7 @@ def command(
     from calotype.engine.budget import parse_memory
     from calotype.errors import UsageError
     from calotype.latent_files import file_name, save_latents, stored_space
-    from calotype.latents import called
+    from calotype.latents import name_of
     from calotype.pixels import alpha_mode, read_picture_rows
 
     if memory is not None:
@@ -127,12 +127,12 @@ def command(
         "vae": loaded.name,
         "vae_sha256": loaded.sha256,
         "space": written,
-        "latent_format": called(format_),
+        "latent_format": name_of(format_),
         "results": results,
     }
 
     def text() -> None:
         for r in results:
-            print(f"{r['photo']} -> {r['latents']} {r['shape']}, {written}, format {called(format_)}")
+            print(f"{r['photo']} -> {r['latents']} {r['shape']}, {written}, format {name_of(format_)}")
 
     finish(document, as_json=json, text=text, failures=failures, of=len(photos))

@@ -42,7 +42,7 @@ def in_file(weights: str | None, latent_format: str | None) -> LatentFile | None
 def inspect(file: LatentFile, json: bool) -> None:
     """Prints what is known of latents."""
     from calotype.latent_spaces import spaces
-    from calotype.latents import called, space_of
+    from calotype.latents import name_of, space_of
     from calotype.weights.mapped import dtype_name
 
     one = file[0] if file.program == "calotype" else None  # whose format and VAE stand in it
@@ -56,7 +56,7 @@ def inspect(file: LatentFile, json: bool) -> None:
         "shape": list(one.tensor.shape if one else file.shape),
         "stored_as": dtype_name(one.tensor.dtype) if one else file.dtype,
         "space": file.space,
-        "latent_format": called(format_) if format_ else None,
+        "latent_format": name_of(format_) if format_ else None,
         "drawn": file.drawn or None,
         "vae": one.vae_name if one else None,
         "vae_sha256": one.vae if one else None,

@@ -40,6 +40,18 @@ def pack_keys(
             _write(values + 4 * ((c // PANEL * padded + k) * PANEL + c % PANEL), x)
 
 
+@_kernel("i" * 5)
+def _multiply(made: int, columns: int, rows: int, count: int, panels: int) -> None:
+    """made [ATTENTION_ROWS, columns] = rows [ATTENTION_ROWS, count] times panels [columns / PANEL, count, PANEL]."""
+    share = 4 * PANEL * ROWS // ATTENTION_ROWS  # of the next panel, which is fetched meanwhile
+    for panel in range(columns // PANEL):
+        b = panels + 4 * panel * count * PANEL
+        for i in range(0, ATTENTION_ROWS, ROWS):
+            c, a = made + 4 * (i * columns + panel * PANEL), rows + 4 * i * count
+            following = b + 4 * count * (PANEL + i * PANEL // ATTENTION_ROWS)
+            _product_single(c, 4 * columns, a, 4 * count, b, count, following, share, a, 0)
+
+
 @_kernel("i" * 10)
 def attend_rows(
     queries: int,
@@ -61,24 +73,11 @@ def attend_rows(
         sums: [ATTENTION_ROWS, channels], the weighted sums of values so far.
         state: [ATTENTION_ROWS, 4]: highest score and sum of weights so far.
     """
-    share = 4 * PANEL * ROWS // ATTENTION_ROWS
-    for panel in range(padded // PANEL):
-        for i in range(0, ATTENTION_ROWS, ROWS):
-            b = keys + 4 * panel * channels * PANEL
-            c = scores + 4 * (i * padded + panel * PANEL)
-            following = b + 4 * channels * (PANEL + i * PANEL // ATTENTION_ROWS)
-            a = queries + 4 * i * channels
-            _product_single(c, 4 * padded, a, 4 * channels, b, channels, following, share, a, 0)
+    _multiply(scores, padded, queries, channels, keys)
     for i in range(ATTENTION_ROWS):
         for k in range(count, padded):
             _write(scores + 4 * (i * padded + k), np.float32(-np.inf))
         _softmax_row(scores + 4 * i * padded, padded // LANES, state + 16 * i)
-    for panel in range(channels // PANEL):
-        for i in range(0, ATTENTION_ROWS, ROWS):
-            b = values + 4 * panel * padded * PANEL
-            c = mixed + 4 * (i * channels + panel * PANEL)
-            following = b + 4 * padded * (PANEL + i * PANEL // ATTENTION_ROWS)
-            a = scores + 4 * i * padded
-            _product_single(c, 4 * channels, a, 4 * padded, b, padded, following, share, a, 0)
+    _multiply(mixed, channels, scores, padded, values)
     for i in range(ATTENTION_ROWS):
         _blend_row(sums + 4 * i * channels, mixed + 4 * i * channels, channels // LANES, state + 16 * i + 8)

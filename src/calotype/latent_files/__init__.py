@@ -25,6 +25,7 @@ __all__ = [
     "LatentFile",
     "Program",
     "file_name",
+    "is_own",
     "load_latents",
     "open_latents",
     "save_latents",
@@ -59,6 +60,11 @@ def open_latents(
     with named(path):
         found = telling.find(path)
     return _own(path, latent_format, space) if found is None else settle(found, path, latent_format, space)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is of calotype's own kind, which tells all."""
+    return path.is_file() and bool(telling.own_version(telling.header(path)))
 
 
 def load_latents(

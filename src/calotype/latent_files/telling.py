@@ -65,13 +65,18 @@ def header(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def own_version(of: dict[str, Any]) -> str:
+    """Which version of calotype's own latents a header is of; "" if of none."""
+    metadata = of.get("__metadata__")
+    version = metadata.get("calotype") if isinstance(metadata, dict) else None
+    return version if isinstance(version, str) and re.fullmatch(r"latents/\d+", version) else ""
+
+
 def _safetensors(path: Path) -> Found | None:
     read_header = header(path)
     if not read_header:  # which is said as of calotype's own
         return None
-    metadata = read_header.get("__metadata__")
-    version = metadata.get("calotype") if isinstance(metadata, dict) else None
-    if isinstance(version, str) and re.fullmatch(r"latents/\d+", version):
+    if version := own_version(read_header):
         if version != VERSION:
             raise CacheError(f"these are {version}, of a newer calotype than this one, which decodes them.")
         return None
