@@ -82,6 +82,19 @@ def noted() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Signals come after the block, where the system can hold them back: for what an interrupt would leave broken."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def kept() -> Iterator[None]:
     """Handlers of signals are after the block what they were before it, whatever a library does to them."""
     with _handled(None):

@@ -56,6 +56,9 @@ def child(ready: int, words: list[str], folder: str, environment: dict[str, str]
             main()
     except SystemExit as stopped:
         code = int(stopped.code or 0)
+    except KeyboardInterrupt:  # between the two, where `main` would be within its own `try`
+        print("calotype: Stopped.", file=sys.stderr)
+        code = stopping.exit_code()
     except BaseException:
         traceback.print_exc()
     atexit._run_exitfuncs()

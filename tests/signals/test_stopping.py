@@ -264,3 +264,36 @@ vae.load = load
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
     assert err.endswith("calotype: Stopped.\n")
+
+
+def test_streams_are_not_broken_where_it_comes_while_they_are_opened(tmp_path: Path) -> None:
+    """A stream whose `reconfigure` an interrupt ends takes nothing any more."""
+    body = """
+import codecs, os, signal
+class Late(codecs.lookup("utf-8").incrementalencoder):
+    def __init__(self, errors="strict"):
+        if errors == "backslashreplace":
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                pass
+        super().__init__(errors)
+codecs.register(
+    lambda name: codecs.CodecInfo(*codecs.lookup("utf-8")[:4], incrementalencoder=Late,
+    incrementaldecoder=codecs.lookup("utf-8").incrementaldecoder) if name == "late" else None
+)
+import sys
+sys.stderr.reconfigure(encoding="late")
+"""
+    with started(body, "inspect", folder=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")
+
+
+def test_what_is_held_comes_afterwards() -> None:
+    done = []
+    with stopping.stoppable(), pytest.raises(KeyboardInterrupt):
+        with stopping.held():
+            send(signal.SIGTERM)
+            done.append("within")
+        done.append("after")
+    assert done == ["within"]

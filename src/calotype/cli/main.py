@@ -127,7 +127,8 @@ def _open_streams() -> None:
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, it stays
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with stopping.held():  # interrupted, it leaves a stream that takes nothing any more
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
