@@ -184,14 +184,35 @@ def test_folds(name: str, adds: bool, threads: int) -> None:
     n = step.block
     start, end = (1, rows - 1) if step.inwards else (n, rows - n)
     first = start * n if step.inwards else start // n
-    LocalKernels(Workers(threads), job).fold(
+    moments = LocalKernels(Workers(threads), job).fold(
         step, start, end, source=window(step.source, x, first), target=Rows(step.target, out, 0, rows),
-        residual=Rows(step.target, more, 0, rows) if adds else None,
+        residual=Rows(step.target, more, 0, rows) if adds else None, measure=adds,
     )  # fmt: skip
     expected = fold(step, x.double()) + (more if adds else 0)
     assert (out[:start] == SENTINEL).all()
     assert (out[end:] == SENTINEL).all()
     assert np.allclose(out[start:end], expected[start:end], rtol=1e-6, atol=1e-6)
+    assert (moments is not None) == adds
+    if moments is not None:
+        made = out[start:end].double().reshape(-1, step.target.channels)
+        variance, mean = torch.var_mean(made, dim=0, correction=0)
+        assert moments[0] == len(made)
+        assert np.allclose(moments[1], mean, rtol=1e-6, atol=1e-7)
+        assert np.allclose(moments[2], len(made) * variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [32, 20])
+def test_a_large_mean_costs_a_measured_fold_no_precision(channels: int) -> None:
+    step = Fold(source=Map("x", 4 * channels, 2), target=Map("y", channels, 1))
+    job = Job(8, 64)
+    x = numbers(4, 32, 4 * channels) + 1e4
+    out = torch.empty(8, 64, channels)
+    moments = LocalKernels(Workers(1), job).fold(
+        step, 0, 8, source=window(step.source, x, 0), target=Rows(step.target, out, 0, 8), residual=None, measure=True
+    )
+    assert moments is not None
+    variance = torch.var(out.double().reshape(-1, channels), dim=0, correction=0)
+    assert np.allclose(moments[2] / moments[0], variance, rtol=1e-4)
 
 
 def test_what_is_not_in_whole_vectors_is_left_to_torch() -> None:

@@ -224,18 +224,23 @@ class Executor:
 
     def _fold(self, one: Pass, step: Fold, run: Run, target: Rows) -> None:
         n, source, residual = step.block, self._rows(step.source), step.residual and self._rows(step.residual)
-        rows = self.plan.job.fold_rows(step)
+        measure = step.target.name in one.measured
         if self._kernels:
-            self._kernels.fold(step, run.start, run.end, source=source, target=target, residual=residual or None)
+            moments = self._kernels.fold(
+                step, run.start, run.end, source=source, target=target, residual=residual or None, measure=measure
+            )
+            if moments is not None:
+                self._measured(step.target, moments)
+            return
+        rows = self.plan.job.fold_rows(step)
         for start in range(run.start, run.end, rows):
             end = min(run.end, start + rows)
-            if not self._kernels:
-                first, last = (start * n, end * n) if step.inwards else (start // n, end // n)
-                made = fold(step, source[slice(first, last)])
-                if residual:
-                    made = made + residual[slice(start, end)]
-                target[slice(start, end)].copy_(made)
-            if step.target.name in one.measured:
+            first, last = (start * n, end * n) if step.inwards else (start // n, end // n)
+            made = fold(step, source[slice(first, last)])
+            if residual:
+                made = made + residual[slice(start, end)]
+            target[slice(start, end)].copy_(made)
+            if measure:
                 self._measured(step.target, moments_of(target[slice(start, end)]))
 
     def _convolve(self, one: Pass, step: Conv, run: Run, target: Rows) -> None:

@@ -14,8 +14,9 @@ from calotype.engine import local_kernels
 from calotype.engine.blocks import LOCAL_CHANNELS, LOCAL_POSITIONS, LOCAL_ROWS, SUMMED, Job
 from calotype.engine.local import Sums
 from calotype.engine.memory import Rows
+from calotype.engine.reference import Moments
 from calotype.engine.vectors import LANES, PANEL
-from calotype.engine.winograd import Floats, Workers, pixel_norm
+from calotype.engine.winograd import Floats, Workers, merged, pixel_norm
 from calotype.steps import Fold, Gated, LinearAttention, Local, Normed, Scales
 
 Places = npt.NDArray[np.int64]
@@ -93,28 +94,44 @@ class LocalKernels:
         """[threads, floats]."""
         return np.empty((self.workers.threads, self.job.local_scratch(step)), dtype=np.float32)
 
-    def fold(self, step: Fold, start: int, end: int, *, source: Rows, target: Rows, residual: Rows | None) -> None:
-        """Makes rows `start` to `end` of a fold, of float32."""
+    def fold(
+        self,
+        step: Fold,
+        start: int,
+        end: int,
+        *,
+        source: Rows,
+        target: Rows,
+        residual: Rows | None,
+        measure: bool,
+    ) -> Moments | None:
+        """Makes rows `start` to `end` of a fold, of float32; if asked, their count, mean and M2 by channel."""
         n, (_, wide) = step.block, self.job.size(step.target)
         pixel = 4 * step.source.channels
         across = self.job.size(step.source)[1] * pixel
         tables = _inwards(step, across) if step.inwards else _outwards(step)
         group = tables.shape[-1]
         share = np.array([1 / group], dtype=np.float32)
-        row_bytes = 4 * wide * step.target.channels
+        channels = step.target.channels
+        row_bytes = 4 * wide * channels
+        statistics = np.empty((end - start, 3, channels)) if measure else None
+        scratch = np.empty((self.workers.threads, 3 * channels), dtype=np.float32)
 
-        def work(_: int, i: int) -> None:
+        def work(thread: int, i: int) -> None:
             row = start + i
+            made = target.address + (row - target.first) * row_bytes
             line = row * n if step.inwards else row // n
             table = tables[0 if step.inwards else row % n]
             local_kernels.fold_row(
                 source.address + (line - source.first) * across, pixel * (n if step.inwards else 1), len(table),
-                table.ctypes.data, wide, step.target.channels, group, share.ctypes.data,
-                target.address + (row - target.first) * row_bytes,
+                table.ctypes.data, wide, channels, group, share.ctypes.data, made,
                 residual.address + (row - residual.first) * row_bytes if residual else 0,
             )  # fmt: skip
+            if statistics is not None:  # while the row is near the processor
+                local_kernels.measure_row(made, wide, channels, _address(scratch, thread), _address(statistics, i))
 
         self.workers.run(end - start, work)
+        return merged(statistics) if statistics is not None else None
 
     def _gate(
         self, step: Gated, start: int, end: int, source: Rows, target: Rows,
@@ -231,5 +248,5 @@ def _floats(tensor: Tensor) -> Floats:
     return made
 
 
-def _address(scratch: Floats, thread: int) -> int:
+def _address(scratch: Floats | npt.NDArray[np.float64], thread: int) -> int:
     return scratch.ctypes.data + thread * scratch.strides[0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from calotype.engine.blocks import SUMMED
 from calotype.engine.kernels import (
+    _accumulate_pixels,
     _finish_added,
     _finish_pixel,
     _kernel,
@@ -18,6 +19,7 @@ from calotype.engine.kernels import (
     _product_single,
     _read,
     _write,
+    _write_double,
     _zero,
 )
 from calotype.engine.local_vectors import depthwise, gate, moved, ratio, summed, whole_number
@@ -237,3 +239,30 @@ def fold_row(
             if residual:
                 total += _read(residual + at)
             _write(target + at, total)
+
+
+@_kernel("i" * 5)
+def measure_row(source: int, width: int, channels: int, sums: int, statistics: int) -> None:
+    """Count, mean and M2 by channel of a row of pixels, as `kernels.convolve_block` gives those of a block.
+
+    Args:
+        sums: scratch of [3, channels].
+        statistics: [3, channels] of float64.
+    """
+    for c in range(channels):  # deviations from the first pixel, so that a large mean costs no precision
+        _write(sums + 4 * c, _read(source + 4 * c))
+    _zero(sums + 4 * channels, 2 * channels)
+    if channels % LANES == 0:
+        _accumulate_pixels(source, width, 4 * channels, channels // LANES, sums, 4 * channels)
+    else:
+        for column in range(width):
+            for c in range(channels):
+                d = _read(source + 4 * (column * channels + c)) - _read(sums + 4 * c)
+                _write(sums + 4 * (channels + c), _read(sums + 4 * (channels + c)) + d)
+                _write(sums + 4 * (2 * channels + c), _read(sums + 4 * (2 * channels + c)) + d * d)
+    for c in range(channels):
+        total = np.float64(_read(sums + 4 * (channels + c)))
+        squares = np.float64(_read(sums + 4 * (2 * channels + c)))
+        _write_double(statistics + 8 * c, np.float64(width))
+        _write_double(statistics + 8 * (channels + c), np.float64(_read(sums + 4 * c)) + total / width)
+        _write_double(statistics + 8 * (2 * channels + c), max(0.0, squares - total * total / width))
