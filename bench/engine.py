@@ -10,7 +10,8 @@ scaling  seconds a pixel without attention, at 1x, 2x and 4x the size
 large    decode at 8x the size in 1 GB: many minutes, so only where asked for
 
 Contenders take turns (A B C A B C ...), since speed drifts on a machine that others use. Prints tables and then one
-JSON line; --keep keeps that line in bench/results/.
+JSON line; --keep keeps it in bench/results/, by sections and processor. Of bfloat16 only calotype is measured where the
+processor has no products of it.
 """
 
 from __future__ import annotations
@@ -261,6 +262,9 @@ def compete(folder: Path, setting: Setting, direction: Direction, repeats: int) 
         found[name] = row
         say(f"{direction}: {name}")
         start = time.perf_counter()
+        if name.endswith("bf16") and name != "calotype bf16" and not multiplies_halves():
+            row["note"] = "left out: this processor has no products of bfloat16"
+            continue
         try:
             run = make()
             result = run(x)
@@ -280,6 +284,12 @@ def compete(folder: Path, setting: Setting, direction: Direction, repeats: int) 
         if base and "seconds" in row:
             row["speedup"] = base / row["seconds"]
     return list(found.values())
+
+
+def multiplies_halves() -> bool:
+    """Whether the processor multiplies bfloat16; elsewhere it is emulated, and takes ten times as long."""
+    features = dict(import_module("llvmlite.binding").get_host_cpu_features())
+    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
 
 
 def show_speed(rows: list[dict[str, Any]]) -> Table:
@@ -747,7 +757,9 @@ def main() -> None:
     )
     if arguments.keep:
         suffix = "" if tuple(sections) == DEFAULT else "-" + "-".join(sections)
-        (ROOT / "bench" / "results" / f"engine{suffix}.json").write_text(line + "\n")
+        path = ROOT / "bench" / "results" / f"engine{suffix}.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**kept, processor(): json.loads(line)}, indent=1) + "\n")
     print(line)
 
 

@@ -121,13 +121,13 @@ def _sums(dy: Tensor) -> Tensor:
 
 def _gradient(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weights: like them, in their layout."""
-    from calotype.engine import kernels
+    from calotype.engine import gradient_kernels, kernels
     from calotype.engine.vectors import PANEL
 
     threads = torch.get_num_threads()
     pictures, channels, height, width = x.shape
     out = dy.shape[1]
-    algorithm = kernels.ALGORITHMS[kernels.GRADIENT]
+    algorithm = gradient_kernels.ALGORITHM
     size, t = algorithm.tile, algorithm.positions
     padded, padded_out = ceil(channels / LANES) * LANES, ceil(out / PANEL) * PANEL
     down, across = ceil(height / size), ceil(width / size)
@@ -156,7 +156,7 @@ def _gradient(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
         places = place, place + room[0], place + room[0] + room[1], padded_out
         for i in range(part, pictures * blocks, parts):
             which, block = divmod(i, blocks)
-            kernels.gradient_block(
+            gradient_kernels.gradient_block(
                 block, x[which].data_ptr(), dy[which].data_ptr(), *fixed, sums[part].data_ptr(), *places
             )
 

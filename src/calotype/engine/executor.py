@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,11 +88,6 @@ class Executor:
     ) -> None:
         self.plan, self.module, self.device, self.dtype = plan, module, device, dtype
         self.backend = backend
-        self._kernels: LocalKernels | None = None
-        if not isinstance(backend, Reference) and dtype == torch.float32:
-            from calotype.engine.local_cpu import LocalKernels  # needs Numba
-
-            self._kernels = LocalKernels(backend.workers, plan.job)
         self._progress = progress
         self._weights = dict(module.named_parameters()) | dict(module.named_buffers())
         self._summed = {step.source.name: step for step in plan.program.steps if isinstance(step, LinearAttention)}
@@ -126,6 +122,15 @@ class Executor:
             self._windows.clear()
             self._spill.close()
             self._memory.close()
+
+    @cached_property
+    def _kernels(self) -> LocalKernels | None:
+        """Asked for by the steps that have some, so that only what a network takes is compiled."""
+        if isinstance(self.backend, Reference) or self.dtype != torch.float32:
+            return None
+        from calotype.engine.local_cpu import LocalKernels  # needs Numba
+
+        return LocalKernels(self.backend.workers, self.plan.job)
 
     def _cost(self, step: Step) -> float:
         return self.plan.job.flops(step) + 1.0
@@ -341,4 +346,7 @@ class Executor:
             on_device = [torch.from_numpy(part).to(self.device) for part in (scale, shift)]
             attend(height * width, read, measure, folded, on_device[0], on_device[1], scratch, norm, step.adds)
         else:
-            self.backend.attend(height * width, read, write, folded, scale, shift, scratch, norm, step.adds)
+            from calotype.engine.attention_cpu import AttentionKernels  # needs Numba
+
+            kernels = AttentionKernels(self.backend.workers, self.plan.job)
+            kernels.run(height * width, read, write, folded, scale, shift, scratch, norm, step.adds)

@@ -14,10 +14,9 @@ import numpy as np
 from numba import njit, types
 
 from calotype.engine import bilinear
-from calotype.engine.products import outer_product, product
+from calotype.engine.products import product
 from calotype.engine.vectors import (
     BF16,
-    GRADIENT_ROWS,
     LANES,
     PANEL,
     ROWS,
@@ -25,7 +24,6 @@ from calotype.engine.vectors import (
     accumulate,
     activation,
     choice,
-    emit,
     finish,
     finish_half,
     input_transform,
@@ -37,7 +35,6 @@ from calotype.engine.vectors import (
 
 ALGORITHMS = (bilinear.pointwise(), *(one for kind in bilinear.ALGORITHMS.values() for one in kind))
 POINTWISE = ALGORITHMS.index(bilinear.pointwise())
-GRADIENT = ALGORITHMS.index(bilinear.winograd(4))  # of gradients of weights
 _COUNT = len(ALGORITHMS)
 _HALVES = (False, True) if BF16 else (False,)
 
@@ -46,13 +43,11 @@ _identity, _silu, _relu = activation("none"), activation("silu"), activation("re
 _normed_identity, _normed_silu, _normed_relu = (activation(kind, norm=True) for kind in ("none", "silu", "relu"))
 # which of each: the algorithm's number, and _COUNT more with products of bfloat16, or with a residual
 _transform_input = choice(6, [input_transform(one.input, half) for half in _HALVES for one in ALGORITHMS])
-_transform_gradient = emit(6, input_transform(ALGORITHMS[GRADIENT].of_output, False))
 _transform_output = choice(9, [output_transform(one, residual) for residual in (False, True) for one in ALGORITHMS])
 _transform_weights = choice(4, [weight_transform(one, half) for half in _HALVES for one in ALGORITHMS])
 _finish_pixel, _finish_added = finish(residual=False), finish(residual=True)
 _finish_half, _widen = finish_half(), widen()
 _accumulate_pixels = accumulate()
-_outer_product = outer_product()
 _product_single, _product_half = product(half=False), product(half=BF16)
 
 _TILES = tuple(algorithm.tile for algorithm in ALGORITHMS)
@@ -362,77 +357,6 @@ def convolve_block(
             _write_double(to + 8 * c, np.float64(seen))
             _write_double(to + 8 * (out_channels + c), np.float64(_read(sums + 4 * c)) + first_sum / seen)
             _write_double(to + 8 * (2 * out_channels + c), max(0.0, squares - first_sum * first_sum / seen))
-
-
-@_kernel("i" * 17)
-def gradient_block(
-    index: int,
-    source: int,
-    given: int,
-    height: int,
-    width: int,
-    channels: int,
-    out_channels: int,
-    scale: int,
-    shift: int,
-    activation: int,
-    block_height: int,
-    block_width: int,
-    sums: int,
-    patch: int,
-    inputs: int,
-    outputs: int,
-    padded_out: int,
-) -> None:
-    """What one block of tiles adds to the gradient of a 3x3 convolution's weights, at the positions of `GRADIENT`.
-
-    y = AT ((G w) * (BT x)) gives dw = GT sum((A dy) * (BT x)) along each axis.
-
-    Args:
-        index: of the block, counted along columns first.
-        source, given: pixels [height, width, channels] and the gradient of results [height, width, out_channels].
-        scale, shift: ones and zeros, as many as the larger number of channels; activation: NONE or HALVES.
-        sums: [T * T, padded channels, padded_out], added to.
-        patch, inputs, outputs: this thread's scratch.
-        padded_out: out_channels rounded up to whole panels.
-    """
-    size, window, positions = _TILES[GRADIENT], _WINDOWS[GRADIENT], _POSITIONS[GRADIENT]
-    padded = (channels + LANES - 1) // LANES * LANES
-    down, along = (height + size - 1) // size, (width + size - 1) // size
-    across = (along + block_width - 1) // block_width
-    tile_y, tile_x = index // across * block_height, index % across * block_width
-    high, broad = min(block_height, down - tile_y), min(block_width, along - tile_x)
-    tiles = high * broad
-
-    columns = broad * size + window - size
-    _gather(
-        patch, tile_y * size - 1, tile_x * size - 1, high * size + window - size, columns, padded,
-        source, 0, height, width, channels, scale, shift, activation, 0,
-    )  # fmt: skip
-    position = 4 * tiles * padded + SKEW
-    for i in range(tiles):
-        at = patch + 4 * size * ((i // broad) * columns + i % broad) * padded
-        _transform_input(
-            GRADIENT, inputs + 4 * i * padded, position, at, 4 * columns * padded, 4 * padded, padded // LANES
-        )
-
-    columns = broad * size
-    _gather(
-        patch, tile_y * size, tile_x * size, high * size, columns, padded_out,
-        given, 0, height, width, out_channels, scale, shift, activation, 0,
-    )  # fmt: skip
-    out_position = 4 * tiles * padded_out + SKEW
-    for i in range(tiles):
-        at = patch + 4 * size * ((i // broad) * columns + i % broad) * padded_out
-        to = outputs + 4 * i * padded_out
-        _transform_gradient(to, out_position, at, 4 * columns * padded_out, 4 * padded_out, padded_out // LANES)
-
-    for p in range(positions * positions):
-        for panel in range(padded_out // PANEL):
-            b = outputs + p * out_position + 4 * panel * PANEL
-            for i in range(0, padded, GRADIENT_ROWS):
-                c = sums + 4 * ((p * padded + i) * padded_out + panel * PANEL)
-                _outer_product(c, 4 * padded_out, inputs + p * position + 4 * i, 4 * padded, b, 4 * padded_out, tiles)
 
 
 @_kernel("ib" + "i" * 5)

@@ -15,7 +15,6 @@ from calotype.engine.kernels import (
     _finish_pixel,
     _kernel,
     _normed_identity,
-    _outer_product,
     _product_single,
     _read,
     _write,
@@ -23,12 +22,14 @@ from calotype.engine.kernels import (
     _zero,
 )
 from calotype.engine.local_vectors import depthwise, gate, moved, ratio, summed, whole_number
+from calotype.engine.products import outer_product
 from calotype.engine.vectors import GRADIENT_ROWS, LANES, PANEL, ROWS
 
 _copy, _move_silu, _move_relu = moved("none"), moved("silu"), moved("relu")
 _three, _five, _seven = depthwise(3), depthwise(5), depthwise(7)
 _place = whole_number()
 _gate, _ratio, _summed = gate(), ratio(), summed()
+_outer_product = outer_product()
 KERNELS = (3, 5, 7)
 
 
