@@ -346,7 +346,7 @@ def matrix_rates() -> dict[str, tuple[Callable[[], object], float]]:
     def pointwise() -> object:
         return backend.run(
             step, 0, side, source=source, target=target, residual=None, scale=scale, shift=shift,
-            weights=memory.address, scratch=memory.address + room, measure=False,
+            scratch=memory.address + room, measure=False,
         )  # fmt: skip
 
     return {

@@ -82,7 +82,7 @@ def run_of(step: Conv, size: int, algorithm: Algorithm, workers: Workers) -> Cal
         backend.prepare(step, weight, None, memory.address)
         return backend.run(
             step, 0, rows, source=source, target=target, residual=None, scale=scale, shift=shift,
-            weights=memory.address, scratch=memory.address + room, measure=False,
+            scratch=memory.address + room, measure=False,
         )  # fmt: skip
 
     return run

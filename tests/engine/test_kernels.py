@@ -106,7 +106,7 @@ class Case:
                 winograd.run(
                     step, start, min(rows, start + stripe), source=Rows(step.source, self.x, 0, len(self.x)),
                     target=Rows(step.target, target, 0, rows), residual=residual,
-                    scale=self.scale.numpy(), shift=self.shift.numpy(), weights=weights.data_ptr(),
+                    scale=self.scale.numpy(), shift=self.shift.numpy(),
                     scratch=scratch.data_ptr(), measure=True,
                 )
             )  # fmt: skip

@@ -103,7 +103,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
             source=Rows(source, given.permute(1, 2, 0), 0, height),
             target=Rows(target, result.permute(1, 2, 0), 0, height),
             residual=None, scale=scale, shift=shift,
-            weights=memory.data_ptr(), scratch=memory.data_ptr() + room, measure=False,
+            scratch=memory.data_ptr() + room, measure=False,
         )  # fmt: skip
     return made
 

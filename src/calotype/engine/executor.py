@@ -269,8 +269,7 @@ class Executor:
             return
         moments = self.backend.run(
             step, run.start, run.end, source=source, target=target, residual=residual, scale=scale, shift=shift,
-            weights=self._address(one, f"weights {step.weights}"), scratch=self._address(one, "scratch"),
-            measure=measure,
+            scratch=self._address(one, "scratch"), measure=measure,
         )  # fmt: skip
         if moments is not None:
             self._measured(step.target, moments)

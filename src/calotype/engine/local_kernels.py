@@ -31,6 +31,7 @@ _place = whole_number()
 _gate, _ratio, _summed = gate(), ratio(), summed()
 _outer_product = outer_product()
 KERNELS = (3, 5, 7)
+_TURN = 16  # blocks of a row that are folded at once
 
 
 @_kernel("i" * 12)
@@ -226,20 +227,26 @@ def fold_row(
         residual: 0, or the address of what is added.
     """
     scale = _read(share)
-    for column in range(width):
-        base = line + column // turns * step
-        places = table + 8 * (column % turns) * channels * group
-        for c in range(channels):
-            total = np.float32(0)
-            for q in range(group):
-                place = _place(places + 8 * (c * group + q))
-                if place >= 0:
-                    total += _read(base + place)
-            total *= scale
-            at = 4 * (column * channels + c)
-            if residual:
-                total += _read(residual + at)
-            _write(target + at, total)
+    blocks = width // turns
+    for start in range(0, blocks, _TURN):  # so few that what they read and make stays in the first cache
+        some = min(_TURN, blocks - start)
+        for i in range(turns * channels):
+            offset = 4 * ((start * turns + i // channels) * channels + i % channels)
+            places = table + 8 * i * group
+            place = _place(places)
+            for k in range(some):
+                base = line + (start + k) * step
+                at = offset + 4 * k * turns * channels
+                total = np.float32(0) if place < 0 else _read(base + place)
+                if group > 1:
+                    for q in range(1, group):
+                        other = _place(places + 8 * q)
+                        if other >= 0:
+                            total += _read(base + other)
+                    total *= scale
+                if residual:  # which may lie where the result goes
+                    total += _read(residual + at)
+                _write(target + at, total)
 
 
 @_kernel("i" * 5)

@@ -80,7 +80,7 @@ class Memory:
         MemoryLimitError: if there is not so much.
     """
 
-    _idle: ClassVar[list[mmap.mmap]] = []  # one at most
+    _idle: ClassVar[list[mmap.mmap]] = []  # of one size, as many as runs were under way at once
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = device
@@ -111,7 +111,8 @@ class Memory:
         if self._map is not None and len(self._map) <= IDLE and hasattr(mmap, "MADV_FREE"):
             with suppress(OSError):
                 self._map.madvise(mmap.MADV_FREE)
-                self._idle[:] = [self._map]
+                same = [one for one in self._idle if len(one) == len(self._map)]
+                self._idle[:] = [*same[: IDLE // len(self._map) - 1], self._map]
         self._map = None
 
     def view(self, offset: int, rows: int, width: int, channels: int, dtype: torch.dtype) -> Tensor:

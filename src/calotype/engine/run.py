@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -32,6 +33,7 @@ _log = logging.getLogger("calotype")
 _said: list[bool] = []
 
 MARGIN = 0.1  # of what is free stays free
+TOGETHER = 2**28  # bytes at most that pictures take which are computed at the same time
 WHOLE_MAPS = 4  # maps of the largest size that the fused path has at once, with what convolutions take
 
 
@@ -170,9 +172,12 @@ class Engine:
             NonFiniteError: if rows hold NaN or infinity.
         """
         for start, end, rows in self._rows(direction, source, height, width, memory, progress):
-            if not torch.isfinite(rows).all():
-                raise NonFiniteError(f"{str(self.dtype).removeprefix('torch.')} gave NaN or infinity.")
+            self._require_finite(rows)
             yield start, end, rows
+
+    def _require_finite(self, rows: Tensor) -> None:
+        if not torch.isfinite(rows).all():
+            raise NonFiniteError(f"{str(self.dtype).removeprefix('torch.')} gave NaN or infinity.")
 
     def _rows(
         self,
@@ -199,6 +204,11 @@ class Engine:
             backend = Winograd(workers(made.job.threads), made.job)
         else:
             backend = Reference(made.job, dtype)
+        yield from self._executed(made, dtype, backend, source, progress)
+
+    def _executed(
+        self, made: Plan, dtype: torch.dtype, backend: Winograd | Reference, source: Source, progress: Progress | None
+    ) -> Iterator[tuple[int, int, Tensor]]:
         executor = Executor(made, self.module, self.device, dtype, backend, progress)
         for start, end, rows in executor.run(source):
             yield start, end, rows.permute(2, 0, 1)
@@ -206,9 +216,10 @@ class Engine:
     def __call__(
         self, direction: Direction, x: Tensor, *, memory: int | str | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """Pixels or latents [N, C, H, W] -> moments or pixels [N, C', H', W'], one picture after another.
+        """Pixels or latents [N, C, H, W] -> moments or pixels [N, C', H', W'].
 
-        A picture's result does not depend on the others.
+        One picture after another, or where they take little memory as many at once as there are threads. A picture's
+        result does not depend on the others.
 
         Raises:
             MemoryLimitError: if it can't be done in so much memory.
@@ -218,12 +229,45 @@ class Engine:
         target, factor = program.target, program.source.factor
         height, width = (n * factor for n in x.shape[2:])
         result = torch.empty(len(x), target.channels, *target.size(height, width), device=x.device)
+        if self.name == "winograd" and len(x) > 1 and memory is None:
+            made = self.plan(direction, height, width)
+            if self._together(made, x, result, progress):
+                return result
         for i, one in enumerate(x):
             told = share(progress, i, len(x))
             source = rows_of(one)
             for start, end, rows in self.rows(direction, source, height, width, memory=memory, progress=told):
                 result[i, :, start:end] = rows
         return result
+
+    def _together(self, made: Plan, x: Tensor, result: Tensor, progress: Progress | None) -> bool:
+        """Many small pictures, a thread each, with the same weights; False, and nothing done, where that takes much.
+
+        Threads that share one small picture wait for each other after each of its steps.
+        """
+        from calotype.engine.winograd import Shared, Winograd, Workers, shared_bytes
+
+        threads = made.job.threads
+        if threads == 1 or threads * made.peak + shared_bytes(made) > TOGETHER:
+            return False
+        shared, lock, done = Shared(made), threading.Lock(), count(1)
+        inference = torch.is_inference_mode_enabled()  # which other threads are not in
+
+        def one(_: int, i: int) -> None:
+            backend = Winograd(Workers(1), made.job, shared)
+            with torch.inference_mode(inference):
+                for start, end, rows in self._executed(made, torch.float32, backend, rows_of(x[i]), None):
+                    self._require_finite(rows)
+                    result[i, :, start:end] = rows
+            if progress is not None:
+                with lock:
+                    progress(next(done) / len(x))
+
+        try:
+            workers(threads).run(len(x), one)
+        finally:
+            shared.memory.close()
+        return True
 
     def _fused(self, direction: Direction, x: Tensor) -> Tensor:
         run = cuda.encode_moments if direction == "encode" else cuda.decode

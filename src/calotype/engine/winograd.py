@@ -19,7 +19,8 @@ from torch import Tensor
 
 from calotype.engine import kernels
 from calotype.engine.blocks import Job, aligned
-from calotype.engine.memory import Rows
+from calotype.engine.memory import Memory, Rows
+from calotype.engine.plan import Plan
 from calotype.engine.reference import Moments
 from calotype.engine.vectors import PANEL
 from calotype.steps import Conv, Norm, PixelNorm
@@ -123,19 +124,50 @@ def _outlast(futures: list[Future[None]]) -> None:
         raise KeyboardInterrupt
 
 
+class Shared:
+    """Transformed weights that runs of one plan have in common: each is made once, by whichever run comes first."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.memory = Memory(shared_bytes(plan), torch.device("cpu"))
+        self._free, self._made = self.memory.address, dict[Conv, tuple[int, Floats]]()
+        self._job, self._lock = plan.job, threading.Lock()
+
+    def of(self, step: Conv, make: Callable[[int], Floats]) -> tuple[int, Floats]:
+        """Where a step's weights lie, and its bias; `make` makes both, given a place."""
+        with self._lock:
+            if step not in self._made:
+                self._made[step] = self._free, make(self._free)
+                self._free += aligned(self._job.weight_bytes(step))
+            return self._made[step]
+
+
+def shared_bytes(plan: Plan) -> int:
+    """What `Shared` takes."""
+    return sum(aligned(plan.job.weight_bytes(step)) for step in plan.program.steps if isinstance(step, Conv))
+
+
 class Winograd:
     """Runs convolutions of one plan.
 
     Args:
         job: of that plan; with `half`, sums, maps and statistics stay float32.
+        shared: transformed weights that other runs have too.
     """
 
-    def __init__(self, workers: Workers, job: Job) -> None:
-        self.workers, self.job = workers, job
-        self._biases: dict[str, Floats] = {}
+    def __init__(self, workers: Workers, job: Job, shared: Shared | None = None) -> None:
+        self.workers, self.job, self.shared = workers, job, shared
+        self._weights: dict[str, tuple[int, Floats]] = {}
 
     def prepare(self, step: Conv, weight: Tensor, bias: Tensor | None, address: int) -> None:
-        """Transforms a convolution's weights [N, K, taps, taps] (or [N, K]) into memory."""
+        """Transforms a convolution's weights [N, K, taps, taps] (or [N, K]) into memory, or takes what is shared."""
+
+        def make(place: int) -> Floats:
+            return self._transform(step, weight, bias, place)
+
+        self._weights[step.weights] = self.shared.of(step, make) if self.shared else (address, make(address))
+
+    def _transform(self, step: Conv, weight: Tensor, bias: Tensor | None, address: int) -> Floats:
+        """Weights into memory; gives the bias, of whole panels."""
         out, channels = weight.shape[:2] if step.kernel == 3 else (weight.shape[0], weight[0].numel())
         half = self.job.half
         wide, deep = -(-out // PANEL) * PANEL, channels + (channels % 2 if half else 0)
@@ -154,7 +186,7 @@ class Winograd:
         padded = np.full(wide, shift, dtype=np.float32)
         if bias is not None:
             padded[:out] += (scale * bias.detach().float()).numpy()  # of a copy: FSDP resizes what NumPy must not see
-        self._biases[step.weights] = padded
+        return padded
 
     def run(
         self,
@@ -167,11 +199,10 @@ class Winograd:
         residual: Rows | None,
         scale: Floats,
         shift: Floats,
-        weights: int,
         scratch: int,
         measure: bool,
     ) -> Moments | None:
-        """Makes rows `start` to `end`; if asked, their count, mean and M2 by channel."""
+        """Makes rows `start` to `end` with what was prepared; if asked, their count, mean and M2 by channel."""
         algorithm = self.job.algorithm(step)
         rows, width = self.job.size(step.target)
         high, wide = self.job.size(step.source)
@@ -183,7 +214,7 @@ class Winograd:
         places = [[scratch + t * sum(sizes) + sum(sizes[:i]) for i in range(4)] for t in range(self.workers.threads)]
         n = step.target.channels
         statistics = np.empty((blocks, 3, n)) if measure else None
-        bias, floor = self._biases[step.weights], FLOORS[step.relu]
+        (weights, bias), floor = self._weights[step.weights], FLOORS[step.relu]
         code = kernels.HALVES if source.tensor.dtype == torch.bfloat16 else _CODES[step.activation]
         norm = pixel_norm(step.norm, step.source.channels)
         fixed = (
