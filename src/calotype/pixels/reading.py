@@ -123,6 +123,23 @@ def picture_size(file: IO[bytes]) -> tuple[int, int]:
     return source.height, source.width
 
 
+def upright_size(file: IO[bytes]) -> tuple[tuple[int, int], bool]:
+    """(height, width) of a picture file once it is upright, from its header; and whether the sides were exchanged.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
+    """
+    with opening.refusing("The picture"), opening.strict_pillow():
+        source = of_file(file, "The picture")
+        turned = _orientation(source) >= 5
+    height, width = source.height, source.width
+    if not height * width:
+        raise PictureError(f"The picture has no pixels: its size is {width} x {height}.")
+    if height * width > opening.MAX_PIXELS:
+        raise opening.too_large("The picture", f"{width} x {height} pixels")
+    return ((width, height) if turned else (height, width)), turned
+
+
 def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
     if source.width * source.height > opening.MAX_PIXELS:
         raise opening.too_large(name, f"{source.width} x {source.height} pixels")
