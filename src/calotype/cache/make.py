@@ -66,7 +66,7 @@ class Outcome:
 
     Attributes:
         stopped: it was told to stop, and the same command goes on.
-        wanted: pictures that the data has for the cache; of a part too, all of them.
+        wanted: pictures of the data that can be cached, as far as is known; of a part too, all of them.
         held: those in the cache now.
         made: by this run.
         units: of this run.
@@ -259,7 +259,7 @@ def make(
         if not stopped:
             progress.doing = "manifest"
             tell(progress)
-        count = planned.done + progress.made if stopped else write_manifest(store, job)
+        count = planned.done + progress.made if stopped else write_manifest(store, job)["done"]
     if not stopped and not part and not count:
         raise CalotypeError(_all_bad(source.title, run.bad))
     return Outcome(

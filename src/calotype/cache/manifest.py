@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from calotype.cache.buckets import Size
 from calotype.cache.guard import waiting
-from calotype.cache.job import Job
+from calotype.cache.job import Job, canonical
 from calotype.cache.receipts import Receipt, receipts
 from calotype.cache.seen import scanned
 from calotype.cache.store import MANIFEST, SCAN, Store, samples_name
 from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES, arrow, parquet, read, table
-from calotype.cache.units import held, sample_id
+from calotype.cache.units import Held, held, plan, sample_id
+
+MOST_TOLD = 100  # bad pictures that the manifest tells of
 
 
-def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: None) -> int:
-    """Writes it, of all that is there now and that the last scan has seen; gives its rows.
+def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Writes it, of all that is there now and that the last scan has seen; gives the summary that it holds.
 
     Captions and labels are those of the scan. Without a scan it has every row that units hold.
 
@@ -29,19 +33,55 @@ def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: No
     """
     with waiting(store.path(f"{MANIFEST}.lock"), tell=tell):
         good, _ = receipts(store, job.fingerprint)
-        rows = manifest_rows(store, good)
-        store.write(MANIFEST, parquet(rows, {"fingerprint": job.fingerprint}))
-    return int(rows.num_rows)
+        has = held(store, good)
+        rows, told = manifest_rows(store, has), summary(store, job, good, has)
+        store.write(MANIFEST, parquet(rows, {"fingerprint": job.fingerprint, "summary": canonical(told).decode()}))
+    return told
 
 
-def manifest_rows(store: Store, good: Mapping[str, Receipt]) -> Any:
-    """The manifest's rows as a pyarrow Table, of these receipts.
+def summary(store: Store, job: Job, good: Mapping[str, Receipt], has: Held) -> dict[str, Any]:
+    """What there is and what is missing: `state`, see there; `wanted` pictures of the last scan, of which `done` are
+    there, `missing` are not, and `bad` never will be; `stale` rows of no picture; `enlarged` pictures; `buckets`.
+    """
+    rows = sum(receipt.count for receipt in good.values())
+    told: dict[str, Any] = {"state": state(store, good), "held": rows, "scanned": store.size(SCAN) is not None}
+    if not told["scanned"]:
+        buckets: dict[Size, int] = {}
+        for receipt in good.values():
+            buckets[receipt.bucket] = buckets.get(receipt.bucket, 0) + receipt.count
+        bad = [one for receipt in good.values() for one in receipt.bad]
+        counts = {"wanted": rows + len(bad), "done": rows, "missing": 0, "bad": len(bad), "enlarged": 0}
+    else:
+        planned = plan(job, scanned(store), has)
+        buckets, bad = planned.buckets, planned.bad
+        counts = {"wanted": planned.done + planned.missing + len(bad), "done": planned.done,
+                  "missing": planned.missing, "bad": len(bad), "enlarged": planned.enlarged}  # fmt: skip
+    return {
+        **told,
+        **counts,
+        "stale": rows - counts["done"],
+        "buckets": {f"{width}x{height}": n for (width, height), n in sorted(buckets.items())},
+        "bad_ones": [[one.name, one.reason] for one in bad[:MOST_TOLD]],
+    }
+
+
+def state(store: Store, good: Mapping[str, Receipt]) -> str:
+    """What a manifest is made of: the same where neither the scan nor a unit has changed."""
+    digest = hashlib.sha256()
+    if store.size(SCAN) is not None:
+        digest.update(store.sha256(SCAN).encode())
+    for unit, receipt in sorted(good.items()):
+        digest.update(f"{unit} {receipt.shard_sha256} {receipt.samples_sha256}".encode())
+    return digest.hexdigest()
+
+
+def manifest_rows(store: Store, has: Held) -> Any:
+    """The manifest's rows as a pyarrow Table.
 
     Raises:
         StorageError: a file is damaged.
     """
     pa, _ = arrow()
-    has = held(store, good)
     parts = [read(store.path(samples_name(unit)), SAMPLES) for unit in has.units]
     starts = np.cumsum([0, *(part.num_rows for part in parts)])
     nothing = table({name: [] for name in SAMPLES}, SAMPLES)

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from calotype.cache.job import Job, job_from_dict
 from calotype.cache.receipts import receipt_of
@@ -169,8 +169,8 @@ class Shard:
 
         self.path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
-            self._slices = {name: self._file.get_slice(name) for name in tensors}
+            opened = cast("Any", safe_open(path, framework="pt"))
+            self._slices = {name: opened.get_slice(name) for name in tensors}
         except (OSError, SafetensorError) as error:
             raise StorageError(
                 f"{path}: this shard can't be read ({' '.join(str(error).split())}); calotype cache repair drops it, "
