@@ -151,8 +151,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def strays(store: Store, good: Mapping[str, Receipt]) -> list[str]:
-    """Files of units that have no receipt, and attempts that were never finished."""
+    """Files of units that have no receipt, and what attempts and killed runs have left; for who is alone."""
     kept = {name for unit, receipt in good.items() for name in (receipt_name(unit), *receipt.files)}
     found = [name for folder in (RECEIPTS, SAMPLES, SHARDS) for name in store.files(folder)]
-    top = [path.name for path in store.root.glob(".calotype-*") if path.is_file()]
+    # the locks are those of runs that were killed: nobody runs while this is asked
+    top = [path.name for path in store.root.glob(".*") if path.is_file() and path.name != ".alone.lock"]
     return [name for name in found if name not in kept] + sorted(top)

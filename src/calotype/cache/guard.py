@@ -28,7 +28,7 @@ def running(store: Store) -> Iterator[None]:
     for folder in (RUNS, CLAIMS):
         make_folder(store.path(folder))
     me = this()
-    with lock(store.path(f"{RUNS}/{me.host}-{me.pid}-{me.start}.lock"), "a run", "stop it"):
+    with lock(store.path(f"{RUNS}/.{me.host}-{me.pid}-{me.start}.lock"), "a run", "stop it"):
         with waiting(_alone(store), _PATIENCE):
             pass
         _sweep(store)
@@ -47,8 +47,8 @@ def alone(store: Store, doing: str) -> Iterator[None]:
         StorageError: the folder can't be written to.
     """
     with lock(_alone(store), doing, "try again later"):
-        for run in store.names(RUNS, ".lock"):
-            with lock(store.path(f"{RUNS}/{run}.lock"), "a run of calotype cache make", "stop it"):
+        for run in locks(store, RUNS):
+            with lock(run, "a run of calotype cache make", "stop it"):
                 pass
         yield
 
@@ -88,7 +88,7 @@ def claim(store: Store, unit: str) -> AbstractContextManager[None] | None:
     Raises:
         StorageError: the folder can't be written to.
     """
-    held = lock(store.path(f"{CLAIMS}/{unit}.lock"), "a unit", "leave it to that process")
+    held = lock(store.path(f"{CLAIMS}/.{unit}.lock"), "a unit", "leave it to that process")
     try:
         held.__enter__()
     except UsageError:
@@ -97,15 +97,21 @@ def claim(store: Store, unit: str) -> AbstractContextManager[None] | None:
 
 
 def _alone(store: Store) -> Path:
-    return store.path("alone.lock")
+    return store.path(".alone.lock")
 
 
 def _sweep(store: Store) -> None:
     """Removes locks that killed runs have left: they hold nobody up, but lie about."""
-    for run in store.names(RUNS, ".lock"):
-        if (name := store.path(f"{RUNS}/{run}.lock")).exists():
-            with suppress(UsageError), lock(name, "a run", "wait"):
+    for run in locks(store, RUNS):
+        if run.exists():
+            with suppress(UsageError), lock(run, "a run", "wait"):
                 pass
-    for unit in store.names(CLAIMS, ".lock"):
+    for one in locks(store, CLAIMS):
+        unit = one.name.removeprefix(".").removesuffix(".lock")
         if store.size(receipt_name(unit)) is not None and (held := claim(store, unit)):
             held.__exit__(None, None, None)
+
+
+def locks(store: Store, folder: str) -> list[Path]:
+    """Files of locks in a folder, whether someone holds them or not."""
+    return sorted(store.path(folder).glob(".*.lock"))

@@ -230,7 +230,7 @@ def make(
             progress.done, progress.total = done, total
             tell(progress)
 
-        with waiting(store.path(f"{SCAN}.lock"), tell=lambda: tell(progress)):
+        with waiting(store.path(f".{SCAN}.lock"), tell=lambda: tell(progress)):
             seen, places = scan(source, numbers, store, os.fspath(data), folders=folders, tell=scanning)
         planned = plan(job, seen, held(store, receipts(store, job.fingerprint)[0]))
         of = seen.num_rows
@@ -322,7 +322,7 @@ def _require_free(store: Store) -> None:
         UsageError: there is something else in it.
     """
     if store.root.is_dir() and store.size(JOB) is None:
-        own = (RUNS, CLAIMS, "alone.lock")
+        own = (RUNS, CLAIMS)
         if other := sorted(path.name for path in store.root.iterdir() if path.name not in own and path.name[0] != "."):
             raise UsageError(f"{store}: this folder is no cache and not empty (it has {other[0]}); give another one.")
 

@@ -31,7 +31,7 @@ def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: No
     Raises:
         StorageError: the disk refuses it, or a file is damaged.
     """
-    with waiting(store.path(f"{MANIFEST}.lock"), tell=tell):
+    with waiting(store.path(f".{MANIFEST}.lock"), tell=tell):
         good, _ = receipts(store, job.fingerprint)
         has = held(store, good)
         rows, told = manifest_rows(store, has), summary(store, job, good, has)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from calotype.cache.guard import locks
 from calotype.cache.manifest import state, summary
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Sums, receipts, total
@@ -44,7 +45,7 @@ def status(store: Store) -> dict[str, Any]:
         "units": len(good),
         "broken": wrong,
         "bytes": sum(receipt.shard_bytes + receipt.samples_bytes for receipt in good.values()),
-        "runs": len(store.names(RUNS, ".lock")),
+        "runs": len(locks(store, RUNS)),
         "made": dict(made),
     }
 

@@ -110,7 +110,8 @@ def read(path: Path, kinds: Mapping[str, str], columns: Sequence[str] | None = N
     """
     pa, pq = arrow()
     try:
-        found = pq.read_table(path, columns=list(columns or kinds), memory_map=True, use_threads=True)
+        with pq.ParquetFile(path, memory_map=True) as file:  # read_table would import pandas
+            found = file.read(columns=list(columns or kinds))
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise StorageError(
