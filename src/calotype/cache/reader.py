@@ -197,4 +197,4 @@ class Shard:
         if not 0 <= start < end <= len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, and not {start} to {end - 1}")
         found: Tensor = self._slices[name][start:end]
-        return found
+        return found.clone()  # what safetensors gives is a view of the whole tensor
