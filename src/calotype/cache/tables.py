@@ -113,10 +113,7 @@ def read(path: Path, kinds: Mapping[str, str], columns: Sequence[str] | None = N
         with pq.ParquetFile(path, memory_map=True) as file:  # read_table would import pandas
             found = file.read(columns=list(columns or kinds))
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise StorageError(
-            f"{path}: this file can't be read ({reason}); calotype cache repair makes it anew."
-        ) from None
+        raise _unreadable(path, error) from None
     schema = _schema(tuple((name, kind) for name, kind in kinds.items() if columns is None or name in columns))
     if set(found.column_names) != set(schema.names):
         lacking = ", ".join(sorted(set(schema.names) - set(found.column_names)))
@@ -144,4 +141,9 @@ def count(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{path}: this file can't be read ({str(error)[:200]}).") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> StorageError:
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    return StorageError(f"{path}: this file can't be read ({reason}); calotype cache repair makes it anew.")

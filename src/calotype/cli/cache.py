@@ -179,8 +179,11 @@ def status(out: CacheArgument, json: JsonOption = False) -> None:
             ("stale", f"{told['stale']:,}{' (calotype cache gc removes them)' * bool(told['stale'])}"),
             ("enlarged", f"{told['enlarged']:,}"),
             ("buckets", ", ".join(f"{name}: {n:,}" for name, n in told["buckets"].items()) or "none"),
-            ("on the disk", f"{in_words(told['bytes'])} in {told['units']:,} units"),
-            ("made by", "; ".join(f"{name} ({n:,} units)" for name, n in told["made"].items()) or "nobody yet"),
+            ("on the disk", f"{in_words(told['bytes'])} in {counted(told['units'], 'unit')}"),
+            (
+                "made by",
+                "; ".join(f"{name} ({counted(n, 'unit')})" for name, n in told["made"].items()) or "nobody yet",
+            ),
             ("manifest", told["manifest"]),
         ]
         table(rows)
@@ -238,7 +241,8 @@ def verify(
     def text() -> None:
         for one in samples:
             print(f"{one['name']}: {one['psnr']:.2f} dB decoded, {one['own']:.2f} dB the VAE's own round trip")
-        print(f"{out}: {faults.units_seen:,} units with {faults.rows:,} samples {_verdict(faults.units, others)}")
+        seen = f"{counted(faults.units_seen, 'unit')} with {counted(faults.rows, 'sample')}"
+        print(f"{out}: {seen}: {_verdict(faults.units, others)}")
 
     for unit, why in list(faults.units.items())[:MOST_SAID]:
         complain(f"unit {unit}: {why}; calotype cache repair {out} drops it, and the next make makes it again.")
@@ -306,9 +310,14 @@ def gc(
         finish({"cache": str(out), "all": True}, as_json=json, text=lambda: print(f"{out} is empty."))
         return
     done = clear(Store(out))
-    removed = f"{done.files:,} stray files and {done.rows:,} rows of {done.units:,} units"
-    words = f"{removed} were removed, {in_words(done.bytes)} in all"
+    rows = f"{counted(done.rows, 'row')} of {counted(done.units, 'unit')}"
+    words = f"removed {counted(done.files, 'stray file')} and {rows}, {in_words(done.bytes)} in all"
     finish({"cache": str(out), **vars(done)}, as_json=json, text=lambda: print(f"{out}: {words}."))
+
+
+def counted(n: int, what: str) -> str:
+    """As in "1 unit" and "2 units"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -319,8 +328,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 def _verdict(units: dict[str, str], others: list[str]) -> str:
     if not units and not others:
-        return "are as they should be."
-    return f"were looked at: {len(units):,} units are damaged, and {len(others):,} other faults were found."
+        return "all as it should be."
+    return f"{counted(len(units), 'damaged unit')}, {counted(len(others), 'other fault')}."
 
 
 def _report(outcome: Outcome, out: Path, part: str, json: bool) -> None:
@@ -335,9 +344,9 @@ def _report(outcome: Outcome, out: Path, part: str, json: bool) -> None:
     for one in outcome.bad[:MOST_SAID]:
         complain(f"{one.name}: {one.reason}")
     if (more := len(outcome.bad) - MOST_SAID) > 0:
-        complain(f"{more:,} more pictures can't be cached; calotype cache status {out} --json lists them.")
+        complain(f"{counted(more, 'more picture')} can't be cached; calotype cache status {out} --json lists them.")
     if outcome.enlarged:
-        complain(f"{outcome.enlarged:,} pictures are smaller than what they were brought to, and were enlarged.")
+        complain(f"{counted(outcome.enlarged, 'picture')} had to be enlarged; --no-enlarge counts such as bad.")
     finish(document, as_json=json, text=text)
 
 
@@ -367,7 +376,7 @@ def _shown(quiet: bool) -> Iterator[Any]:
             speed = shown.tasks[shown.task_ids.index(task)].speed
             said = [f"{speed:.1f}/s"] if speed else []
             said += [f"{progress.bad:,} bad"] if progress.bad else []
-            said += [f"waiting for {progress.waiting:,} units of other processes"] if progress.waiting else []
+            said += [f"waiting for {counted(progress.waiting, 'unit')} of others"] if progress.waiting else []
             shown.update(task, completed=progress.done, total=progress.total, said=", ".join(said))
 
         yield tell
