@@ -5,9 +5,9 @@ Presets, each as (width, height):
 - ``sdxl``: the sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), all near
   1024 x 1024 pixels, with both orientations of each.
 - ``sd1``, ``sd2``, ``sd3``, ``flux``: widths and heights in steps of 64 whose product is at most 512, 768, 1024 and
-  1024 pixels squared, with sides from 256 (of less than 512: half the square's) to twice the square's. It is the rule of NovelAI's aspect ratio bucketing
-  (2022), which kohya-ss/sd-scripts follows in make_bucket_resolutions (library/model_util.py) with these numbers for
-  SD1, where the longest side is 1024.
+  1024 pixels squared, with sides from 256 (half the square's where that is less) to twice the square's. It is the rule
+  of NovelAI's aspect ratio bucketing (2022), which kohya-ss/sd-scripts follows in make_bucket_resolutions
+  (library/model_util.py), with these numbers for SD1.
 - ``SIDE`` or ``SIDE/STEP``, as ``768`` or ``1024/16``: the same rule for any area and step.
 """
 

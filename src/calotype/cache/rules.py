@@ -14,7 +14,7 @@ from calotype.errors import UsageError
 Crop = Literal["centre", "top", "random"]
 
 VERSION = 1  # of what is computed by these rules
-FILTER = "lanczos"  # Pillow's, which is wider where it makes smaller (antialiased)
+FILTER = "bicubic"  # Pillow's, which is wider where it makes smaller (antialiased), as in trainings here
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -357,4 +357,4 @@ def resized(levels: Array, placed: Placed) -> Array:
         min(height, (placed.corner[1] + placed.bucket[1]) * down),
     )
     image = Image.fromarray(np.ascontiguousarray(levels))
-    return np.asarray(image.resize(placed.bucket, Image.Resampling.LANCZOS, box=box))
+    return np.asarray(image.resize(placed.bucket, Image.Resampling.BICUBIC, box=box))
