@@ -118,6 +118,14 @@ def test_misuse_is_one_sentence_and_writes_nothing(words: str, said: str, vae: P
     assert files() == ["data/0.png"]
 
 
+@pytest.mark.parametrize("command", ["make", "status", "verify", "stats", "repair", "gc"])
+def test_every_command_explains_itself(command: str, calotype: Calotype) -> None:
+    ran = calotype("cache", command, "--help")
+    assert ran.code == 0
+    assert "OUT" in ran.out
+    assert "Example: calotype cache" in ran.out
+
+
 def test_another_vae_is_refused(made: tuple[object, ...], other_vae: Path, calotype: Calotype) -> None:
     ran = calotype(*MAKE, "--vae", other_vae)
     assert ran.code == 2

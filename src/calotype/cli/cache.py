@@ -75,7 +75,8 @@ def make(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or hf:NAME[:SPLIT][:COLUMN]."
+            metavar="DATA",
+            help="Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or a dataset (hf:NAME:SPLIT:COLUMN).",
         ),
     ],
     out: CacheArgument,
@@ -89,7 +90,7 @@ def make(
     buckets: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET", help="Sizes for pictures of all shapes: sdxl, sd1, sd2, sd3, flux, or SIDE[/STEP]."
+            metavar="PRESET", help="Sizes for pictures of all shapes: sdxl, sd1, sd2, sd3, flux, SIDE or SIDE/STEP."
         ),
     ] = None,
     crop: Annotated[
