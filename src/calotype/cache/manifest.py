@@ -12,7 +12,7 @@ from calotype.cache.buckets import Size
 from calotype.cache.guard import waiting
 from calotype.cache.job import Job, canonical
 from calotype.cache.receipts import Receipt, receipts
-from calotype.cache.seen import scanned
+from calotype.cache.seen import scanned, scanned_digest
 from calotype.cache.store import MANIFEST, SCAN, Store, samples_name
 from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES, arrow, parquet, read, table
 from calotype.cache.units import Held, held, plan, sample_id
@@ -67,9 +67,7 @@ def summary(store: Store, job: Job, good: Mapping[str, Receipt], has: Held) -> d
 
 def state(store: Store, good: Mapping[str, Receipt]) -> str:
     """What a manifest is made of: the same where neither the scan nor a unit has changed."""
-    digest = hashlib.sha256()
-    if store.size(SCAN) is not None:
-        digest.update(store.sha256(SCAN).encode())
+    digest = hashlib.sha256(scanned_digest(store).encode())
     for unit, receipt in sorted(good.items()):
         digest.update(f"{unit} {receipt.shard_sha256} {receipt.samples_sha256}".encode())
     return digest.hexdigest()
