@@ -19,7 +19,8 @@ from calotype.latent_spaces import Decoder, spaces
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan",
-    "convert", "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply", "doctor",
+    "convert", "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply",
+    "cache make", "cache status", "cache verify", "cache stats", "cache repair", "cache gc", "doctor",
 )  # fmt: skip
 
 

@@ -69,6 +69,25 @@ def of_zip(path: Path, takes: Takes) -> tuple[list[str], Callable[[int], IO[byte
     return [info.filename for info in members], open_
 
 
+def texts_of_zip(path: Path, suffixes: Sequence[str], most: int) -> dict[str, Callable[[], bytes]]:
+    """A zip's members with such a suffix, by name, and what reads at most so many bytes of one.
+
+    Raises:
+        UsageError: the zip is damaged.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # as above
+        raise _damaged(path, "zip", error) from error
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        with archive.open(info) as member:
+            return member.read(most)
+
+    infos = {info.filename: info for info in archive.infolist()}
+    return {name: partial(read, info) for name, info in infos.items() if PurePosixPath(name).suffix.lower() in suffixes}
+
+
 def _require_possible(info: zipfile.ZipInfo) -> None:
     """Checks what a zip's directory says of a member before memory is taken for it.
 
@@ -154,6 +173,28 @@ def of_tars(paths: Sequence[Path], takes: Takes) -> tuple[list[str], Callable[[i
         return io.BufferedReader(Spliced(paths[number].open("rb"), [(offset, offset + size)], owner=True))
 
     return names, open_
+
+
+def texts_of_tars(paths: Sequence[Path], suffixes: Sequence[str], most: int) -> dict[str, Callable[[], bytes]]:
+    """Members of tars with such a suffix, by the names `of_tars` would give them, and what reads one.
+
+    Raises:
+        UsageError: a tar is damaged, or compressed.
+    """
+
+    def takes(member: PurePath, look: Callable[[], IO[bytes]]) -> bool:
+        return member.suffix.lower() in suffixes
+
+    def read(path: Path, offset: int, size: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(min(size, most))
+
+    return {
+        name if len(paths) == 1 else f"{path.name}/{name}": partial(read, path, offset, size)
+        for path in paths
+        for name, offset, size in _members(path, takes)
+    }
 
 
 def _members(path: Path, takes: Takes) -> Iterator[tuple[str, int, int]]:

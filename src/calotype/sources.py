@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import re
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,10 @@ Array = NDArray[np.uint8]
 
 HUB = "hf:"
 
+MOST_TEXT = 2**28
+"""Bytes that are read of a text beside pictures."""
+
+_TICK = 2_000_000_000  # nanoseconds, of the coarsest clock that file systems have (FAT's)
 _SERIAL = 2**15  # elements; torch splits what is larger among threads of its own
 
 
@@ -89,6 +94,26 @@ class LeftOut:
         return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
 
 
+TEXTS = (".txt", ".caption", ".json", ".jsonl", ".cls")
+"""Suffixes of what may stand beside pictures and say something of them."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a source has beside its pictures.
+
+    Attributes:
+        stamp: of picture i, for who has read it before: while it stays the same so do the picture's bytes, as far as
+            sizes and times of files tell; empty where nothing tells.
+        texts: small files whose suffix is among `TEXTS`, by name; what each holds is read when it is called.
+        column: all values of a dataset's column of this name; None where there is no such column.
+    """
+
+    stamp: Callable[[int], str] = lambda i: ""
+    texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    column: Callable[[str], Sequence[Any] | None] = lambda name: None
+
+
 class Stored:
     """Pictures as encoded files.
 
@@ -98,6 +123,7 @@ class Stored:
         open_: gives the encoded file of a picture; called from several threads.
         left_out: files that are not among them.
         alpha: pictures are read with their alpha, uint8 [H, W, 4], and not over white.
+        beside: gives what else the source has; it is listed when it is asked for.
     """
 
     def __init__(
@@ -108,31 +134,42 @@ class Stored:
         left_out: LeftOut = LeftOut(),
         *,
         alpha: bool = False,
+        beside: Callable[[], Beside] = Beside,
     ) -> None:
         self.title, self.names, self._open, self.left_out, self._alpha = title, names, open_, left_out, alpha
+        self._beside = beside
 
     def with_alpha(self) -> Stored:
         """The same pictures, read with their alpha."""
-        return Stored(self.title, self.names, self._open, self.left_out, alpha=True)
+        return Stored(self.title, self.names, self._open, self.left_out, alpha=True, beside=self._beside)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def beside(self) -> Beside:
+        """What the source has beside its pictures."""
+        return self._beside()
+
     def read(self, i: int) -> Array:
         """See `Pictures`."""
-        with self._opened(i) as file:
+        with self.opened(i) as file:
             if self._alpha:
-                return _rgba(read_picture_rows(file, alpha="keep"))
-            return _rgb(read_picture_rows(file))
+                return rgba_levels(read_picture_rows(file, alpha="keep"))
+            return rgb_levels(read_picture_rows(file))
 
     def side(self, i: int) -> int:
         """See `Pictures`."""
-        with self._opened(i) as file:
+        with self.opened(i) as file:
             return min(picture_size(file))
 
     @contextmanager
-    def _opened(self, i: int) -> Iterator[IO[bytes]]:
-        """The encoded file of a picture; what is wrong with either is told by its name."""
+    def opened(self, i: int) -> Iterator[IO[bytes]]:
+        """The encoded file of a picture; what is wrong with either is told by its name.
+
+        Raises:
+            PictureError: it can't be opened, or the block raised.
+        """
         try:
             with self._open(i) as file:
                 yield file
@@ -215,7 +252,7 @@ def files_of(spec: str | Path, root: Path = Path()) -> Iterator[Path]:
             yield from archives.shards(str(path))
 
 
-def _rgb(picture: PictureRows) -> Array:
+def rgb_levels(picture: PictureRows) -> Array:
     """uint8 [H, W, 3], by pieces so small that torch starts no threads: this runs in many threads already."""
     if picture.opacity is None and picture.levels.dtype == np.uint8:
         return np.asarray(picture.levels, dtype=np.uint8)
@@ -228,11 +265,11 @@ def _rgb(picture: PictureRows) -> Array:
     return rgb
 
 
-def _rgba(picture: PictureRows) -> Array:
+def rgba_levels(picture: PictureRows) -> Array:
     """uint8 [H, W, 4]."""
     alpha = picture.alpha
     levels = np.full(picture.size, 255, dtype=np.uint8) if alpha is None else alpha.numpy()
-    return np.concatenate([_rgb(picture), levels[..., None]], axis=2)
+    return np.concatenate([rgb_levels(picture), levels[..., None]], axis=2)
 
 
 class _Sorting:
@@ -276,7 +313,26 @@ def _folder(path: Path) -> Stored:
     if shards:
         return _tars(str(path), shards, sorting)
     names = [file.as_posix() for file in pictures]
-    return Stored(str(path), names, lambda i: (path / pictures[i]).open("rb"), sorting.left_out)
+
+    def beside() -> Beside:
+        texts = {file.as_posix(): partial(_content, path / file) for file in files if file.suffix.lower() in TEXTS}
+        return Beside(lambda i: _stamp(path / pictures[i]), texts)
+
+    return Stored(str(path), names, lambda i: (path / pictures[i]).open("rb"), sorting.left_out, beside=beside)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:  # of one that has vanished, as is told when it is read
+        return ""
+    # what is written to within the clock's ticks after it was read may keep its time
+    return f"{found.st_size} {found.st_mtime_ns}" if time.time_ns() - found.st_mtime_ns > _TICK else ""
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read(MOST_TEXT)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -316,13 +372,28 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _zip(path: Path) -> Stored:
     sorting = _Sorting()
     names, open_ = archives.of_zip(path, sorting.takes)
-    return Stored(str(path), names, open_, sorting.left_out)
+
+    def beside() -> Beside:
+        stamp, said = _stamp(path), archives.texts_of_zip(path, TEXTS, MOST_TEXT)
+        return Beside(lambda i: stamp and f"{stamp} {i}", said)
+
+    return Stored(str(path), names, open_, sorting.left_out, beside=beside)
 
 
 def _tars(title: str, shards: Sequence[Path], sorting: _Sorting | None = None) -> Stored:
     sorting = sorting or _Sorting()
     names, open_ = archives.of_tars(shards, sorting.takes)
-    return Stored(title, names, open_, sorting.left_out)
+
+    def beside() -> Beside:
+        stamps = {path.name: _stamp(path) for path in shards}
+
+        def stamp(i: int) -> str:
+            shard = shards[0].name if len(shards) == 1 else names[i].partition("/")[0]
+            return stamps[shard] and f"{stamps[shard]} {i}"
+
+        return Beside(stamp, archives.texts_of_tars(shards, TEXTS, MOST_TEXT))
+
+    return Stored(title, names, open_, sorting.left_out, beside=beside)
 
 
 # Datasets of Hugging Face
@@ -364,6 +435,7 @@ def _dataset(title: str, place: Path | str, split: str, column: str) -> Stored:
     if column and column not in columns:
         raise UsageError(f"{title}: there are no pictures in a column {column}; give one of {', '.join(columns)}.")
     column = column or columns[0]
+    loaded_rows = rows
     # undecoded, so that orientation, profiles and alpha are treated as they are everywhere
     rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
@@ -373,7 +445,16 @@ def _dataset(title: str, place: Path | str, split: str, column: str) -> Stored:
             raise EOFError("there is no picture in this row")
         return io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")
 
-    return Stored(title, [f"row {i}" for i in range(len(rows))], open_)
+    def beside() -> Beside:
+        told = str(getattr(loaded_rows, "_fingerprint", ""))
+        return Beside(lambda i: told and f"{told} {i}", column=values)
+
+    def values(name: str) -> Sequence[Any] | None:
+        if name == column or name not in loaded_rows.features:
+            return None
+        return cast("Sequence[Any]", loaded_rows.with_format(None).select_columns([name])[name][:])
+
+    return Stored(title, [f"row {i}" for i in range(len(rows))], open_, beside=beside)
 
 
 def _split(title: str, saved: Any, split: str) -> Any:

@@ -84,6 +84,7 @@ COMMANDS = [
     ("redraw a.png sun --model model.safetensors --steps 2 --out o", "o/a-redraw-1.png"),
     ("evaluate set --vae v.safetensors --metrics psnr --report o", "o"),
     ("probe v.safetensors large --lpips none --report o", "o"),
+    ("cache make set o --vae v.safetensors --size 16", "o"),
     ("train r.toml --data . --out o --no-tensorboard --device cpu", "o"),
     ("train drawing.toml --data set --out o --device cpu", "o"),
 ]

@@ -18,10 +18,11 @@ import time
 import traceback
 
 HEAVY = (
-    "typer._adapters", "av", "h5py", "lightning_fabric", "rich.progress", "tensorboard", "torch.utils.tensorboard",
-    "calotype.cli.main", "calotype.draw.training", "calotype.draw.redraw", "calotype.edit.morph", "calotype.edit.vary",
-    "calotype.edit.blend", "calotype.edit.transfer", "calotype.edit.directions", "calotype.evaluate.examine",
-    "calotype.train.run", "calotype.weights.keras",
+    "typer._adapters", "av", "h5py", "lightning_fabric", "pyarrow.parquet", "rich.progress", "tensorboard",
+    "torch.utils.tensorboard", "calotype.cache.make", "calotype.cli.main", "calotype.draw.training",
+    "calotype.draw.redraw", "calotype.edit.morph", "calotype.edit.vary", "calotype.edit.blend",
+    "calotype.edit.transfer", "calotype.edit.directions", "calotype.evaluate.examine", "calotype.train.run",
+    "calotype.weights.keras",
 )  # fmt: skip
 
 

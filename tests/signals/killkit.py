@@ -78,6 +78,7 @@ COMMANDS = (
     _command(
         "probe", "probe in/vae.safetensors in/pictures --lpips none --report o", varies=("probe.json", "index.html")
     ),
+    _command("cache", "cache make in/shapes o --vae in/vae.safetensors --buckets 32/8 --flip"),
     _command(
         "train", "train in/tiny.toml --data in --out o --device cpu", checkpoint="checkpoints/step-*.pt",
         same=("weights.safetensors", "step-00000006.pt", "recipe.json"),
@@ -88,6 +89,7 @@ COMMANDS = (
     ),
 )  # fmt: skip
 
+SHAPES = ((64, 64), (96, 48), (48, 96), (120, 40), (40, 120), (80, 56))
 RECIPE = """
 name = "tiny"
 crop = 16
@@ -208,6 +210,11 @@ def material(folder: Path, forker: Forker) -> Path:
         picture(folder / f"in/pictures/{i}.png", i, 64, 64)
         picture(folder / f"in/others/{i}.png", i + 7, 64, 64)
         picture(folder / f"in/captioned/{i}.png", i, 64, 64)
+    for i, (width, height) in enumerate(SHAPES):  # each of which makes a unit of its own
+        picture(folder / f"in/shapes/{i}.png", i, width, height)
+        picture(folder / f"in/shapes/deep/{i}.png", i + 20, width, height)
+        os.utime(folder / f"in/shapes/{i}.png", (1e9, 1e9))  # so old that a scan trusts the time
+        os.utime(folder / f"in/shapes/deep/{i}.png", (1e9, 1e9))
     lines = [json.dumps({"file": f"{i}.png", "name": f"thing {i}"}) + "\n" for i in range(6)]
     (folder / "in/captioned/captions.jsonl").write_text("".join(lines))
     Image.fromarray(np.repeat(np.linspace(0, 255, 96).astype(np.uint8)[None], 64, 0)).save(folder / "in/mask.png")
@@ -285,6 +292,8 @@ def require_whole(path: Path, cut: bool = False) -> None:
             json.loads(line)
     elif suffix == ".html":
         assert path.read_text().rstrip().endswith("</html>")
+    elif suffix == ".parquet":
+        importlib.import_module("pyarrow.parquet").read_table(path)
     elif suffix in (".csv", ".md"):
         assert path.read_text().endswith("\n")
     elif suffix == ".sqlite":
@@ -303,6 +312,8 @@ def content(path: Path) -> Any:
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(path)) as store:
             return sorted(store.execute("SELECT vae, picture FROM rows").fetchall())
+    if path.parent.name == "receipts":
+        return {key: value for key, value in json.loads(path.read_text()).items() if key != "made"}
     if path.suffix == ".pt":
         return flat(torch.load(path, weights_only=True))
     return path.read_bytes()

@@ -34,11 +34,18 @@ def test_the_spilled_decode_is_one() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, *STOPS], ids=lambda number: number.name)
-@pytest.mark.parametrize("name", ["vary", "morph-webp", "train"])
+@pytest.mark.parametrize("name", ["vary", "morph-webp", "train", "cache"])
 def test_killed_in_the_middle(name: str, number: signal.Signals, bench: Bench) -> None:
     command = next(one for one in COMMANDS if one.name == name)
     seed = f"{name} {number.name}"
     bench.kill(command, number, random.Random(seed).uniform(0.2, 0.9))
+
+
+@pytest.mark.slow
+def test_a_cache_killed_at_a_hundred_moments(bench: Bench) -> None:
+    command, rng = next(one for one in COMMANDS if one.name == "cache"), random.Random(20)
+    codes = Counter(bench.kill(command, signal.SIGKILL, rng.random()).code for _ in range(100))
+    assert codes[-signal.SIGKILL] > 50, "most were killed too late, so this shows little"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def four_at_once(command: Command, bench: Bench) -> None:
     assert contents(command, here) == whole.files
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "convert-diffusers", "evaluate"])
+@pytest.mark.parametrize("name", ["encode", "decode", "convert-diffusers", "evaluate", "cache"])
 def test_four_writers(name: str, bench: Bench) -> None:
     four_at_once(by_name(name), bench)
 

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from calotype import __version__, stopping
 from calotype.cli import (
     blend,
+    cache,
     convert,
     decode,
     direction,
@@ -94,6 +95,18 @@ directions = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 _add(directions, "learn", direction.learn, direction.LEARN_EXAMPLE)
 _add(directions, "apply", direction.apply, direction.APPLY_EXAMPLE)
 app.add_typer(directions, name=direction.NAME, help=direction.HELP, epilog=direction.APPLY_EXAMPLE)
+
+caching = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+for named, of_cache, shown in (
+    ("make", cache.make, cache.MAKE_EXAMPLE),
+    ("status", cache.status, cache.STATUS_EXAMPLE),
+    ("verify", cache.verify, cache.VERIFY_EXAMPLE),
+    ("stats", cache.stats, cache.STATS_EXAMPLE),
+    ("repair", cache.repair, cache.REPAIR_EXAMPLE),
+    ("gc", cache.gc, cache.GC_EXAMPLE),
+):
+    _add(caching, named, of_cache, shown)
+app.add_typer(caching, name=cache.NAME, help=cache.HELP, epilog=cache.MAKE_EXAMPLE)
 
 
 def _version(value: bool) -> None:

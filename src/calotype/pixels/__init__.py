@@ -19,7 +19,7 @@ from calotype.pixels.geometry import Padding, Rows, crop, pad, pad_rows, planes
 from calotype.pixels.levels import from_array, to_pil, to_uint8
 from calotype.pixels.opening import MAX_PIXELS
 from calotype.pixels.picture import Picture, PictureRows
-from calotype.pixels.reading import picture_size, read_picture, read_picture_rows, require_whole
+from calotype.pixels.reading import picture_size, read_picture, read_picture_rows, require_whole, upright_size
 from calotype.pixels.writing import require_writable, write_picture
 
 __all__ = [
@@ -48,5 +48,6 @@ __all__ = [
     "to_channels",
     "to_pil",
     "to_uint8",
+    "upright_size",
     "write_picture",
 ]

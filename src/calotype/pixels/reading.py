@@ -123,6 +123,23 @@ def picture_size(file: IO[bytes]) -> tuple[int, int]:
     return source.height, source.width
 
 
+def upright_size(file: IO[bytes]) -> tuple[tuple[int, int], bool]:
+    """(height, width) of a picture file once it is upright, from its header; and whether the sides were exchanged.
+
+    Raises:
+        PictureError: as for `read_picture`, as far as the header tells.
+    """
+    with opening.refusing("The picture"), opening.strict_pillow():
+        source = of_file(file, "The picture")
+        turned = _orientation(source, loads=False) >= 5
+    height, width = source.height, source.width
+    if not height * width:
+        raise PictureError(f"The picture has no pixels: its size is {width} x {height}.")
+    if height * width > opening.MAX_PIXELS:
+        raise opening.too_large("The picture", f"{width} x {height} pixels")
+    return ((width, height) if turned else (height, width)), turned
+
+
 def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, int]) -> PictureRows:
     if source.width * source.height > opening.MAX_PIXELS:
         raise opening.too_large(name, f"{source.width} x {source.height} pixels")
@@ -168,13 +185,18 @@ def _decoded(source: Source, name: str, keep: bool, background: tuple[int, int, 
     return PictureRows(levels, opacity, keep, background, tuple(notices))
 
 
-def _orientation(source: Source) -> int:
+def _orientation(source: Source, loads: bool = True) -> int:
+    """As in EXIF.
+
+    Args:
+        loads: the image may be decoded for it, as Pillow does with a PNG, whose EXIF data may stand at its end.
+    """
     if source.orientation is not None:
         return source.orientation if source.orientation in AS_STORED else 1
     assert source.image is not None
     try:
         # a plugin's own would load the image, to find EXIF data after the pixels
-        exif = source.image.getexif() if source.decode is None else Image.Image.getexif(source.image)
+        exif = source.image.getexif() if source.decode is None and loads else Image.Image.getexif(source.image)
         orientation = exif.get(ExifTags.Base.Orientation)
         return orientation if orientation in AS_STORED else 1
     except Exception:  # the plugins raise almost anything over damaged EXIF, but then the pixels are whole

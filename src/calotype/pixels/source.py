@@ -171,11 +171,11 @@ def _of_png(file: IO[bytes], name: str) -> Source:
     source.check = lambda: png.require_data(file, said)
     source.load = lambda: png.load(image, file, said)
     source.profile, source.light, source.notices = said.profile, said.light, said.notices
+    if said.exif is not None:  # Pillow finds it when the image is loaded
+        image.info["exif"] = b"Exif\0\0" + said.exif
     # grey is kept by Pillow
     if said.depth == 16 and said.colour_type != 0 and (library := deep.imagecodecs()) is not None:
         source.decode = lambda: deep.of_png(library, png.bare(file, said))
-        if said.exif is not None:
-            image.info["exif"] = b"Exif\0\0" + said.exif
     return source
 
 

@@ -1,0 +1,159 @@
+"""Looking at a cache with distrust, and mending it. No torch but where a picture is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from calotype.cache.guard import alone
+from calotype.cache.job import Job
+from calotype.cache.manifest import manifest_rows, write_manifest
+from calotype.cache.reader import job_in
+from calotype.cache.receipts import Receipt, receipts
+from calotype.cache.shards import look
+from calotype.cache.store import MANIFEST, RECEIPTS, SAMPLES, SHARDS, Store, receipt_name, samples_name
+from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS, read
+from calotype.cache.units import held
+from calotype.errors import StorageError
+
+THREADS = 4
+
+Tell = Callable[[int, int], None]
+
+
+@dataclass
+class Faults:
+    """What is wrong with a cache.
+
+    Attributes:
+        units: by unit, what is wrong with it; `repair` drops it and the next make makes it again.
+        others: what is wrong beside units, a sentence each.
+        units_seen, rows: that were looked at.
+    """
+
+    units: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    units_seen: int = 0
+    rows: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.units or self.others)
+
+
+def verify(store: Store, tell: Tell = lambda done, total: None) -> Faults:
+    """Reads every file of a cache: shards by their sha256, shapes and finiteness, samples, receipts, the manifest.
+
+    Args:
+        tell: called with how many units are done, and of how many.
+
+    Raises:
+        UsageError: there is no cache.
+        StorageError: cache.json is damaged.
+    """
+    job = job_in(store)
+    good, wrong = receipts(store, job.fingerprint)
+    faults = Faults(units=dict(wrong), units_seen=len(good) + len(wrong))
+    faults.units |= _damaged(store, job, good, tell)
+    sound = {unit: receipt for unit, receipt in good.items() if unit not in faults.units}
+    faults.rows = sum(receipt.count for receipt in sound.values())
+    faults.others += _of_manifest(store, sound, bool(faults.units))
+    return faults
+
+
+def repair(store: Store, tell: Tell = lambda done, total: None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Drops damaged units, which the next make makes again, and makes the manifest anew of what receipts say.
+
+    Returns:
+        What was wrong with each unit that was dropped, and `manifest.summary`.
+
+    Raises:
+        UsageError: there is no cache, or a run is writing it.
+        StorageError: cache.json is damaged, or the disk refuses something.
+    """
+    job = job_in(store)
+    with alone(store, "repair"):
+        good, wrong = receipts(store, job.fingerprint)
+        dropped = wrong | _damaged(store, job, good, tell)
+        for unit in dropped:
+            drop(store, unit)
+        return dropped, write_manifest(store, job)
+
+
+def drop(store: Store, unit: str) -> None:
+    """Removes a unit: its receipt first, so that it never stands for what is not there.
+
+    Raises:
+        StorageError: it can't be removed.
+    """
+    store.remove(receipt_name(unit))
+    for path in store.path(SHARDS).glob(f"*/{unit}.safetensors"):
+        store.remove(path.relative_to(store.root).as_posix())
+    store.remove(samples_name(unit))
+
+
+def _damaged(store: Store, job: Job, good: Mapping[str, Receipt], tell: Tell) -> dict[str, str]:
+    """Units whose files are not what their receipts say."""
+    found = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        looked = pool.map(lambda one: _wrong(store, job, one), good.values())
+        for done, (unit, why) in enumerate(zip(good, looked, strict=True), 1):
+            if why:
+                found[unit] = why
+            tell(done, len(good))
+    return found
+
+
+def _wrong(store: Store, job: Job, receipt: Receipt) -> str:
+    """What is wrong with a unit; empty for nothing."""
+    try:
+        if receipt.count:
+            digest, _ = look(store.path(receipt.shard), job, receipt.bucket, receipt.count)
+            if digest != receipt.shard_sha256:
+                return f"{receipt.shard} is damaged: its sha256 is {digest[:12]}..., not {receipt.shard_sha256[:12]}..."
+        if store.sha256(samples_name(receipt.unit)) != receipt.samples_sha256:
+            return f"{samples_name(receipt.unit)} is damaged: its sha256 is another one"
+        samples = read(store.path(samples_name(receipt.unit)), SAMPLE_COLUMNS, ["row"])
+        if samples["row"].to_pylist() != list(range(receipt.count)):
+            return f"{samples_name(receipt.unit)} has other rows than its shard"
+    except StorageError as error:
+        return f"{receipt.shard}: {error}"
+    except OSError as error:
+        return f"{receipt.shard} can't be read ({error.strerror or error})"
+    return ""
+
+
+def _of_manifest(store: Store, sound: Mapping[str, Receipt], damaged: bool) -> list[str]:
+    """What is wrong with the manifest, held against what units hold."""
+    if store.size(MANIFEST) is None:
+        return [f"{MANIFEST} is missing: the run that began this cache was never finished"]
+    try:
+        there = read(store.path(MANIFEST), COLUMNS)
+        lost = set(there["unit"].combine_chunks().unique().to_pylist()) - {
+            unit for unit, one in sound.items() if one.count
+        }
+        if lost and not damaged:
+            return [f"{MANIFEST} has rows of {len(lost)} units that are not there, such as {min(lost)}"]
+        if not damaged and not _same(there, manifest_rows(store, held(store, sound))):
+            return [f"{MANIFEST} and the units' samples disagree"]
+    except StorageError as error:
+        return [str(error)]
+    return []
+
+
+def _same(one: Any, other: Any) -> bool:
+    def plain(rows: Any) -> Any:
+        unit = rows.schema.get_field_index("unit")
+        return rows.set_column(unit, "unit", rows["unit"].cast("string")).combine_chunks()
+
+    return bool(plain(one).equals(plain(other)))
+
+
+def strays(store: Store, good: Mapping[str, Receipt]) -> list[str]:
+    """Files of units that have no receipt, and what attempts and killed runs have left; for who is alone."""
+    kept = {name for unit, receipt in good.items() for name in (receipt_name(unit), *receipt.files)}
+    found = [name for folder in (RECEIPTS, SAMPLES, SHARDS) for name in store.files(folder)]
+    # the locks are those of runs that were killed: nobody runs while this is asked
+    top = [path.name for path in store.root.glob(".*") if path.is_file() and path.name != ".alone.lock"]
+    return [name for name in found if name not in kept] + sorted(top)

@@ -1,0 +1,134 @@
+"""Clearing up: what no picture of the data needs any more."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.cache.check import drop, strays
+from calotype.cache.guard import alone
+from calotype.cache.job import Job
+from calotype.cache.manifest import write_manifest
+from calotype.cache.reader import Shard, job_in
+from calotype.cache.receipts import Receipt, receipts
+from calotype.cache.rules import Placed
+from calotype.cache.seen import scanned
+from calotype.cache.store import CLAIMS, JOB, MANIFEST, RECEIPTS, RUNS, SAMPLES, SCAN, SHARDS, Store, samples_name
+from calotype.cache.tables import SAMPLES as COLUMNS, read
+from calotype.cache.units import Held, Sample, Unit, held, sample_id, unit_id
+from calotype.cache.worker import Attempt
+
+
+@dataclass
+class Cleared:
+    """What was removed.
+
+    Attributes:
+        files: of units without a receipt, and attempts.
+        rows: of pictures that the data no longer has, or that stood there twice.
+        units: removed, or written anew without such rows.
+        bytes: fewer than before.
+    """
+
+    files: int = 0
+    rows: int = 0
+    units: int = 0
+    bytes: int = 0
+
+
+def gc(store: Store) -> Cleared:
+    """Removes what no manifest needs: attempts, files without a receipt, rows of pictures that the last scan lacks.
+
+    A unit with some such rows is written anew without them; nothing is encoded.
+
+    Raises:
+        UsageError: there is no cache, or a run is writing it.
+        StorageError: something is damaged, or the disk refuses something.
+    """
+    job = job_in(store)
+    with alone(store, "clearing up"):
+        before, done = _size(store), Cleared()
+        good, _ = receipts(store, job.fingerprint)
+        for name in strays(store, good):
+            store.remove(name)
+            done.files += 1
+        if store.size(SCAN) is not None:
+            has = held(store, good)
+            seen = scanned(store)
+            ids = {
+                sample_id(name, key) for name, key in zip(*(seen[c].to_pylist() for c in ("name", "key")), strict=True)
+            }
+            for number, unit in enumerate(has.units):
+                _keep(store, job, good[unit], has, number, ids, done)
+        write_manifest(store, job)
+        for folder in (RUNS, CLAIMS):
+            for name in store.files(folder):
+                store.remove(name)
+        done.bytes = before - _size(store)
+    return done
+
+
+def empty(store: Store) -> None:
+    """Removes all files of a cache, receipts first; the folder stays.
+
+    Raises:
+        UsageError: there is no cache, or a run is writing it.
+        StorageError: something can't be removed.
+    """
+    if store.size(JOB) is None:
+        job_in(store)
+    with alone(store, "clearing up"):
+        for name in (MANIFEST, *store.files(RECEIPTS), *store.files(SAMPLES), *store.files(SHARDS), SCAN, JOB):
+            store.remove(name)
+        for folder in (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS):
+            shutil.rmtree(store.path(folder), ignore_errors=True)
+
+
+def _keep(store: Store, job: Job, receipt: Receipt, has: Held, number: int, ids: set[bytes], done: Cleared) -> None:
+    """Leaves of a unit what is needed."""
+    rows = read(store.path(samples_name(receipt.unit)), COLUMNS).to_pylist()
+    needed = []
+    for row in rows:
+        id_ = sample_id(row["name"], row["key"])
+        if id_ in ids and has.rows[id_] == (number, row["row"]):
+            needed.append((id_, row))
+    bad = [one for one in receipt.bad if not one.again and sample_id(one.name, bytes.fromhex(one.key)) in ids]
+    if len(needed) == len(rows) and (needed or bad or not receipt.bad):
+        return
+    done.rows += len(rows) - len(needed)
+    done.units += 1
+    if needed:
+        _rewrite(store, job, receipt, needed, bad)
+    drop(store, receipt.unit)
+
+
+def _rewrite(
+    store: Store, job: Job, receipt: Receipt, needed: list[tuple[bytes, dict[str, Any]]], bad: list[Any]
+) -> None:
+    samples = [_sample(row) for _, row in needed]
+    shard = Shard(store.path(receipt.shard), job.tensors)
+    unit = Unit(unit_id(job, [id_ for id_, _ in needed]), receipt.bucket, tuple(one for one, _ in samples))
+    attempt = Attempt(job, unit, store)
+    attempt.bad += bad
+    try:
+        for (sample, placed), (_, row) in zip(samples, needed, strict=True):
+            attempt.add(sample, placed, {name: shard.rows(name, row["row"], row["row"] + 1)[0] for name in job.tensors})
+    except BaseException:
+        attempt.drop()
+        raise
+    attempt.commit(receipt.made)
+
+
+def _sample(row: dict[str, Any]) -> tuple[Sample, Placed]:
+    def pair(name: str, x: str = "width", y: str = "height") -> tuple[int, int]:
+        return row[f"{name}{x}"], row[f"{name}{y}"]
+
+    sample = Sample(0, row["key"], row["name"], pair("stored_"), pair(""), row["caption"], row["label"])
+    resized = pair("resized_")
+    enlarged = resized[0] > sample.upright[0] or resized[1] > sample.upright[1]
+    return sample, Placed(resized=resized, corner=pair("crop_", "x", "y"), bucket=pair("bucket_"), enlarged=enlarged)
+
+
+def _size(store: Store) -> int:
+    return sum(store.size(name) or 0 for name in store.files("."))

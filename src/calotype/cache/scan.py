@@ -1,0 +1,188 @@
+"""What pictures there are: their bytes' sha256, sizes and captions, read once and remembered. No torch of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from calotype.cache.seen import scanned
+from calotype.cache.store import SCAN, Store
+from calotype.cache.tables import SCAN as COLUMNS, parquet, table
+from calotype.cache.units import sample_id
+from calotype.cache.words import words
+from calotype.errors import PictureError, StorageError, UsageError
+from calotype.files import as_text
+from calotype.pixels import upright_size
+from calotype.sources import Stored, open_source
+
+THREADS = 4
+_STEP = 2**20
+_NOTHING = b"\0" * 32  # the key of what can't be read
+
+
+@dataclass(frozen=True)
+class Found:
+    """One picture as it was found."""
+
+    key: bytes
+    size: int
+    stored: tuple[int, int]  # (width, height)
+    upright: tuple[int, int]
+    reason: str | None
+
+
+def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[int]]:
+    """Opens a source, and the numbers of its pictures that do not lie in the cache itself.
+
+    Raises:
+        UsageError: as `open_source`, or all of them do.
+    """
+    source = open_source(data)
+    numbers = list(range(len(source)))
+    if out is not None and (folder := Path(data)).is_dir():
+        inside = out.resolve()
+        if inside == folder.resolve():
+            raise UsageError(
+                f"{out}: the cache can't be the folder of the pictures itself; give one in it, or elsewhere."
+            )
+        if inside.is_relative_to(folder.resolve()):
+            own = f"{inside.relative_to(folder.resolve()).as_posix()}/"
+            numbers = [i for i in numbers if not source.names[i].startswith(own)]
+    if not numbers:
+        raise UsageError(f"{source.title}: there is no picture in it but the cache's own; give another place.")
+    return source, numbers
+
+
+def scan(
+    source: Stored,
+    numbers: Sequence[int],
+    store: Store,
+    data: str,
+    *,
+    folders: bool = False,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Any, list[int]]:
+    """Looks at all pictures, reading those of which nothing tells that they are as they were.
+
+    Gives a pyarrow Table, which is written to the store too, and the number of each row's picture in the source. Rows
+    are in the source's order; a picture that stands twice in it, with one name and the same bytes, has one row.
+
+    Args:
+        numbers: of the pictures in the source.
+        data: what the source was opened by, which is remembered.
+        folders: see `words`.
+        tell: called with how many are done, and of how many.
+    """
+    known = _Known(store)
+    beside = source.beside
+    say = words(source.names, beside, folders=folders)
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    seen: set[bytes] = set()
+    places: list[int] = []
+    for done, (i, stamp, found) in enumerate(_looked(source, numbers, beside.stamp, known), 1):
+        name = as_text(source.names[i])
+        tell(done, len(numbers))
+        if (id_ := sample_id(name, found.key)) in seen:
+            continue
+        seen.add(id_)
+        places.append(i)
+        caption, label = say(i)
+        for column, value in zip(
+            rows.values(),
+            (found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, caption, label),
+            strict=True,
+        ):
+            column.append(value)
+    made = table(rows, COLUMNS)
+    # of what counts: a picture that is looked at once more may get another stamp, or its first
+    digest = hashlib.sha256(parquet(table({**rows, "stamp": [""] * len(places)}, COLUMNS))).hexdigest()
+    store.write(SCAN, parquet(made, {"data": as_text(data), "digest": digest}))
+    return made, places
+
+
+class _Known:
+    """What was found before, by name and stamp; in columns, since there may be millions."""
+
+    def __init__(self, store: Store) -> None:
+        self._places: dict[str, int] = {}
+        try:
+            self._rows = scanned(store)
+        except StorageError:
+            return
+        names, stamps = (self._rows[name].to_pylist() for name in ("name", "stamp"))
+        self._places = {
+            f"{stamp} {name}": i for i, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if stamp
+        }
+
+    def get(self, name: str, stamp: str) -> Found | None:
+        place = self._places.get(f"{stamp} {name}") if stamp else None
+        if place is None:
+            return None
+        values = {column: self._rows[column][place].as_py() for column in COLUMNS}
+        if values["key"] == _NOTHING:
+            return None
+        return Found(
+            values["key"],
+            values["bytes"],
+            (values["stored_width"], values["stored_height"]),
+            (values["width"], values["height"]),
+            values["reason"],
+        )
+
+
+def _looked(
+    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], known: _Known
+) -> Iterator[tuple[int, str, Found]]:
+    """Every picture in order, looked at by threads that are a little ahead."""
+    waiting: deque[tuple[int, Future[tuple[str, Found]]]] = deque()
+
+    def one(i: int) -> tuple[str, Found]:
+        told = stamp(i)
+        return told, known.get(as_text(source.names[i]), told) or look(source, i)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for i in numbers:
+                waiting.append((i, pool.submit(one, i)))
+                if len(waiting) >= 16 * THREADS:
+                    i, future = waiting.popleft()
+                    yield i, *future.result()
+            while waiting:
+                i, future = waiting.popleft()
+                yield i, *future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def look(source: Stored, i: int) -> Found:
+    """Reads a picture's bytes and its header."""
+    key, size = _NOTHING, 0
+    try:
+        with source.opened(i) as file:
+            key, size = _hashed(file)
+            if not size:
+                raise PictureError("it is empty: 0 bytes.")
+            file.seek(0)
+            (height, width), turned = upright_size(file)
+    except PictureError as error:
+        return Found(key, size, (0, 0), (0, 0), reason(source, i, error))
+    return Found(key, size, (height, width) if turned else (width, height), (width, height), None)
+
+
+def reason(source: Stored, i: int, error: Exception) -> str:
+    """Why a picture is bad, without its name and where it lies."""
+    said = str(error).removeprefix(f"{source.title}: ").removeprefix(f"{source.names[i]}: ")
+    return as_text(said.removeprefix("The picture: "))
+
+
+def _hashed(file: IO[bytes]) -> tuple[bytes, int]:
+    digest, size = hashlib.sha256(), 0
+    while part := file.read(_STEP):
+        digest.update(part)
+        size += len(part)
+    return digest.digest(), size

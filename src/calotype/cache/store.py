@@ -1,0 +1,129 @@
+"""Where a cache lies: the one place that knows how its files are named, listed, read and put. No torch.
+
+All names are relative to the cache's folder and have forward slashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from calotype.errors import StorageError
+from calotype.files import atomic_path, make_folder, refusal, write_bytes
+
+JOB = "cache.json"
+SCAN = "scan.parquet"
+MANIFEST = "manifest.parquet"
+RECEIPTS, SAMPLES, SHARDS = "receipts", "samples", "shards"
+CLAIMS, RUNS = "claims", "runs"  # locks
+
+_STEP = 2**20
+
+
+class Store:
+    """A folder that holds a cache, or will.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies, for what reads from or locks it."""
+        return self.root / name
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        return self.path(name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts a file, whole or not at all; its folder is made if need be.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        make_folder(self.path(name).parent)
+        write_bytes(self.path(name), data)
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[Path]:
+        """A path of its own, in the same folder, for what is to be that file; it becomes so when the block ends well.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        make_folder(self.path(name).parent)
+        try:
+            with atomic_path(self.path(name)) as path:
+                yield path
+        except OSError as error:
+            raise StorageError(refusal(self.path(name), error)) from None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names of a folder's files that end so, without the ending, sorted; none where there is no folder."""
+        found = []
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path(folder)) as entries:
+            found = [entry.name for entry in entries]
+        return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix) and name[0] != ".")
+
+    def files(self, folder: str) -> list[str]:
+        """Names of all files below a folder, hidden ones too, sorted."""
+        top = self.path(folder)
+        return sorted(path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file())
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there.
+
+        Raises:
+            StorageError: it can't be.
+        """
+        try:
+            self.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.path(name)} can't be removed ({error.strerror or error}).") from None
+
+    def sha256(self, name: str) -> str:
+        """Of a file's bytes.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        digest = hashlib.sha256()
+        with self.path(name).open("rb") as file:
+            while part := file.read(_STEP):
+                digest.update(part)
+        return digest.hexdigest()
+
+
+def receipt_name(unit: str) -> str:
+    """The file of a unit's receipt."""
+    return f"{RECEIPTS}/{unit}.json"
+
+
+def samples_name(unit: str) -> str:
+    """The file of a unit's samples."""
+    return f"{SAMPLES}/{unit}.parquet"
+
+
+def shard_name(unit: str, bucket: tuple[int, int]) -> str:
+    """The file of a unit's tensors, whose bucket is (width, height)."""
+    return f"{SHARDS}/{bucket[0]}x{bucket[1]}/{unit}.safetensors"

@@ -1,0 +1,116 @@
+"""What a source says of its pictures: captions and labels. No torch.
+
+In this order: a line of ``metadata.jsonl`` in the picture's folder or above (with ``file_name``, as Hugging Face's
+imagefolder has it); a ``.txt`` or ``.caption`` of the picture's name; a ``.json`` of its name, as in WebDataset's
+samples, where a ``.cls`` is a label; columns of a dataset. Without a label of its own, a picture has its folder's name
+where all pictures lie in folders of one level (class folders), if that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from calotype.sources import Beside
+from calotype.texts import TextError, json_table
+
+Words = tuple[str | None, str | None]
+"""Caption and label."""
+
+CAPTIONS = ("caption", "text", "prompt", "txt", "description")  # keys and columns, the first that there is
+LABELS = ("label", "class", "cls")
+
+
+def words(names: Sequence[str], beside: Beside, *, folders: bool = False) -> Callable[[int], Words]:
+    """What gives the caption and the label of each picture.
+
+    Args:
+        names: of all pictures.
+        folders: a picture without a label has the name of the folder it lies in.
+    """
+    if not beside.texts:
+        captions, labels = (_column(beside, keys) for keys in (CAPTIONS, LABELS))
+        if captions is not None or labels is not None:
+            return lambda i: (_text(captions[i]) if captions else None, _text(labels[i]) if labels else None)
+    lines = _Lines(beside.texts)
+
+    def of(i: int) -> Words:
+        caption, label = _beside(PurePosixPath(names[i]), beside.texts, lines)
+        if label is None and folders:
+            label = PurePosixPath(names[i]).parent.name or None
+        return caption, label
+
+    return of
+
+
+def _column(beside: Beside, keys: Sequence[str]) -> Sequence[Any] | None:
+    return next((found for key in keys if (found := beside.column(key)) is not None), None)
+
+
+def _beside(name: PurePosixPath, texts: Mapping[str, Callable[[], bytes]], lines: _Lines) -> Words:
+    caption, label = lines.of(name)
+    first = name.with_name(name.name.partition(".")[0] or name.name)  # as WebDataset names what belongs together
+    for stem in dict.fromkeys((name.with_suffix(""), first)):
+        for suffix in (".txt", ".caption"):
+            if caption is None and (read := texts.get(f"{stem}{suffix}")):
+                caption = _plain(read())
+        if label is None and (read := texts.get(f"{stem}.cls")):
+            label = _plain(read())
+        if (caption is None or label is None) and (read := texts.get(f"{stem}.json")):
+            told = _of_table(_table(read()))
+            caption, label = (told[0] if caption is None else caption), (told[1] if label is None else label)
+    return caption, label
+
+
+class _Lines:
+    """What metadata.jsonl of folders say, each read once."""
+
+    def __init__(self, texts: Mapping[str, Callable[[], bytes]]) -> None:
+        self._files = {PurePosixPath(name).parent: read for name, read in texts.items()
+                       if PurePosixPath(name).name == "metadata.jsonl"}  # fmt: skip
+        self._read: dict[PurePosixPath, dict[str, Words]] = {}
+
+    def of(self, name: PurePosixPath) -> Words:
+        if self._files:
+            for folder in name.parents:
+                if folder in self._files and (found := self._of(folder).get(str(name.relative_to(folder)))):
+                    return found
+        return None, None
+
+    def _of(self, folder: PurePosixPath) -> dict[str, Words]:
+        if folder not in self._read:
+            found = self._read[folder] = {}
+            for line in self._files[folder]().splitlines():
+                told = _table(line)
+                if isinstance(file := told.get("file_name"), str):
+                    found[str(PurePosixPath(file))] = _of_table(told)
+        return self._read[folder]
+
+
+def _of_table(told: Mapping[str, Any]) -> Words:
+    caption, label = (
+        next((told[key] for key in keys if told.get(key) is not None), None) for keys in (CAPTIONS, LABELS)
+    )
+    return _text(caption), _text(label)
+
+
+def _table(content: bytes) -> dict[str, Any]:
+    """Of a JSON object; nothing of what is none, since other programs' files may stand beside pictures."""
+    try:
+        return json_table(content, finite=False)
+    except TextError:
+        return {}
+
+
+def _text(value: Any) -> str | None:
+    """A text, or a number as one; of several texts the first."""
+    if isinstance(value, list | tuple):
+        value = next(iter(value), None)
+    if isinstance(value, bytes):
+        return _plain(value)
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+
+
+def _plain(content: bytes) -> str:
+    return content.decode("utf-8-sig", "replace").strip()

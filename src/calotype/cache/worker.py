@@ -1,0 +1,360 @@
+"""The worker: takes a unit, reads its pictures ahead of the VAE, writes its shard and commits it.
+
+It knows of no engine: whoever has units calls `run` with one after another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from calotype.cache.job import Job
+from calotype.cache.receipts import Bad, Receipt, Sums
+from calotype.cache.rules import Placed, Rules
+from calotype.cache.scan import reason
+from calotype.cache.shards import Row, Writer, look
+from calotype.cache.store import Store, receipt_name, samples_name, shard_name
+from calotype.cache.tables import SAMPLES, parquet, table
+from calotype.cache.units import Sample, Unit
+from calotype.engine.budget import parse_memory
+from calotype.engine.run import Engine
+from calotype.errors import CalotypeError, NonFiniteError, PictureError, StorageError
+from calotype.files import refusal
+from calotype.pixels import AlphaMode, alpha_mode, from_array, luma, read_picture_rows
+from calotype.posterior import DiagonalGaussian, Posterior
+from calotype.sources import Stored, rgb_levels, rgba_levels
+from calotype.vae import VAE, enough_memory, posterior_of
+from calotype.vae.encoding import encoding_network
+
+THREADS = 3  # that read ahead
+_AHEAD = 8  # pictures, small ones
+_PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
+_READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
+
+Array = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One picture of a unit that is done.
+
+    Attributes:
+        bad: why it could not be cached; None where it was.
+    """
+
+    bad: Bad | None
+
+
+class Worker:
+    """Makes units of one cache.
+
+    Args:
+        job: of the cache.
+        vae: the one that `job` names; see `job_of`.
+        source: the pictures.
+        store: where the cache lies.
+        memory: at most so much memory beside the weights, in bytes or words; None: what is fast, and free.
+        threads: that read pictures.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        vae: VAE,
+        source: Stored,
+        store: Store,
+        *,
+        memory: int | str | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        self.job, self.vae, self.source, self.store, self.threads = job, vae, source, store, threads
+        limit = None if memory is None else parse_memory(memory)
+        self._reading = _READING if limit is None else min(_READING, limit // 4)
+        self._memory = None if limit is None else limit - self._reading
+        self._alpha: AlphaMode = alpha_mode(vae.picture_channels, None)
+        self._wide: Engine | None = None
+
+    def run(self, unit: Unit, tell: Callable[[Step], None] = lambda step: None) -> Receipt:
+        """Makes a unit, from its pictures to its receipt.
+
+        Args:
+            tell: called after each picture; what it raises ends the unit, of which nothing is left.
+
+        Raises:
+            StorageError: the disk refuses it.
+            MemoryLimitError: there is not memory enough.
+        """
+        return self.commit(self.make(unit, tell))
+
+    def make(self, unit: Unit, tell: Callable[[Step], None] = lambda step: None) -> Attempt:
+        """Makes a unit's shard, under a name of its own; `commit` or `Attempt.drop` ends it.
+
+        Args, Raises:
+            as `run`.
+        """
+        attempt = Attempt(self.job, unit, self.store)
+        try:
+            for sample, placed, levels in self._read(unit):
+                bad = levels if isinstance(levels, Bad) else None
+                if not isinstance(levels, Bad):
+                    try:
+                        tensors = self.encode(levels, sample.key)
+                    except NonFiniteError as error:
+                        bad = Bad(sample.name, sample.key.hex(), str(error))
+                    else:
+                        attempt.add(sample, placed, tensors)
+                if bad is not None:
+                    attempt.bad.append(bad)
+                tell(Step(bad))
+        except BaseException:
+            attempt.drop()
+            raise
+        return attempt
+
+    def commit(self, attempt: Attempt) -> Receipt:
+        """Puts a unit where it belongs: shard, samples and last the receipt; each whole, and looked at before.
+
+        Raises:
+            StorageError: the disk refuses it, or did not keep what was written.
+        """
+        return attempt.commit({"device": self.vae.device.type, **(self.job.versions or {})})
+
+    def encode(self, levels: Array, key: bytes) -> dict[str, Tensor]:
+        """The tensors of one picture, [C, h, w] each, in the type that is stored.
+
+        Args:
+            levels: uint8 [H, W, 3 or 4], of the bucket's size.
+            key: sha256 of the picture's encoded bytes, of which a sample's noise depends.
+
+        Raises:
+            NonFiniteError: they are not finite, or more than that type holds.
+            MemoryLimitError: there is not memory enough.
+        """
+        made = self._tensors(levels, key, "")
+        if self.job.rules.flip:
+            mirrored = self._tensors(levels[:, ::-1], key, " flip")
+            made |= {f"{name}_flip": tensor for name, tensor in mirrored.items()}
+        dtype: torch.dtype = getattr(torch, self.job.store)
+        stored = {name: tensor.to(dtype).cpu() for name, tensor in made.items()}
+        for name, tensor in stored.items():
+            if not torch.isfinite(tensor).all():
+                most = float(made[name].abs().max())
+                raise NonFiniteError(
+                    f"its latents reach {most:.3g}, more than {self.job.store} holds; give --store float32."
+                )
+        return stored
+
+    def _tensors(self, levels: Array, key: bytes, more: str) -> dict[str, Tensor]:
+        pixels = from_array(levels)
+        posterior = self._posterior((luma(pixels) if self.vae.picture_channels == 1 else pixels)[None])
+        if self.job.value == "moments":
+            assert isinstance(posterior, DiagonalGaussian)
+            return {"mean": posterior.mean[0], "logvar": posterior.logvar[0]}
+        if self.job.value == "mode":
+            return {"latents": posterior.mode()[0]}
+        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{more}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "little") >> 1)
+        return {"latents": posterior.sample([generator])[0]}
+
+    def _posterior(self, pixels: Tensor) -> Posterior:
+        """Of one picture; in float32 where the type asked for is too narrow for it, whatever came before.
+
+        `VAE.encode` computes in float32 from such a picture on, and then bytes would depend on the order.
+        """
+        vae = self.vae
+        with torch.no_grad(), enough_memory(pixels.shape):
+            try:
+                moments = vae.engine_of("encode")("encode", pixels.to(vae.device), memory=self._memory)
+            except NonFiniteError:
+                if vae.encode_dtype == torch.float32:
+                    raise NonFiniteError("the VAE gives NaN or infinity for it.") from None
+                if self._wide is None:
+                    network = encoding_network(vae.loaded.module, vae.device, torch.float32)
+                    self._wide = Engine(network, vae.device, torch.float32)
+                moments = self._wide("encode", pixels.to(vae.device), memory=self._memory)
+        return posterior_of(vae.config, moments.float())
+
+    def _read(self, unit: Unit) -> Iterator[tuple[Sample, Placed, Array | Bad]]:
+        """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""
+        waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
+        taken, rest = 0, deque(unit.samples)
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                while rest or waiting:
+                    while rest and len(waiting) < _AHEAD:
+                        cost = _PIXEL_BYTES * rest[0].upright[0] * rest[0].upright[1]
+                        if waiting and taken + cost > self._reading:
+                            break
+                        sample = rest.popleft()
+                        placed = self.job.rules.place(*sample.upright, sample.key)
+                        future = pool.submit(picture, self.source, sample, self.job.rules, placed, self._alpha)
+                        waiting.append((sample, placed, cost, future))
+                        taken += cost
+                    sample, placed, cost, future = waiting.popleft()
+                    levels = future.result()
+                    taken -= cost
+                    yield sample, placed, levels
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class Attempt:
+    """A unit that is made, and that nothing knows of yet.
+
+    Attributes:
+        bad: pictures that could not be cached.
+    """
+
+    def __init__(self, job: Job, unit: Unit, store: Store) -> None:
+        self.job, self.unit, self.store = job, unit, store
+        self.bad: list[Bad] = []
+        self._rows: list[tuple[Sample, Placed, Row]] = []
+        self._began = time.monotonic()
+        self._name = shard_name(unit.id, unit.bucket)
+        self._context = store.attempt(self._name)
+        self._path = self._context.__enter__()
+        try:
+            self._writer = Writer(self._path, job, unit.bucket, len(unit.samples))
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def add(self, sample: Sample, placed: Placed, tensors: Mapping[str, Tensor]) -> None:
+        """Writes a picture's tensors.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        try:
+            row = self._writer.add(tensors)
+        except OSError as error:
+            raise StorageError(refusal(self.store.path(self._name), error)) from None
+        self._rows.append((sample, placed, row))
+
+    def drop(self) -> None:
+        """Leaves nothing of it."""
+        self._writer.close()
+        self._end(_Dropped())
+
+    def _end(self, error: BaseException | None) -> None:
+        self._context.__exit__(type(error) if error else None, error, None)
+
+    def commit(self, made: Mapping[str, Any]) -> Receipt:
+        """See `Worker.commit`.
+
+        Args:
+            made: by what.
+        """
+        count, digest, size = self._writer.count, "", 0
+        if count:
+            try:
+                self._writer.finish()
+                digest, size = look(self._path, self.job, self.unit.bucket, count)
+            except OSError as error:
+                self.drop()
+                raise StorageError(refusal(self.store.path(self._name), error)) from None
+            except StorageError as error:
+                self.drop()
+                raise StorageError(
+                    f"{self.store.path(self._name)}: the disk did not keep what was written: {error}; look at the disk."
+                ) from None
+            self._end(None)
+        else:
+            self.drop()
+        samples = parquet(table(samples_columns(self._rows), SAMPLES))
+        self.store.write(samples_name(self.unit.id), samples)
+        writer, shape = self._writer, self.job.shape(self.unit.bucket)
+        receipt = Receipt(
+            unit=self.unit.id,
+            fingerprint=self.job.fingerprint,
+            bucket=self.unit.bucket,
+            count=count,
+            shard_bytes=size,
+            shard_sha256=digest,
+            samples_bytes=len(samples),
+            samples_sha256=hashlib.sha256(samples).hexdigest(),
+            sums=Sums(
+                count * shape[1] * shape[2],
+                tuple(map(float, writer.sum)),
+                tuple(map(float, writer.squares)),
+                tuple(map(float, writer.variance)) if self.job.value == "moments" else (),
+            ),
+            bad=tuple(self.bad),
+            made={
+                **made,
+                "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "seconds": round(time.monotonic() - self._began, 3),
+            },
+        )
+        self.store.write(receipt_name(self.unit.id), receipt.to_bytes())
+        return receipt
+
+
+class _Dropped(Exception):
+    """Tells what holds a temporary that it is not to be kept."""
+
+
+def samples_columns(rows: Sequence[tuple[Sample, Placed, Row]]) -> dict[str, list[Any]]:
+    """Columns of samples/UNIT.parquet."""
+    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES}
+    for number, (sample, placed, row) in enumerate(rows):
+        values = (
+            sample.key, sample.name, *sample.stored, *sample.upright, *placed.resized, *placed.corner, *placed.bucket,
+            sample.caption, sample.label, number, row.least, row.most, row.crc32,
+        )  # fmt: skip
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return columns
+
+
+def picture(source: Stored, sample: Sample, rules: Rules, placed: Placed, alpha: AlphaMode) -> Array | Bad:
+    """Reads a picture and makes it what is encoded: uint8 [H, W, 3], or 4 where alpha is kept; or why it can't be."""
+
+    def bad(why: str, again: bool = False) -> Bad:
+        return Bad(sample.name, sample.key.hex(), why, again)
+
+    try:
+        with source.opened(sample.place) as file:
+            content = file.read()
+    except (CalotypeError, IndexError) as error:
+        return bad(f"it could be read before, and now not: {reason(source, sample.place, error)}", again=True)
+    if hashlib.sha256(content).digest() != sample.key:
+        return bad("it changed while the cache was made; run the same command again.", again=True)
+    try:
+        read = read_picture_rows(io.BytesIO(content), alpha=alpha, background=rules.background)
+        if read.size != (sample.upright[1], sample.upright[0]):
+            return bad(f"it has {read.size[1]}x{read.size[0]} pixels, and its header says {sample.upright}.")
+        levels = rgba_levels(read) if alpha == "keep" else rgb_levels(read)
+    except PictureError as error:
+        return bad(str(error).removeprefix("The picture "))
+    return resized(levels, placed)
+
+
+def resized(levels: Array, placed: Placed) -> Array:
+    """A picture's crop: uint8 [H, W, C]; only what is kept is computed. Of RGBA, colours are weighed by their alpha."""
+    height, width = levels.shape[:2]
+    if (width, height) == placed.resized:
+        (x, y), (w, h) = placed.corner, placed.bucket
+        return levels[y : y + h, x : x + w]
+    across, down = width / placed.resized[0], height / placed.resized[1]
+    box = (
+        placed.corner[0] * across,
+        placed.corner[1] * down,
+        min(width, (placed.corner[0] + placed.bucket[0]) * across),
+        min(height, (placed.corner[1] + placed.bucket[1]) * down),
+    )
+    image = Image.fromarray(np.ascontiguousarray(levels))
+    return np.asarray(image.resize(placed.bucket, Image.Resampling.BICUBIC, box=box))

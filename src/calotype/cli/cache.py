@@ -1,0 +1,383 @@
+"""`calotype cache`: latents of a whole data set, made once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from calotype.cli.common import (
+    BackgroundOption,
+    DeviceOption,
+    Dtype,
+    FormatOption,
+    JsonOption,
+    MemoryOption,
+    PrefixOption,
+    VaeOption,
+    WeightsOption,
+    colour,
+    complain,
+    finish,
+    load_vae,
+    require_folder,
+    size_of,
+    stop,
+    table,
+)
+from calotype.cli.measuring import MOST_SAID, bar
+
+if TYPE_CHECKING:
+    from calotype.cache.make import Outcome, Progress
+
+NAME = "cache"
+HELP = "Latents of a whole data set: made once, verified, resumable."
+MAKE_EXAMPLE = "Example: [bold]calotype cache make photos/ latents/ --vae sdxl-vae --buckets sdxl --flip[/]"
+STATUS_EXAMPLE = "Example: [bold]calotype cache status latents/[/]"
+VERIFY_EXAMPLE = "Example: [bold]calotype cache verify latents/ --decode 16 --vae sdxl-vae[/]"
+STATS_EXAMPLE = "Example: [bold]calotype cache stats latents/[/]"
+REPAIR_EXAMPLE = "Example: [bold]calotype cache repair latents/[/]"
+GC_EXAMPLE = "Example: [bold]calotype cache gc latents/[/]"
+
+
+class ValueName(str, Enum):
+    """What of the posterior is kept."""
+
+    moments = "moments"
+    mode = "mode"
+    sample = "sample"
+
+
+class CropName(str, Enum):
+    """What of a picture is kept."""
+
+    centre = "centre"
+    top = "top"
+    random = "random"
+
+
+class StoreName(str, Enum):
+    """Types to store in."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+CacheArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the cache.")]
+
+
+def make(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or a dataset (hf:NAME:SPLIT:COLUMN).",
+        ),
+    ],
+    out: CacheArgument,
+    vae: VaeOption = None,
+    value: Annotated[
+        ValueName, typer.Option(help="Keep the posterior's moments (mean and log-variance), its mode, or one sample.")
+    ] = ValueName.moments,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIDE", help="One size for all pictures: 512, or WIDTHxHEIGHT.")
+    ] = None,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET", help="Sizes for pictures of all shapes: sdxl, sd1, sd2, sd3, flux, SIDE or SIDE/STEP."
+        ),
+    ] = None,
+    crop: Annotated[
+        CropName, typer.Option(help="What of a picture is kept where its shape is another one.")
+    ] = CropName.centre,
+    flip: Annotated[bool, typer.Option("--flip", help="Encode mirrored pictures too.")] = False,
+    background: BackgroundOption = "white",
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge/--no-enlarge", help="Enlarge smaller pictures, or count them as bad.")
+    ] = True,
+    folders: Annotated[
+        bool, typer.Option("--folders", help="Pictures without a label have their folder's name as one.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of samples and random crops.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="What to encode in.")] = Dtype.float32,
+    store: Annotated[StoreName, typer.Option(help="What to store latents in.")] = StoreName.float16,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Make only the I-th of N parts, as in 2/4; each on a machine of its own.")
+    ] = "",
+    max_bad: Annotated[
+        str,
+        typer.Option("--max-bad", metavar="N|P%", help="End when more pictures than these are bad; 3 may always be."),
+    ] = "1%",
+    latent_format: FormatOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Encode all pictures of DATA into OUT, or what OUT lacks of them.
+
+    The same command goes on where it was stopped, and makes exactly what changed. Several may run at once on one OUT.
+    Latents are raw, as the encoder gives them.
+    """
+    from calotype.cache.make import allowed, job_of, make as fill
+    from calotype.cache.rules import Rules
+    from calotype.cache.tables import arrow
+    from calotype.cache.units import of_part
+    from calotype.engine.budget import parse_memory
+
+    arrow()
+    if memory is not None:
+        parse_memory(memory)
+    allowed(max_bad, 1)
+    of_part((), part)
+    rules = Rules(
+        size=_size(size), buckets=buckets or "", crop=crop.value, flip=flip, background=colour(background),
+        enlarge=enlarge, seed=seed,
+    )  # fmt: skip
+    assert rules.sizes
+    require_folder(out, "OUT")
+    loaded = load_vae(vae, latent_format, device, dtype, prefix, which, dtype)
+    job = job_of(loaded, rules, value=value.value, store=store.value)
+    again = f"Stopped; the same command goes on, and what is in {out} is kept."
+    try:
+        with _shown(json) as tell:
+            outcome = fill(
+                data, out, loaded, job, memory=memory, part=part, max_bad=max_bad, folders=folders, tell=tell
+            )
+    except KeyboardInterrupt:
+        stop(again)
+    if outcome.stopped:
+        stop(again)
+    _report(outcome, out, part, json)
+
+
+def status(out: CacheArgument, json: JsonOption = False) -> None:
+    """Say what a cache holds, and what is missing."""
+    from calotype.cache.status import status as look
+    from calotype.cache.store import Store
+    from calotype.engine.budget import in_words
+
+    told = look(Store(out))
+
+    def text() -> None:
+        vae, rules, format_ = told["vae"], told["rules"], told["vae"]["latent_format"]
+        sizes = rules["buckets"] or "x".join(map(str, rules["size"]))
+        shape = f"{sizes}, crop {rules['crop']}{', flips' * rules['flip']}{', no enlarging' * (not rules['enlarge'])}"
+        rows = [
+            ("VAE", f"{vae['name']}, sha256 {vae['sha256'][:12]}..., f{vae['factor']}, {vae['channels']} channels"),
+            ("latents", f"{told['value']}, raw, {told['store']}; format {format_['name']}; encoded in {told['dtype']}"),
+            ("pictures", f"{told['data'] or 'unknown'}: {shape}"),
+            ("done", f"{told['done']:,} of {told['wanted']:,}"),
+            ("missing", f"{told['missing']:,}"),
+            ("bad", f"{told['bad']:,}"),
+            ("stale", f"{told['stale']:,}{' (calotype cache gc removes them)' * bool(told['stale'])}"),
+            ("enlarged", f"{told['enlarged']:,}"),
+            ("buckets", ", ".join(f"{name}: {n:,}" for name, n in told["buckets"].items()) or "none"),
+            ("on the disk", f"{in_words(told['bytes'])} in {counted(told['units'], 'unit')}"),
+            (
+                "made by",
+                "; ".join(f"{name} ({counted(n, 'unit')})" for name, n in told["made"].items()) or "nobody yet",
+            ),
+            ("manifest", told["manifest"]),
+        ]
+        table(rows)
+        for name, why in told["bad_ones"][:MOST_SAID]:
+            print(f"bad: {name}: {why}")
+        for unit, why in list(told["broken"].items())[:MOST_SAID]:
+            print(f"broken: {unit}: {why}; calotype cache repair {out} drops it")
+
+    finish(told, as_json=json, text=text)
+
+
+def verify(
+    out: CacheArgument,
+    decode: Annotated[int, typer.Option("--decode", min=0, help="Also decode N samples and compare the pictures.")] = 0,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Also read the pictures there and compare their bytes.")
+    ] = None,
+    vae: VaeOption = None,
+    latent_format: FormatOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read every file of a cache and say what is wrong; exit with 1 if anything is.
+
+    With --decode, samples are compared with their pictures beside the VAE's own round trip of the same pixels.
+    """
+    from calotype.cache.check import verify as look
+    from calotype.cache.reader import Cache, job_in
+    from calotype.cache.seen import scanned_data
+    from calotype.cache.store import MANIFEST, Store
+
+    store = Store(out)
+    job = job_in(store)
+    with bar("Reading") as tell:
+        faults = look(store, tell)
+    samples: list[dict[str, Any]] = []
+    others = list(faults.others)
+    if data is not None or decode:
+        from calotype.cache.decoded import changed, compare
+
+        place = data or scanned_data(store)
+        if data is not None:
+            others += changed(store, data)
+        if decode and not faults and store.size(MANIFEST) is not None:
+            loaded = load_vae(vae, latent_format, device, Dtype.float32, prefix, which, Dtype(job.dtype))
+            compared = compare(Cache(out), place, loaded, decode, memory)
+            samples = [vars(one) for one in compared.samples]
+            others += compared.faults
+    document = {"cache": str(out), "units": faults.units_seen, "rows": faults.rows, "broken": faults.units,
+                "faults": others, "decoded": samples}  # fmt: skip
+
+    def text() -> None:
+        for one in samples:
+            print(f"{one['name']}: {one['psnr']:.2f} dB decoded, {one['own']:.2f} dB the VAE's own round trip")
+        seen = f"{counted(faults.units_seen, 'unit')} with {counted(faults.rows, 'sample')}"
+        print(f"{out}: {seen}: {_verdict(faults.units, others)}")
+
+    for unit, why in list(faults.units.items())[:MOST_SAID]:
+        complain(f"unit {unit}: {why}; calotype cache repair {out} drops it, and the next make makes it again.")
+    for why in others:
+        complain(f"{why.rstrip('.')}.")
+    finish(document, as_json=json, text=text)
+    if faults.units or others:
+        raise typer.Exit(1)
+
+
+def stats(out: CacheArgument, json: JsonOption = False) -> None:
+    """Say mean and standard deviation of a cache's latents, and the factors a trainer should scale them by."""
+    from calotype.cache.status import stats as look
+    from calotype.cache.store import Store
+
+    told = look(Store(out))
+
+    def text() -> None:
+        own = told["latent_format"]
+        print(f"{told['samples']:,} pictures, raw latents ({told['of']}):")
+        channels = zip(told["channels"]["mean"], told["channels"]["std"], strict=True)
+        table([(f"channel {i}", f"mean {mean:+.4f}, std {std:.4f}") for i, (mean, std) in enumerate(channels)])
+        print(f"all: mean {told['mean']:+.4f}, std {told['std']:.4f}")
+        factor = told["scaling_factor"]
+        print(f"scaling_factor {factor:.5f} (1/std), shift_factor {told['shift_factor']:.5f} (mean)" if factor else "")
+        numbers = {key: value for key, value in own.items() if key in ("scaling_factor", "shift_factor")}
+        said = ", ".join(f"{key} {value:.5f}" for key, value in numbers.items())
+        print(f"the VAE's own: format {own['name']} ({own['kind']}){f', {said}' if said else ''}")
+
+    finish(told, as_json=json, text=text)
+
+
+def repair(out: CacheArgument, json: JsonOption = False) -> None:
+    """Drop damaged units, so that the next make makes them again, and make the manifest anew."""
+    from calotype.cache.check import repair as mend
+    from calotype.cache.store import Store
+
+    with bar("Reading") as tell:
+        dropped, told = mend(Store(out), tell)
+
+    def text() -> None:
+        for unit, why in dropped.items():
+            print(f"dropped {unit}: {why}")
+        print(f"{out}: {told['done']:,} samples are there, {told['missing']:,} are missing.")
+
+    finish(
+        {"cache": str(out), "dropped": dropped, "done": told["done"], "missing": told["missing"]},
+        as_json=json,
+        text=text,
+    )
+
+
+def gc(
+    out: CacheArgument,
+    everything: Annotated[bool, typer.Option("--all", help="Remove the whole cache, whatever it is of.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove what no picture needs: attempts that were never finished, and latents of pictures that are gone."""
+    from calotype.cache.clear import empty, gc as clear
+    from calotype.cache.store import Store
+    from calotype.engine.budget import in_words
+
+    if everything:
+        empty(Store(out))
+        finish({"cache": str(out), "all": True}, as_json=json, text=lambda: print(f"{out} is empty."))
+        return
+    done = clear(Store(out))
+    rows = f"{counted(done.rows, 'row')} of {counted(done.units, 'unit')}"
+    words = f"removed {counted(done.files, 'stray file')} and {rows}, {in_words(done.bytes)} in all"
+    finish({"cache": str(out), **vars(done)}, as_json=json, text=lambda: print(f"{out}: {words}."))
+
+
+def counted(n: int, what: str) -> str:
+    """As in "1 unit" and "2 units"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    return size_of(f"{text}x{text}" if text.isdecimal() else text)
+
+
+def _verdict(units: dict[str, str], others: list[str]) -> str:
+    if not units and not others:
+        return "all as it should be."
+    return f"{counted(len(units), 'damaged unit')}, {counted(len(others), 'other fault')}."
+
+
+def _report(outcome: Outcome, out: Path, part: str, json: bool) -> None:
+    rate = outcome.made / outcome.seconds if outcome.seconds and outcome.made else 0.0
+    document = {**{key: value for key, value in vars(outcome).items() if key not in ("bad", "stopped")},
+                "cache": str(out), "part": part, "bad": [vars(one) for one in outcome.bad]}  # fmt: skip
+
+    def text() -> None:
+        told = f"{out}: {outcome.held:,} of {outcome.wanted:,} pictures are there, {outcome.made:,} made now"
+        print(f"{told} ({rate:.1f} a second)." if rate else f"{told}.")
+
+    for one in outcome.bad[:MOST_SAID]:
+        complain(f"{one.name}: {one.reason}")
+    if (more := len(outcome.bad) - MOST_SAID) > 0:
+        complain(f"{counted(more, 'more picture')} can't be cached; calotype cache status {out} --json lists them.")
+    if outcome.enlarged:
+        complain(f"{counted(outcome.enlarged, 'picture')} had to be enlarged; --no-enlarge counts such as bad.")
+    finish(document, as_json=json, text=text)
+
+
+@contextmanager
+def _shown(quiet: bool) -> Iterator[Any]:
+    """A progress bar: pictures done, a second, the time that is left, and how many are bad."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    doing = {"scan": "Looking at pictures", "make": "Encoding", "manifest": "Writing the manifest"}
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
+        tasks: dict[str, Any] = {}
+
+        def tell(progress: Progress) -> None:
+            if progress.doing not in tasks:
+                for task in tasks.values():
+                    shown.update(task, visible=False)
+                tasks[progress.doing] = shown.add_task(
+                    doing[progress.doing], total=None, said="", completed=progress.done
+                )
+            task = tasks[progress.doing]
+            speed = shown.tasks[shown.task_ids.index(task)].speed
+            said = [f"{speed:.1f}/s"] if speed else []
+            said += [f"{progress.bad:,} bad"] if progress.bad else []
+            said += [f"waiting for {counted(progress.waiting, 'unit')} of others"] if progress.waiting else []
+            shown.update(task, completed=progress.done, total=progress.total, said=", ".join(said))
+
+        yield tell
