@@ -12,18 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cachekit import contents, fill, picture
+import torch
+from cachekit import contents, fill, picture, units_of
 from support import one_sentence, room
 
-from calotype.cache import Rules, guard, local, units, worker
+from calotype.cache import Rules, guard, local, open_cache, units, worker
 from calotype.cache.make import Progress, job_of
 from calotype.cache.manifest import write_manifest
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Receipt, Sums
 from calotype.cache.store import Store, receipt_name, samples_name, shard_name
 from calotype.cache.tables import SAMPLES, SCAN, parquet, table
-from calotype.errors import StorageError, UsageError
+from calotype.engine.run import Engine
+from calotype.errors import NonFiniteError, StorageError, UsageError
+from calotype.pixels import read_picture
 from calotype.sources import open_source
+from calotype.steps import Direction
 from calotype.vae import VAE
 
 MEMORY = """
@@ -277,3 +281,42 @@ def _made_up(store: Store, count: int, each: int) -> None:
         store.write(receipt_name(unit), receipt.to_bytes())
     store.write("scan.parquet", parquet(rows(SCAN, 0, count), {"data": "data"}))
     assert write_manifest(store, job)["done"] == count
+
+
+@pytest.mark.parametrize("value", ["moments", "sample"])
+def test_pictures_that_are_encoded_together_are_what_each_is_alone(
+    value: str, data: Path, tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    call = Engine.__call__
+
+    def watched(self: Engine, direction: Direction, x: torch.Tensor, **more: Any) -> torch.Tensor:
+        sizes.append(len(x))
+        return call(self, direction, x, **more)
+
+    monkeypatch.setattr(Engine, "__call__", watched)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with units_of(5):
+                fill(data, tmp_path / str(count), vae, rules=Rules(size=(16, 16), flip=True), value=value)
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    if vae.engine_of("encode").name == "winograd":
+        assert sizes == [2] * 7 + [10, 4], "one at a time by one thread, a unit by two; each picture and its mirror"
+
+
+def test_one_that_overflows_is_bad_alone(data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, worst = Engine.__call__, read_picture(data / "3.png").pixels.mean()
+
+    def overflowing(self: Engine, direction: Direction, x: torch.Tensor, **more: Any) -> torch.Tensor:
+        if any((one.mean() - worst).abs() < 0.02 for one in x):
+            raise NonFiniteError("float32 gave NaN or infinity.")
+        return call(self, direction, x, **more)
+
+    monkeypatch.setattr(Engine, "__call__", overflowing)
+    outcome = fill(data, out, vae, rules=Rules(size=(32, 32)))
+    assert [(one.name, one.reason) for one in outcome.bad] == [("3.png", "the VAE gives NaN or infinity for it.")]
+    assert open_cache(out).samples["name"].to_pylist() == [f"{i}.png" for i in range(7) if i != 3]

@@ -17,7 +17,7 @@ from calotype.cache.seen import scanned
 from calotype.cache.store import SCAN, Store
 from calotype.cache.units import Sample
 from calotype.cache.worker import Worker, picture
-from calotype.errors import UsageError
+from calotype.errors import NonFiniteError, UsageError
 from calotype.files import as_text
 from calotype.pixels import alpha_mode, from_array, luma
 from calotype.vae import VAE
@@ -83,7 +83,10 @@ def compare(cache: Cache, data: str | Path, vae: VAE, count: int, memory: int | 
             continue
         pixels = from_array(levels)
         pixels = luma(pixels) if vae.picture_channels == 1 else pixels
-        fresh = worker.encode(levels, row["key"])
+        fresh = worker.encode([(levels, row["key"])])[0]
+        if isinstance(fresh, NonFiniteError):
+            made.faults.append(f"{name}: {str(fresh).rstrip('.')}")
+            continue
         point = job.point
         own, stored = (_psnr(_decoded(vae, one[point], memory), pixels) for one in (fresh, row))
         apart = max(_apart(row[tensor], fresh[tensor]) for tensor in job.tensors)

@@ -9,11 +9,12 @@ import hashlib
 import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,11 +41,14 @@ from calotype.vae import VAE, enough_memory, posterior_of
 from calotype.vae.encoding import encoding_network
 
 THREADS = 3  # that read ahead
-_AHEAD = 8  # pictures, small ones
+_AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
 
+_TURNS = 4  # of the engine's threads, for what is encoded together
+
 Array = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,18 +111,19 @@ class Worker:
         """
         attempt = Attempt(self.job, unit, self.store)
         try:
-            for sample, placed, levels in self._read(unit):
-                bad = levels if isinstance(levels, Bad) else None
-                if not isinstance(levels, Bad):
-                    try:
-                        tensors = self.encode(levels, sample.key)
-                    except NonFiniteError as error:
-                        bad = Bad(sample.name, sample.key.hex(), str(error))
+            at_once = self._at_once(unit)
+            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once)), at_once):
+                made = iter(self.encode([(levels, one.key) for one, _, levels in group if not isinstance(levels, Bad)]))
+                for sample, placed, levels in group:
+                    result = levels if isinstance(levels, Bad) else next(made)
+                    if isinstance(result, NonFiniteError):
+                        result = Bad(sample.name, sample.key.hex(), str(result))
+                    if isinstance(result, Bad):
+                        attempt.bad.append(result)
+                        tell(Step(result))
                     else:
-                        attempt.add(sample, placed, tensors)
-                if bad is not None:
-                    attempt.bad.append(bad)
-                tell(Step(bad))
+                        attempt.add(sample, placed, result)
+                        tell(Step(None))
         except BaseException:
             attempt.drop()
             raise
@@ -132,69 +137,102 @@ class Worker:
         """
         return attempt.commit({"device": self.vae.device.type, **(self.job.versions or {})})
 
-    def encode(self, levels: Array, key: bytes) -> dict[str, Tensor]:
-        """The tensors of one picture, [C, h, w] each, in the type that is stored.
+    def encode(self, pictures: Sequence[tuple[Array, bytes]]) -> list[dict[str, Tensor] | NonFiniteError]:
+        """The tensors of each picture, [C, h, w] each, in the type that is stored; or why there are none.
 
         Args:
-            levels: uint8 [H, W, 3 or 4], of the bucket's size.
-            key: sha256 of the picture's encoded bytes, of which a sample's noise depends.
+            pictures: uint8 [H, W, 3 or 4], of the bucket's size; and the sha256 of the picture's encoded bytes, of
+                which a sample's noise depends.
 
         Raises:
-            NonFiniteError: they are not finite, or more than that type holds.
             MemoryLimitError: there is not memory enough.
         """
-        made = self._tensors(levels, key, "")
-        if self.job.rules.flip:
-            mirrored = self._tensors(levels[:, ::-1], key, " flip")
-            made |= {f"{name}_flip": tensor for name, tensor in mirrored.items()}
+        ways = ("", "_flip") if self.job.rules.flip else ("",)
+        seen = [levels[:, ::-1] if way else levels for levels, _ in pictures for way in ways]
+        posteriors = iter(self._posteriors([self._pixels(levels) for levels in seen]))
+        found: list[dict[str, Tensor] | NonFiniteError] = []
+        for _, key in pictures:
+            of_ways = [next(posteriors) for _ in ways]
+            try:
+                found.append(self._stored(of_ways, ways, key))
+            except NonFiniteError as error:
+                found.append(error)
+        return found
+
+    def _pixels(self, levels: Array) -> Tensor:
+        pixels = from_array(levels)
+        return luma(pixels) if self.vae.picture_channels == 1 else pixels
+
+    def _stored(
+        self, posteriors: Sequence[Posterior | NonFiniteError], ways: Sequence[str], key: bytes
+    ) -> dict[str, Tensor]:
         dtype: torch.dtype = getattr(torch, self.job.store)
-        stored = {name: tensor.to(dtype).cpu() for name, tensor in made.items()}
-        for name, tensor in stored.items():
-            if not torch.isfinite(tensor).all():
-                most = float(made[name].abs().max())
-                raise NonFiniteError(
-                    f"its latents reach {most:.3g}, more than {self.job.store} holds; give --store float32."
-                )
+        stored = {}
+        for posterior, way in zip(posteriors, ways, strict=True):
+            if isinstance(posterior, NonFiniteError):
+                raise posterior
+            for name, tensor in self._tensors(posterior, key, way).items():
+                stored[f"{name}{way}"] = tensor.to(dtype).cpu()
+                if not torch.isfinite(stored[f"{name}{way}"]).all():
+                    raise NonFiniteError(
+                        f"its latents reach {float(tensor.abs().max()):.3g}, more than {self.job.store} holds; give "
+                        "--store float32."
+                    )
         return stored
 
-    def _tensors(self, levels: Array, key: bytes, more: str) -> dict[str, Tensor]:
-        pixels = from_array(levels)
-        posterior = self._posterior((luma(pixels) if self.vae.picture_channels == 1 else pixels)[None])
+    def _tensors(self, posterior: Posterior, key: bytes, way: str) -> dict[str, Tensor]:
         if self.job.value == "moments":
             assert isinstance(posterior, DiagonalGaussian)
             return {"mean": posterior.mean[0], "logvar": posterior.logvar[0]}
         if self.job.value == "mode":
             return {"latents": posterior.mode()[0]}
-        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{more}".encode()).digest()
+        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{way}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "little") >> 1)
         return {"latents": posterior.sample([generator])[0]}
 
-    def _posterior(self, pixels: Tensor) -> Posterior:
-        """Of one picture; in float32 where the type asked for is too narrow for it, whatever came before.
+    def _posteriors(self, pictures: Sequence[Tensor]) -> list[Posterior | NonFiniteError]:
+        """Of each picture [C, H, W]; in float32 where the type asked for is too narrow for it, whatever came before.
 
         `VAE.encode` computes in float32 from such a picture on, and then bytes would depend on the order.
         """
-        vae = self.vae
-        with torch.no_grad(), enough_memory(pixels.shape):
+        if not pictures:
+            return []
+        engine = self.vae.engine_of("encode")
+        try:
+            moments = self._moments(engine, pictures)
+        except NonFiniteError as error:
+            if len(pictures) > 1:  # which of them?
+                return [self._posteriors([one])[0] for one in pictures]
+            if self.vae.encode_dtype == torch.float32:
+                return [NonFiniteError("the VAE gives NaN or infinity for it.")]
+            if self._wide is None:
+                network = encoding_network(self.vae.loaded.module, self.vae.device, torch.float32)
+                self._wide = Engine(network, self.vae.device, torch.float32)
             try:
-                moments = vae.engine_of("encode")("encode", pixels.to(vae.device), memory=self._memory)
+                moments = self._moments(self._wide, pictures)
             except NonFiniteError:
-                if vae.encode_dtype == torch.float32:
-                    raise NonFiniteError("the VAE gives NaN or infinity for it.") from None
-                if self._wide is None:
-                    network = encoding_network(vae.loaded.module, vae.device, torch.float32)
-                    self._wide = Engine(network, vae.device, torch.float32)
-                moments = self._wide("encode", pixels.to(vae.device), memory=self._memory)
-        return posterior_of(vae.config, moments.float())
+                return [error]
+        return [posterior_of(self.vae.config, moments[i : i + 1].float()) for i in range(len(pictures))]
 
-    def _read(self, unit: Unit) -> Iterator[tuple[Sample, Placed, Array | Bad]]:
+    def _moments(self, engine: Engine, pictures: Sequence[Tensor]) -> Tensor:
+        pixels = torch.stack(list(pictures)).to(self.vae.device)
+        with torch.no_grad(), enough_memory(pixels.shape):
+            return engine("encode", pixels, memory=self._memory)
+
+    def _at_once(self, unit: Unit) -> int:
+        """Pictures that are encoded together: several where the engine computes some at the same time."""
+        width, height = unit.bucket
+        together = self.vae.engine_of("encode").at_once("encode", height, width, self._memory)
+        return 1 if together == 1 else _TURNS * together
+
+    def _read(self, unit: Unit, ahead: int) -> Iterator[tuple[Sample, Placed, Array | Bad]]:
         """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""
         waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
         taken, rest = 0, deque(unit.samples)
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 while rest or waiting:
-                    while rest and len(waiting) < _AHEAD:
+                    while rest and len(waiting) < ahead:
                         cost = _PIXEL_BYTES * rest[0].upright[0] * rest[0].upright[1]
                         if waiting and taken + cost > self._reading:
                             break
@@ -209,6 +247,13 @@ class Worker:
                     yield sample, placed, levels
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many at a time, and at last what is left."""
+    waiting = iter(items)
+    while group := list(islice(waiting, size)):
+        yield group
 
 
 class Attempt:

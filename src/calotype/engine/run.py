@@ -229,10 +229,9 @@ class Engine:
         target, factor = program.target, program.source.factor
         height, width = (n * factor for n in x.shape[2:])
         result = torch.empty(len(x), target.channels, *target.size(height, width), device=x.device)
-        if self.name == "winograd" and len(x) > 1 and memory is None:
-            made = self.plan(direction, height, width)
-            if self._together(made, x, result, progress):
-                return result
+        if len(x) > 1 and self.at_once(direction, height, width, memory) > 1:
+            self._together(self.plan(direction, height, width, memory), x, result, progress)
+            return result
         for i, one in enumerate(x):
             told = share(progress, i, len(x))
             source = rows_of(one)
@@ -240,16 +239,26 @@ class Engine:
                 result[i, :, start:end] = rows
         return result
 
-    def _together(self, made: Plan, x: Tensor, result: Tensor, progress: Progress | None) -> bool:
-        """Many small pictures, a thread each, with the same weights; False, and nothing done, where that takes much.
+    def at_once(self, direction: Direction, height: int, width: int, memory: int | str | None = None) -> int:
+        """How many pictures of a batch are computed at the same time, a thread each: one where that takes much memory.
 
         Threads that share one small picture wait for each other after each of its steps.
-        """
-        from calotype.engine.winograd import Shared, Winograd, Workers, shared_bytes
 
-        threads = made.job.threads
-        if threads == 1 or threads * made.peak + shared_bytes(made) > TOGETHER:
-            return False
+        Raises:
+            MemoryLimitError: as `plan`.
+        """
+        if self.name != "winograd":
+            return 1
+        from calotype.engine.winograd import shared_bytes
+
+        made = self.plan(direction, height, width, memory)
+        limit = TOGETHER if memory is None else min(TOGETHER, parse_memory(memory))
+        return made.job.threads if made.job.threads * made.peak + shared_bytes(made) <= limit else 1
+
+    def _together(self, made: Plan, x: Tensor, result: Tensor, progress: Progress | None) -> None:
+        """Small pictures, a thread each, with the same transformed weights."""
+        from calotype.engine.winograd import Shared, Winograd, Workers
+
         shared, lock, done = Shared(made), threading.Lock(), count(1)
         inference = torch.is_inference_mode_enabled()  # which other threads are not in
 
@@ -264,10 +273,9 @@ class Engine:
                     progress(next(done) / len(x))
 
         try:
-            workers(threads).run(len(x), one)
+            workers(made.job.threads).run(len(x), one)
         finally:
             shared.memory.close()
-        return True
 
     def _fused(self, direction: Direction, x: Tensor) -> Tensor:
         run = cuda.encode_moments if direction == "encode" else cuda.decode
