@@ -45,7 +45,8 @@ _AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
 
-_TURNS = 4  # of the engine's threads, for what is encoded together
+_TURNS = 8  # of the engine's threads, for what is encoded together: at the end of each they wait for the last
+_TOGETHER = 2**26  # bytes of pixels of these at most
 
 Array = NDArray[np.uint8]
 T = TypeVar("T")
@@ -223,7 +224,10 @@ class Worker:
         """Pictures that are encoded together: several where the engine computes some at the same time."""
         width, height = unit.bucket
         together = self.vae.engine_of("encode").at_once("encode", height, width, self._memory)
-        return 1 if together == 1 else _TURNS * together
+        if together == 1:
+            return 1
+        ways = 2 if self.job.rules.flip else 1
+        return max(1, min(_TURNS * together, _TOGETHER // (4 * ways * self.vae.picture_channels * width * height)))
 
     def _read(self, unit: Unit, ahead: int) -> Iterator[tuple[Sample, Placed, Array | Bad]]:
         """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""

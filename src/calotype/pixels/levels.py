@@ -22,14 +22,20 @@ def from_array(array: npt.NDArray[Any]) -> Tensor:
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4):
         found = f"{array.dtype} {list(array.shape)}"
         raise UsageError(f"an array of pixels must be uint8 [H, W, 1, 3 or 4] or [N, H, W, 1, 3 or 4], not {found}.")
-    planes = np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32)
-    return torch.from_numpy(planes).div_(127.5).sub_(1.0)
+    return _scaled(array, 127.5)
 
 
 def from_uint16(array: npt.NDArray[np.uint16]) -> Tensor:
     """uint16 [H, W, 3], where 65535 is white, -> pixels [3, H, W]."""
+    return _scaled(array, 257 * 127.5)
+
+
+def _scaled(array: npt.NDArray[Any], half: float) -> Tensor:
+    """By NumPy, which starts no threads: many threads read pictures, and others compute beside them."""
     planes = np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32)
-    return torch.from_numpy(planes).div_(257 * 127.5).sub_(1.0)
+    planes /= np.float32(half)
+    planes -= np.float32(1)
+    return torch.from_numpy(planes)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
