@@ -2,10 +2,11 @@
 
     python bench/cache.py [read] [--samples 2048] [--repeats 5] [--keep]
 
-read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, as `default_collate`
-makes them one tensor. `LatentDataset` reads shards of float16; beside it are npz files, one a sample, as trainers keep
-them: of latents in float32 (sd-scripts) or float16, and of moments in float32 (MAR), from which both draw a sample.
-Numbers are made up. All files are in the system's memory, as they were just written. Ways take turns, batch by batch.
+read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, as one tensor of
+float32. A cache has shards of float16, read by `LatentDataset.read_batch`, or its samples collated as a DataLoader
+does. Beside it are npz files, one a sample, as trainers keep them, collated: of latents in float32 (sd-scripts) or
+float16, and of moments in float32 (MAR), from which all draw a sample. Numbers are made up. All files are in the
+system's memory, as they were just written. Ways take turns, batch by batch.
 
 Prints a table and then one JSON line for each section; --keep keeps it in bench/results/cache.json, by section and
 processor.
@@ -100,8 +101,8 @@ def npz_moments(paths: Sequence[Path], picked: Sequence[int]) -> torch.Tensor:
     return found
 
 
-def of_dataset(dataset: LatentDataset, picked: Sequence[int]) -> torch.Tensor:
-    """The same of a cache."""
+def collated(dataset: LatentDataset, picked: Sequence[int]) -> torch.Tensor:
+    """The same of a cache, as a DataLoader makes it."""
     found: torch.Tensor = default_collate(dataset.__getitems__(picked))["latents"]
     return found
 
@@ -117,10 +118,12 @@ def read(samples: int, repeats: int) -> list[dict[str, Any]]:
         single, half = (npz(folder / kept, latents, kept) for npz, kept in ((as_npz, "float32"), (as_npz, "float16")))
         both = as_npz(folder / "npz moments", latents, "moments")
         ways: dict[str, Callable[[Sequence[int]], torch.Tensor]] = {
-            "latents, cache": lambda picked: of_dataset(latents, picked),
+            "latents, cache": lambda picked: latents.read_batch(picked)["latents"],
+            "latents, cache, collated": lambda picked: collated(latents, picked),
             "latents, npz float32": lambda picked: npz_latents(single, picked),
             "latents, npz float16": lambda picked: npz_latents(half, picked),
-            "samples of moments, cache": lambda picked: of_dataset(moments, picked),
+            "samples of moments, cache": lambda picked: moments.read_batch(picked)["latents"],
+            "samples of moments, cache, collated": lambda picked: collated(moments, picked),
             "samples of moments, npz float32": lambda picked: npz_moments(both, picked),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}

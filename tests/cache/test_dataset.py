@@ -16,7 +16,7 @@ import torch
 from cachekit import fill, folder, picture
 from safetensors.torch import load_file, save_file
 from support import one_sentence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from calotype.cache import BucketBatchSampler, LatentDataset, Rules, open_cache
 from calotype.errors import CalotypeWarning, StorageError, UsageError
@@ -123,6 +123,23 @@ def test_a_batch_is_its_samples_whatever_their_order(bucketed: Path) -> None:
     for one, i in zip(dataset.__getitems__(order), order, strict=True):
         assert one["index"] == i
         assert torch.equal(one["latents"], dataset[i]["latents"])
+
+
+@pytest.mark.parametrize("given", [{}, {"value": "mode"}, {"scaled": False}])
+def test_a_batch_is_what_torch_collates(given: dict[str, Any], bucketed: Path) -> None:
+    dataset = LatentDataset(bucketed, **given)
+    order = np.flatnonzero(dataset.bucket == 1)[::-1].tolist()
+    batch, collated = dataset.read_batch(order), default_collate(dataset.__getitems__(order))
+    assert batch.keys() == collated.keys()
+    for name, value in collated.items():
+        same = torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
+        assert same, name
+
+
+@pytest.mark.parametrize("indices", [range(11), []])
+def test_a_batch_is_of_one_bucket(indices: list[int], bucketed: Path) -> None:
+    with pytest.raises(UsageError, match="samples of one bucket"):
+        LatentDataset(bucketed).read_batch(indices)
 
 
 def test_a_sample_keeps_no_more_than_itself(bucketed: Path) -> None:

@@ -18,15 +18,16 @@ import json
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from operator import itemgetter
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from calotype.cache.buckets import Size
 from calotype.cache.job import Job
@@ -58,6 +59,29 @@ class LatentSample(TypedDict):
     index: int  # in the manifest
     flipped: bool
     time_ids: Tensor  # int64 [6]
+
+
+class LatentBatch(TypedDict):
+    """Samples of one bucket; see `LatentSample`."""
+
+    latents: Tensor  # float32 [N, C, h, w]
+    caption: list[str]
+    label: NotRequired[list[str]]
+    name: list[str]
+    key: list[str]
+    index: Tensor  # int64 [N]
+    flipped: Tensor  # bool [N]
+    time_ids: Tensor  # int64 [N, 6]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the latents of a sample come from."""
+
+    shape: tuple[int, int, int]
+    stored: tuple[Tensor, ...]  # the mean or the latents, and the log-variance where a sample is drawn, mapped
+    seed: int
+    told: dict[str, Any]  # the rest of the sample
 
 
 @dataclass(frozen=True)
@@ -189,47 +213,80 @@ class LatentDataset(Dataset[LatentSample]):
         Raises:
             as `__getitem__`.
         """
+        found: list[Any] = [None] * len(indices)
+        for at, place in self._places(indices):
+            latents = torch.empty(place.shape)
+            self._fill(latents, place)
+            found[at] = {"latents": self._scaled(latents[None])[0], **place.told}
+        return found
+
+    def read_batch(self, indices: Sequence[int]) -> LatentBatch:
+        """Samples of one bucket, stacked: what torch's `default_collate` makes of `__getitems__`, with a copy less.
+
+        For loops without a DataLoader, as in ``for indices in sampler: batch = dataset.read_batch(indices)``.
+
+        Raises:
+            UsageError: they are of several buckets, or there are none.
+            as `__getitem__`.
+        """
+        places = sorted(self._places(indices), key=itemgetter(0))
+        shapes = {place.shape for _, place in places}
+        if len(shapes) != 1:
+            raise UsageError(
+                f"A batch has samples of one bucket, and these are of {len(shapes)}; BucketBatchSampler gives such."
+            )
+        latents = torch.empty(len(places), *shapes.pop())
+        for row, (_, place) in zip(latents, places, strict=True):
+            self._fill(row, place)
+        told: Any = default_collate([place.told for _, place in places])
+        return cast("LatentBatch", {"latents": self._scaled(latents), **told})
+
+    def _places(self, indices: Sequence[int]) -> Iterator[tuple[int, _Place]]:
+        """Where each sample lies, in the order of the disk, with its number among `indices`."""
         here, epoch = self._here, self.epoch
         for i in indices:
             if not -len(here.units) <= i < len(here.units):
                 raise IndexError(f"there are {len(here.units)} samples, and no number {i}")
-        places = np.asarray(indices) % len(here.units)
-        order = np.lexsort((here.numbers[places, 0], here.units[places])).tolist()
-        found = {at: self._sample(here, epoch, int(places[at])) for at in order}
-        return [found[at] for at in range(len(order))]
+        numbers = np.asarray(indices, dtype=np.int64) % len(here.units)
+        for at in np.lexsort((here.numbers[numbers, 0], here.units[numbers])).tolist():
+            yield at, self._place(here, epoch, int(numbers[at]))
 
-    def _sample(self, here: _Opened, epoch: int, i: int) -> LatentSample:
+    def _place(self, here: _Opened, epoch: int, i: int) -> _Place:
         key: bytes = here.key[i].as_py()
         chosen = hashlib.sha256(f"{self.seed} {epoch} ".encode() + key).digest()
         flipped = self._flip and bool(chosen[8] & 1)
         row, width, height, resized, left, top, bucket_width, bucket_height = here.numbers[i].tolist()
         if flipped:
             left = resized - left - bucket_width
-        tensors = self._mapped(here, int(here.units[i]), (bucket_width, bucket_height), row)
-        sample = LatentSample(
-            latents=self._latents(tensors, row, "_flip" if flipped else "", chosen),
-            caption=here.caption[i].as_py() or "",
-            name=here.name[i].as_py(),
-            key=key.hex(),
-            index=i,
-            flipped=flipped,
-            time_ids=torch.tensor([height, width, top, left, bucket_height, bucket_width]),
-        )
+        told = {
+            "caption": here.caption[i].as_py() or "",
+            "name": here.name[i].as_py(),
+            "key": key.hex(),
+            "index": i,
+            "flipped": flipped,
+            "time_ids": torch.tensor([height, width, top, left, bucket_height, bucket_width]),
+        }
         if here.labelled:
-            sample["label"] = here.label[i].as_py()
-        return sample
+            told["label"] = here.label[i].as_py()
+        bucket, end = (bucket_width, bucket_height), "_flip" if flipped else ""
+        tensors = self._mapped(here, int(here.units[i]), bucket, row)
+        names = (self._point, "logvar") if self._drawn else (self._point,)
+        stored = tuple(tensors[f"{name}{end}"][row] for name in names)
+        return _Place(here.cache.job.shape(bucket), stored, int.from_bytes(chosen[:8], "little") >> 1, told)
 
-    def _latents(self, tensors: Mapping[str, Tensor], row: int, end: str, chosen: bytes) -> Tensor:
-        """Latents of a row, which share nothing with others.
+    def _fill(self, latents: Tensor, place: _Place) -> None:
+        """Writes raw latents of one sample.
 
         One by one: what a vector of many gives for a number may depend on its place in it.
         """
-        point = tensors[f"{self._point}{end}"][row].to(torch.float32, copy=True)
+        latents.copy_(place.stored[0])
         if self._drawn:  # as `DiagonalGaussian.sample`, to the bit, without its copies, which took twice as long
-            std = tensors[f"logvar{end}"][row].to(torch.float32, copy=True).clamp_(-30.0, 20.0).mul_(0.5).exp_()
-            generator = torch.Generator().manual_seed(int.from_bytes(chosen[:8], "little") >> 1)
-            point += std.mul_(torch.randn(point.shape, generator=generator))
-        return point if self._format is None else self._format.to_model(point[None])[0]
+            std = place.stored[1].to(torch.float32, copy=True).clamp_(-30.0, 20.0).mul_(0.5).exp_()
+            generator = torch.Generator().manual_seed(place.seed)
+            latents += std.mul_(torch.randn(place.shape, generator=generator))
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        return raw if self._format is None else self._format.to_model(raw)
 
     def _mapped(self, here: _Opened, unit: int, bucket: Size, row: int) -> dict[str, Tensor]:
         """Tensors of a unit, as they lie in the file, with this row."""
