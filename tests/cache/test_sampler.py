@@ -118,6 +118,14 @@ def test_without_a_world_it_is_alone() -> None:
     assert (one.rank, one.world, len(one)) == (0, 1, 3)
 
 
+def test_its_world_is_that_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_initialized", True), ("get_rank", 2), ("get_world_size", 3)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    one = sampler([12], 2)
+    assert (one.rank, one.world) == (2, 3)
+    assert list(one) == list(sampler([12], 2, rank=2, world=3))
+
+
 @pytest.mark.parametrize(
     ("size", "more", "why"),
     [

@@ -90,8 +90,8 @@ class _Opened:
 
     cache: Cache
     state: str  # of the manifest
-    numbers: NDArray[np.int64]  # [N, 8], see `_NUMBERS`
-    units: NDArray[np.int64]  # of each sample, its number in `names`
+    numbers: NDArray[np.int32]  # [N, 8], see `_NUMBERS`
+    units: NDArray[np.int32]  # of each sample, its number in `names`
     names: list[str]  # of units
     key: Any  # pyarrow columns
     name: Any
@@ -178,7 +178,7 @@ class LatentDataset(Dataset[LatentSample]):
         return self._buckets()[0]
 
     def _buckets(self) -> tuple[list[Size], NDArray[np.int64]]:
-        width, height = self._here.numbers[:, -2:].T
+        width, height = self._here.numbers[:, -2:].T.astype(np.int64)
         joined = width << 32 | height
         found, inverse = np.unique(joined, return_inverse=True)
         return [(int(one) >> 32, int(one) & 0xFFFFFFFF) for one in found], inverse.astype(np.int64)
@@ -229,16 +229,16 @@ class LatentDataset(Dataset[LatentSample]):
             UsageError: they are of several buckets, or there are none.
             as `__getitem__`.
         """
-        places = sorted(self._places(indices), key=itemgetter(0))
+        places = list(self._places(indices))
         shapes = {place.shape for _, place in places}
         if len(shapes) != 1:
             raise UsageError(
                 f"A batch has samples of one bucket, and these are of {len(shapes)}; BucketBatchSampler gives such."
             )
         latents = torch.empty(len(places), *shapes.pop())
-        for row, (_, place) in zip(latents, places, strict=True):
-            self._fill(row, place)
-        told: Any = default_collate([place.told for _, place in places])
+        for at, place in places:
+            self._fill(latents[at], place)
+        told: Any = default_collate([place.told for _, place in sorted(places, key=itemgetter(0))])
         return cast("LatentBatch", {"latents": self._scaled(latents), **told})
 
     def _places(self, indices: Sequence[int]) -> Iterator[tuple[int, _Place]]:
@@ -339,8 +339,8 @@ def _open(path: str) -> _Opened:
     return _Opened(
         cache=cache,
         state=state,
-        numbers=np.stack([columns[name].to_numpy().astype(np.int64) for name in _NUMBERS], axis=1),
-        units=unit.indices.to_numpy().astype(np.int64),
+        numbers=np.stack([columns[name].to_numpy().astype(np.int32) for name in _NUMBERS], axis=1),
+        units=unit.indices.to_numpy(),
         names=unit.dictionary.to_pylist(),
         key=columns["key"],
         name=columns["name"],
