@@ -80,10 +80,11 @@ def test_whole_batches_are_of_one_bucket_at_each_step(counts: list[int], size: i
         assert len({bucket[i] for batch in step for i in batch}) == 1
 
 
-def test_steps_are_of_one_bucket_but_for_small_ones() -> None:
-    ranks, bucket = dealt([100, 57, 2], 8, 4), Buckets(100, 57, 2).bucket
+@pytest.mark.parametrize(("counts", "mixed"), [((40, 40), 0), ((33, 57, 4), 0), ((100, 57, 2), 1)])
+def test_steps_are_of_one_bucket_but_for_small_ones(counts: tuple[int, ...], mixed: int) -> None:
+    ranks, bucket = dealt([*counts], 8, 4), Buckets(*counts).bucket
     steps = [{int(bucket[i]) for batch in step for i in batch} for step in zip(*ranks, strict=True)]
-    assert sum(len(one) > 1 for one in steps) == 1
+    assert sum(len(one) > 1 for one in steps) == mixed
 
 
 def test_a_rest_is_dealt_to_all_batches_of_its_bucket() -> None:
