@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from support import one_sentence
 from torch.utils.data import DataLoader, default_collate
 
 from calotype.cache import BucketBatchSampler, LatentDataset, Rules, open_cache
+from calotype.cache.check import drop, repair
+from calotype.cache.job import canonical
+from calotype.cache.store import Store
+from calotype.cache.tables import MANIFEST, parquet, table
 from calotype.errors import CalotypeWarning, StorageError, UsageError
 from calotype.latents import latent_format_from_dict
 from calotype.pixels import read_picture
@@ -28,6 +32,13 @@ from calotype.vae import VAE
 
 def all_of(dataset: LatentDataset) -> dict[str, torch.Tensor]:
     return {one["name"]: one["latents"] for one in map(dataset.__getitem__, range(len(dataset)))}
+
+
+def with_format(out: Path, format_: dict[str, Any]) -> None:
+    """Has a cache say that its latents are of another format."""
+    job = open_cache(out).job
+    changed = replace(job, vae=replace(job.vae, latent_format=format_))
+    Store(out).write("cache.json", canonical(changed.to_dict()))
 
 
 def open_files() -> set[str]:
@@ -255,9 +266,6 @@ def test_refusals(tmp_path: Path, data: Path, out: Path, vae: VAE) -> None:
 
 def test_pictures_that_are_missing_are_said(data: Path, out: Path, vae: VAE) -> None:
     fill(data, out, vae)
-    from calotype.cache.check import drop, repair
-    from calotype.cache.store import Store
-
     drop(Store(out), open_cache(out).units[0])
     repair(Store(out))
     with pytest.warns(CalotypeWarning, match="3 pictures are not cached yet"):
@@ -290,9 +298,7 @@ def test_shards_of_other_shapes_are_refused(data: Path, out: Path, vae: VAE) -> 
 )
 def test_a_format_that_nobody_knows_is_said(format_: dict[str, Any], why: str, data: Path, out: Path, vae: VAE) -> None:
     fill(data, out, vae)
-    job = json.loads((out / "cache.json").read_text())
-    job["vae"]["latent_format"] = format_
-    (out / "cache.json").write_text(json.dumps(job))
+    with_format(out, format_)
     with pytest.raises(UsageError, match="scaled=False") as told:
         LatentDataset(out)
     assert why in str(told.value)
@@ -306,9 +312,7 @@ def test_packed_latents_come_packed_and_odd_ones_are_refused(tmp_path: Path, dat
     }  # fmt: skip
     for size, path in (((16, 16), out), ((24, 16), tmp_path / "odd")):
         fill(data, path, vae, rules=Rules(size=size))
-        job = json.loads((path / "cache.json").read_text())
-        job["vae"]["latent_format"] = packed
-        (path / "cache.json").write_text(json.dumps(job))
+        with_format(path, packed)
     row = open_cache(out).row(0)["mean"].float()
     format_ = latent_format_from_dict(packed)
     found = LatentDataset(out, value="mode")[0]["latents"]
@@ -320,9 +324,6 @@ def test_packed_latents_come_packed_and_odd_ones_are_refused(tmp_path: Path, dat
 
 def test_an_empty_cache_is_refused(tmp_path: Path, out: Path, vae: VAE) -> None:
     fill(folder(tmp_path / "data", 1), out, vae)
-    from calotype.cache.store import Store
-    from calotype.cache.tables import MANIFEST, parquet, table
-
     cache = open_cache(out)
     rows = table({name: [] for name in MANIFEST}, MANIFEST)
     Store(out).write("manifest.parquet", parquet(rows, {"fingerprint": cache.job.fingerprint}))

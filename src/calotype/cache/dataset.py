@@ -306,7 +306,7 @@ class LatentDataset(Dataset[LatentSample]):
                 self._shards.popitem(last=False)
         self._shards.move_to_end(unit)
         tensors = self._shards[unit]
-        if row >= (count := len(tensors[self._point])):
+        if not 0 <= row < (count := len(tensors[self._point])):
             raise StorageError(
                 f"{here.cache.store}: the manifest has row {row} of unit {here.names[unit]}, whose shard has {count} "
                 "rows; calotype cache repair mends it."
