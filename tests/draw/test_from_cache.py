@@ -79,7 +79,7 @@ def test_a_step_draws_anew_around_the_modes(cache: Path, vae: VAE) -> None:
         assert 0 < float((drawn - modes).square().mean()) < 0.1 * float(modes.square().mean())
 
 
-def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, cache: Path, vae: VAE) -> None:
+def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, pictures: Path, cache: Path, vae: VAE) -> None:
     def stop(line: dict[str, float]) -> None:
         if (line["part"], line["step"]) == (2, 2):
             signal.raise_signal(signal.SIGTERM)
@@ -89,6 +89,9 @@ def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, cache: Path, v
     assert train_drawing(RECIPE, cache, parts, vae, report=stop) is None
     assert train_drawing(RECIPE, cache, parts, vae, resume=True) == parts / "weights.safetensors"
     assert same_tensors(*(load_model(run / "weights.safetensors") for run in (whole, parts)))
+    other = cache_of(pictures, tmp_path / "other", vae, store="float32")
+    with pytest.raises(UsageError, match="it was trained with another cache; give another --out"):
+        train_drawing(RECIPE, other, parts, vae, resume=True)
 
 
 def test_refusals(tmp_path: Path, pictures: Path, cache: Path, vae: VAE) -> None:

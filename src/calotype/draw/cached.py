@@ -68,6 +68,11 @@ class CachedPictures:
         self.captions = [Caption(file=f"row {i}", name=text) for i, text in enumerate(texts) if text]
 
     @property
+    def fingerprint(self) -> str:
+        """Of the cache, but for its pictures."""
+        return self._dataset.job.fingerprint
+
+    @property
     def sha256(self) -> str:
         """Of all captions."""
         return hashlib.sha256(json.dumps([one.name for one in self.captions]).encode()).hexdigest()

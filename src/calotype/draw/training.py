@@ -262,7 +262,8 @@ def _train(
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
-    begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
+    source = {"VAE": vae.sha256, **({"cache": cached.fingerprint} if cached else {})}
+    begun = _begun(out, recipe, trained, source, resume) if checkpoint.exists() else None
     if cached:  # none of its pictures is held out
         drawing = Drawing(recipe, trained, cached.modes(), vae.sha256, vae.device, cached.drawn)
     else:
@@ -278,7 +279,7 @@ def _train(
         "held_out": sorted(captions[index].name for index in set(range(len(captions))) - set(seen)),
     }  # fmt: skip
 
-    on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
+    on = json.dumps(_trained_on(source, drawing.model.text.tokenizer))
 
     def save() -> None:
         with writing(checkpoint) as file:
@@ -313,7 +314,9 @@ def _train(
     return out / WEIGHTS if drawing.step >= recipe.steps else None
 
 
-def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, resume: bool) -> dict[str, Any]:
+def _begun(
+    out: Path, recipe: DrawingRecipe, captions: list[Caption], source: dict[str, str], resume: bool
+) -> dict[str, Any]:
     """The checkpoint of a run, if it can be gone on with."""
     checkpoint = out / CHECKPOINT
     if not resume:
@@ -326,17 +329,17 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     changed = sorted(key for key in fixed if then.get(key) != now[key])
     if not changed:  # the same recipe, so tokenizers differ by their texts alone
         tokenizer = make_tokenizer(_texts(captions), recipe.text_config())
-        before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(vae, tokenizer)
-        changed = [key for key in after if before.get(key) != after[key]]
+        before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(source, tokenizer)
+        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
         raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")
     return state
 
 
-def _trained_on(vae: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """What a run is of beside its recipe, as hashes: the VAE whose latents it learned, and its captions' words."""
+def _trained_on(source: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """What a run is of beside its recipe, as hashes: whose latents (and which cache) it learned, and what words."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return {"VAE": vae, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
+    return {**source, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 def _texts(captions: list[Caption]) -> list[str]:
