@@ -186,6 +186,11 @@ class Shard:
         n, c, h, w = next(iter(self._slices.values())).get_shape()
         return n, c, h, w
 
+    def mapped(self, name: str) -> Tensor:
+        """A tensor as it lies in the file, of which nothing is read yet; copy what is kept of it."""
+        found: Tensor = self._slices[name][:]
+        return found
+
     def rows(self, name: str, start: int, end: int) -> Tensor:
         """Rows from `start` to before `end` of a tensor: [end - start, C, h, w], in the type that is stored.
 

@@ -29,7 +29,13 @@ class Strategy(str, Enum):
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a TOML file.")],
-    data: Annotated[Path, typer.Option(help="Folder (or archive) that the recipe's sources or captions are in.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder (or archive) that the recipe's sources or captions are in; of a drawing model also a cache of "
+            "latents."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, panels, weights.")],
     settings: Annotated[
         list[str] | None,
@@ -57,7 +63,8 @@ def command(
     the same as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
 
     A recipe with a [denoiser], as `emoji` is one, trains a model for `calotype draw` on the pictures and words of
-    DATA/captions.jsonl, on one device; OUT has its weights at every checkpoint.
+    DATA/captions.jsonl, or on the latents and captions of a cache (`calotype cache make`), on one device; OUT has its
+    weights at every checkpoint.
     """
     from calotype.draw.recipe import is_drawing_recipe
     from calotype.errors import UsageError

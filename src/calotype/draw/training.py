@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from calotype import __version__
 from calotype.apart import described_by, require_apart
+from calotype.draw.cached import CachedPictures, is_cache
 from calotype.draw.captions import (
     Caption,
     held_out,
@@ -66,12 +67,20 @@ class Drawing:
         latents: of these pictures, [N, C, h, w].
         vae: sha256 of the VAE that they are of.
         device: where it is trained.
+        drawn: gives the latents of such pictures for a step of the denoiser; those of `latents` without it.
     """
 
     def __init__(
-        self, recipe: DrawingRecipe, captions: list[Caption], latents: Tensor, vae: str, device: torch.device
+        self,
+        recipe: DrawingRecipe,
+        captions: list[Caption],
+        latents: Tensor,
+        vae: str,
+        device: torch.device,
+        drawn: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         self.recipe, self.captions, self.latents, self.device = recipe, captions, latents, device
+        self.drawn = drawn or (lambda picked, step: self.latents[picked])
         self.word_step = self.step = 0  # of the two parts
         text = recipe.text_config()
         tokenizer = make_tokenizer(_texts(captions), text)
@@ -124,7 +133,7 @@ class Drawing:
         """Latents, prompts, times, noise and noise on sketches of this step of the second part."""
         recipe = self.recipe
         picked, prompts, generator = self._picked(1, self.step, recipe.batch)
-        clean = self.latents[picked]
+        clean = self.drawn(picked, self.step)
         noise = torch.randn(clean.shape, generator=generator)
         # logit-normal times (Esser et al. 2024, arXiv:2403.03206, section 3.1)
         t = (recipe.time_mean + recipe.time_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
@@ -205,11 +214,14 @@ def train_drawing(
     report: Callable[[dict[str, float]], None] = lambda line: None,
     track: Track = lambda items: items,
 ) -> Path | None:
-    """Trains a drawing model on a folder of captioned pictures.
+    """Trains a drawing model on a folder of captioned pictures, or on a cache of latents.
+
+    Of a cache of moments the denoiser sees a fresh sample at each step; of pictures, the posterior's mode.
 
     Args:
-        data: the folder with captions.jsonl (see `read_captions`).
-        out: the run's folder: latents, checkpoint, metrics.jsonl, and at the end weights.safetensors.
+        data: the folder with captions.jsonl (see `read_captions`), or of a cache (see `CachedPictures`).
+        out: the run's folder: latents where pictures are encoded, checkpoint, metrics.jsonl, and at the end
+            weights.safetensors.
         vae: in whose latents it will draw.
         resume: goes on from the checkpoint in `out`.
         report: is given the figures of some steps.
@@ -220,9 +232,10 @@ def train_drawing(
 
     Raises:
         UsageError: if captions can't be read, or `out` holds a run of another recipe, or one and `resume` is off, or
-            another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB.
+            another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB, or
+            a cache is not of this VAE and size.
         PictureError: if a picture can't be read.
-        StorageError: if the disk refuses what is to be kept; what was written before stays.
+        StorageError: if the disk refuses what is to be kept; what was written before stays. Or if a cache is damaged.
     """
     require_rgb(vae.picture_channels, vae.name, "drawing")
     require_as_large(vae.config, "Drawing")
@@ -239,28 +252,34 @@ def _train(
     report: Callable[[dict[str, float]], None],
     track: Track,
 ) -> Path | None:
-    captions = read_captions(data)
+    cached = CachedPictures(data, vae, recipe.size, recipe.seed) if is_cache(data) else None
+    captions = cached.captions if cached else read_captions(data)
     apart = {one.file for one in held_out(captions, recipe.held_out)}
-    known = (data / "captions.jsonl", *(data / one.file for one in captions), *described_by(vae.loaded.files))
+    files = cached.files if cached else (data / "captions.jsonl", *(data / one.file for one in captions))
+    known = (*files, *described_by(vae.loaded.files))
     require_apart([out / name for name in (LATENTS, CHECKPOINT, METRICS, WEIGHTS)], known)
     seen = [index for index, one in enumerate(captions) if one.file not in apart]
     trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
-    begun = _begun(out, recipe, trained, vae.sha256, resume) if checkpoint.exists() else None
-    latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
-    drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
+    source = {"VAE": vae.sha256, **({"cache": cached.fingerprint} if cached else {})}
+    begun = _begun(out, recipe, trained, source, resume) if checkpoint.exists() else None
+    if cached:  # none of its pictures is held out
+        drawing = Drawing(recipe, trained, cached.modes(), vae.sha256, vae.device, cached.drawn)
+    else:
+        latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
+        drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
     if begun:
         with restoring(checkpoint, ADVICE):
             drawing.load_state_dict(begun)
     keep_lines(out / METRICS, lambda line: line["step"] <= (drawing.word_step if line["part"] == 1 else drawing.step))
     about = {
         "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
-        "captions": hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
+        "captions": cached.sha256 if cached else hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
         "held_out": sorted(captions[index].name for index in set(range(len(captions))) - set(seen)),
     }  # fmt: skip
 
-    on = json.dumps(_trained_on(vae.sha256, drawing.model.text.tokenizer))
+    on = json.dumps(_trained_on(source, drawing.model.text.tokenizer))
 
     def save() -> None:
         with writing(checkpoint) as file:
@@ -295,7 +314,9 @@ def _train(
     return out / WEIGHTS if drawing.step >= recipe.steps else None
 
 
-def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, resume: bool) -> dict[str, Any]:
+def _begun(
+    out: Path, recipe: DrawingRecipe, captions: list[Caption], source: dict[str, str], resume: bool
+) -> dict[str, Any]:
     """The checkpoint of a run, if it can be gone on with."""
     checkpoint = out / CHECKPOINT
     if not resume:
@@ -308,17 +329,17 @@ def _begun(out: Path, recipe: DrawingRecipe, captions: list[Caption], vae: str, 
     changed = sorted(key for key in fixed if then.get(key) != now[key])
     if not changed:  # the same recipe, so tokenizers differ by their texts alone
         tokenizer = make_tokenizer(_texts(captions), recipe.text_config())
-        before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(vae, tokenizer)
-        changed = [key for key in after if before.get(key) != after[key]]
+        before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(source, tokenizer)
+        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
         raise UsageError(f"{checkpoint}: it was trained with another {', '.join(changed)}; give another --out.")
     return state
 
 
-def _trained_on(vae: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """What a run is of beside its recipe, as hashes: the VAE whose latents it learned, and its captions' words."""
+def _trained_on(source: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """What a run is of beside its recipe, as hashes: whose latents (and which cache) it learned, and what words."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return {"VAE": vae, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
+    return {**source, "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 def _texts(captions: list[Caption]) -> list[str]:
