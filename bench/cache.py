@@ -1,12 +1,16 @@
 """What a cache of latents gives, beside other ways to keep them.
 
-    python bench/cache.py [read] [--samples 2048] [--repeats 5] [--keep]
+    python bench/cache.py [read] [make] [--samples 2048] [--repeats 5] [--keep]
 
 read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, as one tensor of
 float32. A cache has shards of float16, read by `LatentDataset.read_batch`, or its samples collated as a DataLoader
 does. Beside it are npz files, one a sample, as trainers keep them, collated: of latents in float32 (sd-scripts) or
 float16, and of moments in float32 (MAR), from which all draw a sample. Numbers are made up. All files are in the
 system's memory, as they were just written. Ways take turns, batch by batch.
+
+make: a cache of made-up JPEGs of 640x480, from the first look at them to the manifest, beside encodes of tensors alone,
+as many, in batches of 64: the built-in VAE at 256x256 (an eighth of the samples), and a network of Stable Diffusion's
+size with random weights at 512x512 (a hundredth). Both take turns.
 
 Prints a table and then one JSON line for each section; --keep keeps it in bench/results/cache.json, by section and
 processor.
@@ -26,19 +30,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import git, processor, say
+from engine import git, processor, random_network, say
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import default_collate
 
+import calotype
 from calotype.cache import Job, LatentDataset, Rules
 from calotype.cache.job import Made, Value, canonical
+from calotype.cache.make import job_of, make as fill
 from calotype.cache.manifest import write_manifest
 from calotype.cache.store import JOB, Store
 from calotype.cache.units import UNIT_SAMPLES, Sample, Unit
 from calotype.cache.worker import Attempt
+from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.posterior import DiagonalGaussian
+from calotype.weights.save import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, BATCH, SHAPE = 512, 64, (4, 64, 64)
@@ -156,8 +165,63 @@ def table_of_read(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def jpegs(folder: Path, count: int) -> None:
+    """So many photographs, nearly: smooth, with a little noise."""
+    y, x = np.mgrid[0:480, 0:640]
+    for i in range(count):
+        noise = np.random.default_rng(i).normal(0, 6, (480, 640, 3))
+        waves = [100 * np.sin(x / (40 + i % 7 + 9 * c)) * np.cos(y / (60 + i % 5 + 5 * c)) for c in range(3)]
+        levels = np.clip(128 + np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(levels).save(folder / f"{i}.jpg", quality=90)
+
+
+def make(samples: int, repeats: int) -> list[dict[str, Any]]:
+    """Pictures a second of a cache that is made, and of encodes alone."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers")
+        for network, weights, side, count in (
+            ("built-in", None, 256, samples // 8), ("SD1's size", folder / "sd1", 512, samples // 100)
+        ):  # fmt: skip
+            vae = calotype.load(weights, device="cpu")
+            data = folder / network
+            data.mkdir()
+            jpegs(data, count)
+            pixels = torch.rand(min(count, BATCH), 3, side, side) * 2 - 1
+            job = job_of(vae, Rules(size=(side, side)))
+            rates: dict[str, list[float]] = {"cache": [], "encodes alone": []}
+            vae.encode(pixels[:2])
+            for turn in range(repeats):
+                say(f"make: {network}, turn {turn + 1} of {repeats}")
+                begin = time.perf_counter()
+                fill(data, folder / f"{network} {turn}", vae, job)
+                rates["cache"].append(count / (time.perf_counter() - begin))
+                begin = time.perf_counter()
+                for start in range(0, count, BATCH):
+                    vae.encode(pixels[: min(BATCH, count - start)])
+                rates["encodes alone"].append(count / (time.perf_counter() - begin))
+            shares = [one / other for one, other in zip(*rates.values(), strict=True)]
+            rows.append(
+                {"network": network, "side": side, "pictures": count, "share": statistics.median(shares),
+                 "share_min": min(shares), "share_max": max(shares),
+                 **{way: statistics.median(found) for way, found in rates.items()}}
+            )  # fmt: skip
+    return rows
+
+
+def table_of_make(rows: Sequence[dict[str, Any]]) -> Table:
+    """What a reader wants of it."""
+    shown = Table("network", "pixels", "pictures", "rate of a cache, of encodes alone: median (least to most)")
+    for row in rows:
+        share = f"{row['share']:.2f} ({row['share_min']:.2f} to {row['share_max']:.2f})"
+        shown.add_row(row["network"], f"{row['side']}x{row['side']}", str(row["pictures"]), share)
+    return shown
+
+
 SECTIONS: dict[str, tuple[Callable[[int, int], list[dict[str, Any]]], Callable[[Any], Table]]] = {
-    "read": (read, table_of_read)
+    "read": (read, table_of_read),
+    "make": (make, table_of_make),
 }
 
 

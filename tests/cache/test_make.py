@@ -180,7 +180,7 @@ def test_another_vae_or_rule_is_refused_and_named(data: Path, out: Path, vae: VA
         ("--value moments, not mode", (vae, {"value": "mode"})),
         ("--store float16, not float32", (vae, {"store": "float32"})),
         ("size 16x16, not 32x16", (vae, {"rules": Rules(size=(32, 16))})),
-        ("flip False, not True", (vae, {"rules": Rules(size=(16, 16), flip=True)})),
+        ("no flip, not flip", (vae, {"rules": Rules(size=(16, 16), flip=True)})),
         ("crop centre, not top", (vae, {"rules": Rules(size=(16, 16), crop="top")})),
         ("seed 0, not 3", (vae, {"rules": Rules(size=(16, 16), seed=3)})),
         ("background 255,255,255, not 0,0,0", (vae, {"rules": Rules(size=(16, 16), background=(0, 0, 0))})),

@@ -137,7 +137,7 @@ class Job:
         mine, its = self.rules.to_dict(), other.rules.to_dict()
         for name, value in mine.items():
             if value != its[name] and (name != "sizes" or mine["buckets"] == its["buckets"] != ""):
-                told.append(f"{name} {_said(value)}, not {_said(its[name])}")
+                told.append(f"{_rule(name, value)}, not {_rule(name, its[name])}")
         return " and ".join(told)
 
 
@@ -180,6 +180,12 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 def _named(vae: Made) -> str:
     return f"{vae.name} ({vae.sha256[:12]}...)"
+
+
+def _rule(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {_said(value)}"
 
 
 def _said(value: Any) -> str:
