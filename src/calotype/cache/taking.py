@@ -29,7 +29,8 @@ from calotype.cache.words import words
 from calotype.cache.worker import Attempt
 from calotype.errors import LatentsError, NonFiniteError, UsageError
 from calotype.files import as_text, make_folder
-from calotype.latent_files import LatentFile, open_latents, sd_scripts
+from calotype.latent_files import LatentFile, musubi, open_latents, sd_scripts
+from calotype.latent_files.telling import header
 from calotype.latents import Packed, same_space
 from calotype.pixels import upright_size
 from calotype.sources import Stored as Pictures, open_source
@@ -157,11 +158,14 @@ def _opened(path: Path, vae: VAE) -> LatentFile:
         LatentsError: it is no such cache, or damaged.
         UsageError: it holds several latents, or those of another kind of VAE.
     """
-    file = open_latents(path)
-    if file.program not in PROGRAMS:
+    foreign = (
+        path.suffix == ".safetensors" and (names := header(path)) and not any(map(musubi.LATENTS.fullmatch, names))
+    )
+    file = None if foreign else open_latents(path)
+    if file is None or file.program not in PROGRAMS:
+        kind = "other tensors" if file is None else f"{file.program or 'bare'} ones"
         raise LatentsError(
-            f"{path}: these are no latents that {' or '.join(PROGRAMS)} cached, but {file.program or 'bare'} ones; "
-            "move them elsewhere."
+            f"{path}: these are no latents that {' or '.join(PROGRAMS)} cached, but {kind}; move them elsewhere."
         )
     if len(file) != 1:
         raise UsageError(

@@ -29,6 +29,9 @@ LOST = 3.0
 APART = 0.5
 """How far latents may be from the VAE's own, as a share of these about their mean, beyond what a sample differs by."""
 
+ALIKE = 0.8
+"""Correlation from which on latents are those of this picture and this VAE, on whatever scale."""
+
 NARROW, WIDE = 1 / 3, 3.0
 """Between these lies the standard deviation of model latents, which is about 1 in every model."""
 
@@ -43,6 +46,7 @@ class Checked:
         own: of the VAE's own round trip.
         apart: how far the latents are from the VAE's own mean, as a share of that about its mean (root mean square).
         scale: how many times the VAE's own they are.
+        alike: their correlation with these.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Checked:
     own: float
     apart: float
     scale: float
+    alike: float
 
 
 def require_right(
@@ -110,10 +115,12 @@ def _checked(name: str, stored: Tensor, pixels: Tensor, vae: VAE, job: Job, memo
     size = float(about.square().mean().sqrt()) or 1.0
     spread = float(posterior.std.square().mean().sqrt()) if job.value == "sample" else 0.0
     apart = max(0.0, float((stored - mean).square().mean().sqrt()) - 1.5 * spread) / size
-    scale = float(((stored - stored.mean()) * about).mean()) / size**2
+    centred = stored - stored.mean()
+    scale = float((centred * about).mean()) / size**2
+    alike = scale * size / (float(centred.square().mean().sqrt()) or 1.0)
     pictures = [_decoded(vae, latents, memory) for latents in (stored, own)]
     got, reached = (psnr(one, to_uint8(given[0])) for one in pictures)
-    return Checked(name, got, reached, apart, scale)
+    return Checked(name, got, reached, apart, scale, alike)
 
 
 def _decoded(vae: VAE, latents: Tensor, memory: int | str | None) -> Tensor:
@@ -130,7 +137,12 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
         if one.apart <= APART and one.psnr >= one.own - LOST:
             continue
         told = f"{one.name}: its latents decode with {one.psnr:.1f} dB, and {name}'s own with {one.own:.1f} dB"
-        if abs(one.scale) > 0.1 and not 0.75 < one.scale < 1.33:
+        if one.alike > ALIKE and 0.75 < one.scale < 1.33:
+            raise CalotypeError(
+                f"{told}: they are near what this VAE gives and not the same, by another shift, another crop or another "
+                "version of the VAE; nothing was written."
+            )
+        if one.alike > ALIKE:
             raise CalotypeError(
                 f"{told}: they are {one.scale:.3g} times what this VAE gives, so their scale is another one than such "
                 "files have; nothing was written."
