@@ -12,7 +12,7 @@ from support import one_sentence
 pytest.importorskip("pyarrow")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cache"))
 
-from tradekit import weights_of  # noqa: E402
+from tradekit import weights_of
 
 
 @pytest.fixture(scope="module")

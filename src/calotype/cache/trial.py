@@ -139,8 +139,8 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
         told = f"{one.name}: its latents decode with {one.psnr:.1f} dB, and {name}'s own with {one.own:.1f} dB"
         if one.alike > ALIKE and 0.75 < one.scale < 1.33:
             raise CalotypeError(
-                f"{told}: they are near what this VAE gives and not the same, by another shift, another crop or another "
-                "version of the VAE; nothing was written."
+                f"{told}: they are near what this VAE gives and not the same, by another shift, crop or version of the "
+                "VAE; nothing was written."
             )
         if one.alike > ALIKE:
             raise CalotypeError(
