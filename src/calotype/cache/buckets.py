@@ -14,6 +14,7 @@ Presets, each as (width, height):
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from math import isqrt, log
 
 from calotype.errors import UsageError
@@ -72,6 +73,7 @@ def _sorted(sizes: set[Size]) -> tuple[Size, ...]:
     return tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size)))
 
 
+@lru_cache(maxsize=2**14)  # pictures of a data set have few sizes
 def nearest(sizes: tuple[Size, ...], width: int, height: int) -> Size:
     """The size whose aspect ratio is nearest to a picture's, in logarithms; of equal ones the largest."""
     shape = log(width / height)

@@ -115,8 +115,9 @@ class Job:
             "channels": self.vae.channels,
             "latent_format": dict(self.vae.latent_format),
         }
-        return {**told, "space": "raw", "tensors": list(self.tensors), "fingerprint": self.fingerprint,
-                "versions": dict(self.versions or {})}  # fmt: skip
+        told |= {"space": "raw", "tensors": list(self.tensors), "fingerprint": self.fingerprint}
+        told["versions"] = dict(self.versions or {})
+        return {**told, "checksum": _checksum(told)}
 
     def difference(self, other: Job) -> str:
         """What of another job's options is not as in this one, as in "value moments, not mode"; empty for nothing."""
@@ -154,6 +155,8 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
     """
     if values.get("format") != FORMAT:
         raise TextError(f"its format is {shown(values.get('format'))}, and this calotype reads format {FORMAT}")
+    if values.get("checksum") != _checksum({key: value for key, value in values.items() if key != "checksum"}):
+        raise TextError("it was changed since it was written")
     try:
         vae = {key: values["vae"][key] for key in Made.__dataclass_fields__}
         job = Job(
@@ -167,8 +170,12 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
     except (KeyError, TypeError, ValueError) as error:
         raise TextError(f"it does not describe a cache ({error})") from None
     if job.fingerprint != values.get("fingerprint"):
-        raise TextError("its fingerprint is another one: it was changed, or another version of calotype wrote it")
+        raise TextError("its fingerprint is another one, so another version of calotype wrote it")
     return job
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(values)).hexdigest()
 
 
 def _named(vae: Made) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype import __version__, stopping
-from calotype.apart import require_apart
 from calotype.cache.guard import running, waiting
 from calotype.cache.job import Job, Made, Stored as StoredType, Value
 from calotype.cache.local import work
@@ -24,13 +23,12 @@ from calotype.cache.reader import job_in
 from calotype.cache.receipts import Bad, Receipt, receipts
 from calotype.cache.rules import Rules
 from calotype.cache.scan import pictures, scan
-from calotype.cache.store import CLAIMS, JOB, MANIFEST, RUNS, SCAN, Store
+from calotype.cache.store import CLAIMS, JOB, RUNS, SCAN, Store
 from calotype.cache.tables import arrow
 from calotype.cache.units import Plan, held, of_part, plan, unit
 from calotype.cache.worker import Step, Worker
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 from calotype.files import write_bytes
-from calotype.sources import files_of
 from calotype.vae import VAE
 from calotype.weights.mapped import dtype_name
 
@@ -219,7 +217,6 @@ def make(
     allowed(max_bad, 1)
     of_part((), part)
     source, numbers = pictures(data, store.path("."))
-    require_apart([store.path(name) for name in (JOB, SCAN, MANIFEST)], files_of(data), "OUT")
     if source.left_out:
         warnings.warn(source.left_out.sentence, CalotypeWarning, stacklevel=2)
     _require_free(store)

@@ -12,7 +12,7 @@ from calotype.cache.buckets import Size
 from calotype.cache.guard import waiting
 from calotype.cache.job import Job, canonical
 from calotype.cache.receipts import Receipt, receipts
-from calotype.cache.seen import scanned
+from calotype.cache.seen import scanned, scanned_digest
 from calotype.cache.store import MANIFEST, SCAN, Store, samples_name
 from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES, arrow, parquet, read, table
 from calotype.cache.units import Held, held, plan, sample_id
@@ -67,9 +67,7 @@ def summary(store: Store, job: Job, good: Mapping[str, Receipt], has: Held) -> d
 
 def state(store: Store, good: Mapping[str, Receipt]) -> str:
     """What a manifest is made of: the same where neither the scan nor a unit has changed."""
-    digest = hashlib.sha256()
-    if store.size(SCAN) is not None:
-        digest.update(store.sha256(SCAN).encode())
+    digest = hashlib.sha256(scanned_digest(store).encode())
     for unit, receipt in sorted(good.items()):
         digest.update(f"{unit} {receipt.shard_sha256} {receipt.samples_sha256}".encode())
     return digest.hexdigest()
@@ -84,24 +82,30 @@ def manifest_rows(store: Store, has: Held) -> Any:
     pa, _ = arrow()
     parts = [read(store.path(samples_name(unit)), SAMPLES) for unit in has.units]
     starts = np.cumsum([0, *(part.num_rows for part in parts)])
-    nothing = table({name: [] for name in SAMPLES}, SAMPLES)
-    whole = pa.concat_tables([nothing, *parts])
+    made = pa.concat_tables([table({name: [] for name in SAMPLES}, SAMPLES), *parts])
+    del parts  # a million rows take hundreds of megabytes
     if store.size(SCAN) is None:
-        places = np.arange(whole.num_rows)
-        units = np.repeat(np.arange(len(parts)), np.diff(starts))
-        made = whole
+        units = np.repeat(np.arange(len(has.units)), np.diff(starts))
     else:
         seen = scanned(store)
-        found = []
-        for i, (name, key) in enumerate(zip(seen["name"].to_pylist(), seen["key"].to_pylist(), strict=True)):
-            if (place := has.rows.get(sample_id(name, key))) is not None:
-                found.append((i, *place))
-        rows, units, inner = np.array(found, dtype=np.int64).reshape(-1, 3).T
-        places = starts[units] + inner
-        made, now = whole.take(places), seen.take(rows)
+        rows, units, inner = _places(seen, has)
+        made, now = made.take(starts[units] + inner), seen.take(rows)
         for name in ("caption", "label"):
-            made = made.set_column(made.schema.get_field_index(name), name, now[name].combine_chunks())
+            made = made.set_column(made.schema.get_field_index(name), name, now[name])
     used, numbers = np.unique(units, return_inverse=True)
     names = pa.array([has.units[i] for i in used], type=pa.string())
     column = pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), names)
     return made.append_column("unit", column).select(list(COLUMNS)).combine_chunks()
+
+
+def _places(seen: Any, has: Held) -> tuple[Any, Any, Any]:
+    """Rows of the scan that units hold, the number of the unit of each, and the row in it: int64 [N] each."""
+    found = np.full((3, seen.num_rows), -1, dtype=np.int64)
+    i = 0
+    for part in seen.select(["name", "key"]).to_batches(2**14):
+        for name, key in zip(part["name"].to_pylist(), part["key"].to_pylist(), strict=True):
+            if (place := has.rows.get(sample_id(name, key))) is not None:
+                found[:, i] = i, *place
+            i += 1
+    rows, units, inner = found[:, found[0] >= 0]
+    return rows, units, inner

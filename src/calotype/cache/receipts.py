@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from calotype.cache.store import RECEIPTS, Store, receipt_name, samples_name, shard_name
-from calotype.texts import TextError, json_table, whole
+from calotype.texts import TextError, flag, json_table, number, plain, shown, whole
 
 
 @dataclass(frozen=True)
@@ -113,21 +113,40 @@ def receipt_of(data: bytes) -> Receipt:
     """
     told = json_table(data, names=True)
     try:
-        sums = told.pop("sums")
-        made = {
-            **told,
-            "bucket": tuple(told["bucket"]),
-            "bad": tuple(Bad(**one) for one in told["bad"]),
-            "sums": Sums(sums["count"], *(tuple(sums[key]) for key in ("sum", "squares", "variance"))),
-        }
-        receipt = Receipt(**made)
+        bad = tuple(_bad(one) for one in told["bad"])
+        receipt = Receipt(**{**told, "bucket": tuple(told["bucket"]), "bad": bad, "sums": _sums(told["sums"])})
         for key in ("count", "shard_bytes", "samples_bytes"):
             whole(getattr(receipt, key), key, 0, 2**60)
+        for key in ("unit", "fingerprint", "shard_sha256", "samples_sha256"):
+            _text(getattr(receipt, key), key)
         width, height = receipt.bucket
         whole(width, "bucket"), whole(height, "bucket")
+        if not isinstance(receipt.made, dict):
+            raise TextError(f"made must be a table, not {shown(receipt.made)}")
+    except TextError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TextError(f"it is no receipt ({error})") from None
+        raise TextError(f"it is no receipt ({plain(str(error))})") from None
     return receipt
+
+
+def _bad(told: Mapping[str, Any]) -> Bad:
+    bad = Bad(_text(told["name"], "name"), _text(told["key"], "key"), _text(told["reason"], "reason"))
+    bytes.fromhex(bad.key)
+    return replace(bad, again=flag(told["again"], "again"))
+
+
+def _sums(told: Mapping[str, Any]) -> Sums:
+    columns = [tuple(number(value, key) for value in told[key]) for key in ("sum", "squares", "variance")]
+    if len(columns[0]) != len(columns[1]) or len(columns[2]) not in (0, len(columns[0])):
+        raise TextError("sums must be of as many channels each")
+    return Sums(whole(told["count"], "sums.count", 0, 2**60), *columns)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TextError(f"{name} must be a text, not {shown(value)}")
+    return value
 
 
 def receipts(store: Store, fingerprint: str) -> tuple[dict[str, Receipt], dict[str, str]]:

@@ -20,3 +20,8 @@ def scanned(store: Store) -> Any:
 def scanned_data(store: Store) -> str:
     """What the last scan was of: a folder, archive or dataset as it was given."""
     return metadata(store.path(SCAN)).get("data", "")
+
+
+def scanned_digest(store: Store) -> str:
+    """What tells one scan's result from another's; empty where there was none."""
+    return metadata(store.path(SCAN)).get("digest", "")

@@ -98,7 +98,10 @@ def parquet(rows: Any, metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a file of a pyarrow Table."""
     _, pq = arrow()
     target = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(dict(metadata or {})), target, compression="zstd", row_group_size=2**17)
+    pq.write_table(
+        rows.replace_schema_metadata(dict(metadata or {})), target,
+        compression="zstd", row_group_size=2**17, write_page_checksum=True,
+    )  # fmt: skip
     return target.getvalue()
 
 
@@ -110,9 +113,11 @@ def read(path: Path, kinds: Mapping[str, str], columns: Sequence[str] | None = N
     """
     pa, pq = arrow()
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:  # read_table would import pandas
+        # read_table would import pandas
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             found = file.read(columns=list(columns or kinds))
-    except (OSError, pa.ArrowException) as error:
+        found.validate(full=True)  # texts are such
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from None
     schema = _schema(tuple((name, kind) for name, kind in kinds.items() if columns is None or name in columns))
     if set(found.column_names) != set(schema.names):
@@ -126,7 +131,7 @@ def metadata(path: Path) -> dict[str, str]:
     pa, pq = arrow()
     try:
         told = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return {}
     return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in told.items()}
 
@@ -140,7 +145,7 @@ def count(path: Path) -> int:
     pa, pq = arrow()
     try:
         return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from None
 
 
