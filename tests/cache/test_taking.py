@@ -156,6 +156,15 @@ def test_old_files_without_a_model(sd1: VAE, beside: Path, tmp_path: Path) -> No
     assert (done.program, done.model, done.pictures) == ("sd-scripts", "", 5)
 
 
+def test_masks_are_left_out_and_told_of(sd1: VAE, beside: Path, tmp_path: Path) -> None:
+    path = beside / "cat/0_0040x0040_sd.npz"
+    with np.load(path) as arrays:
+        told = {name: arrays[name] for name in arrays.files}
+    np.savez(path, **told, alpha_mask=np.ones((32, 32), np.float32))
+    done = take(beside, tmp_path / "taken", sd1, check=0)
+    assert done.notes == ("1 of 5 files hold masks or other tensors too, which were left out.",)
+
+
 def test_files_of_text_encoders_are_left_aside(sd1: VAE, beside: Path, tmp_path: Path) -> None:
     np.savez(beside / "cat/0_sdxl_te_outputs.npz", hidden=np.zeros(3, np.float32))
     np.savez(beside / "cat/0_flux_te.npz", hidden=np.zeros(3, np.float32))

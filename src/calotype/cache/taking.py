@@ -42,6 +42,7 @@ UNKNOWN = -1
 that is made here is mixed with it."""
 
 _NAME = re.compile(r"(.+)_(\d{4,6})x(\d{4,6})_[a-z0-9]+")
+_KNOWN = re.compile(r"original_size|crop_ltrb|latents_flipped")
 _OF_TEXTS = re.compile(r"_te(_outputs)?\.(npz|safetensors)$")
 
 
@@ -71,12 +72,18 @@ class Taken:
 
 @dataclass(frozen=True)
 class _File:
-    """One file, and the picture that it is of."""
+    """One file, and the picture that it is of.
+
+    Attributes:
+        beside: whether that lies beside it.
+        more: whether there is something in the file that a cache has no place for.
+    """
 
     path: Path
     bucket: Size
     sample: Sample
     beside: bool
+    more: bool
 
 
 def take(
@@ -121,6 +128,8 @@ def take(
         checked, notes = require_right(
             Store(made), job, vae, _pictures(folder), [one.sample for one in files if one.beside], check, memory
         )
+    if more := sum(one.more for one in files):
+        notes = (*notes, f"{more:,} of {len(files):,} files hold masks or other tensors too, which were left out.")
     return Taken(
         program=first.program, model=first.model, samples=len(files), value=value, flips=flips,
         pictures=sum(one.beside for one in files), checked=checked, notes=notes,
@@ -211,7 +220,7 @@ def _files(folder: Path, paths: Sequence[Path], first: LatentFile, vae: VAE) -> 
         if sample is None:
             key = hashlib.sha256(path.read_bytes()).digest()
             sample = Sample(0, key, as_text(inner.as_posix()), size or bucket, size or bucket)
-        found.append(_File(path, bucket, sample, beside))
+        found.append(_File(path, bucket, sample, beside, any(not _KNOWN.match(name) for name in file.left_out)))
     return found
 
 

@@ -21,14 +21,19 @@ def whole(path: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     nearest = next(above for above in target.parents if above.exists())
+    inside = False
     try:
         with temporary_folder(nearest) as beside:
             made = beside / "made"  # with the rights that a folder has
             made.mkdir()
+            inside = True
             yield made
+            inside = False
             make_folder(target.parent)
             if target.is_dir():
                 target.rmdir()
             made.rename(target)
     except OSError as error:
+        if inside:  # it is about something else
+            raise
         raise StorageError(refusal(path, error)) from None
