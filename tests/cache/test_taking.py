@@ -32,10 +32,18 @@ def sd1(root: Path) -> VAE:
     return vae_of(root, "sd1")
 
 
+@pytest.fixture(scope="module")
+def made(root: Path, sd1: VAE) -> Path:
+    """A folder with a cache, and its pictures with sd-scripts' files beside."""
+    (root / "made").mkdir()
+    export(cached(root / "made", sd1), root / "made/pictures", "sd-scripts")
+    return root / "made"
+
+
 @pytest.fixture
-def beside(sd1: VAE, tmp_path: Path) -> Path:
-    """Pictures with their caches of sd-scripts beside."""
-    export(cached(tmp_path, sd1), tmp_path / "pictures", "sd-scripts")
+def beside(made: Path, tmp_path: Path) -> Path:
+    """A copy of these pictures, and of the cache in `latents` beside it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path / "pictures"
 
 
@@ -114,15 +122,13 @@ def test_another_scale_is_found(factor: float, said: str, sd1: VAE, beside: Path
     assert not list(tmp_path.glob(".calotype*"))
 
 
-def test_a_shift_is_found(root: Path, tmp_path: Path) -> None:
-    vae = vae_of(root, "sd1")
-    export(cached(tmp_path, vae), tmp_path / "pictures", "sd-scripts")
-    for path in (tmp_path / "pictures").rglob("*.npz"):
+def test_a_shift_is_found(sd1: VAE, beside: Path, tmp_path: Path) -> None:
+    for path in beside.rglob("*.npz"):
         with np.load(path) as arrays:
             told = {name: arrays[name] + (9 if name.startswith("latents") else 0) for name in arrays.files}
         np.savez(path, **told)
     with pytest.raises(CalotypeError, match="near what this VAE gives and not the same, by another shift"):
-        take(tmp_path / "pictures", tmp_path / "taken", vae)
+        take(beside, tmp_path / "taken", sd1)
 
 
 def test_another_vae_is_found(root: Path, beside: Path, tmp_path: Path) -> None:
