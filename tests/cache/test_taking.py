@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cachekit import picture
+from cachekit import fill, picture
 from tradekit import cached, vae_of
 
-from calotype.cache import Cache, open_cache
+from calotype.cache import Cache, Rules, open_cache
 from calotype.cache.check import verify
 from calotype.cache.export import export
 from calotype.cache.export.rows import drawn
@@ -122,6 +122,22 @@ def test_another_scale_is_found(factor: float, said: str, sd1: VAE, beside: Path
     assert not list(tmp_path.glob(".calotype*"))
 
 
+def test_what_was_cut_out_without_resizing_is_found_right(sd1: VAE, tmp_path: Path) -> None:
+    """As with sd-scripts' bucket_no_upscale, of a picture a little larger than its bucket."""
+    from PIL import Image
+
+    blocks = np.random.default_rng(0).integers(0, 256, (23, 20, 3), dtype=np.uint8)  # so fine that a place tells
+    whole = Image.fromarray(blocks.repeat(2, 0).repeat(2, 1))
+    (tmp_path / "pictures").mkdir()
+    whole.crop((4, 7, 36, 39)).save(tmp_path / "pictures/a.png")
+    fill(tmp_path / "pictures", tmp_path / "latents", sd1, rules=Rules(size=(32, 32)))
+    export(tmp_path / "latents", tmp_path / "npz", "sd-scripts")
+    whole.save(tmp_path / "npz/a.png")
+    (tmp_path / "npz/a_0032x0032_sd.npz").rename(tmp_path / "npz/a_0040x0046_sd.npz")
+    (one,) = take(tmp_path / "npz", tmp_path / "taken", sd1).checked
+    assert one.apart < 0.01
+
+
 def test_a_shift_is_found(sd1: VAE, beside: Path, tmp_path: Path) -> None:
     for path in beside.rglob("*.npz"):
         with np.load(path) as arrays:
@@ -133,7 +149,7 @@ def test_a_shift_is_found(sd1: VAE, beside: Path, tmp_path: Path) -> None:
 
 def test_another_vae_is_found(root: Path, beside: Path, tmp_path: Path) -> None:
     other = vae_of(root, "sd1", seed=1)
-    with pytest.raises(CalotypeError, match="another VAE made them, or they are of another picture"):
+    with pytest.raises(CalotypeError, match="another VAE made them, or they are of another picture or crop"):
         take(beside, tmp_path / "taken", other)
     assert not (tmp_path / "taken").exists()
     assert take(beside, tmp_path / "taken", other, check=0).checked == ()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from calotype.cache.buckets import Size
 from calotype.cache.job import Job
 from calotype.cache.reader import Cache
 from calotype.cache.receipts import Bad
-from calotype.cache.rules import Rules
+from calotype.cache.rules import Placed, Rules
 from calotype.cache.store import Store
 from calotype.cache.units import Sample
 from calotype.cache.worker import picture
@@ -89,16 +90,27 @@ def require_right(
     checked, notes = [], []
     for sample in samples[:: max(1, math.ceil(len(samples) / count))]:
         row = cache.row(places[sample.name, sample.key])
-        bucket = row["bucket_width"], row["bucket_height"]
-        placed = Rules(size=bucket).place(*sample.upright, sample.key)
-        levels = picture(pictures, sample, job.rules, placed, alpha_mode(vae.picture_channels, None))
-        if isinstance(levels, Bad):  # also what lies on its side, which these programs don't turn
-            notes.append(f"{sample.name} was not compared: {levels.reason.rstrip('.')}.")
-            continue
-        pixels = from_array(levels)
-        checked.append(_checked(sample.name, row["latents"].float(), pixels, vae, job, memory))
+        tried = []
+        for placed in _places(sample, (row["bucket_width"], row["bucket_height"])):
+            levels = picture(pictures, sample, job.rules, placed, alpha_mode(vae.picture_channels, None))
+            if isinstance(levels, Bad):  # also what lies on its side, which these programs don't turn
+                notes.append(f"{sample.name} was not compared: {levels.reason.rstrip('.')}.")
+                break
+            tried.append(_checked(sample.name, row["latents"].float(), from_array(levels), vae, job, memory))
+            if tried[-1].apart <= APART:
+                break
+        if tried:
+            checked.append(max(tried, key=lambda one: one.alike))
     _require(checked, vae)
     return tuple(checked), tuple(notes)
+
+
+def _places(sample: Sample, bucket: Size) -> Iterator[Placed]:
+    """How these programs bring a picture to its bucket: resized to cover it, or cut out of it as it is."""
+    yield Rules(size=bucket).place(*sample.upright, sample.key)
+    spare = sample.upright[0] - bucket[0], sample.upright[1] - bucket[1]
+    if min(spare) >= 0 and max(spare) > 0:
+        yield Placed(resized=sample.upright, corner=(spare[0] // 2, spare[1] // 2), bucket=bucket, enlarged=False)
 
 
 def _names(cache: Cache) -> list[tuple[str, bytes]]:
@@ -140,7 +152,7 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
         if one.alike > ALIKE and 0.75 < one.scale < 1.33:
             raise CalotypeError(
                 f"{told}: they are near what this VAE gives and not the same, by another shift, crop or version of the "
-                "VAE; nothing was written."
+                "VAE; --verify 0 takes them unseen. Nothing was written."
             )
         if one.alike > ALIKE:
             raise CalotypeError(
@@ -148,8 +160,8 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
                 "files have; nothing was written."
             )
         raise CalotypeError(
-            f"{told}: another VAE made them, or they are of another picture; give the VAE that did with --vae. Nothing "
-            "was written."
+            f"{told}: another VAE made them, or they are of another picture or crop; give the VAE that did with --vae, "
+            "or --verify 0 to take them unseen. Nothing was written."
         )
 
 
