@@ -272,7 +272,7 @@ def test_a_picture_on_its_side_is_told_of(sd1: VAE, tmp_path: Path) -> None:
     picture(tmp_path / "data/a.jpg", 64, 32, exif=exif)
     fill(tmp_path / "data", tmp_path / "latents", sd1, rules=Rules(size=(16, 16)))
     done = given(open_cache(tmp_path / "latents"), tmp_path / "npz", "sd-scripts")
-    assert "1 pictures lie on their side in their files, and sd-scripts does not turn them" in done.notes[0]
+    assert "for those that lie on their side in their files, 1 here;" in done.notes[0]
     assert [path.name for path in (tmp_path / "npz").iterdir()] == ["a_0064x0032_sd.npz"]
 
 
