@@ -192,8 +192,8 @@ def _notes(rows: Rows, format_: Format, wants: Wants, value: Value | None) -> It
         turned = int((np.asarray(samples["stored_width"]) != np.asarray(samples["width"])).sum())
         if turned:
             yield (
-                f"{format_.title} does not turn pictures upright, and looks for latents of another size for those that lie on "
-                f"their side in their files, {turned:,} here; turn the files themselves."
+                f"{format_.title} does not turn pictures upright, and looks for latents of another size for those "
+                f"that lie on their side in their files, {turned:,} here; turn the files themselves."
             )
 
 
