@@ -20,6 +20,7 @@ from calotype import __version__, stopping
 from calotype.cli import (
     blend,
     cache,
+    cache_trade,
     convert,
     decode,
     direction,
@@ -104,6 +105,8 @@ for named, of_cache, shown in (
     ("stats", cache.stats, cache.STATS_EXAMPLE),
     ("repair", cache.repair, cache.REPAIR_EXAMPLE),
     ("gc", cache.gc, cache.GC_EXAMPLE),
+    ("export", cache_trade.export, cache_trade.EXPORT_EXAMPLE),
+    ("import", cache_trade.take, cache_trade.IMPORT_EXAMPLE),
 ):
     _add(caching, named, of_cache, shown)
 app.add_typer(caching, name=cache.NAME, help=cache.HELP, epilog=cache.MAKE_EXAMPLE)

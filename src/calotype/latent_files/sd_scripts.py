@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from torch.nn import functional
 
 from calotype.errors import UsageError
+from calotype.latent_files.arrays import Archive
 from calotype.latent_files.found import Found, Item, told
 from calotype.latent_files.models import SD_SCRIPTS, Space
 from calotype.latent_files.spaces import as_published
 from calotype.latents import Latents
 
 _LATENTS = re.compile(r"latents(_\d+x\d+)?")
+_FLIPPED = re.compile(r"latents_flipped(_\d+x\d+)?")
 _BESIDE = ("original_size", "crop_ltrb")
 _BY_FORMAT = {stored.format: suffix for suffix, stored in SD_SCRIPTS.items() if suffix != "lumina"}  # flux's, too
 _ONE_SIZE = ("sd", "sdxl")  # whose keys have no size
@@ -75,7 +78,12 @@ def space_of(format_: str) -> Space:
 
 def file_name(stem: str, latents: Latents) -> str:
     """What such a file is called, of a picture that is called `stem`."""
-    return f"{stem}_{latents.padding.width:04d}x{latents.padding.height:04d}_{suffix_of(latents.format.name)}.npz"
+    return name_of(stem, (latents.padding.width, latents.padding.height), suffix_of(latents.format.name))
+
+
+def name_of(stem: str, size: tuple[int, int], suffix: str) -> str:
+    """What such a file is called, of a picture of (width, height) pixels in its file."""
+    return f"{stem}_{size[0]:04d}x{size[1]:04d}_{suffix}.npz"
 
 
 def content(path: Path, latents: Latents) -> bytes:
@@ -90,14 +98,60 @@ def content(path: Path, latents: Latents) -> bytes:
             f"{path}: sd-scripts tells latents of format {latents.format.name!r} by the end of the file's name; let it "
             f"end with _{suffix}.npz."
         )
-    tensor = as_published(latents, space_of(latents.format.name)).float()
+    tensor = as_published(latents, space_of(latents.format.name))
     height, width = latents.padding.height, latents.padding.width
-    arrays = {"latents": tensor.numpy(), "original_size": np.array([width, height]),
-              "crop_ltrb": np.array([0, 0, width, height])}  # fmt: skip
+    alpha = None
     if latents.alpha is not None:  # as large as the bucket, for a batch is stacked; nothing is learnt of padding
-        added = (0, latents.padding.right, 0, latents.padding.bottom)
-        arrays["alpha_mask"] = functional.pad(latents.alpha.float(), added).numpy()
+        alpha = functional.pad(latents.alpha, (0, latents.padding.right, 0, latents.padding.bottom))
+    return packed(suffix, tensor, (width, height), (0, 0, width, height), alpha=alpha)
+
+
+def packed(
+    suffix: str,
+    tensor: Tensor,
+    original: tuple[int, int],
+    crop: tuple[float, float, float, float],
+    *,
+    flipped: Tensor | None = None,
+    alpha: Tensor | None = None,
+) -> bytes:
+    """Such a file of one picture's latents, [C, h, w], in the space that sd-scripts keeps them in; they become float32.
+
+    Args:
+        suffix: that ends the file's name.
+        original: (width, height) of the picture in its file.
+        crop: left, top, right and bottom; see `letterbox`.
+        flipped: latents of the mirrored picture.
+        alpha: of the bucket's pixels, [H, W].
+    """
+    arrays = {"latents": tensor.float().numpy(), "original_size": np.array(original), "crop_ltrb": np.array(crop)}
+    if flipped is not None:
+        arrays["latents_flipped"] = flipped.float().numpy()
+    if alpha is not None:
+        arrays["alpha_mask"] = alpha.float().numpy()
     size = "" if suffix in _ONE_SIZE else f"_{tensor.shape[1]}x{tensor.shape[2]}"
     file = io.BytesIO()
     np.savez(file, **{name + size: array for name, array in arrays.items()})  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def letterbox(original: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What sd-scripts keeps as the crop of a picture (library/train_util.py, get_crop_ltrb): left, top, right, bottom.
+
+    It is where the whole picture would lie, were it fitted into the bucket, wherever it was cropped.
+    """
+    width, height = float(bucket[0]), float(bucket[1])
+    shape = original[0] / original[1]
+    if width / height > shape:
+        width = height * shape
+    else:
+        height = width / shape
+    left, top = (bucket[0] - width) // 2, (bucket[1] - height) // 2
+    return left, top, left + width, top + height
+
+
+def mirrored(path: Path) -> Tensor | None:
+    """The latents of the mirrored picture in such a file, of one resolution; None where there are none."""
+    arrays = Archive(path)
+    name = next((name for name in arrays if _FLIPPED.fullmatch(name)), None)
+    return None if name is None else arrays[name].read()

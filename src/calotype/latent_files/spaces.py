@@ -16,6 +16,7 @@ from calotype.latents import (
     PackedUntold,
     Space,
     carried,
+    is_model,
     latent_format,
     same_as_model,
     space_of,
@@ -63,7 +64,13 @@ def as_published(latents: Latents, space: Space) -> Tensor:
             f"These latents are of a format called {format_.name!r} with other numbers than those it is published "
             f"with, which another program could not know; leave out --to (to=)."
         )
-    return carried(latents.to_raw().tensor[None], format_, KNOWN[format_.name])[0]
+    known = KNOWN.get(format_.name)
+    if known is None and is_model(format_):  # FLUX.2's statistics stand among its VAE's weights alone
+        raise UsageError(
+            f"Raw latents of format {format_.name!r} are asked for, and these are scaled by statistics among another "
+            "VAE's weights; take that one."
+        )
+    return carried(latents.to_raw().tensor[None], format_, known or format_)[0]
 
 
 def factor(name: str) -> int:

@@ -1,0 +1,52 @@
+"""A file for each picture, called after it: what sd-scripts and musubi-tuner have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from calotype.cache.export.rows import Row, Rows
+from calotype.errors import UsageError
+from calotype.files import make_folder, write_bytes
+
+
+def write(
+    rows: Rows, folder: Path, name: Callable[[str, Row], str], content: Callable[[Row], bytes], title: str
+) -> None:
+    """Writes one file a sample, in folders as the pictures lie in.
+
+    Args:
+        name: of a file, of the picture's stem and its sample.
+        content: of a file.
+        title: of the program.
+
+    Raises:
+        UsageError: two pictures would have one file, a name leads out of the folder, or another file is there already.
+        StorageError: the disk refuses it.
+    """
+    seen: dict[str, str] = {}
+    stored = (rows.samples[column].to_pylist() for column in ("name", "stored_width", "stored_height"))
+    for told, *size in zip(*stored, strict=True):
+        path = PurePosixPath(told)
+        if path.is_absolute() or ".." in path.parts:
+            raise UsageError(f"{told}: this picture's name leads out of its folder, so there is no place for its file.")
+        own = f"{path.with_suffix('')} {size}"
+        if own in seen:
+            raise UsageError(
+                f"{seen[own]} and {told} would have one file, for {title} calls it after the picture without its "
+                "suffix; rename one of them, and make the cache anew."
+            )
+        seen[own] = told
+    for row in rows:
+        path = PurePosixPath(row.told["name"])
+        target = folder / path.parent / name(path.stem, row)
+        made = content(row)
+        if target.exists() and not target.is_symlink() and target.is_file() and target.read_bytes() == made:
+            continue
+        if target.exists():
+            raise UsageError(
+                f"{target}: this file is there already, and is another one; remove it, or give another DEST. What was "
+                "written before it is kept."
+            )
+        make_folder(target.parent)
+        write_bytes(target, made)
