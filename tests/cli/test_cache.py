@@ -138,3 +138,17 @@ def test_what_is_enlarged_is_counted(vae: Path, calotype: Calotype) -> None:
     assert "1 picture had to be enlarged" in calotype(*MAKE, "--vae", vae).said[0]
     ran = calotype("cache", "make", "data", "strict", "--size", "16", "--no-enlarge", "--vae", vae)
     assert "0.png: it has 8x8 pixels" in ran.said[0]
+
+
+def test_report(made: tuple[object, ...], vae: Path, calotype: Calotype) -> None:
+    ran = calotype("cache", "report", "out", "--vae", vae, "--report", "page", "--samples", 2)
+    assert (ran.code, ran.out) == (0, "page/index.html\n")
+    text = Path("page/index.html").read_text("utf-8")
+    assert text.count("<img") == 4
+    assert "it is empty: 0 bytes." in text
+    told = calotype("cache", "report", "out", "--samples", 0, "--report", "none", "--json").json
+    assert told["notes"] == ["No VAE was given, so no samples are decoded."]
+    ran = calotype("cache", "report", "data", "--report", "other")
+    assert ran.code == 2
+    one_sentence(ran.said[0])
+    assert not Path("other").exists()

@@ -10,7 +10,7 @@ from cachekit import fill, folder as pictures
 from clikit import small_vae
 from fuzzkit import Accepted, Case
 
-from calotype.cache import Rules, open_cache
+from calotype.cache import LatentDataset, Rules, open_cache
 from calotype.cache.check import verify
 from calotype.cache.manifest import summary
 from calotype.cache.reader import job_in
@@ -35,6 +35,8 @@ def used(out: Path) -> Accepted:
     cache = open_cache(out)
     rows = [cache.row(i) for i in range(min(len(cache), 9))]
     sums = [float(row[job.point].double().sum()) for row in rows]
+    dataset = LatentDataset(out)
+    sums += [float(dataset[i]["latents"].double().sum()) for i in range(min(len(dataset), 9))]
     return Accepted(f"{faults} {told} {counts} {told_stats} {cache.samples.to_pylist()} {sums}")
 
 

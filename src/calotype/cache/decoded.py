@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
+from calotype.cache.job import Job
 from calotype.cache.reader import Cache
 from calotype.cache.receipts import Bad
 from calotype.cache.scan import look, pictures
@@ -57,13 +59,61 @@ def compare(cache: Cache, data: str | Path, vae: VAE, count: int, memory: int | 
         UsageError: the pictures are not there.
     """
     made = Compared()
-    job = cache.job
-    if vae.sha256 != job.vae.sha256:
-        made.faults.append(
-            f"{vae.name} (sha256 {vae.sha256[:12]}...) is not the VAE that made this cache, {job.vae.name} (sha256 "
-            f"{job.vae.sha256[:12]}...); nothing was decoded"
-        )
+    if other := another(cache.job, vae):
+        made.faults.append(f"{other}; nothing was decoded")
         return made
+    for one in again(cache, data, vae, count, memory):
+        if isinstance(one, str):
+            made.faults.append(one)
+            continue
+        own = psnr(decode(vae, one.fresh[cache.job.point], memory), one.pixels)
+        stored = psnr(decode(vae, one.row[cache.job.point], memory), one.pixels)
+        apart = max(_apart(one.row[tensor], one.fresh[tensor]) for tensor in cache.job.tensors)
+        name = one.row["name"]
+        made.samples.append(Decoded(name, stored, own, apart))
+        if abs(stored - own) > APART or apart > 0.01:
+            made.faults.append(
+                f"{name} decodes with {stored:.2f} dB, and the VAE's own round trip has {own:.2f} dB; its latents "
+                f"differ by {apart:.2%}"
+            )
+    return made
+
+
+def another(job: Job, vae: VAE) -> str:
+    """That a VAE is not the one that made a cache, without a full stop; empty if it is."""
+    if vae.sha256 == job.vae.sha256:
+        return ""
+    return (
+        f"{vae.name} (sha256 {vae.sha256[:12]}...) is not the VAE that made this cache, {job.vae.name} (sha256 "
+        f"{job.vae.sha256[:12]}...)"
+    )
+
+
+@dataclass(frozen=True)
+class Again:
+    """A sample beside what is made of its picture now.
+
+    Attributes:
+        row: of the cache (`Cache.row`).
+        pixels: that were encoded, [C, H, W].
+        fresh: their latents, by the cache's tensors.
+    """
+
+    row: dict[str, Any]
+    pixels: Tensor
+    fresh: dict[str, Tensor]
+
+
+def again(
+    cache: Cache, data: str | Path, vae: VAE, count: int, memory: int | str | None = None
+) -> Iterator[Again | str]:
+    """So many samples, evenly from first to last; or why one can't be made again, without a full stop.
+
+    Raises:
+        UsageError: the pictures are not there.
+        WeightsError: half a VAE.
+    """
+    job = cache.job
     vae.require("encoder", "decoder")
     source, numbers = pictures(data, cache.store.path("."))
     places = {as_text(source.names[i]): i for i in numbers}
@@ -73,30 +123,20 @@ def compare(cache: Cache, data: str | Path, vae: VAE, count: int, memory: int | 
         row = cache.row(i)
         name = row["name"]
         if name not in places:
-            made.faults.append(f"{name} is no longer among the pictures")
+            yield f"{name} is no longer among the pictures"
             continue
         upright = row["width"], row["height"]
         sample = Sample(places[name], row["key"], name, (row["stored_width"], row["stored_height"]), upright)
         levels = picture(source, sample, job.rules, job.rules.place(*upright, row["key"]), alpha)
         if isinstance(levels, Bad):
-            made.faults.append(f"{name}: {levels.reason.rstrip('.')}")
+            yield f"{name}: {levels.reason.rstrip('.')}"
             continue
         pixels = from_array(levels)
-        pixels = luma(pixels) if vae.picture_channels == 1 else pixels
         fresh = worker.encode([(levels, row["key"])])[0]
         if isinstance(fresh, NonFiniteError):
-            made.faults.append(f"{name}: {str(fresh).rstrip('.')}")
+            yield f"{name}: {str(fresh).rstrip('.')}"
             continue
-        point = job.point
-        own, stored = (_psnr(_decoded(vae, one[point], memory), pixels) for one in (fresh, row))
-        apart = max(_apart(row[tensor], fresh[tensor]) for tensor in job.tensors)
-        made.samples.append(Decoded(name, stored, own, apart))
-        if abs(stored - own) > APART or apart > 0.01:
-            made.faults.append(
-                f"{name} decodes with {stored:.2f} dB, and the VAE's own round trip has {own:.2f} dB; its latents "
-                f"differ by {apart:.2%}"
-            )
-    return made
+        yield Again(row, luma(pixels) if vae.picture_channels == 1 else pixels, fresh)
 
 
 def changed(store: Store, data: str | Path) -> list[str]:
@@ -132,12 +172,14 @@ def _told(what: str, names: Sequence[str]) -> list[str]:
     return [f"{names[0]}{more}: {what}; calotype cache make brings the cache up to date"]
 
 
-def _decoded(vae: VAE, latents: Tensor, memory: int | str | None) -> Tensor:
+def decode(vae: VAE, latents: Tensor, memory: int | str | None) -> Tensor:
+    """Raw latents [C, h, w] -> pixels [C, H, W], as large as those that were encoded."""
     pixels = vae.decode(latents[None].float(), memory=memory)
     return functional.avg_pool2d(pixels, vae.enlarges)[0].cpu() if vae.enlarges > 1 else pixels[0].cpu()
 
 
-def _psnr(made: Tensor, pixels: Tensor) -> float:
+def psnr(made: Tensor, pixels: Tensor) -> float:
+    """In dB, of pixels in [-1, 1]."""
     error = float((made.double() - pixels.double()).square().mean())
     return 10.0 * math.log10(4.0 / error) if error else math.inf
 

@@ -40,6 +40,7 @@ MAKE_EXAMPLE = "Example: [bold]calotype cache make photos/ latents/ --vae sdxl-v
 STATUS_EXAMPLE = "Example: [bold]calotype cache status latents/[/]"
 VERIFY_EXAMPLE = "Example: [bold]calotype cache verify latents/ --decode 16 --vae sdxl-vae[/]"
 STATS_EXAMPLE = "Example: [bold]calotype cache stats latents/[/]"
+REPORT_EXAMPLE = "Example: [bold]calotype cache report latents/ --vae sdxl-vae --report report/[/]"
 REPAIR_EXAMPLE = "Example: [bold]calotype cache repair latents/[/]"
 GC_EXAMPLE = "Example: [bold]calotype cache gc latents/[/]"
 
@@ -274,6 +275,39 @@ def stats(out: CacheArgument, json: JsonOption = False) -> None:
         print(f"the VAE's own: format {own['name']} ({own['kind']}){f', {said}' if said else ''}")
 
     finish(told, as_json=json, text=text)
+
+
+def report(
+    out: CacheArgument,
+    folder: Annotated[Path, typer.Option("--report", "-o", help="Folder for index.html.")] = Path("cache-report"),
+    samples: Annotated[int, typer.Option(min=0, help="Samples to decode and show, evenly from first to last.")] = 12,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the pictures are.", show_default="where they were")
+    ] = None,
+    vae: VaeOption = None,
+    latent_format: FormatOption = None,
+    prefix: PrefixOption = None,
+    which: WeightsOption = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a page to look at: samples beside their decodes, sizes, statistics, and what could not be cached."""
+    from calotype.cache.page import write_page
+    from calotype.cache.reader import job_in
+    from calotype.cache.store import Store
+    from calotype.cli.common import make_folder
+
+    job = job_in(Store(out))
+    require_folder(folder, "--report")
+    loaded = load_vae(vae, latent_format, device, Dtype.float32, prefix, which, Dtype(job.dtype)) if samples else None
+    make_folder(folder)
+    page = folder / "index.html"
+    with bar("Decoding") as tell:
+        notes = write_page(out, page, loaded, data=data, samples=samples, memory=memory, tell=tell)
+    for note in notes[:MOST_SAID] if samples else ():
+        complain(note)
+    finish({"cache": str(out), "page": str(page), "notes": notes}, as_json=json, text=lambda: print(page))
 
 
 def repair(out: CacheArgument, json: JsonOption = False) -> None:

@@ -103,6 +103,7 @@ for named, of_cache, shown in (
     ("status", cache.status, cache.STATUS_EXAMPLE),
     ("verify", cache.verify, cache.VERIFY_EXAMPLE),
     ("stats", cache.stats, cache.STATS_EXAMPLE),
+    ("report", cache.report, cache.REPORT_EXAMPLE),
     ("repair", cache.repair, cache.REPAIR_EXAMPLE),
     ("gc", cache.gc, cache.GC_EXAMPLE),
     ("export", cache_trade.export, cache_trade.EXPORT_EXAMPLE),

@@ -91,7 +91,7 @@ class Pictures:
     """Pictures in a grid, row after row.
 
     Attributes:
-        images: uint8, [H, W, 3] each; all of one size.
+        images: uint8, [H, W, 3] each; of one size where rows are to be of one height.
         captions: one for each.
         columns: pictures in a row.
     """

@@ -6,12 +6,13 @@ import shlex
 from pathlib import Path
 
 import calotype
-from calotype.evaluate.figures import Figure, Pictures
+from calotype.evaluate.figures import Pictures
 from calotype.evaluate.probe import Finding, Number, Probe
 from calotype.evaluate.report import svg
+from calotype.evaluate.report.drawn import drawn
 from calotype.evaluate.report.markup import Markup, document, element
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
-from calotype.evaluate.report.pictures import BUDGET, encode
+from calotype.evaluate.report.pictures import BUDGET
 from calotype.files import write_bytes
 
 NAMED = 20  # at most, of what has a label and is no picture
@@ -78,33 +79,9 @@ def _finding(finding: Finding, budget: int) -> Markup:
         details("As lines to copy", element("pre", finding.code)) if finding.code else "",
         class_="said",
     )
-    figures = [_figure(figure, budget) for figure in finding.figures]
+    figures = [drawn(figure, budget) for figure in finding.figures]
     return section(
         finding.key, finding.title, element("div", text, element("div", *figures, class_="shown"), class_="finding")
-    )
-
-
-def _figure(figure: Figure, budget: int) -> Markup:
-    if not isinstance(figure, Pictures):
-        return svg.draw(figure)
-    encoded = encode(figure.images, budget)
-    tiles = [
-        element(
-            "figure",
-            element("img", src=uri, width=image.shape[1], height=image.shape[0], alt=caption, decoding="async"),
-            element("figcaption", caption),
-        )
-        for uri, image, caption in zip(encoded.uris, figure.images, figure.captions, strict=True)
-    ]
-    columns = max(1, figure.columns)
-    if len(tiles) > columns:  # places that stay empty, so that the last row has tiles as wide as the others
-        tiles += [element("figure", aria_hidden="true")] * (-len(tiles) % columns)
-    lines = [element("div", *tiles[i : i + columns], class_="row") for i in range(0, len(tiles), columns)]
-    return element(
-        "figure",
-        element("figcaption", figure.title),
-        element("div", *lines, class_="grid-of-pictures", tabindex=0),
-        class_="chart pictures",
     )
 
 
