@@ -83,7 +83,10 @@ def noted() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals come after the block, where the system can hold them back: for what an interrupt would leave broken."""
+    """Signals come after the block, where the system can hold them back: for what an interrupt would leave broken.
+
+    Only as long as there is one thread: another would take them, and the interrupt comes here all the same.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

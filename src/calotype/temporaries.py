@@ -77,6 +77,11 @@ def temporary_file(folder: str | None, buffering: int = -1) -> IO[bytes]:
     return tempfile.TemporaryFile(buffering=buffering, prefix=_prefix(), dir=folder)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder is called as those here are."""
+    return bool(_NAME.match(name))
+
+
 def sweep(folder: Path) -> None:
     """Removes what dead processes of this host left in a folder; a process looks into a folder once."""
     folder = Path(os.path.realpath(folder))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from cachekit import contents, fill, picture, spoilt
 
-from calotype.cache import Rules, open_cache
-from calotype.cache.check import repair, verify
+from calotype.cache import Rules, clear, open_cache
+from calotype.cache.check import drop, repair, verify
 from calotype.cache.clear import empty, gc
-from calotype.cache.decoded import changed, compare
+from calotype.cache.decoded import changed, compare, evenly
 from calotype.cache.guard import running
 from calotype.cache.status import stats, status
 from calotype.cache.store import Store
@@ -195,7 +195,7 @@ def test_gc_keeps_what_is_needed_and_its_numbers(store: Store, data: Path, out: 
         (data / name).unlink()
     fill(data, out, vae)
     assert status(store)["stale"] == 4
-    (out / "shards/16x16/stray.safetensors").write_bytes(b"x")
+    (out / f"shards/16x16/{'0' * 32}.safetensors").write_bytes(b"x")
     (out / "samples/.calotype-000000000000-1-0-x.parquet").write_bytes(b"x")
     done = gc(store)
     assert (done.files, done.rows, done.units) == (2, 4, 2)
@@ -228,7 +228,6 @@ def test_nobody_clears_up_while_a_run_writes(store: Store, out: Path) -> None:
         for act in (gc, repair, empty):
             with pytest.raises(UsageError, match=r"a run of calotype cache make is under way there, by process"):
                 act(store)
-        assert status(store)["runs"] == 1
     assert contents(out) == before
 
 
@@ -262,3 +261,105 @@ def test_statistics_are_those_of_the_latents(value: str, data: Path, out: Path, 
     if value != "moments":
         assert told["scaling_factor"] == pytest.approx(float(1 / point.std(correction=0)), rel=1e-9)
     assert told["of"] == {"moments": "samples"}.get(value, value)
+
+
+@pytest.mark.parametrize(("length", "count"), [(10, 9), (20, 16), (7, 7), (3, 12), (5, 1)])
+def test_samples_are_as_many_as_were_asked_for(length: int, count: int) -> None:
+    found = evenly(length, count)
+    assert len(set(found)) == min(length, count)
+    assert found == sorted(found)
+    assert found[0] == 0
+    assert count == 1 or found[-1] == length - 1
+
+
+def test_only_caches_are_emptied_and_only_of_what_is_theirs(store: Store, out: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "runs/tensorboard").mkdir(parents=True)
+    (project / "cache.json").write_text('{"a": 1}')
+    (project / "runs/tensorboard/events").write_text("x")
+    with pytest.raises(UsageError, match=r"is not of a cache of latents"):
+        empty(Store(project))
+    assert (project / "runs/tensorboard/events").read_text() == "x"
+    (out / "samples/mine.txt").write_text("x")
+    (out / ".gitattributes").write_text("x")
+    gc(store)
+    empty(store)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
+        ".gitattributes", "samples/mine.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_clearing_up_that_was_killed_loses_nothing(
+    moment: int, store: Store, data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit was written anew, and the one that it stands for is still there."""
+    for name in ("0.png", "3.png", "6.png"):
+        (data / name).unlink()
+    fill(data, out, vae)
+
+    dropped = []
+
+    def killed(store: Store, unit: str) -> None:
+        if len(dropped) == moment:
+            raise KeyboardInterrupt
+        dropped.append(unit)
+        drop(store, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clear, "drop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gc(store)
+    assert status(store)["done"] == 4
+    gc(store)
+    told = status(store)
+    assert (told["done"], told["missing"], told["stale"]) == (4, 0, 0)
+    assert not verify(store)
+
+
+def test_what_cannot_be_looked_at_is_not_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = first(store.root, "shards").name
+    stat = Path.stat
+
+    def refused(self: Path, **more: bool) -> object:
+        if self.name == lost:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **more)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    for act in (status, verify, repair, gc):
+        with pytest.raises(StorageError, match=r"can't be read \(Permission denied\); look at the disk"):
+            act(store)
+    monkeypatch.undo()
+    assert not verify(store)
+
+
+def test_nothing_is_cleared_up_while_units_are_damaged(store: Store, out: Path) -> None:
+    first(out, "samples").write_bytes(b"short")
+    before = contents(out)
+    with pytest.raises(UsageError, match=r"1 units are damaged, such as .*calotype cache repair"):
+        gc(store)
+    assert contents(out) == before
+
+
+def test_a_damaged_scan_is_repaired(store: Store, data: Path, out: Path, vae: VAE) -> None:
+    content = (out / "scan.parquet").read_bytes()
+    (out / "scan.parquet").write_bytes(content[:300])
+    with pytest.raises(StorageError, match=r"calotype cache repair"):
+        status(store)
+    dropped, told = repair(store)
+    assert list(dropped) == ["scan.parquet"]
+    assert told["done"] == 7
+    assert not verify(store)
+    assert fill(data, out, vae).made == 0
+    assert not verify(store)
+
+
+def test_a_run_that_was_not_finished_is_told_as_that(store: Store, data: Path, out: Path, vae: VAE) -> None:
+    before = (out / "manifest.parquet").read_bytes()
+    picture(data / "more.png", seed=40)
+    fill(data, out, vae)
+    (out / "manifest.parquet").write_bytes(before)
+    assert verify(store).others == [
+        "manifest.parquet is older than the last run, which was not finished: the same command goes on"
+    ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -16,8 +19,9 @@ from PIL import Image
 from safetensors import safe_open
 from support import one_sentence
 
-from calotype.cache import Rules, open_cache
-from calotype.cache.make import A_FEW, allowed, job_of, make
+from calotype.cache import Job, Rules, open_cache
+from calotype.cache.make import A_FEW, _begun, allowed, job_of, make
+from calotype.cache.store import Store
 from calotype.cache.worker import resized
 from calotype.errors import CalotypeError, UsageError
 from calotype.pixels import from_array, read_picture
@@ -180,7 +184,7 @@ def test_another_vae_or_rule_is_refused_and_named(data: Path, out: Path, vae: VA
         ("--value moments, not mode", (vae, {"value": "mode"})),
         ("--store float16, not float32", (vae, {"store": "float32"})),
         ("size 16x16, not 32x16", (vae, {"rules": Rules(size=(32, 16))})),
-        ("no flip, not flip", (vae, {"rules": Rules(size=(16, 16), flip=True)})),
+        ("no flip", (vae, {"rules": Rules(size=(16, 16), flip=True)})),
         ("crop centre, not top", (vae, {"rules": Rules(size=(16, 16), crop="top")})),
         ("seed 0, not 3", (vae, {"rules": Rules(size=(16, 16), seed=3)})),
         ("background 255,255,255, not 0,0,0", (vae, {"rules": Rules(size=(16, 16), background=(0, 0, 0))})),
@@ -273,7 +277,9 @@ def test_bad_pictures_are_told_and_the_others_made(data: Path, out: Path, vae: V
     spoilt(data / "31.png", data / "3.png")  # in the middle of a unit
     (data / "text.jpg").write_text("no picture")
     outcome = fill(data, out, vae)
-    assert (outcome.made, outcome.held) == (8, 7)
+    assert (outcome.made, outcome.held, outcome.wanted) == (7, 7, 7)
+    again = fill(data, out, vae)
+    assert (again.made, again.held, again.wanted, len(again.bad)) == (0, 7, 7, 3)
     reasons = {one.name: one.reason for one in outcome.bad}
     assert reasons.keys() == {"empty.png", "31.png", "text.jpg"}
     assert reasons["empty.png"] == "it is empty: 0 bytes."
@@ -420,3 +426,28 @@ def test_a_job_says_what_differs_and_survives_its_file(vae: VAE) -> None:
     assert job_from_dict(job.to_dict()).fingerprint == job.fingerprint
     assert job.difference(job) == ""
     assert replace(job, dtype="bfloat16").fingerprint != job.fingerprint
+
+
+def test_of_two_jobs_that_begin_a_cache_at_once_one_is_refused(data: Path, out: Path, vae: VAE) -> None:
+    jobs = [job_of(vae, Rules(size=(side, side))) for side in (16, 32)]
+    here = Barrier(2)
+
+    class Slow(Store):
+        def size(self, name: str) -> int | None:
+            found = super().size(name)
+            with suppress(BrokenBarrierError):
+                here.wait(0.3)  # both have looked, if they may
+            return found
+
+    def begin(job: Job) -> str:
+        try:
+            _begun(Slow(out), job)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    out.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(begin, jobs))
+    assert sorted(map(bool, said)) == [False, True]
+    assert "this cache was made with size" in max(said)

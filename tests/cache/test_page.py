@@ -27,15 +27,15 @@ def square(tmp_path: Path) -> Path:
 
 
 def test_samples_stand_beside_what_their_latents_decode_to(square: Path, out: Path, tmp_path: Path, vae: VAE) -> None:
-    (square / "2.txt").write_text("<b>two</b>")
+    (square / "3.txt").write_text("<b>three</b>")
     fill(square, out, vae, store="float32")
     notes = write_page(out, page := tmp_path / "page.html", vae, samples=2)
     text = page.read_text("utf-8")
     assert notes == []
-    assert [re.findall(f"{i}\\.png", text) != [] for i in range(4)] == [True, False, True, False]
-    assert "2.png: &lt;b&gt;two&lt;/b&gt;" in text
-    row = open_cache(out).row(2)
-    pixels = read_picture(square / "2.png").pixels
+    assert [re.findall(f"{i}\\.png", text) != [] for i in range(4)] == [True, False, False, True]
+    assert "3.png: &lt;b&gt;three&lt;/b&gt;" in text
+    row = open_cache(out).row(3)
+    pixels = read_picture(square / "3.png").pixels
     assert f"16\u00d716, {psnr(vae.decode(row['mean'][None])[0], pixels):.2f} dB" in text
     assert text.count("<img") == 4
     assert "Nothing is missing, and nothing is wrong." in text

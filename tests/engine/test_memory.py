@@ -369,3 +369,27 @@ def test_a_temporary_file_that_gives_nothing_back(tmp_path: Path) -> None:
         spill.read(MAP, 0, torch.zeros(2, 5, 3))
     one_sentence(str(caught.value))
     spill.close()
+
+
+def test_a_block_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs at the same time: what one takes while another gives its own back is not handed out once more."""
+    size, device = 2**20, torch.device("cpu")
+    Memory._idle.clear()
+    Memory(size, device).close()
+    taken: list[Memory] = []
+
+    class Idle(list[Any]):
+        def pop(self, *at: Any) -> Any:
+            if not taken:
+                taken.append(Memory.__new__(Memory))
+                taken[0]._map = super().pop()
+            return super().pop(*at)
+
+    one = Memory(size, device)
+    other = Memory(size, device)
+    other.close()
+    monkeypatch.setattr(Memory, "_idle", Idle(Memory._idle))
+    one.close()  # meanwhile a third takes what `other` gave back
+    left = [id(block) for block in Memory._idle]
+    assert id(taken[0]._map) not in left
+    assert len(left) == len(set(left)) == 1

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from calotype.cache.guard import alone
 from calotype.cache.job import Job
-from calotype.cache.manifest import manifest_rows, write_manifest
+from calotype.cache.manifest import manifest_rows, state, write_manifest
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Receipt, receipts
+from calotype.cache.seen import scanned
 from calotype.cache.shards import look
-from calotype.cache.store import MANIFEST, RECEIPTS, SAMPLES, SHARDS, Store, receipt_name, samples_name
-from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS, read
+from calotype.cache.store import (
+    MANIFEST,
+    RECEIPTS,
+    SAMPLES,
+    SCAN,
+    SHARDS,
+    Store,
+    of_cache,
+    receipt_name,
+    samples_name,
+    unreadable,
+)
+from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS, metadata, read
 from calotype.cache.units import held
 from calotype.errors import StorageError
 
@@ -58,7 +72,7 @@ def verify(store: Store, tell: Tell = lambda done, total: None) -> Faults:
     faults.units |= _damaged(store, job, good, tell)
     sound = {unit: receipt for unit, receipt in good.items() if unit not in faults.units}
     faults.rows = sum(receipt.count for receipt in sound.values())
-    faults.others += _of_manifest(store, sound, bool(faults.units))
+    faults.others += _of_manifest(store, good, sound, bool(faults.units))
     return faults
 
 
@@ -66,7 +80,7 @@ def repair(store: Store, tell: Tell = lambda done, total: None) -> tuple[dict[st
     """Drops damaged units, which the next make makes again, and makes the manifest anew of what receipts say.
 
     Returns:
-        What was wrong with each unit that was dropped, and `manifest.summary`.
+        What was wrong with each unit that was dropped, or with scan.parquet, and `manifest.summary`.
 
     Raises:
         UsageError: there is no cache, or a run is writing it.
@@ -78,6 +92,12 @@ def repair(store: Store, tell: Tell = lambda done, total: None) -> tuple[dict[st
         dropped = wrong | _damaged(store, job, good, tell)
         for unit in dropped:
             drop(store, unit)
+        if store.size(SCAN) is not None:
+            try:
+                scanned(store)
+            except StorageError as error:
+                dropped[SCAN] = str(error)
+                store.remove(SCAN)  # the next make looks at the pictures anew
         return dropped, write_manifest(store, job)
 
 
@@ -119,16 +139,25 @@ def _wrong(store: Store, job: Job, receipt: Receipt) -> str:
             return f"{samples_name(receipt.unit)} has other rows than its shard"
     except StorageError as error:
         return f"{receipt.shard}: {error}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        return f"{receipt.shard} can't be read ({error.strerror or error})"
+        raise StorageError(unreadable(Path(error.filename or receipt.shard), error)) from None
     return ""
 
 
-def _of_manifest(store: Store, sound: Mapping[str, Receipt], damaged: bool) -> list[str]:
-    """What is wrong with the manifest, held against what units hold."""
+def _of_manifest(store: Store, good: Mapping[str, Receipt], sound: Mapping[str, Receipt], damaged: bool) -> list[str]:
+    """What is wrong with the manifest, held against what units hold.
+
+    Args:
+        good: units that are there; sound: those of them that are not damaged.
+    """
     if store.size(MANIFEST) is None:
         return [f"{MANIFEST} is missing: the run that began this cache was never finished"]
     try:
+        told = metadata(store.path(MANIFEST)).get("summary")
+        if told and json.loads(told).get("state") != state(store, good):
+            return [f"{MANIFEST} is older than the last run, which was not finished: the same command goes on"]
         there = read(store.path(MANIFEST), COLUMNS)
         lost = set(there["unit"].combine_chunks().unique().to_pylist()) - {
             unit for unit, one in sound.items() if one.count
@@ -153,7 +182,7 @@ def _same(one: Any, other: Any) -> bool:
 def strays(store: Store, good: Mapping[str, Receipt]) -> list[str]:
     """Files of units that have no receipt, and what attempts and killed runs have left; for who is alone."""
     kept = {name for unit, receipt in good.items() for name in (receipt_name(unit), *receipt.files)}
-    found = [name for folder in (RECEIPTS, SAMPLES, SHARDS) for name in store.files(folder)]
+    found = [name for folder in (RECEIPTS, SAMPLES, SHARDS) for name in store.files(folder) if of_cache(name)]
     # the locks are those of runs that were killed: nobody runs while this is asked
-    top = [path.name for path in store.root.glob(".*") if path.is_file() and path.name != ".alone.lock"]
+    top = [path.name for path in store.root.glob(".*") if path.is_file() and of_cache(path.name)]
     return [name for name in found if name not in kept] + sorted(top)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,24 @@ from calotype.cache.reader import Shard, job_in
 from calotype.cache.receipts import Receipt, receipts
 from calotype.cache.rules import Placed
 from calotype.cache.seen import scanned
-from calotype.cache.store import CLAIMS, JOB, MANIFEST, RECEIPTS, RUNS, SAMPLES, SCAN, SHARDS, Store, samples_name
+from calotype.cache.store import (
+    CLAIMS,
+    JOB,
+    MANIFEST,
+    RECEIPTS,
+    RUNS,
+    SAMPLES,
+    SCAN,
+    SHARDS,
+    Store,
+    of_cache,
+    samples_name,
+)
 from calotype.cache.tables import SAMPLES as COLUMNS, read
 from calotype.cache.units import Held, Sample, Unit, held, sample_id, unit_id
 from calotype.cache.worker import Attempt
+from calotype.errors import UsageError
+from calotype.texts import TextError, json_table
 
 
 @dataclass
@@ -49,7 +64,13 @@ def gc(store: Store) -> Cleared:
     job = job_in(store)
     with alone(store, "clearing up"):
         before, done = _size(store), Cleared()
-        good, _ = receipts(store, job.fingerprint)
+        good, wrong = receipts(store, job.fingerprint)
+        if wrong:
+            unit, why = min(wrong.items())
+            raise UsageError(
+                f"{store}: {len(wrong):,} units are damaged, such as {unit}: {why}; calotype cache repair drops them, "
+                "which comes first."
+            )
         for name in strays(store, good):
             store.remove(name)
             done.files += 1
@@ -59,8 +80,10 @@ def gc(store: Store) -> Cleared:
             ids = {
                 sample_id(name, key) for name, key in zip(*(seen[c].to_pylist() for c in ("name", "key")), strict=True)
             }
+            written: set[str] = set()
             for number, unit in enumerate(has.units):
-                _keep(store, job, good[unit], has, number, ids, done)
+                if unit not in written:
+                    written |= _keep(store, job, good, unit, has, number, ids, done)
         write_manifest(store, job)
         for folder in (RUNS, CLAIMS):
             for name in store.files(folder):
@@ -76,17 +99,46 @@ def empty(store: Store) -> None:
         UsageError: there is no cache, or a run is writing it.
         StorageError: something can't be removed.
     """
+    _require_own(store)
+    folders = (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS)
+    with alone(store, "clearing up"):
+        found = [name for folder in folders for name in store.files(folder) if of_cache(name)]
+        for name in (MANIFEST, *found, SCAN, JOB):
+            store.remove(name)
+        for folder in folders:
+            for place in (*sorted(store.path(folder).glob("*")), store.path(folder)):
+                with suppress(OSError):  # what others have put there stays
+                    place.rmdir()
+
+
+def _require_own(store: Store) -> None:
+    """Checks that a folder is a cache, be it one that is damaged or of another version.
+
+    Raises:
+        UsageError: it is something else.
+    """
     if store.size(JOB) is None:
         job_in(store)
-    with alone(store, "clearing up"):
-        for name in (MANIFEST, *store.files(RECEIPTS), *store.files(SAMPLES), *store.files(SHARDS), SCAN, JOB):
-            store.remove(name)
-        for folder in (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS):
-            shutil.rmtree(store.path(folder), ignore_errors=True)
+    try:
+        told = json_table(store.read(JOB))
+    except (OSError, TextError):
+        told = {}
+    if not {"fingerprint", "tensors", "space"} <= told.keys():
+        raise UsageError(f"{store}: its {JOB} is not of a cache of latents, so nothing was removed; give a cache.")
 
 
-def _keep(store: Store, job: Job, receipt: Receipt, has: Held, number: int, ids: set[bytes], done: Cleared) -> None:
-    """Leaves of a unit what is needed."""
+def _keep(
+    store: Store,
+    job: Job,
+    good: Mapping[str, Receipt],
+    unit: str,
+    has: Held,
+    number: int,
+    ids: set[bytes],
+    done: Cleared,
+) -> set[str]:
+    """Leaves of a unit what is needed; gives the unit that has it then, if that is another one."""
+    receipt = good[unit]
     rows = read(store.path(samples_name(receipt.unit)), COLUMNS).to_pylist()
     needed = []
     for row in rows:
@@ -95,20 +147,22 @@ def _keep(store: Store, job: Job, receipt: Receipt, has: Held, number: int, ids:
             needed.append((id_, row))
     bad = [one for one in receipt.bad if not one.again and sample_id(one.name, bytes.fromhex(one.key)) in ids]
     if len(needed) == len(rows) and (needed or bad or not receipt.bad):
-        return
+        return set()
     done.rows += len(rows) - len(needed)
     done.units += 1
-    if needed:
-        _rewrite(store, job, receipt, needed, bad)
-    drop(store, receipt.unit)
+    kept = unit_id(job, [id_ for id_, _ in needed]) if needed else ""
+    if kept and kept not in good:  # it may be there: of a clearing up that was killed
+        _rewrite(store, job, receipt, kept, needed, bad)
+    drop(store, unit)
+    return {kept} if kept else set()
 
 
 def _rewrite(
-    store: Store, job: Job, receipt: Receipt, needed: list[tuple[bytes, dict[str, Any]]], bad: list[Any]
+    store: Store, job: Job, receipt: Receipt, id_: str, needed: list[tuple[bytes, dict[str, Any]]], bad: list[Any]
 ) -> None:
     samples = [_sample(row) for _, row in needed]
     shard = Shard(store.path(receipt.shard), job.tensors)
-    unit = Unit(unit_id(job, [id_ for id_, _ in needed]), receipt.bucket, tuple(one for one, _ in samples))
+    unit = Unit(id_, receipt.bucket, tuple(one for one, _ in samples))
     attempt = Attempt(job, unit, store)
     attempt.bad += bad
     try:

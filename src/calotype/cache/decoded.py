@@ -119,7 +119,7 @@ def again(
     places = {as_text(source.names[i]): i for i in numbers}
     worker = Worker(job, vae, source, cache.store, memory=memory)
     alpha = alpha_mode(vae.picture_channels, None)
-    for i in range(0, len(cache), max(1, math.ceil(len(cache) / count))):
+    for i in evenly(len(cache), count):
         row = cache.row(i)
         name = row["name"]
         if name not in places:
@@ -137,6 +137,12 @@ def again(
             yield f"{name}: {str(fresh).rstrip('.')}"
             continue
         yield Again(row, luma(pixels) if vae.picture_channels == 1 else pixels, fresh)
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """So many numbers below a length, or all, at even distances from the first to the last."""
+    some = min(length, count)
+    return [i * (length - 1) // max(1, some - 1) for i in range(some)]
 
 
 def changed(store: Store, data: str | Path) -> list[str]:

@@ -137,7 +137,7 @@ class Job:
         mine, its = self.rules.to_dict(), other.rules.to_dict()
         for name, value in mine.items():
             if value != its[name] and (name != "sizes" or mine["buckets"] == its["buckets"] != ""):
-                told.append(f"{_rule(name, value)}, not {_rule(name, its[name])}")
+                told.append(_differs(name, value, its[name]))
         return " and ".join(told)
 
 
@@ -182,10 +182,10 @@ def _named(vae: Made) -> str:
     return f"{vae.name} ({vae.sha256[:12]}...)"
 
 
-def _rule(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return name if value else f"no {name}"
-    return f"{name} {_said(value)}"
+def _differs(name: str, one: Any, other: Any) -> str:
+    if isinstance(one, bool):
+        return f"{name}, not no {name}" if one else f"no {name}"
+    return f"{name} {_said(one)}, not {_said(other)}"
 
 
 def _said(value: Any) -> str:

@@ -97,6 +97,8 @@ class _Run:
     in_unit: int = 0
     left: int = 0
     units: int = 0
+    made: int = 0
+    there: int = 0
 
     def step(self, step: Step) -> None:
         """After each picture."""
@@ -116,6 +118,8 @@ class _Run:
     def finished(self, receipt: Receipt, own: bool) -> None:
         """After each unit."""
         self.units += own
+        self.there += receipt.count
+        self.made += own * receipt.count
         if not own:
             self.progress.done += receipt.count + len(receipt.bad)
             self.progress.bad += len(receipt.bad)
@@ -200,7 +204,7 @@ def make(
         job: see `job_of`.
         memory: at most so much beside the weights, in bytes or words; None: what is fast, and free.
         part: "2/4" makes the second of four parts.
-        max_bad: pictures that may be bad before the run ends, as a number or in percent; three in any case.
+        max_bad: pictures that may be bad before the run ends, as a number, or in percent, of which three may always be.
         folders: pictures without a label have the name of their folder as one.
         tell: called with how far it is, often.
 
@@ -256,14 +260,14 @@ def make(
         if not stopped:
             progress.doing = "manifest"
             tell(progress)
-        count = planned.done + progress.made if stopped else write_manifest(store, job)["done"]
+        count = planned.done + run.there if stopped else write_manifest(store, job)["done"]
     if not stopped and not part and not count:
         raise CalotypeError(_all_bad(source.title, run.bad))
     return Outcome(
         stopped=stopped,
-        wanted=planned.wanted,
+        wanted=planned.wanted - (len(run.bad) - len(planned.bad)),
         held=count,
-        made=progress.made,
+        made=run.made,
         units=run.units,
         bad=run.bad,
         enlarged=planned.enlarged,
@@ -330,10 +334,11 @@ def _begun(store: Store, job: Job) -> Job:
     Raises:
         UsageError: the cache is of another job.
     """
-    if store.size(JOB) is None:
-        text = json.dumps(job.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_bytes(store.path(JOB), text.encode("utf-8", "backslashreplace") + b"\n")
-    there = job_in(store)
+    with waiting(store.path(f".{JOB}.lock")):  # or two that begin at once would each go on with its own
+        if store.size(JOB) is None:
+            text = json.dumps(job.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            write_bytes(store.path(JOB), text.encode("utf-8", "backslashreplace") + b"\n")
+        there = job_in(store)
     if other := there.difference(job):
         raise UsageError(
             f"{store}: this cache was made with {other}; give the same, or another OUT, or empty this one with "

@@ -17,7 +17,7 @@ from calotype.cache.store import MANIFEST, SCAN, Store, samples_name
 from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES, arrow, parquet, read, table
 from calotype.cache.units import Held, held, plan, sample_id
 
-MOST_TOLD = 100  # bad pictures that the manifest tells of
+MOST_TOLD = 1000  # bad pictures that the manifest tells of
 
 
 def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from calotype.cache.store import RECEIPTS, Store, receipt_name, samples_name, shard_name
+from calotype.cache.store import RECEIPTS, Store, receipt_name, samples_name, shard_name, unreadable
+from calotype.errors import StorageError
 from calotype.texts import TextError, flag, json_table, number, plain, shown, whole
 
 
@@ -156,9 +157,11 @@ def receipts(store: Store, fingerprint: str) -> tuple[dict[str, Receipt], dict[s
     for unit in store.names(RECEIPTS, ".json"):
         try:
             receipt = receipt_of(store.read(receipt_name(unit)))
-        except (OSError, TextError) as error:
+        except (FileNotFoundError, TextError) as error:
             wrong[unit] = f"its receipt can't be read ({error})"
             continue
+        except OSError as error:
+            raise StorageError(unreadable(store.path(receipt_name(unit)), error)) from None
         if receipt.unit != unit:
             wrong[unit] = "its receipt is of another unit"
         elif receipt.fingerprint != fingerprint:

@@ -122,19 +122,20 @@ def even_batches(counts: list[int], size: int, world: int) -> list[int]:
     Raises:
         UsageError: there are not enough samples.
     """
-    batches = []
-    for count in counts:
-        dealt = -(-count // (size * world)) * world
-        batches.append(dealt if dealt <= count else -(-count // size))
-    while sum(batches) % world:
-        one = max(range(len(counts)), key=lambda i: counts[i] / batches[i])  # whose batches are largest
-        if counts[one] == batches[one]:
-            raise UsageError(
-                f"{sum(counts)} samples in {len(counts)} buckets can't be dealt to {world} processes so that all have "
-                "as many batches; take fewer processes, or drop_last=True."
-            )
-        batches[one] += 1
-    return batches
+    least = [-(-count // size) for count in counts]
+    even = [-(-count // (size * world)) * world for count in counts]
+    # first with as many buckets as can be that come out even by themselves
+    for start in ([one if one <= count else few for one, few, count in zip(even, least, counts, strict=True)], least):
+        batches = list(start)
+        while sum(batches) % world and sum(batches) < sum(counts):
+            one = max(range(len(counts)), key=lambda i: counts[i] / batches[i])  # whose batches are largest
+            batches[one] += 1
+        if not sum(batches) % world:
+            return batches
+    raise UsageError(
+        f"{sum(counts)} samples in {len(counts)} buckets can't be dealt to {world} processes so that all have as many "
+        "batches; take fewer processes, or drop_last=True."
+    )
 
 
 def whole_batches(counts: list[int], size: int, world: int) -> list[int]:

@@ -6,12 +6,11 @@ import json
 from collections import Counter
 from typing import Any
 
-from calotype.cache.guard import locks
 from calotype.cache.manifest import state, summary
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Sums, receipts, total
 from calotype.cache.seen import scanned_data
-from calotype.cache.store import MANIFEST, RUNS, Store
+from calotype.cache.store import MANIFEST, Store
 from calotype.cache.tables import metadata
 from calotype.cache.units import held
 from calotype.errors import UsageError
@@ -45,7 +44,6 @@ def status(store: Store) -> dict[str, Any]:
         "units": len(good),
         "broken": wrong,
         "bytes": sum(receipt.shard_bytes + receipt.samples_bytes for receipt in good.values()),
-        "runs": len(locks(store, RUNS)),
         "made": dict(made),
     }
 

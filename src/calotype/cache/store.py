@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calotype.errors import StorageError
 from calotype.files import atomic_path, make_folder, refusal, write_bytes
+from calotype.temporaries import is_temporary
 
 JOB = "cache.json"
 SCAN = "scan.parquet"
@@ -21,6 +23,11 @@ RECEIPTS, SAMPLES, SHARDS = "receipts", "samples", "shards"
 CLAIMS, RUNS = "claims", "runs"  # locks
 
 _STEP = 2**20
+_UNIT = r"[0-9a-f]{32}"
+_OWN = re.compile(
+    rf"cache\.json|(scan|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
+    rf"|shards/\d+x\d+/{_UNIT}\.safetensors|(runs/|claims/)?\.(?!alone\.)[^/]*\.lock"
+)
 
 
 class Store:
@@ -72,11 +79,17 @@ class Store:
             raise StorageError(refusal(self.path(name), error)) from None
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Bytes of a file; None where there is none.
+
+        Raises:
+            StorageError: it can't be looked at, which is no reason to think that it is gone.
+        """
         try:
             return self.path(name).stat().st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise StorageError(unreadable(self.path(name), error)) from None
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of a folder's files that end so, without the ending, sorted; none where there is no folder."""
@@ -86,9 +99,16 @@ class Store:
         return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix) and name[0] != ".")
 
     def files(self, folder: str) -> list[str]:
-        """Names of all files below a folder, hidden ones too, sorted."""
+        """Names of all files below a folder, hidden ones too, sorted.
+
+        Raises:
+            StorageError: they can't be looked at.
+        """
         top = self.path(folder)
-        return sorted(path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file())
+        try:
+            return sorted(path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file())
+        except OSError as error:
+            raise StorageError(unreadable(Path(error.filename or top), error)) from None
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there.
@@ -112,6 +132,16 @@ class Store:
             while part := file.read(_STEP):
                 digest.update(part)
         return digest.hexdigest()
+
+
+def of_cache(name: str) -> bool:
+    """Whether a file is called as those that caches write: others may lie among them, which are nobody's to remove."""
+    return bool(_OWN.fullmatch(name)) or is_temporary(name.rpartition("/")[2])
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """That a file can't be looked at, though it may be there."""
+    return f"{path} can't be read ({error.strerror or error}); look at the disk and its permissions."
 
 
 def receipt_name(unit: str) -> str:

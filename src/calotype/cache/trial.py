@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calotype.cache.buckets import Size
+from calotype.cache.decoded import evenly
 from calotype.cache.job import Job
 from calotype.cache.reader import Cache
 from calotype.cache.receipts import Bad
@@ -88,7 +88,7 @@ def require_right(
     vae.require("encoder", "decoder")
     places = {(name, key): i for i, (name, key) in enumerate(_names(cache))}
     checked, notes = [], []
-    for sample in samples[:: max(1, math.ceil(len(samples) / count))]:
+    for sample in (samples[i] for i in evenly(len(samples), count)):
         row = cache.row(places[sample.name, sample.key])
         tried = []
         for placed in _places(sample, (row["bucket_width"], row["bucket_height"])):
@@ -168,7 +168,7 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
 def _require_spread(cache: Cache, vae: VAE, count: int) -> None:
     """Checks that model latents are about as wide as such are."""
     format_ = vae.latent_format
-    rows = range(0, len(cache), max(1, math.ceil(len(cache) / count)))
+    rows = evenly(len(cache), count)
     std = float(torch.stack([format_.to_model(cache.row(i)["latents"].float()[None]).std() for i in rows]).mean())
     if not NARROW < std < WIDE:
         raise CalotypeError(

@@ -174,13 +174,15 @@ def plan(job: Job, scan: Any, has: Held) -> Plan:
             made.bad.append(Bad(name, key.hex(), too_small(upright, placed)))
             continue
         rank = made.buckets.get(placed.bucket, 0)
-        made.wanted, made.buckets[placed.bucket] = made.wanted + 1, rank + 1
-        made.enlarged += placed.enlarged
+        made.buckets[placed.bucket] = rank + 1
         id_ = sample_id(name, key)
+        if id_ in has.bad and id_ not in has.rows:
+            made.bad.append(has.bad[id_])
+            continue
+        made.wanted += 1
+        made.enlarged += placed.enlarged
         if id_ in has.rows:
             made.done += 1
-        elif id_ in has.bad:
-            made.bad.append(has.bad[id_])
         else:
             missing.setdefault(placed.bucket, []).append((i, rank, id_))
     before = 0  # units of buckets before this one

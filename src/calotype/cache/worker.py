@@ -187,7 +187,7 @@ class Worker:
             return {"mean": posterior.mean[0], "logvar": posterior.logvar[0]}
         if self.job.value == "mode":
             return {"latents": posterior.mode()[0]}
-        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{way}".encode()).digest()
+        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{way.replace('_', ' ')}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "little") >> 1)
         return {"latents": posterior.sample([generator])[0]}
 

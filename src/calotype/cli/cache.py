@@ -30,6 +30,7 @@ from calotype.cli.common import (
     table,
 )
 from calotype.cli.measuring import MOST_SAID, bar
+from calotype.errors import UsageError
 
 if TYPE_CHECKING:
     from calotype.cache.make import Outcome, Progress
@@ -113,7 +114,9 @@ def make(
     ] = "",
     max_bad: Annotated[
         str,
-        typer.Option("--max-bad", metavar="N|P%", help="End when more pictures than these are bad; 3 may always be."),
+        typer.Option(
+            "--max-bad", metavar="N|P%", help="End when more pictures than these are bad; of a share, 3 may always be."
+        ),
     ] = "1%",
     latent_format: FormatOption = None,
     prefix: PrefixOption = None,
@@ -229,7 +232,13 @@ def verify(
     if data is not None or decode:
         from calotype.cache.decoded import changed, compare
 
+        if job.rules.seed < 0:
+            raise UsageError(
+                f"{out}: this cache was taken over from another program, so there is nothing to make again."
+            )
         place = data or scanned_data(store)
+        if not place:
+            raise UsageError(f"{out}: nothing tells where its pictures are; give --data.")
         if data is not None:
             others += changed(store, data)
         if decode and not faults and store.size(MANIFEST) is not None:
@@ -379,7 +388,7 @@ def _report(outcome: Outcome, out: Path, part: str, json: bool) -> None:
     for one in outcome.bad[:MOST_SAID]:
         complain(f"{one.name}: {one.reason}")
     if (more := len(outcome.bad) - MOST_SAID) > 0:
-        complain(f"{counted(more, 'more picture')} can't be cached; calotype cache status {out} --json lists them.")
+        complain(f"{counted(more, 'more picture')} can't be cached; calotype cache report {out} names them.")
     if outcome.enlarged:
         complain(f"{counted(outcome.enlarged, 'picture')} had to be enlarged; --no-enlarge counts such as bad.")
     finish(document, as_json=json, text=text)

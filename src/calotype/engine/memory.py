@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,9 +111,16 @@ class Memory:
         if self._map is not None and len(self._map) <= IDLE and hasattr(mmap, "MADV_FREE"):
             with suppress(OSError):
                 self._map.madvise(mmap.MADV_FREE)
-                same = [one for one in self._idle if len(one) == len(self._map)]
-                self._idle[:] = [*same[: IDLE // len(self._map) - 1], self._map]
+                kept = [self._map, *(one for one in self._others() if len(one) == len(self._map))]
+                self._idle.extend(kept[: IDLE // len(self._map)])
         self._map = None
+
+    @classmethod
+    def _others(cls) -> Iterator[mmap.mmap]:
+        """Takes all that are idle, one by one, so that each has one owner at any time."""
+        with suppress(IndexError):
+            while True:
+                yield cls._idle.pop()
 
     def view(self, offset: int, rows: int, width: int, channels: int, dtype: torch.dtype) -> Tensor:
         """[rows, width, channels] from a place on."""
