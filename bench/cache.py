@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import git, processor, random_network, say
+from engine import git, keep_as, processor, random_network, say
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +49,6 @@ from calotype.latents import KNOWN
 from calotype.posterior import DiagonalGaussian
 from calotype.weights.save import save_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE, BATCH, SHAPE = 512, 64, (4, 64, 64)
 
 
@@ -245,9 +244,7 @@ def main() -> None:
         }  # fmt: skip
         print(json.dumps(result))
         if given.keep:
-            path = ROOT / "bench" / "results" / "cache.json"
-            kept = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps({**kept, f"{section}, {result['processor']}": result}, indent=1) + "\n")
+            keep_as("cache.json", f"{section}, {result['processor']}", result)
 
 
 if __name__ == "__main__":

@@ -659,6 +659,13 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def keep_as(name: str, key: str, result: dict[str, Any]) -> None:
+    """Puts a result in its place in a file of bench/results, beside those of other keys."""
+    path = ROOT / "bench" / "results" / name
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**kept, key: result}, indent=1) + "\n")
+
+
 def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
@@ -757,9 +764,7 @@ def main() -> None:
     )
     if arguments.keep:
         suffix = "" if tuple(sections) == DEFAULT else "-" + "-".join(sections)
-        path = ROOT / "bench" / "results" / f"engine{suffix}.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**kept, processor(): json.loads(line)}, indent=1) + "\n")
+        keep_as(f"engine{suffix}.json", processor(), json.loads(line))
     print(line)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import diffusers
 import torch
-from engine import git, processor, resident, say, version, watched_peak
+from engine import git, keep_as, processor, resident, say, version, watched_peak
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -279,8 +279,7 @@ def keep(name: str, key: str, result: dict[str, Any], row: dict[str, Any]) -> No
     kept = json.loads(path.read_text()) if path.exists() else {}
     before = {one["family"]: one for one in kept.get(key, {}).get("families", [])}
     before[row["family"]] = {**before.get(row["family"], {}), **row, "commit": result["commit"]}
-    kept[key] = {**result, "families": list(before.values())}
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+    keep_as(name, key, {**result, "families": list(before.values())})
 
 
 if __name__ == "__main__":

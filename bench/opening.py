@@ -37,7 +37,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from engine import git, processor, random_network, resident, say, watched_peak
+from engine import git, keep_as, processor, random_network, resident, say, watched_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +45,6 @@ import calotype
 from calotype.engine.budget import parse_memory
 from calotype.families.kl.config import AutoencoderConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARDS = 6
 ENCODER, DECODER = 1, 4  # which of them have the VAE's halves
 BYTES = 2  # of a number
@@ -309,9 +308,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result))
     if given.keep:
-        path = ROOT / "bench" / "results" / "opening.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**kept, f"{result['processor']}, {given.size}": result}, indent=1) + "\n")
+        keep_as("opening.json", f"{result['processor']}, {given.size}", result)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "cli")]  # for `cachekit` and `clik
 
 from cachekit import folder, units_of  # noqa: E402
 from clikit import small_vae  # noqa: E402
+from tradekit import vae_of  # noqa: E402
 
 from calotype.vae import VAE, load  # noqa: E402
 
@@ -34,6 +35,18 @@ def vae(weights: Path) -> VAE:
 def other(tmp_path_factory: pytest.TempPathFactory) -> VAE:
     """Another VAE of the same network."""
     return load(small_vae(tmp_path_factory.mktemp("vae") / "small.safetensors", seed=1), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a module's caches and VAEs lie."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def sd1(root: Path) -> VAE:
+    """A small VAE whose latents are SD1's."""
+    return vae_of(root, "sd1")
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ import torch
 from cachekit import picture
 from safetensors import safe_open
 from torch import Tensor
-from tradekit import cached, format_of, vae_of
+from tradekit import cached, format_of, sample_of, vae_of
 
 from calotype.cache import Cache, Rules, open_cache
 from calotype.cache.export import FORMATS, export
-from calotype.cache.export.rows import drawn
 from calotype.cli.cache_trade import To
 from calotype.errors import CalotypeError, UsageError
 from calotype.latent_files import load_latents, open_latents
@@ -27,16 +26,6 @@ from calotype.latents import KNOWN
 from calotype.vae import VAE
 
 STEMS = ("cat/0", "cat/1", "dog/2", "dog/3.v2", "dog/4")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(scope="module")
-def sd1(root: Path) -> VAE:
-    return vae_of(root, "sd1")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +42,6 @@ def square(root: Path, sd1: VAE) -> Cache:
 
 def given(cache: Cache, dest: Path, to: str, **more: Any) -> Any:
     return export(cache.store.root, dest, to, **more)
-
-
-def sample(row: dict[str, Any], seed: int = 0, end: str = "") -> Tensor:
-    mean, logvar = (row[f"{name}{end}"].float() for name in ("mean", "logvar"))
-    return drawn(mean, logvar, seed, row["key"], end.replace("_", " "))
 
 
 def by_webdataset(paths: list[Path]) -> list[dict[str, Any]]:
@@ -79,8 +63,8 @@ def test_samples_are_those_that_make_would_draw(root: Path, sd1: VAE, several: C
     for i in range(len(made)):
         own, row = made.row(i), several.row(i)
         for end in ("", "_flip"):  # moments are stored in float16
-            assert torch.allclose(own[f"latents{end}"], sample(row, end=end), rtol=2e-3, atol=2e-3)
-            assert not torch.equal(sample(row, end=end), sample(row, 1, end))
+            assert torch.allclose(own[f"latents{end}"], sample_of(row, end=end), rtol=2e-3, atol=2e-3)
+            assert not torch.equal(sample_of(row, end=end), sample_of(row, 1, end))
 
 
 def test_webdataset_by_both_readers(several: Cache, tmp_path: Path) -> None:
@@ -121,8 +105,8 @@ def test_webdataset_in_several_shards(several: Cache, tmp_path: Path, monkeypatc
     read = by_webdataset([tmp_path / "tars" / name for name in tars])
     for i, one in enumerate(read):
         row = several.row(i)
-        assert torch.equal(torch.from_numpy(one["npy"]), 0.18215 * sample(row, 3))
-        assert torch.equal(torch.from_numpy(one["flip.npy"]), 0.18215 * sample(row, 3, "_flip"))
+        assert torch.equal(torch.from_numpy(one["npy"]), 0.18215 * sample_of(row, 3))
+        assert torch.equal(torch.from_numpy(one["flip.npy"]), 0.18215 * sample_of(row, 3, "_flip"))
     assert len(read) == 5
 
 
@@ -151,14 +135,14 @@ def test_sd_scripts(name: str, suffix: str, scaled: bool, drawn_: str, sized: bo
                 f"{key}{end}" for key in ("latents", "latents_flipped", "original_size", "crop_ltrb")
             }
             for key, flip in (("latents", ""), ("latents_flipped", "_flip")):
-                raw = sample(row, 7, flip) if drawn_ == "sample" else row[f"mean{flip}"].float()
+                raw = sample_of(row, 7, flip) if drawn_ == "sample" else row[f"mean{flip}"].float()
                 wanted = KNOWN[name].to_model(raw[None])[0] if scaled else raw
                 assert arrays[key + end].dtype == np.float32
                 assert torch.equal(torch.from_numpy(arrays[key + end]), wanted)
             assert arrays["original_size" + end].tolist() == [row["stored_width"], row["stored_height"]]
         one = open_latents(tmp_path / "npz" / path)
         assert (one.program, one.model, one.space, one.drawn) == ("sd-scripts", suffix, done.space, drawn_)
-        assert torch.allclose(one[0].to_raw().tensor, sample(row, 7) if drawn_ == "sample" else row["mean"].float(),
+        assert torch.allclose(one[0].to_raw().tensor, sample_of(row, 7) if drawn_ == "sample" else row["mean"].float(),
                               atol=1e-5)  # fmt: skip
 
 
@@ -327,8 +311,8 @@ def test_lightningdit_as_its_reader_has_it(square: Cache, tmp_path: Path, monkey
     assert (labels.dtype, labels.tolist()) == (torch.int64, [0, 0, 1, 1, 1])
     assert json.loads((tmp_path / "made/classes.json").read_text()) == ["cat", "dog"]
     for i in range(5):
-        assert torch.equal(latents[i], sample(square.row(i)))
-        assert torch.equal(flips[i], sample(square.row(i), end="_flip"))
+        assert torch.equal(latents[i], sample_of(square.row(i)))
+        assert torch.equal(flips[i], sample_of(square.row(i), end="_flip"))
     told = torch.load(tmp_path / "made/latents_stats.pt")
     assert torch.allclose(told["mean"], latents.mean(dim=[0, 2, 3], keepdim=True), atol=1e-5)
     assert torch.allclose(told["std"], latents.std(dim=[0, 2, 3], keepdim=True), rtol=1e-5)
@@ -376,7 +360,7 @@ def test_mds_as_micro_diffusion_reads_it(square: Cache, tmp_path: Path, monkeypa
     for i, one in enumerate(read):
         row = square.row(i)
         values = np.frombuffer(one["latents_32"], np.float16).reshape(-1, 4, 4)
-        assert torch.equal(torch.from_numpy(values.copy()), (0.18215 * sample(row)).half())
+        assert torch.equal(torch.from_numpy(values.copy()), (0.18215 * sample_of(row)).half())
         assert (one["name"].decode(), one["caption"].decode()) == (row["name"], row["caption"] or "")
 
 

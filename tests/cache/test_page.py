@@ -11,10 +11,10 @@ from cachekit import fill, picture, spoilt
 from support import one_sentence
 
 from calotype.cache import Rules, open_cache
-from calotype.cache.decoded import psnr
 from calotype.cache.page import write_page
 from calotype.errors import UsageError
-from calotype.pixels import read_picture
+from calotype.evaluate.metrics import psnr
+from calotype.pixels import read_picture, to_uint8
 from calotype.vae import VAE
 
 
@@ -36,7 +36,7 @@ def test_samples_stand_beside_what_their_latents_decode_to(square: Path, out: Pa
     assert "3.png: &lt;b&gt;three&lt;/b&gt;" in text
     row = open_cache(out).row(3)
     pixels = read_picture(square / "3.png").pixels
-    assert f"16\u00d716, {psnr(vae.decode(row['mean'][None])[0], pixels):.2f} dB" in text
+    assert f"16\u00d716, {psnr(to_uint8(vae.decode(row['mean'][None])[0]), to_uint8(pixels)):.2f} dB" in text
     assert text.count("<img") == 4
     assert "Nothing is missing, and nothing is wrong." in text
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text), "it asks something of the network"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cachekit import fill as fill_cache, picture
 from clikit import FOLDED
 from support import fill
+from torch import Tensor
 
 from calotype.cache import Rules
+from calotype.cache.worker import drawn
 from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import KNOWN, LatentFormat, flux2
+from calotype.posterior import DiagonalGaussian
 from calotype.vae import VAE, load
 from calotype.weights.save import save_weights
 
@@ -60,3 +64,9 @@ def cached(
     rules = Rules(size=(32, 32), flip=flip) if size else Rules(buckets="32/16", flip=flip)
     fill_cache(pictures(folder / "pictures"), folder / "latents", vae, rules=rules, folders=True, value=value, **more)
     return folder / "latents"
+
+
+def sample_of(row: dict[str, Any], seed: int = 0, end: str = "") -> Tensor:
+    """What is drawn of a row's moments; `end` is "_flip" for the mirrored picture."""
+    moments = torch.cat([row[f"{name}{end}"].float() for name in ("mean", "logvar")])
+    return drawn(DiagonalGaussian(moments[None]), seed, row["key"], mirrored=bool(end))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from calotype.cache.store import SCAN, Store
 from calotype.cache.units import Sample
 from calotype.cache.worker import Worker, picture
 from calotype.errors import NonFiniteError, UsageError
+from calotype.evaluate.metrics import psnr
 from calotype.files import as_text
-from calotype.pixels import alpha_mode, from_array, luma
+from calotype.pixels import alpha_mode, from_array, luma, to_uint8
 from calotype.vae import VAE
 
 APART = 0.1  # dB that two devices may differ by, and the type that is stored
@@ -66,8 +66,10 @@ def compare(cache: Cache, data: str | Path, vae: VAE, count: int, memory: int | 
         if isinstance(one, str):
             made.faults.append(one)
             continue
-        own = psnr(decode(vae, one.fresh[cache.job.point], memory), one.pixels)
-        stored = psnr(decode(vae, one.row[cache.job.point], memory), one.pixels)
+        own, stored = (
+            psnr(to_uint8(decode(vae, latents[cache.job.point], memory)), to_uint8(one.pixels))
+            for latents in (one.fresh, one.row)
+        )
         apart = max(_apart(one.row[tensor], one.fresh[tensor]) for tensor in cache.job.tensors)
         name = one.row["name"]
         made.samples.append(Decoded(name, stored, own, apart))
@@ -182,12 +184,6 @@ def decode(vae: VAE, latents: Tensor, memory: int | str | None) -> Tensor:
     """Raw latents [C, h, w] -> pixels [C, H, W], as large as those that were encoded."""
     pixels = vae.decode(latents[None].float(), memory=memory)
     return functional.avg_pool2d(pixels, vae.enlarges)[0].cpu() if vae.enlarges > 1 else pixels[0].cpu()
-
-
-def psnr(made: Tensor, pixels: Tensor) -> float:
-    """In dB, of pixels in [-1, 1]."""
-    error = float((made.double() - pixels.double()).square().mean())
-    return 10.0 * math.log10(4.0 / error) if error else math.inf
 
 
 def _apart(stored: Tensor, fresh: Tensor) -> float:

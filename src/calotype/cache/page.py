@@ -12,23 +12,23 @@ from PIL import Image
 from torch import Tensor
 
 import calotype
-from calotype.cache.decoded import Again, again, another, decode, psnr
+from calotype.cache.decoded import Again, again, another, decode
 from calotype.cache.reader import Cache
 from calotype.cache.status import stats, status
 from calotype.cache.store import MANIFEST, Store
 from calotype.engine.budget import in_words
 from calotype.errors import UsageError
 from calotype.evaluate.figures import Bars, Bytes, Pictures
+from calotype.evaluate.metrics import psnr
 from calotype.evaluate.report.drawn import drawn
 from calotype.evaluate.report.markup import Markup, document, element, join, number
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
 from calotype.evaluate.report.pictures import BUDGET
 from calotype.files import write_bytes
-from calotype.pixels import to_pil
+from calotype.pixels import to_pil, to_uint8
 from calotype.vae import VAE
 
 SAMPLES = 12
-NAMED = 1000  # pictures that could not be cached, at most
 _SIDE = 256  # pixels of a picture's longer side on the page
 
 
@@ -108,7 +108,7 @@ def _add(shown: Shown, one: Again | str, cache: Cache, vae: VAE, memory: int | s
     shown.images += [_tile(one.pixels), _tile(made)]
     caption = f": {row['caption']}" if row["caption"] else ""
     size = f"{row['bucket_width']}\u00d7{row['bucket_height']}"
-    shown.captions += [f"{row['name']}{caption}", f"{size}, {number(psnr(made, one.pixels), 2)} dB"]
+    shown.captions += [f"{row['name']}{caption}", f"{size}, {number(psnr(to_uint8(made), to_uint8(one.pixels)), 2)} dB"]
 
 
 def _tile(pixels: Tensor) -> Bytes:
@@ -208,8 +208,9 @@ def _bad(told: Mapping[str, Any]) -> Markup | str:
     broken, bad = told["broken"], told["bad_ones"]
     if not bad and not broken:
         return ""
-    rows = [[element("th", name, scope="row"), element("td", why, class_="text")] for name, why in bad[:NAMED]]
-    more = f"{len(bad) - NAMED:,} more are told by calotype cache status --json." if len(bad) > NAMED else ""
+    rows = [[element("th", name, scope="row"), element("td", why, class_="text")] for name, why in bad]
+    left = told["bad"] - len(bad)
+    more = f"{left:,} more can't be cached, of which the manifest keeps no names." if left else ""
     units = [[element("th", unit, scope="row"), element("td", why, class_="text")] for unit, why in broken.items()]
     return section(
         "bad",

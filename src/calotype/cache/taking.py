@@ -20,6 +20,7 @@ from calotype.cache.job import Job, Stored, Value
 from calotype.cache.make import job_of
 from calotype.cache.manifest import write_manifest
 from calotype.cache.rules import Rules
+from calotype.cache.scan import look
 from calotype.cache.store import JOB, Store
 from calotype.cache.tables import arrow
 from calotype.cache.trial import Checked, require_right
@@ -32,7 +33,6 @@ from calotype.files import as_text, make_folder
 from calotype.latent_files import LatentFile, musubi, open_latents, sd_scripts
 from calotype.latent_files.telling import header
 from calotype.latents import Packed, same_space
-from calotype.pixels import upright_size
 from calotype.sources import Stored as Pictures, open_source
 from calotype.vae import VAE
 
@@ -245,17 +245,11 @@ def _pictures(folder: Path) -> Pictures | None:
 def _beside(
     pictures: Pictures, places: Sequence[int], size: Size | None, say: Callable[[int], tuple[str | None, str | None]]
 ) -> Sample | None:
-    """The picture of a file: that of its name and size."""
+    """The picture of a file: that of its name and size, if it can be read."""
     for i in places:
-        with pictures.opened(i) as opened:
-            digest = hashlib.sha256()
-            while part := opened.read(2**20):
-                digest.update(part)
-            opened.seek(0)
-            (height, width), turned = upright_size(opened)
-        stored = (height, width) if turned else (width, height)
-        if size is None or size == stored:
-            return Sample(i, digest.digest(), as_text(pictures.names[i]), stored, stored, *say(i))
+        found = look(pictures, i)
+        if found.reason is None and size in (None, found.stored):
+            return Sample(i, found.key, as_text(pictures.names[i]), found.stored, found.stored, *say(i))
     return None
 
 

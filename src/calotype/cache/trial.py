@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calotype.cache.buckets import Size
-from calotype.cache.decoded import evenly
+from calotype.cache.decoded import decode, evenly
 from calotype.cache.job import Job
 from calotype.cache.reader import Cache
 from calotype.cache.receipts import Bad
@@ -130,17 +130,8 @@ def _checked(name: str, stored: Tensor, pixels: Tensor, vae: VAE, job: Job, memo
     centred = stored - stored.mean()
     scale = float((centred * about).mean()) / size**2
     alike = scale * size / (float(centred.square().mean().sqrt()) or 1.0)
-    pictures = [_decoded(vae, latents, memory) for latents in (stored, own)]
-    got, reached = (psnr(one, to_uint8(given[0])) for one in pictures)
+    got, reached = (psnr(to_uint8(decode(vae, latents, memory)), to_uint8(given[0])) for latents in (stored, own))
     return Checked(name, got, reached, apart, scale, alike)
-
-
-def _decoded(vae: VAE, latents: Tensor, memory: int | str | None) -> Tensor:
-    """uint8 [C, H, W]."""
-    pixels = vae.decode(latents[None], memory=memory)
-    if vae.enlarges > 1:
-        pixels = torch.nn.functional.avg_pool2d(pixels, vae.enlarges)
-    return to_uint8(pixels[0].cpu())
 
 
 def _require(checked: Sequence[Checked], vae: VAE) -> None:

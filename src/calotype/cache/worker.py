@@ -187,9 +187,7 @@ class Worker:
             return {"mean": posterior.mean[0], "logvar": posterior.logvar[0]}
         if self.job.value == "mode":
             return {"latents": posterior.mode()[0]}
-        drawn = hashlib.sha256(f"sample {self.job.rules.seed} {key.hex()}{way.replace('_', ' ')}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "little") >> 1)
-        return {"latents": posterior.sample([generator])[0]}
+        return {"latents": drawn(posterior, self.job.rules.seed, key, mirrored=bool(way))}
 
     def _posteriors(self, pictures: Sequence[Tensor]) -> list[Posterior | NonFiniteError]:
         """Of each picture [C, H, W]; in float32 where the type asked for is too narrow for it, whatever came before.
@@ -251,6 +249,17 @@ class Worker:
                     yield sample, placed, levels
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Tensor:
+    """A sample [C, h, w] of one picture's posterior, which depends on nothing else.
+
+    Args:
+        key: sha256 of the picture's encoded bytes.
+        mirrored: whether the posterior is that of the mirrored picture, which has noise of its own.
+    """
+    digest = hashlib.sha256(f"sample {seed} {key.hex()}{' flip' if mirrored else ''}".encode()).digest()
+    return posterior.sample([torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)])[0]
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

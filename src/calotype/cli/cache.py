@@ -62,14 +62,6 @@ class CropName(str, Enum):
     random = "random"
 
 
-class StoreName(str, Enum):
-    """Types to store in."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 CacheArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the cache.")]
 
 
@@ -108,7 +100,7 @@ def make(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of samples and random crops.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help="What to encode in.")] = Dtype.float32,
-    store: Annotated[StoreName, typer.Option(help="What to store latents in.")] = StoreName.float16,
+    store: Annotated[Dtype, typer.Option(help="What to store latents in.")] = Dtype.float16,
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Make only the I-th of N parts, as in 2/4; each on a machine of its own.")
     ] = "",
@@ -388,7 +380,7 @@ def _report(outcome: Outcome, out: Path, part: str, json: bool) -> None:
     for one in outcome.bad[:MOST_SAID]:
         complain(f"{one.name}: {one.reason}")
     if (more := len(outcome.bad) - MOST_SAID) > 0:
-        complain(f"{counted(more, 'more picture')} can't be cached; calotype cache report {out} names them.")
+        complain(f"{counted(more, 'more picture')} can't be cached; --json lists all.")
     if outcome.enlarged:
         complain(f"{counted(outcome.enlarged, 'picture')} had to be enlarged; --no-enlarge counts such as bad.")
     finish(document, as_json=json, text=text)

@@ -50,14 +50,6 @@ class PointName(str, Enum):
     sample = "sample"
 
 
-class StoreName(str, Enum):
-    """Types to store in."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the cache.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write to; made if it is not there.")],
@@ -132,7 +124,7 @@ def take(
     check: Annotated[
         int, typer.Option("--verify", min=0, help="Decode N of them and compare the pictures that lie beside.")
     ] = 4,
-    store: Annotated[StoreName, typer.Option(help="What to store latents in.")] = StoreName.float32,
+    store: Annotated[Dtype, typer.Option(help="What to store latents in.")] = Dtype.float32,
     latent_format: FormatOption = None,
     prefix: PrefixOption = None,
     which: WeightsOption = None,

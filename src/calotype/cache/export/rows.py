@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 from calotype.cache.buckets import Size
 from calotype.cache.job import Stored
 from calotype.cache.reader import Cache
+from calotype.cache.worker import drawn
 from calotype.errors import NonFiniteError
 from calotype.files import write_text
 from calotype.latent_files.spaces import as_published
@@ -153,7 +153,8 @@ class Rows:
         elif self.value == "mode":
             raw = stored[f"mean{end}"]
         else:
-            raw = drawn(stored[f"mean{end}"], stored[f"logvar{end}"], self.seed, told["key"], end.replace("_", " "))
+            moments = torch.cat([stored[f"mean{end}"], stored[f"logvar{end}"]])
+            raw = drawn(DiagonalGaussian(moments[None]), self.seed, told["key"], mirrored=bool(end))
         made = self._scaled(raw, told).to(self.torch_dtype).contiguous()
         if not torch.isfinite(made).all():
             raise NonFiniteError(
@@ -189,18 +190,6 @@ class Rows:
     def write_about(self, folder: Path) -> None:
         """Writes `about` beside what is handed over."""
         write_text(folder / ABOUT, json.dumps(self.about(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def drawn(mean: Tensor, logvar: Tensor, seed: int, key: bytes, more: str) -> Tensor:
-    """A sample [C, h, w] of one picture's posterior: the same that `cache.worker` draws.
-
-    Args:
-        key: sha256 of the picture's bytes.
-        more: "" of the picture, " flip" of the mirrored one.
-    """
-    digest = hashlib.sha256(f"sample {seed} {key.hex()}{more}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return DiagonalGaussian(torch.cat([mean, logvar])[None]).sample([generator])[0]
 
 
 def _is(samples: Any, bucket: Size) -> NDArray[np.bool_]:
