@@ -379,11 +379,18 @@ def test_a_block_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Memory] = []
 
     class Idle(list[Any]):
-        def pop(self, *at: Any) -> Any:
+        def take(self) -> None:
             if not taken:
                 taken.append(Memory.__new__(Memory))
                 taken[0]._map = super().pop()
+
+        def pop(self, *at: Any) -> Any:
+            self.take()
             return super().pop(*at)
+
+        def __iter__(self) -> Any:
+            yield from list(super().__iter__())
+            self.take()
 
     one = Memory(size, device)
     other = Memory(size, device)
