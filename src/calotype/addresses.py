@@ -68,10 +68,7 @@ _NO_PLACES = _words(
     "async_wrapper asynclocal asyncwrapper blockcache cached dask data dir filecache generic libarchive reference "
     "simplecache tar zip"
 )
-_OPTIONS: dict[str, dict[str, Any]] = {  # so that requests are tried again here alone
-    "s3": {"config_kwargs": {"max_pool_connections": AT_ONCE, "retries": {"total_max_attempts": 1}}}
-}
-_OPTIONS["s3a"] = _OPTIONS["s3"]
+_S3 = ("s3", "s3a")
 
 # what libraries raise, by the names of classes, since none of them need be there
 _LACKING = _words(
@@ -156,7 +153,7 @@ class RemoteFile:
         def get() -> bytes:
             data: bytes = _call(self.server, "cat_file", self.path, start=start, end=end + more)
             if len(data) < end - start:
-                raise ConnectionError(f"of {end - start:,} bytes {len(data):,} came")
+                raise _Short(f"of {end - start:,} bytes {len(data):,} came")
             return data
 
         try:
@@ -166,6 +163,10 @@ class RemoteFile:
                 raise PictureError("it was there when it was listed, and is no longer.") from failed.error
             if failed.kind == "denied":
                 raise PictureError(f"the server denies it ({failed.why}).") from failed.error
+            if failed.kind == "short" or isinstance(failed.error, _Short):
+                raise PictureError(
+                    f"it is shorter than when it was listed ({failed.why}); run the same command again."
+                ) from failed.error
             raise RemoteError(f"{self}: {failed.sentence}") from failed.error
         if len(data) > end - start:
             if more:
@@ -191,12 +192,12 @@ class RemoteFile:
         """All of it."""
         return self.part(0, self.size)
 
-    def ranges(self, block: int = BLOCK) -> Ranges:
+    def ranges(self, first: int | None = None) -> Ranges:
         """It as a file of which parts are fetched as they are wanted."""
-        return Ranges(self.fetch, self.size, block)
+        return Ranges(self.fetch, self.size, BLOCK, first)
 
     def head(self) -> IO[bytes]:
-        """It as a file of which not much more is fetched than a header takes."""
+        """It as a file of which little is fetched unless more than a header is read."""
         return io.BufferedReader(self.ranges(_HEAD))
 
 
@@ -235,7 +236,9 @@ def listed(address: str) -> Iterator[tuple[str, RemoteFile]]:
         raise UsageError(f"{address}: over {protocol} no folder can be listed; give a .zip, or .tar, by its address.")
     path = _path(address).rstrip("/")
     try:
-        found = _tried(lambda: _call(address, "find", path, detail=True))
+        # a listing is many requests, of which S3's client repeats each, or all would begin anew
+        pauses = () if protocol in _S3 else PAUSES
+        found = _tried(lambda: _call(address, "find", path, detail=True), pauses)
     except _Failed as failed:
         raise _refusal(address, failed) from failed.error
     for name in list(found):
@@ -283,7 +286,8 @@ def _protocol(address: str) -> str:
     return found[1].lower()
 
 
-_systems: dict[str, tuple[Any, str, AbstractContextManager[Any]]] = {}
+_System = tuple[Any, str, AbstractContextManager[Any]]
+_systems: dict[tuple[str, bool], _System] = {}
 _making = threading.Lock()
 
 
@@ -297,21 +301,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _system(address: str) -> tuple[Any, str, AbstractContextManager[Any]]:
+def _system(address: str, patient: bool = False) -> _System:
     """What reads there, the address's path as it has it, and what to hold while it is called.
+
+    Args:
+        patient: its own client tries again what fails, where it can.
 
     Raises:
         UsageError: nothing reads there.
     """
-    if (known := _systems.get(address)) is not None:
+    if (known := _systems.get((address, patient))) is not None:
         return known
     with _making:
-        if address not in _systems:
-            _systems[address] = _made(address)
-        return _systems[address]
+        if (address, patient) not in _systems:
+            _systems[address, patient] = _made(address, patient)
+        return _systems[address, patient]
 
 
-def _made(address: str) -> tuple[Any, str, AbstractContextManager[Any]]:
+def _made(address: str, patient: bool) -> _System:
     fsspec = importlib.import_module("fsspec")
     found, protocol = _ADDRESS.match(address), _protocol(address)
     assert found is not None
@@ -335,7 +342,10 @@ def _made(address: str) -> tuple[Any, str, AbstractContextManager[Any]]:
                 f"{address}: to read {protocol}://, a package is needed; install it with: pip install {package}."
             ) from None
         raise UsageError(f"{address}: to read {protocol}://, a package is needed: {quoted(error)}.") from None
-    options = dict(_OPTIONS.get(protocol, {}))
+    options: dict[str, Any] = {}
+    if protocol in _S3:
+        retries = {"mode": "standard", "total_max_attempts": len(PAUSES) + 1 if patient else 1}
+        options["config_kwargs"] = {"max_pool_connections": AT_ONCE, "retries": retries}
     if protocol in _WEB:
         timeout = importlib.import_module("aiohttp").ClientTimeout(total=None, sock_connect=10, sock_read=30)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
@@ -343,7 +353,7 @@ def _made(address: str) -> tuple[Any, str, AbstractContextManager[Any]]:
         system, path = fsspec.core.url_to_fs(address, **options)
     except _LIBRARIES as error:
         raise _refusal(address, _failed(error)) from error
-    if hasattr(system, "retries"):
+    if protocol in _S3:
         system.retries = 1
     # those that are not asynchronous take one call at a time
     return system, str(path), nullcontext() if system.async_impl else threading.Lock()
@@ -358,7 +368,7 @@ def _path(address: str) -> str:
 
 
 def _call(address: str, method: str, path: str, **more: Any) -> Any:
-    system, _, held = _system(address)
+    system, _, held = _system(address, patient=method == "find")
     with held:
         if method != "cat_file":
             system.invalidate_cache()  # it would give what it listed before
@@ -368,11 +378,15 @@ def _call(address: str, method: str, path: str, **more: Any) -> Any:
 # What goes wrong
 
 
+class _Short(ConnectionError):
+    pass
+
+
 class _Failed(Exception):
     """A request that failed for good.
 
     Attributes:
-        kind: "gone", "denied", "lacking" (credentials), "expired", "away" (the server, for now) or "other".
+        kind: "gone", "short" (of such bytes), "denied", "lacking" (credentials), "expired", "away" (for now), "other".
         why: in the library's words.
         error: as it was raised.
     """
@@ -401,12 +415,15 @@ def _refusal(address: str, failed: _Failed) -> CalotypeError:
     return kind(f"{address}: {failed.sentence}")
 
 
-def _tried(request: Callable[[], T]) -> T:
+def _tried(request: Callable[[], T], pauses: Sequence[float] | None = None) -> T:
     """
+    Args:
+        pauses: seconds before each time that it is tried once more; None: `PAUSES`.
+
     Raises:
         _Failed: it fails, and where that may pass did so each time.
     """
-    for pause in (*PAUSES, None):
+    for pause in (*(PAUSES if pauses is None else pauses), None):
         try:
             return request()
         except (CalotypeError, _Failed):
@@ -439,6 +456,8 @@ def _failed(error: Exception) -> _Failed:
         return said("denied")
     if status in (404, 410):
         return said("gone")
+    if status == 416:
+        return said("short")
     if names & _FOR_A_WHILE:
         return said("away")
     return said("gone" if "FileNotFoundError" in names else "other")

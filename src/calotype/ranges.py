@@ -21,10 +21,11 @@ class Ranges(io.RawIOBase):
         fetch: gives the bytes from one place to another; all of them, or it raises.
         size: of the file, in bytes.
         block: bytes that are fetched at least, from where something is wanted.
+        first: the same of what is fetched first.
     """
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int, block: int) -> None:
-        self._fetch, self.size, self._block = fetch, size, block
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, block: int, first: int | None = None) -> None:
+        self._fetch, self.size, self._block, self._next = fetch, size, block, first or block
         self._at = 0
         self._mine = threading.local()  # each thread's part: where it begins, and its bytes
 
@@ -72,6 +73,7 @@ class Ranges(io.RawIOBase):
             start = self._at
             if start >= self.size - TAIL:
                 start = max(0, self.size - TAIL)
-            part = self._fetch(start, min(self.size, max(self._at + count, start + self._block)))
+            part = self._fetch(start, min(self.size, max(self._at + count, start + self._next)))
+            self._next = self._block
             self._mine.part = start, part
         return start, part
