@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -33,7 +34,10 @@ from calotype.cache.decoded import changed, compare
 from calotype.cache.store import Store
 from calotype.cache.words import words
 from calotype.errors import CalotypeError, PictureError, RemoteError, UsageError
+from calotype.evaluate.probe.labelling import labelling
 from calotype.sources import Stored, files_of, open_source
+from calotype.train.crops import gather
+from calotype.train.recipe import Source
 from calotype.vae import VAE
 
 pytest.importorskip("s3fs")
@@ -348,6 +352,38 @@ def test_the_command_line(
         assert "files are written to folders alone; give one, such as that where it is mounted." in refusal.err
         assert f"s3://{BUCKET}/" in refusal.err
     assert not Path("s3:").exists()
+
+
+@pytest.mark.slow
+def test_other_commands(
+    bucket: Bucket, there: str, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    calotype, on = partial(run, monkeypatch, capsys), ("--vae", weights, "--device", "cpu")
+    found = {}
+    for name, place in (("here", data), ("there", there)):
+        done = calotype("evaluate", place, "--report", tmp_path / name, "--metrics", "psnr", *on)
+        assert done.code == 0
+        found[name] = json.loads((tmp_path / name / "results.json").read_text())["vaes"]
+    assert found["here"][0]["means"] == found["there"][0]["means"]
+    words = ("direction", "learn", there, f"{there}/", "--out", tmp_path / "way.safetensors")
+    assert calotype(*words, *on).code == 0
+    assert (tmp_path / "way.safetensors").is_file()
+    refusal = calotype("train", "emoji", "--data", there, "--out", tmp_path / "run")
+    assert refusal.code == 2
+    assert "make a cache of what is there with calotype cache make, and give that." in refusal.err
+
+
+def test_sources_and_labels_below_an_address(bucket: Bucket, there: str, data: Path) -> None:
+    train, _ = gather([Source(path="deeper"), Source(path=there)], there, cache=0, notice=pytest.fail)
+    assert len(train) == 9
+    bucket.put(**{f"{there.removeprefix(f's3://{BUCKET}/')}/labels.json": b'{"0.png": "a", "x.PNG": "b"}'})
+    source = open_source(there)
+    for file in (None, Path("labels.json")):
+        labels = labelling(source.names, there, file, source.beside.texts).labels
+        assert labels == ("a", *[None] * 6, "b")
+    with pytest.raises(UsageError, match="there is no such file, and none in s3:"):
+        labelling(source.names, there, Path("other.json"), source.beside.texts)
 
 
 # What fails

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from calotype.addresses import AT_ONCE, is_address
+from calotype.addresses import AT_ONCE, is_address, local_path
 from calotype.cache.seen import scanned
 from calotype.cache.store import SCAN, Store
 from calotype.cache.tables import SCAN as COLUMNS, parquet, table
@@ -45,7 +45,8 @@ def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[in
     """
     source = open_source(data)
     numbers = list(range(len(source)))
-    if out is not None and not is_address(data) and (folder := Path(data)).is_dir():
+    folder = local_path(str(data)) if is_address(data) else Path(data)
+    if out is not None and folder is not None and folder.is_dir():
         inside = out.resolve()
         if inside == folder.resolve():
             raise UsageError(
