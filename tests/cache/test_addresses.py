@@ -286,16 +286,18 @@ def test_a_cache_is_that_of_the_folder(
 
 
 def test_what_did_not_change_is_not_fetched_again(bucket: Bucket, there: str, out: Path, vae: VAE, data: Path) -> None:
+    prefix = there.removeprefix(f"s3://{BUCKET}/")
+    bucket.put(**{f"{prefix}/9.bmp": picture(data / "9.bmp", seed=1).read_bytes()})
     fill(there, out, vae)
     assert len(bucket.gets("png")) + len(bucket.gets("PNG")) == 16  # looked at, and encoded
     bucket.clear()
     assert fill(there, out, vae).made == 0
     assert bucket.gets("png") + bucket.gets("PNG") == []
     assert len([path for _, path, _ in bucket.seen if "list-type" in path]) == 2
-    prefix = there.removeprefix(f"s3://{BUCKET}/")
     bucket.put(**{f"{prefix}/3.png": picture(data / "3.png", seed=33).read_bytes(), f"{prefix}/4.txt": b"other words"})
+    bucket.put(**{f"{prefix}/9.bmp": picture(data / "9.bmp", seed=2).read_bytes()})  # of the same size
     bucket.clear()
-    assert fill(there, out, vae).made == 1
+    assert fill(there, out, vae).made == 2
     assert bucket.gets("png") == [f"/{BUCKET}/{prefix}/3.png"] * 2
     assert open_cache(out).samples["caption"].to_pylist()[4] == "other words"
 
@@ -345,6 +347,7 @@ def test_the_command_line(
         ("cache", "status", f"s3://{BUCKET}/out"),
         ("evaluate", there, "--report", f"s3://{BUCKET}/report"),
         ("encode", out / "cache.json", "--out", f"s3://{BUCKET}/latents"),
+        ("convert", "builtin", f"s3://{BUCKET}/vae", "--layout", "diffusers"),
         ("direction", "learn", there, there, "--out", f"s3://{BUCKET}/way.safetensors"),
     ):
         refusal = calotype(*command)
