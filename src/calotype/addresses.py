@@ -147,6 +147,8 @@ class RemoteFile:
         """
         if end <= start:
             return b""
+        if start < 0 or end > self.size:  # what a damaged archive says
+            raise PictureError(f"bytes {start:,} to {end:,} are wanted of {self.size:,}; make or upload it again.")
         # of a whole file one byte more, which is there if it has grown
         more = int((start, end) == (0, self.size))
 

@@ -51,6 +51,19 @@ class Bucket:
         self.before = lambda method, path: None
 
 
+class Reading:
+    """A data set of a source's pixels, which other processes can read."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.source.read(i)
+
+
 @contextmanager
 def s3_server() -> Iterator[Bucket]:
     """moto's server on a free port, with one bucket."""

@@ -23,7 +23,7 @@ import pytest
 from cachekit import contents, fill, folder, picture, shards
 from clikit import run
 from PIL import Image
-from remotekit import BUCKET, Bucket, http_server, s3_server
+from remotekit import BUCKET, Bucket, Reading, http_server, s3_server
 from support import one_sentence
 from torch.utils.data import DataLoader
 
@@ -237,13 +237,14 @@ def test_other_file_systems(data: Path, bucket: Bucket) -> None:
     assert "there is no such folder, zip or tar of pictures" in refused("memory://set")
 
 
-def test_processes(bucket: Bucket, there: str, data: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_processes(start: str, bucket: Bucket, there: str, data: Path) -> None:
     source, here = open_source(there), open_source(data)
     source.read(0)  # this process has connections now
     sent = pickle.loads(pickle.dumps(source))
     same(here, sent)
     for one in (source, sent):
-        loaded = DataLoader(Reading(one), batch_size=2, num_workers=2, multiprocessing_context="fork")
+        loaded = DataLoader(Reading(one), batch_size=2, num_workers=2, multiprocessing_context=start)
         found = [levels for batch in loaded for levels in batch.numpy()]
         assert all(np.array_equal(levels, here.read(i)) for i, levels in enumerate(found))
     archive = io.BytesIO()
@@ -251,19 +252,6 @@ def test_processes(bucket: Bucket, there: str, data: Path) -> None:
         zipped.write(data / "3.png", "3.png")
     bucket.put(**{"p.zip": archive.getvalue()})
     assert np.array_equal(pickle.loads(pickle.dumps(open_source(f"s3://{BUCKET}/p.zip"))).read(0), here.read(3))
-
-
-class Reading:
-    """A data set of pixels."""
-
-    def __init__(self, source: Stored) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.source.read(i)
 
 
 # Caches
