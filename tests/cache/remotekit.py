@@ -89,7 +89,7 @@ def s3_server() -> Iterator[Bucket]:
             if "Boto3" not in environ.get("HTTP_USER_AGENT", ""):  # of the client above
                 bucket.seen.append((method, path, environ.get("HTTP_RANGE", "")))
                 if (status := bucket.before(method, path)) is not None:
-                    code = {403: "AccessDenied", 503: "SlowDown"}.get(status, "InternalError")
+                    code = {400: "ExpiredToken", 403: "AccessDenied", 503: "SlowDown"}.get(status, "InternalError")
                     start(f"{status} told", [("Content-Type", "application/xml")])
                     body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
                     return [body] if method == "GET" else []

@@ -362,7 +362,7 @@ def test_other_commands(
     assert (tmp_path / "way.safetensors").is_file()
     refusal = calotype("train", "emoji", "--data", there, "--out", tmp_path / "run")
     assert refusal.code == 2
-    assert "make a cache of what is there with calotype cache make, and give that." in refusal.err
+    assert "captions.jsonl is not there; a drawing model needs captions.jsonl and its pictures." in refusal.err
 
 
 def test_sources_and_labels_below_an_address(bucket: Bucket, there: str, data: Path) -> None:
@@ -396,6 +396,9 @@ def test_denied_and_without_credentials(
     bucket.before = lambda method, path: 403
     assert "the server denies it (" in refused(there)
     with pytest.raises(PictureError, match=r"0.png: the server denies it \("):
+        source.read(0)
+    bucket.before = lambda method, path: 400
+    with pytest.raises(RemoteError, match="the credentials have expired .* renew them, and run the same command again"):
         source.read(0)
     bucket.clear()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calotype import stopping
-from calotype.addresses import is_address
 from calotype.cli.common import DeviceOption, complain, require_folder, stop
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ def command(
     data: Annotated[
         str,
         typer.Option(
-            help="Folder (or archive, or address as s3://bucket/folder) that the recipe's sources are in; of a drawing "
-            "model the folder of its captions, or a cache of latents."
+            help="Folder (or archive) that the recipe's sources or captions are in, here or at an address "
+            "(s3://bucket/folder); of a drawing model also a cache of latents."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, panels, weights.")],
@@ -75,12 +74,7 @@ def command(
     if is_drawing_recipe(recipe):
         if dry_run or strategy is not Strategy.auto or wandb is not None:
             raise UsageError("A drawing model is trained on one device; leave out --dry-run, --strategy and --wandb.")
-        if is_address(data):
-            raise UsageError(
-                f"--data {data}: a drawing model is trained on a folder or a cache; make a cache of what is there with "
-                "calotype cache make, and give that."
-            )
-        _train_drawing(recipe, settings or [], Path(data), out, resume, device)
+        _train_drawing(recipe, settings or [], data, out, resume, device)
         return
     loaded = load_recipe(recipe, settings or (), _network_of)
     try:
@@ -127,7 +121,7 @@ def _network_of(weights: str) -> NetworkConfig:
     return network_of(weights)
 
 
-def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:
+def _train_drawing(name: str, settings: list[str], data: str, out: Path, resume: bool, device: str | None) -> None:
     from rich.console import Console
     from rich.progress import track
 

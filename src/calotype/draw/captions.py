@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calotype.errors import UsageError
+from calotype.addresses import at_once, is_address, listed, local_path
+from calotype.errors import PictureError, StorageError, UsageError
+from calotype.files import refusal
 from calotype.pixels import from_array, read_picture, to_pil
+from calotype.temporaries import temporary_folder
 from calotype.texts import TextError, is_file_name, json_table, made, shown
 from calotype.vae import VAE
 
@@ -66,6 +71,43 @@ def read_captions(folder: Path) -> list[Caption]:
                 f" any with synonyms and keywords, each a list of texts ({error})."
             ) from None
     return captions
+
+
+@contextmanager
+def at_hand(data: str | Path, folder: Path) -> Iterator[Path]:
+    """The folder with captions.jsonl; what lies at an address is in a folder of its own, as long as the block goes.
+
+    Args:
+        data: a folder, or its address.
+        folder: where what is fetched lies.
+
+    Raises:
+        UsageError: if there are no captions at the address, or pictures are missing there.
+        RemoteError: if its server does not answer.
+    """
+    here = local_path(str(data)) if is_address(data) else Path(data)
+    if here is not None:
+        yield here
+        return
+    files = dict(listed(str(data)))
+    with temporary_folder(folder) as fetched:
+
+        def fetch(name: str) -> None:
+            if name not in files:
+                raise UsageError(f"{data}: {name} is not there; a drawing model needs captions.jsonl and its pictures.")
+            try:
+                (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+                with files[name].whole() as file:
+                    (fetched / name).write_bytes(file.read())
+            except PictureError as error:
+                raise UsageError(f"{data}: {name}: {error}") from error
+            except OSError as error:
+                raise StorageError(refusal(folder, error)) from None
+
+        fetch("captions.jsonl")
+        for _ in at_once(fetch, [one.file for one in read_captions(fetched)]):
+            pass
+        yield fetched
 
 
 def _caption(values: dict[str, Any]) -> Caption:

@@ -22,6 +22,7 @@ from calotype.apart import described_by, require_apart
 from calotype.draw.cached import CachedPictures, is_cache
 from calotype.draw.captions import (
     Caption,
+    at_hand,
     held_out,
     latents_of,
     prompt_for,
@@ -206,7 +207,7 @@ def optimisers_of_words(text: nn.Module, recipe: DrawingRecipe) -> list[torch.op
 
 def train_drawing(
     recipe: DrawingRecipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     vae: VAE,
     *,
@@ -219,7 +220,8 @@ def train_drawing(
     Of a cache of moments the denoiser sees a fresh sample at each step; of pictures, the posterior's mode.
 
     Args:
-        data: the folder with captions.jsonl (see `read_captions`), or of a cache (see `CachedPictures`).
+        data: the folder with captions.jsonl (see `read_captions`), which may be at an address, or of a cache (see
+            `CachedPictures`).
         out: the run's folder: latents where pictures are encoded, checkpoint, metrics.jsonl, and at the end
             weights.safetensors.
         vae: in whose latents it will draw.
@@ -235,12 +237,13 @@ def train_drawing(
             another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB, or
             a cache is not of this VAE and size.
         PictureError: if a picture can't be read.
+        RemoteError: if pictures are at an address, whose server does not answer.
         StorageError: if the disk refuses what is to be kept; what was written before stays. Or if a cache is damaged.
     """
     require_rgb(vae.picture_channels, vae.name, "drawing")
     require_as_large(vae.config, "Drawing")
-    with lock(out / LOCK, DOING, "give another --out"):
-        return _train(recipe, data, out, vae, resume, report, track)
+    with lock(out / LOCK, DOING, "give another --out"), at_hand(data, out) as folder:
+        return _train(recipe, folder, out, vae, resume, report, track)
 
 
 def _train(
