@@ -398,7 +398,7 @@ def test_denied_and_without_credentials(
     with pytest.raises(PictureError, match=r"0.png: the server denies it \("):
         source.read(0)
     bucket.before = lambda method, path: 400
-    with pytest.raises(RemoteError, match="the credentials have expired .* renew them, and run the same command again"):
+    with pytest.raises(RemoteError, match=r"the credentials have expired .* renew them, and run the same command again"):
         source.read(0)
     bucket.clear()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -493,38 +493,6 @@ def test_a_server_that_is_silent(
             source.read(0)
     finally:
         gate.set()
-
-
-def test_addresses_that_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "nothing here reads foo://; give s3://, gs://" in refused("foo://bar/a")
-    for address in ("simplecache::s3://b/a", "zip://a.png::s3://b/a.zip", "tar://a", "reference://x"):
-        assert "stands for another one; give where the files lie themselves." in refused(address)
-    message = refused("sftp://me:secret@host/folder")
-    assert "no password may stand in an address" in message
-    assert "secret" not in message
-
-    def missing(protocol: str) -> Any:
-        raise ImportError(f"Install {protocol}")
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    monkeypatch.setattr(addresses, "_systems", {})
-    assert refused("s3://b/a").endswith("a package is needed; install it with: pip install 'calotype[s3]'.")
-    assert refused("gs://b/a").endswith("pip install gcsfs.")
-    assert refused("oss://b/a") == "oss://b/a: to read oss://, a package is needed: Install oss."
-
-
-def test_paths_that_look_like_addresses(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "if an address is meant, give it as a text, s3://bucket/a." in refused(Path("s3://bucket/a"))  # type: ignore[arg-type]
-    for name in ("s3:", "C:", "a::b"):
-        data.rename(tmp_path / name)
-        data = tmp_path / name
-        assert len(open_source(f"./{name}")) == 7
-        assert len(open_source(name)) == 7
-    (tmp_path / "s3:" / "bucket").mkdir(parents=True)
-    addresses.require_local(Path("s3://bucket/out"), "--out")  # such a folder is there
-    with pytest.raises(UsageError, match="--out s3://bucket/out: files are written"):
-        addresses.require_local("s3://bucket/out", "--out")
 
 
 @pytest.mark.slow
