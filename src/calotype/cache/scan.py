@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from calotype.addresses import AT_ONCE, is_address, local_path
 from calotype.cache.seen import scanned
 from calotype.cache.store import SCAN, Store
 from calotype.cache.tables import SCAN as COLUMNS, parquet, table
 from calotype.cache.units import sample_id
-from calotype.cache.words import words
+from calotype.cache.words import Words, words
 from calotype.errors import PictureError, StorageError, UsageError
 from calotype.files import as_text
 from calotype.pixels import upright_size
@@ -44,7 +45,8 @@ def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[in
     """
     source = open_source(data)
     numbers = list(range(len(source)))
-    if out is not None and (folder := Path(data)).is_dir():
+    folder = local_path(str(data)) if is_address(data) else Path(data)
+    if out is not None and folder is not None and folder.is_dir():
         inside = out.resolve()
         if inside == folder.resolve():
             raise UsageError(
@@ -84,17 +86,16 @@ def scan(
     rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     seen: set[bytes] = set()
     places: list[int] = []
-    for done, (i, stamp, found) in enumerate(_looked(source, numbers, beside.stamp, known), 1):
+    for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
         name = as_text(source.names[i])
         tell(done, len(numbers))
         if (id_ := sample_id(name, found.key)) in seen:
             continue
         seen.add(id_)
         places.append(i)
-        caption, label = say(i)
         for column, value in zip(
             rows.values(),
-            (found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, caption, label),
+            (found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, *said),
             strict=True,
         ):
             column.append(value)
@@ -136,20 +137,21 @@ class _Known:
 
 
 def _looked(
-    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], known: _Known
-) -> Iterator[tuple[int, str, Found]]:
+    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], say: Callable[[int], Words], known: _Known
+) -> Iterator[tuple[int, str, Found, Words]]:
     """Every picture in order, looked at by threads that are a little ahead."""
-    waiting: deque[tuple[int, Future[tuple[str, Found]]]] = deque()
+    waiting: deque[tuple[int, Future[tuple[str, Found, Words]]]] = deque()
 
-    def one(i: int) -> tuple[str, Found]:
+    def one(i: int) -> tuple[str, Found, Words]:
         told = stamp(i)
-        return told, known.get(as_text(source.names[i]), told) or look(source, i)
+        return told, known.get(as_text(source.names[i]), told) or look(source, i), say(i)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    threads = AT_ONCE if source.far else THREADS
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for i in numbers:
                 waiting.append((i, pool.submit(one, i)))
-                if len(waiting) >= 16 * THREADS:
+                if len(waiting) >= 16 * threads:
                     i, future = waiting.popleft()
                     yield i, *future.result()
             while waiting:

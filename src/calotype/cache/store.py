@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from calotype.addresses import require_local
 from calotype.errors import StorageError
 from calotype.files import atomic_path, make_folder, refusal, write_bytes
 from calotype.temporaries import is_temporary
@@ -35,9 +36,13 @@ class Store:
 
     Args:
         root: the folder.
+
+    Raises:
+        UsageError: it is an address.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        require_local(root, "A cache at")
         self.root = Path(root)
 
     def __str__(self) -> str:

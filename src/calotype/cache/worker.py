@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from calotype.addresses import AT_ONCE
 from calotype.cache.job import Job
 from calotype.cache.receipts import Bad, Receipt, Sums
 from calotype.cache.rules import Placed, Rules
@@ -32,7 +33,7 @@ from calotype.cache.tables import SAMPLES, parquet, table
 from calotype.cache.units import Sample, Unit
 from calotype.engine.budget import parse_memory
 from calotype.engine.run import Engine
-from calotype.errors import CalotypeError, NonFiniteError, PictureError, StorageError
+from calotype.errors import CalotypeError, NonFiniteError, PictureError, RemoteError, StorageError
 from calotype.files import refusal
 from calotype.pixels import AlphaMode, alpha_mode, from_array, luma, read_picture_rows
 from calotype.posterior import DiagonalGaussian, Posterior
@@ -72,7 +73,7 @@ class Worker:
         source: the pictures.
         store: where the cache lies.
         memory: at most so much memory beside the weights, in bytes or words; None: what is fast, and free.
-        threads: that read pictures.
+        threads: that read pictures; None: a few, and more where each waits for a server.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class Worker:
         store: Store,
         *,
         memory: int | str | None = None,
-        threads: int = THREADS,
+        threads: int | None = None,
     ) -> None:
-        self.job, self.vae, self.source, self.store, self.threads = job, vae, source, store, threads
+        self.job, self.vae, self.source, self.store = job, vae, source, store
+        self.threads = threads or (AT_ONCE if source.far else THREADS)
         limit = None if memory is None else parse_memory(memory)
         self._reading = _READING if limit is None else min(_READING, limit // 4)
         self._memory = None if limit is None else limit - self._reading
@@ -101,6 +103,7 @@ class Worker:
         Raises:
             StorageError: the disk refuses it.
             MemoryLimitError: there is not memory enough.
+            RemoteError: pictures are on a server, which does not answer.
         """
         return self.commit(self.make(unit, tell))
 
@@ -113,7 +116,7 @@ class Worker:
         attempt = Attempt(self.job, unit, self.store)
         try:
             at_once = self._at_once(unit)
-            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once)), at_once):
+            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once, 2 * self.threads)), at_once):
                 made = iter(self.encode([(levels, one.key) for one, _, levels in group if not isinstance(levels, Bad)]))
                 for sample, placed, levels in group:
                     result = levels if isinstance(levels, Bad) else next(made)
@@ -387,6 +390,8 @@ def picture(source: Stored, sample: Sample, rules: Rules, placed: Placed, alpha:
     try:
         with source.opened(sample.place) as file:
             content = file.read()
+    except RemoteError:  # the next run goes on
+        raise
     except (CalotypeError, IndexError) as error:
         return bad(f"it could be read before, and now not: {reason(source, sample.place, error)}", again=True)
     if hashlib.sha256(content).digest() != sample.key:

@@ -12,6 +12,7 @@ import typer
 
 from calotype.cli.common import (
     BackgroundOption,
+    DataArgument,
     DeviceOption,
     Dtype,
     FormatOption,
@@ -66,13 +67,7 @@ CacheArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of th
 
 
 def make(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or a dataset (hf:NAME:SPLIT:COLUMN).",
-        ),
-    ],
+    data: DataArgument,
     out: CacheArgument,
     vae: VaeOption = None,
     value: Annotated[
