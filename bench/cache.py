@@ -238,15 +238,18 @@ def memory(given: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers", format_=KNOWN["sd1"])
-        large, small = jpegs(folder / "large", 6, 1600, 1200), jpegs(folder / "small", given.samples, 96, 64)
-        sd1 = {"weights": str(folder / "sd1"), "network": "SD1's size", "pictures": 6, "data": str(large)}
-        many = {"weights": "", "network": "built-in", "pictures": given.samples, "data": str(small), "side": 64}
-        for task in (*({**sd1, "side": side} for side in (512, 1024)), many):
+        for network, weights, side, count, size in (
+            ("SD1's size", str(folder / "sd1"), 512, 16, (1600, 1200)),  # as many as are encoded together
+            ("SD1's size", str(folder / "sd1"), 1024, 6, (1600, 1200)),
+            ("built-in", "", 64, given.samples, (96, 64)),
+        ):
+            data = jpegs(folder / f"{network} {side}", count, *size)
+            task = {"network": network, "weights": weights, "side": side, "pictures": count, "data": str(data)}
             for limit in (None, "512MB"):
-                say(f"memory: {task['network']}, {task['side']}, {limit or 'default'}")
                 found = apart({**task, "way": "calotype", "memory": limit, "out": str(folder / "out")})
                 shutil.rmtree(folder / "out")
                 keys = ("network", "side", "pictures")
+                say(f"memory: {network}, {side}, {limit or 'default'}: {found['peak'] / 1e6:.0f} MB")
                 rows.append({**{key: task[key] for key in keys}, "memory": limit, **found})
     return rows
 
