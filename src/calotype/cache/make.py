@@ -29,6 +29,7 @@ from calotype.cache.units import Plan, held, of_part, plan, unit
 from calotype.cache.worker import Step, Worker
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 from calotype.files import write_bytes
+from calotype.texts import plain
 from calotype.vae import VAE
 from calotype.weights.mapped import dtype_name
 
@@ -303,7 +304,7 @@ def require_few(bad: list[Bad], limit: int, of: int) -> None:
 
 
 def _first(bad: list[Bad]) -> str:
-    told = [f"{one.name}: {one.reason.rstrip('.')}" for one in bad[:3]]
+    told = [f"{plain(one.name)}: {one.reason.rstrip('.')}" for one in bad[:3]]
     return "; ".join(told) + (f"; and {len(bad) - 3:,} more" if len(bad) > 3 else "")
 
 

@@ -19,6 +19,7 @@ from calotype.temporaries import is_temporary
 
 JOB = "cache.json"
 SCAN = "scan.parquet"
+LOOKED = "looked.parquet"  # what a scan that is under way, or was killed, has found so far
 MANIFEST = "manifest.parquet"
 RECEIPTS, SAMPLES, SHARDS = "receipts", "samples", "shards"
 CLAIMS, RUNS = "claims", "runs"  # locks
@@ -26,7 +27,7 @@ CLAIMS, RUNS = "claims", "runs"  # locks
 _STEP = 2**20
 _UNIT = r"[0-9a-f]{32}"
 _OWN = re.compile(
-    rf"cache\.json|(scan|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
+    rf"cache\.json|(scan|looked|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
     rf"|shards/\d+x\d+/{_UNIT}\.safetensors|(runs/|claims/)?\.(?!alone\.)[^/]*\.lock"
 )
 

@@ -32,6 +32,7 @@ from calotype.cli.common import (
 )
 from calotype.cli.measuring import MOST_SAID, bar
 from calotype.errors import UsageError
+from calotype.texts import plain
 
 if TYPE_CHECKING:
     from calotype.cache.make import Outcome, Progress
@@ -180,7 +181,7 @@ def status(out: CacheArgument, json: JsonOption = False) -> None:
         ]
         table(rows)
         for name, why in told["bad_ones"][:MOST_SAID]:
-            print(f"bad: {name}: {why}")
+            print(f"bad: {plain(name)}: {why}")
         for unit, why in list(told["broken"].items())[:MOST_SAID]:
             print(f"broken: {unit}: {why}; calotype cache repair {out} drops it")
 

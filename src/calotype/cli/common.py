@@ -138,8 +138,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def complain(message: str) -> None:
-    """One line on standard error."""
-    print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
+    """One line on standard error; what a file's name may hold that moves a cursor stands as escape sequences."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print(f"calotype: {line}", file=sys.stderr)
 
 
 def stop(message: str = "Stopped.") -> NoReturn:
