@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from calotype import __version__
 from calotype.addresses import AT_ONCE
 from calotype.cache.job import Job
 from calotype.cache.receipts import Bad, Receipt, Sums
@@ -42,6 +45,8 @@ from calotype.vae import VAE, enough_memory, posterior_of
 from calotype.vae.encoding import encoding_network
 
 THREADS = 3  # that read ahead
+FINISH = 5.0  # seconds that a unit in hand may still take when its process is told to stop
+_PACKAGES = ("torch", "pillow", "numpy")
 _AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
@@ -234,6 +239,7 @@ class Worker:
         """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""
         waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
         taken, rest = 0, deque(unit.samples)
+        known = {(one.name, one.key): one for one in unit.bad}
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 while rest or waiting:
@@ -243,7 +249,11 @@ class Worker:
                             break
                         sample = rest.popleft()
                         placed = self.job.rules.place(*sample.upright, sample.key)
-                        future = pool.submit(picture, self.source, sample, self.job.rules, placed, self._alpha)
+                        future: Future[Array | Bad] = Future()
+                        if bad := known.get((sample.name, sample.key.hex())):
+                            future.set_result(bad)
+                        else:
+                            future = pool.submit(picture, self.source, sample, self.job.rules, placed, self._alpha)
                         waiting.append((sample, placed, cost, future))
                         taken += cost
                     sample, placed, cost, future = waiting.popleft()
@@ -252,6 +262,15 @@ class Worker:
                     yield sample, placed, levels
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what makes units here."""
+    told = {"calotype": __version__}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            told[package] = version(package)
+    return told
 
 
 def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Tensor:
