@@ -15,6 +15,7 @@ import ast
 import base64
 import hashlib
 import json
+import os
 import re
 import sys
 import time
@@ -241,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the page and writes what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
+    os.environ.pop("TUTORIAL_VAE", None)  # what the page says is of the weights that ship
     begin = time.perf_counter()
 
     def save(figure: Figure, image: Image.Image) -> None:
