@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, and tables of the registry.
+"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, tables of the registry, and
+docs/tutorial.ipynb from docs/tutorial.md (which scripts/tutorial.py runs).
 
 With --check it only says whether they are up to date.
 """
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tutorial
 
 from calotype.families import FORMATS, PRESETS
 from calotype.latent_spaces import Decoder, spaces
@@ -157,6 +160,7 @@ PAGES = {
     ROOT / "docs" / "builtin.md": builtin,
     ROOT / "docs" / "latents.md": latents,
     ROOT / "docs" / "spaces.md": spaces_page,
+    ROOT / "docs" / "tutorial.ipynb": tutorial.notebook,
     ROOT / "docs" / "weights.md": weights,
 }
 
@@ -164,7 +168,11 @@ PAGES = {
 def main() -> int:
     """0 when the pages are (or were made) up to date."""
     for path, make in PAGES.items():
-        text = make()
+        try:
+            text = make()
+        except tutorial.TutorialError as error:
+            print(error, file=sys.stderr)
+            return 1
         if "--check" not in sys.argv:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:
