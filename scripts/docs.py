@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, and tables of the registry.
+"""Writes the pages of docs/ that are made: commands from their own help, benchmarks and the card of the built-in
+weights from what was measured, findings from their scripts, tables of the registry.
 
 With --check it only says whether they are up to date.
 """
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from docs_pages import benchmarks, findings
 
 from calotype.families import FORMATS, PRESETS
 from calotype.latent_spaces import Decoder, spaces
@@ -155,6 +158,8 @@ def _scaled(values: Mapping[str, Any]) -> str:
 PAGES = {
     ROOT / "docs" / "cli.md": commands,
     ROOT / "docs" / "builtin.md": builtin,
+    ROOT / "docs" / "benchmarks.md": benchmarks.page,
+    ROOT / "docs" / "findings.md": findings.page,
     ROOT / "docs" / "latents.md": latents,
     ROOT / "docs" / "spaces.md": spaces_page,
     ROOT / "docs" / "weights.md": weights,
