@@ -31,4 +31,4 @@ def _section(path: Path) -> list[str]:
         parts.append(re.sub(r"(What one expects|What happens|Who meets it|What helps):", r"**\1:**", line))
     if seen < len(about):
         parts += ["", "Seen:", "", "```text", *(line.removeprefix("  ") for line in about[seen + 1 :]), "```"]
-    return [*parts, "", f"    bash findings/{path.name}"]
+    return [*parts, "", "<!-- not run: installs the versions that it names -->", "", f"    bash findings/{path.name}"]
