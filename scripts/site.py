@@ -14,6 +14,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from docs_pages import api
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "site"
 LOADED = {"img": "src", "script": "src", "link": "href", "source": "src", "iframe": "src"}
@@ -94,6 +96,19 @@ def faults(site: Path) -> Iterator[str]:
                 yield f"{name} links to {link}, and there is no such place on that page"
 
 
+def missing(site: Path) -> Iterator[str]:
+    """Public names that the pages of the Python interface lack, a sentence each."""
+    modules = api.modules()
+    yield from (
+        f"{name} has an __all__, and no page in docs/reference/api" for name in api.with_names() if name not in modules
+    )
+    for module, source in modules.items():
+        page = site / source.relative_to(ROOT / "docs").with_suffix(".html")
+        anchors = Page(page).anchors
+        names = (f"{module}.{name}" for name in api.public_names(module))
+        yield from (f"{page.relative_to(site)} says nothing of {name}" for name in names if name not in anchors)
+
+
 def main() -> int:
     """0 when the site is built and nothing is wrong with it."""
     for path, make in INCLUDED.items():
@@ -107,7 +122,7 @@ def main() -> int:
     else:
         (SITE / "404.html").unlink()  # for servers alone
         led_inside(SITE)
-        wrong += faults(SITE)
+        wrong += [*faults(SITE), *missing(SITE)]
     print("\n".join(wrong) if wrong else f"{SITE / 'index.html'}", file=sys.stderr if wrong else sys.stdout)
     return int(bool(wrong))
 

@@ -64,7 +64,7 @@ def _entries(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]
 
 def _section(name: str, entry: dict[str, Any]) -> Iterator[str]:
     command = entry.get("command") or f"python bench/{name}.py"
-    yield from ["", "<!-- not run: a benchmark -->", "", f"    {command if isinstance(command, str) else ' '.join(command)}", ""]
+    yield from ["", "<!-- not run: a benchmark -->", "", f"    {command}", ""]
     versions = entry.get("versions", {})
     told = [entry.get("date", ""), *(f"{key} {value}" for key, value in versions.items() if key != "calotype")]
     told += [f"{key} {entry[key]}" for key in ("torch", "diffusers", "threads", "repeats") if key in entry]

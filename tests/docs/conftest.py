@@ -5,4 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `blocks`, whichever way pytest imports the tests
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # for `blocks`, whichever way pytest imports the tests
+sys.path.insert(0, str(HERE.parents[1] / "scripts"))

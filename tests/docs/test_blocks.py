@@ -118,7 +118,7 @@ def of_previews() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Session:
-    """How the blocks of a page are run: what lies in the folder before, what Python knows, and whether it takes long."""
+    """How the blocks of a page are run: what lies in the folder, what Python knows, and whether it takes long."""
 
     prepare: Callable[[], None] = nothing
     known: Callable[[], dict[str, Any]] = dict
