@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ def builtin() -> str:
         f"{size}, float16. What they were trained on, and by which recipes, stands in [training.md](training.md); "
         "`calotype inspect builtin` shows it as the file has it.",
         "",
+        f"The wheel of calotype is {wheel_megabytes()} MB, nearly all of it these weights and those of "
+        "[the drawing model](draw.md#the-model-that-ships).",
+        "",
         "## How they were chosen",
         "",
         f"On {len(choice['pictures'])} photographs held out of the training set; each row goes on from the one above. "
@@ -90,6 +94,12 @@ def builtin() -> str:
         parts += [f"| {rows[0]['picture']} | " + " | ".join(map(cell, rows)) + " |"]
     parts += ["| **mean** | " + " | ".join(f"**{cell(v)}**" for v in vaes) + " |", ""]
     return "\n".join(parts)
+
+
+def wheel_megabytes() -> int:
+    """How large the wheel is: its files are the package's, each deflated by itself."""
+    files = [path for path in (ROOT / "src" / "calotype").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    return round(sum(len(zlib.compress(path.read_bytes())) for path in files) / 1e6)
 
 
 def weights() -> str:
