@@ -130,7 +130,7 @@ SESSIONS = {
     "docs/cache.md": Session(a_cache, slow=True),
     "docs/concepts/budgets.md": Session(),
     "docs/concepts/exactness.md": Session(),
-    "docs/concepts/posteriors.md": Session(photos, slow=True),
+    "docs/concepts/posteriors.md": Session(photo),
     "docs/concepts/spaces.md": Session(photo),
     "docs/draw.md": Session(a_photo_to_redraw, slow=True),
     "docs/edit.md": Session(two_pictures, slow=True),
