@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -61,7 +60,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
     own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     # afterwards, so that pip finds nothing installed; .pth files that lie there, as the checkout's, are not followed
-    needed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    needed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (Path(own) / "needed.pth").write_text("\n".join(needed))
     return programs
 
