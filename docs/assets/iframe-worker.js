@@ -7,7 +7,7 @@ if (location.protocol === "file:") {
       this.frame.hidden = true;
       document.body.append(this.frame);
       this.inner = this.frame.contentWindow;
-      this.inner.postMessage = (data) => setTimeout(() => this.onmessage?.({ data }));
+      this.inner.postMessage = (data) => setTimeout(() => this.onmessage?.({ data: structuredClone(data) }));
       this.loaded = new Promise((resolve) => {
         const script = this.inner.document.createElement("script");
         script.src = url;
@@ -17,7 +17,8 @@ if (location.protocol === "file:") {
       });
     }
     postMessage(data) {
-      this.loaded.then(() => this.inner.onmessage?.({ data }));
+      const copy = structuredClone(data); // as between threads: neither side sees what the other makes of it
+      this.loaded.then(() => this.inner.onmessage?.({ data: copy }));
     }
     terminate() {
       this.frame.remove();
