@@ -21,6 +21,7 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
 
+from calotype.addresses import is_address
 from calotype.apart import require_apart, weights_files
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
@@ -39,6 +40,7 @@ from calotype.train.export import export, stored, validate
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.model import Scaled
+from calotype.train.outlook import duration
 from calotype.train.recipe import Recipe
 from calotype.train.sharded import require_shardable, shard
 from calotype.train.start import begin, require_parts
@@ -84,7 +86,7 @@ class Options:
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     options: Options,
     *,
@@ -95,7 +97,7 @@ def train(
     """Trains as `recipe` says and writes OUT/weights.safetensors: its path, or None when stopped or on a dry run.
 
     Args:
-        data: what source paths are relative to.
+        data: the folder or address that source paths are relative to.
         out: the run's folder; see `watch.Watch`, `checkpoint.save` and `export.export` for what it gets.
 
     Raises:
@@ -114,7 +116,7 @@ def train(
 
 def _train(
     recipe: Recipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     options: Options,
     report: Callable[[dict[str, float]], None],
@@ -188,7 +190,7 @@ def _train(
             left, first, seconds = recipe.steps - trainer.step, *_time(trainer, batches)
             notice(
                 f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; a step took "
-                f"{first:.2f} s, and all {left:,} take about {_duration(seconds)}, and about "
+                f"{first:.2f} s, and all {left:,} take about {duration(seconds)}, and about "
                 f"{in_words(took.part)} of the {in_words(took.free)} free."
             )
             return None
@@ -212,7 +214,7 @@ def _train(
                 watch.close()
 
 
-def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
+def _require_apart(recipe: Recipe, data: str | Path, out: Path) -> None:
     """Checks that a run overwrites nothing that it reads, and adds no picture to those it is trained on.
 
     Raises:
@@ -227,12 +229,14 @@ def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
     weights = [one.weights for one in (recipe.start, recipe.teacher) if one is not None]
     require_apart(written, chain(weights_files(*weights), *(files_of(source.path, data) for source in recipe.sources)))
     for source in recipe.sources:
-        folder = (data / source.path).resolve()
+        if is_address(data) or is_address(source.path):
+            continue
+        folder = (Path(data) / source.path).resolve()
         panels = (out / PANELS).resolve()
         if panels.is_relative_to(folder) and not any(p.startswith(".") for p in panels.relative_to(folder).parts):
             raise UsageError(
-                f"--out {out} lies in {data / source.path}, so the run's panels would be among the pictures it is "
-                f"trained on; give another --out."
+                f"--out {out} lies in {Path(data) / source.path}, so the run's panels would be among the pictures it "
+                f"is trained on; give another --out."
             )
 
 
@@ -358,13 +362,6 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         start=start, before=before, origin=origin, perceptual=perceptual, features=features, teacher=teacher,
         format=format_,
     )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _format_of(vae: VAE) -> LatentFormat | None:

@@ -106,11 +106,19 @@
       select.value = chosen;
     }
 
+    // two that judge otherwise, of those that every VAE has: a VAE without a posterior has no rate, and would be missing
+    function start() {
+      const known = (metric) => data.values[metric.key].every((row) => row.some((v) => v !== null));
+      const [x = 0, ...others] = [...data.metrics.keys()].filter((i) => known(data.metrics[i]));
+      const y = others.find((i) => data.metrics[i].better !== data.metrics[x].better) ?? others[0];
+      return [x, y ?? Math.min(1, data.metrics.length - 1)];
+    }
+
     function ask() {
       const vaes = choose("mode").value === "vaes";
-      options(choose("x"), vaes ? labels : titles, "0");
-      const other = data.metrics.findIndex((metric) => metric.better !== data.metrics[0].better);
-      options(choose("y"), vaes ? labels : titles, String(vaes ? 1 : other > 0 ? other : data.metrics.length > 1 ? 1 : 0));
+      const [x, y] = vaes ? [0, 1] : start();
+      options(choose("x"), vaes ? labels : titles, String(x));
+      options(choose("y"), vaes ? labels : titles, String(y));
       choose("by").closest("div").hidden = !vaes;
       find(".legend", find("#chart")).hidden = vaes || data.vaes.length < 2;
       draw();
