@@ -101,6 +101,8 @@ def _opening(results: Results, found: list[Claim]) -> list[str]:
             trained on the same photographs by the same loop, measured, and held against what is usually said of it.
             Numbers, figures and verdicts are made by one command:
         """),
+        "<!-- not run: trains for half an hour; tests/test_family_page.py runs it on a few pictures -->",
+        "",
         f"    {results['command']}",
         "",
         *prose(f"""
