@@ -1,0 +1,136 @@
+"""Look: a picture through VAEs and back, and how far it is from what it was, here or there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from calotype.errors import UsageError
+from calotype.studio.commands import load_line, memory_word, picture, resources, vae_option
+from calotype.studio.jobs import Command, Job, Order
+from calotype.studio.shelf import Shelf
+from calotype.studio.visits import Visit
+
+if TYPE_CHECKING:
+    from calotype.evaluate.lpips import LPIPS
+
+_MOST_VAES = 8
+_MOST_LPIPS = 2**21  # pixels of a region
+_lpips: dict[str, LPIPS] = {}
+
+
+def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
+    """A reconstruction by each VAE, in a folder of its own where there are several."""
+    thing = visit.thing(form.get("picture"))
+    indices = form.get("vaes")
+    if not isinstance(indices, list) or not indices:
+        raise UsageError("No VAE is chosen; choose one or more.")
+    if len(indices) > _MOST_VAES or len(set(map(str, indices))) < len(indices):
+        raise UsageError(f"Choose up to {_MOST_VAES} different VAEs.")
+    commands, folders = [], []
+    for index in indices:
+        given, vae = shelf.vae(index), shelf.load(index)
+        alpha = ["--alpha", "keep"] if thing.alpha and vae.picture_channels != 4 else []
+        folder = _folder(vae.name, folders) if len(indices) > 1 else ""
+        folders.append(folder)
+        out = ["--out", folder] if folder else []
+        options = [*vae_option(given), *alpha, *out, *resources(shelf)]
+        commands.append(Command("reconstruct", [thing.name], options))
+    stem = Path(thing.name).stem
+
+    def finish(visit: Visit, job: Job, said: list[Any]) -> list[dict[str, Any]]:
+        found = []
+        for index, folder, document in zip(indices, folders, said, strict=True):
+            [row] = document["results"]
+            name = Path(folder, f"{stem}-reconstruction.png").as_posix()
+            panel = job.keep(job.folder / folder / f"{stem}-panel.png")
+            found.append(picture(visit, job, name, vae=index, figures=row, panel=panel))
+        return found
+
+    given = shelf.vae(indices[0])
+    keep = ', alpha="keep"' if thing.alpha else ""
+    python = (
+        f"import calotype\n{load_line(shelf, given)}\n"
+        f"latents = vae.encode_image({thing.name!r}{keep}{memory_word(shelf)})\n"
+        f"vae.write_image({f'{stem}-reconstruction.png'!r}, latents{memory_word(shelf)})"
+    )
+    return Order("Reconstructing", commands, {thing.name: thing.path}, python, finish)
+
+
+def _folder(name: str, taken: list[str]) -> str:
+    """A folder's name, after a VAE."""
+    text = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-")[:40] or "vae"
+    return text if text not in taken else f"{text}-{len(taken) + 1}"
+
+
+def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
+    """How far two pictures are apart in a part of them: PSNR, SSIM, and LPIPS where its weights are at hand.
+
+    Transparent pictures are compared over white and over black, as everywhere (see `pixels.seen`).
+    """
+    from calotype.evaluate.lpips import LEAST, at_hand
+    from calotype.evaluate.metrics import psnr, ssim
+    from calotype.pixels import seen
+
+    a, b = (visit.thing(form.get(key)) for key in ("original", "reconstruction"))
+    box = form.get("box")
+    if not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
+        raise UsageError("A region is four whole numbers: left, top, right, bottom.")
+    if (a.width, a.height) != (b.width, b.height):
+        raise UsageError(f"{a.name} is {a.width}x{a.height} and {b.name} {b.width}x{b.height}; nothing can be compared.")
+    left, top, right, bottom = box
+    if not (0 <= left < right <= a.width and 0 <= top < bottom <= a.height):
+        raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
+    assert a.seen is not None and b.seen is not None
+    before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.seen))
+    if len(before) != len(after):
+        before, after = (one[:3].expand(3, -1, -1) for one in (before, after))
+    found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": bool((before == after).all())}
+    x, y = seen(before), seen(after)
+    found["psnr"] = None if found["equal"] else psnr(x, y)
+    smallest = min(right - left, bottom - top)
+    if smallest >= 11:
+        found["ssim"] = ssim(x, y)
+    for net in ("alex", "vgg"):
+        if not at_hand(net):
+            found["lpips"][net] = "weights are not here"
+        elif smallest < LEAST[net]:
+            found["lpips"][net] = f"needs {LEAST[net]} pixels"
+        elif (right - left) * (bottom - top) > _MOST_LPIPS:
+            found["lpips"][net] = "region too large"
+        else:
+            found["lpips"][net] = _distance(net, x, y)
+    return found
+
+
+def _distance(net: str, x: Tensor, y: Tensor) -> float:
+    from calotype.evaluate.lpips import load_lpips
+    from calotype.pixels import from_array
+
+    if net not in _lpips:
+        _lpips[net] = load_lpips(net)  # type: ignore[arg-type]
+    pair = [from_array(one[:3].expand(3, -1, -1).permute(1, 2, 0).numpy())[None] for one in (x, y)]
+    with torch.no_grad():
+        return float(_lpips[net](*pair))
+
+
+def _levels(visit: Visit, path: Path, box: tuple[int, int, int, int]) -> Tensor:
+    """A part of a picture, uint8 [C, h, w]; the last two pictures that were asked for are kept open."""
+    kept: dict[Path, Image.Image] = visit.kept.setdefault("open", {})
+    if path not in kept:
+        while len(kept) >= 2:
+            kept.pop(next(iter(kept)))
+        image = Image.open(path)
+        image.load()
+        kept[path] = image
+    levels = np.array(kept[path].crop(box))
+    return torch.from_numpy(levels[..., None] if levels.ndim == 2 else levels).permute(2, 0, 1)
+
+
+ORDERS = {"look": order}
+NOW = {"region": region}
