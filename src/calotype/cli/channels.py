@@ -19,7 +19,16 @@ from calotype.cli.common import (
     colour,
     finish,
 )
-from calotype.cli.editing import PICTURES, EditVaeOption, SizeOption, bar, output_file, read_sources, sized, write_edited
+from calotype.cli.editing import (
+    PICTURES,
+    EditVaeOption,
+    SizeOption,
+    bar,
+    output_file,
+    read_sources,
+    sized,
+    write_edited,
+)
 
 NAME = "channels"
 EXAMPLE = "Example: [bold]calotype channels photo.jpg edits.json --size 256x256 --out changed.png[/]"

@@ -30,12 +30,13 @@ def serve(orders: IO[str], answers: IO[str]) -> None:
     def say(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    said = [0.0, ""]
+    last = (0.0, "")
 
     def told(part: float, words: str) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - float(said[0]) >= _OFTEN or words != said[1]:
-            said[:] = now, words
+        if now - last[0] >= _OFTEN or words != last[1]:
+            last = now, words
             say(part=part, says=words)
 
     bars.listener.set(told)

@@ -289,7 +289,9 @@ class Studio:
         form = await _json(request)
         async with self.at_once:
             found = await asyncio.to_thread(answer, self.shelf, visit, form)
-        return Response(found, media_type="application/octet-stream") if isinstance(found, bytes) else JSONResponse(found)
+        if isinstance(found, bytes):
+            return Response(found, media_type="application/octet-stream")
+        return JSONResponse(_plain(found))
 
 
 async def _json(request: Request) -> dict[str, Any]:

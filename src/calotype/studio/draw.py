@@ -25,7 +25,9 @@ def _settings(shelf: Shelf, form: dict[str, Any]) -> list[Word]:
     if form.get("negative"):
         options += ["--negative", forms.text(form, "negative", "negative prompt")]
     model = shelf.model(form.get("model", 0))
-    return [*options, *([] if model.shown == "builtin" else ["--model", model]), *resources(shelf, memory=False)]
+    if model.shown != "builtin":
+        options += ["--model", model]
+    return [*options, *resources(shelf, memory=False)]
 
 
 def _hidden(shelf: Shelf, form: dict[str, Any]) -> list[str]:
@@ -41,7 +43,8 @@ def _finish(visit: Visit, job: Job, said: list[Any]) -> list[dict[str, Any]]:
 
 def _python(shelf: Shelf, form: dict[str, Any], *imports: str) -> str:
     """The first lines, for the built-in model."""
-    words = [f"{key}={forms.written(float(form[key]))}" for key in ("steps", "guidance") if form.get(key) not in (None, "")]
+    given = [key for key in ("steps", "guidance") if form.get(key) not in (None, "")]
+    words = [f"{key}={forms.written(float(form[key]))}" for key in given]
     words += [f"negative={' '.join(form['negative'].split())!r}"] if form.get("negative") else []
     lines = [*imports, "from calotype.draw.pipeline import Settings, load_drawer", "", "drawer = load_drawer()"]
     return "\n".join([*lines, f"settings = Settings({', '.join(words)})", ""])

@@ -53,7 +53,9 @@ def morph(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
         *([] if back == "once" else [f"--{back}"]), *chosen(shelf, form),
     ]  # fmt: skip
     names = [one.name for one in things]
-    ways = {"frames": frames, "kind": way, "easing": easing, "closed": back == "closed", "ping_pong": back == "ping-pong"}
+    ways = {
+        "frames": frames, "kind": way, "easing": easing, "closed": back == "closed", "ping_pong": back == "ping-pong"
+    }  # fmt: skip
     said = ", ".join(f"{key}={value!r}" for key, value in ways.items())
     memory = memory_word(shelf)
     python = _start(

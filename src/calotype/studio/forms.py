@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.errors import UsageError
 
-_SIZE = re.compile(r"([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})[x\u00d7]([1-9][0-9]{0,4})")
 _LARGEST = 16384  # pixels a side
 
 

@@ -64,7 +64,7 @@ def _opened(shelf: Shelf, visit: Visit, form: dict[str, Any], key: str = "pictur
 
 
 def channels(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> bytes:
-    """Latents as the page draws them: a table's length and the table, then float32 latents, and their std after them."""
+    """Latents as the page draws them: a table's length and the table, float32 latents, and the posterior's std."""
     found = _opened(shelf, visit, form)
     z = found.latents.to_raw().tensor
     facts = {"shape": list(z.shape), "std": found.std is not None}

@@ -32,7 +32,8 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
         raise UsageError("No VAE is chosen; choose one or more.")
     if len(indices) > _MOST_VAES or len(set(map(str, indices))) < len(indices):
         raise UsageError(f"Choose up to {_MOST_VAES} different VAEs.")
-    commands, folders = [], []
+    commands: list[Command] = []
+    folders: list[str] = []
     for index in indices:
         given, vae = shelf.vae(index), shelf.load(index)
         alpha = ["--alpha", "keep"] if thing.alpha and vae.picture_channels != 4 else []
@@ -52,14 +53,16 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
             found.append(picture(visit, job, name, vae=index, figures=row, panel=panel))
         return found
 
-    given = shelf.vae(indices[0])
-    keep = ', alpha="keep"' if thing.alpha else ""
-    python = (
-        f"import calotype\n{load_line(shelf, given)}\n"
-        f"latents = vae.encode_image({thing.name!r}{keep}{memory_word(shelf)})\n"
-        f"vae.write_image({f'{stem}-reconstruction.png'!r}, latents{memory_word(shelf)})"
-    )
-    return Order("Reconstructing", commands, {thing.name: thing.path}, python, finish)
+    lines = ["import calotype", *(["from pathlib import Path"] if len(indices) > 1 else [])]
+    for index, folder in zip(indices, folders, strict=True):
+        keep = ', alpha="keep"' if thing.alpha and shelf.load(index).picture_channels != 4 else ""
+        out = Path(folder, f"{stem}-reconstruction.png").as_posix()
+        lines += [
+            "", load_line(shelf, shelf.vae(index)), *([f"Path({folder!r}).mkdir(exist_ok=True)"] if folder else []),
+            f"latents = vae.encode_image({thing.name!r}{keep}{memory_word(shelf)})",
+            f"vae.write_image({out!r}, latents{memory_word(shelf)})",
+        ]  # fmt: skip
+    return Order("Reconstructing", commands, {thing.name: thing.path}, "\n".join(lines), finish)
 
 
 def _folder(name: str, taken: list[str]) -> str:
@@ -82,7 +85,7 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
         raise UsageError("A region is four whole numbers: left, top, right, bottom.")
     if (a.width, a.height) != (b.width, b.height):
-        raise UsageError(f"{a.name} is {a.width}x{a.height} and {b.name} {b.width}x{b.height}; nothing can be compared.")
+        raise UsageError(f"{a.name} is {a.width}x{a.height} and {b.name} {b.width}x{b.height}; choose two of one size.")
     left, top, right, bottom = box
     if not (0 <= left < right <= a.width and 0 <= top < bottom <= a.height):
         raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
@@ -90,9 +93,10 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
     before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.seen))
     if len(before) != len(after):
         before, after = (one[:3].expand(3, -1, -1) for one in (before, after))
-    found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": bool((before == after).all())}
+    equal = bool((before == after).all())
+    found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": equal}
     x, y = seen(before), seen(after)
-    found["psnr"] = None if found["equal"] else psnr(x, y)
+    found["psnr"] = None if equal else psnr(x, y)
     smallest = min(right - left, bottom - top)
     if smallest >= 11:
         found["ssim"] = ssim(x, y)

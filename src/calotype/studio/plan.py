@@ -41,7 +41,8 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
         rows = zip(commands, sizes, said, strict=True)
         return [{"kind": "plan", "size": size, "command": command.line(), **answer} for command, size, answer in rows]
 
-    width, height = sizes[-1].split("x")
+    factor = shelf.load(form.get("vae", 0)).factor
+    width, height = (-(-int(side) // factor) * factor for side in sizes[-1].split("x"))
     memory = f", memory={budget!r}" if budget else ""
     python = (
         f"import calotype\n{load_line(shelf, given)}\n"

@@ -91,7 +91,7 @@ class Shelf:
         from calotype import __version__
         from calotype.evaluate.lpips import at_hand
 
-        vaes = []
+        vaes: list[dict[str, Any]] = []
         for i, given in enumerate(self.vaes):
             try:
                 vae = self.load(i)

@@ -137,20 +137,21 @@ export function toggle(label, pairs, onchange, wide = false) {
   return node;
 }
 
-export const size = (value = "") => text("Size, WxH (empty: as it is)", { value, placeholder: "as it is", name: "size" });
+export const size = (value = "") => text("Size (W×H)", { value, placeholder: "as it is", name: "size" });
 
 // A place for a picture: those at hand, and what it looks like.
 export function slot(label, { kind = "picture", optional = false, index = 0, name = null } = {}) {
   const select = make("select", { name });
   const shot = make("span", { class: "shot checker" });
   const node = make("label", { class: "slot" }, shot, label, select);
+  let touched = false; // what was chosen stays
   const fill = () => {
     const before = select.value;
     const found = [...things.values()].filter((thing) => thing.kind === kind);
     const first = optional ? [make("option", { value: "" }, "none")] : [];
     if (!optional && !found.length) first.push(make("option", { value: "" }, "add a picture above"));
     select.replaceChildren(...first, ...found.map((one) => make("option", { value: one.id }, one.name)));
-    if (things.has(before)) select.value = before;
+    if (touched && things.has(before)) select.value = before;
     else if (!optional && found.length) select.value = (found[index] || found[found.length - 1]).id;
     show();
   };
@@ -159,10 +160,14 @@ export function slot(label, { kind = "picture", optional = false, index = 0, nam
     shot.replaceChildren(...(thing && kind === "picture" ? [make("img", { src: thumbnail(thing.id), alt: "" })] : []));
     node.dispatchEvent(new Event("chosen"));
   };
-  select.addEventListener("change", show);
+  select.addEventListener("change", () => {
+    touched = true;
+    show();
+  });
   changed.addEventListener("things", fill);
   node.value = () => select.value || null;
   node.set = (id) => {
+    touched = true;
     select.value = id;
     show();
   };
@@ -174,7 +179,7 @@ export function vaes(label = "VAE") {
   const node = options(label, [], { name: "vae" });
   node.value = () => Number(node.input.value || 0);
   const fill = () => {
-    node.input.replaceChildren(...shelf.vaes.map((vae, i) => make("option", { value: i, disabled: Boolean(vae.error) }, vae.name)));
+    node.input.replaceChildren(...shelf.vaes.map((vae, i) => make("option", { value: i, disabled: Boolean(vae.error) }, vae.label ?? vae.name)));
     node.hidden = shelf.vaes.length < 2;
   };
   changed.addEventListener("shelf", fill);

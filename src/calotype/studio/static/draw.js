@@ -18,7 +18,7 @@ export function open(section) {
   const guidance = amount("Guidance", null, { step: 0.5, name: "guidance", hint: "4" });
   const model = options("Model", [], { name: "model" });
   model.value = () => Number(model.input.value || 0);
-  const wanted = text("Size, WxH (empty: the model's)", { name: "size" });
+  const wanted = text("Size (W×H)", { name: "size", placeholder: "the model's" });
   const mode = toggle("What", [["draw", "Draw anew"], ["redraw", "Redraw"]], show, true);
   const source = slot("Picture to redraw", { name: "source" });
   const strength = amount("Strength, 0 to 1", 0.7, { least: 0, most: 1, step: 0.05, name: "strength" });
@@ -55,7 +55,7 @@ export function open(section) {
   parts.strip = make("ol", { class: "strip", "aria-label": "Steps so far", hidden: true });
   parts.now = make("div", { class: "grows" });
   parts.same = make("div");
-  stage.append(parts.strip, parts.now, painter.node, parts.same);
+  stage.append(parts.strip, make("div", { class: "two" }, parts.now, painter.node), parts.same);
   parts.now.append(hint("Words to a picture", "The built-in model draws small pictures in seconds, and knows things, animals, food, faces and flags best. A drawing grows step by step; then change it by words, all of it or where you paint, and step back as you like."));
   show("draw");
 }

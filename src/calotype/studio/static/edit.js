@@ -26,7 +26,8 @@ function show(kind) {
     kinds[kind](form, result);
   }
   parts.forms.replaceChildren(built[kind].form);
-  parts.stage.replaceChildren(...[built[kind].before, built[kind].result].filter(Boolean));
+  const { before, result } = built[kind];
+  parts.stage.replaceChildren(before ? make("div", { class: "two" }, before, result) : result);
 }
 
 const results = (result, large = false) => (job) => {
@@ -56,7 +57,7 @@ function vary(form, result) {
   const picture = slot("Picture", { name: "picture" });
   const [count, seed] = [amount("How many", 6, { least: 1, most: 24, name: "count" }), amount("First seed", 0, { least: 0, name: "seed" })];
   const temperature = amount("Temperature", 0.3, { least: 0, step: 0.1, name: "temperature" });
-  const noise = options("Unit of the noise", [["latents", "std of the latents"], ["posterior", "posterior's std"]], { name: "noise" });
+  const noise = options("Unit of the noise", [["latents", "latents' std"], ["posterior", "posterior's std"]], { name: "noise" });
   const [wanted, vae] = [size("256x256"), vaes()];
   form.append(picture, make("div", { class: "pair" }, count, seed), make("div", { class: "pair" }, temperature, noise), wanted, vae);
   const values = () => ({

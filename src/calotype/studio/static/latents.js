@@ -10,9 +10,9 @@ export function open(section) {
   const stage = make("div", { class: "stage" });
   section.append(side, stage);
   const picture = slot("Picture", { name: "picture" });
-  const second = slot("Second picture, to copy from", { optional: true, name: "second" });
+  const second = slot("from", { optional: true, name: "second" });
   const vae = vaes();
-  const size = text("Size, WxH (up to 1024x1024)", { value: "256x256", name: "size" });
+  const size = text("Size (W×H), up to 1024×1024", { value: "256x256", name: "size" });
   side.append(picture, vae, size);
   const load = make("button", { type: "button", class: "strong", id: "encode", onclick: () => encode() }, "Encode");
   side.append(load);
@@ -123,14 +123,17 @@ function build() {
   parts.scale = make("div", { class: "scale" });
   parts.histogram = make("svg", { class: "histogram", preserveAspectRatio: "none" });
   parts.decoded = make("img", { id: "decoded", alt: "What the latents decode to" });
-  parts.rgb = make("img", { class: "rgb", alt: "RGB preview of the latents", hidden: true });
+  parts.rgb = make("img", { class: "rgb", alt: "RGB preview of the latents" });
   parts.took = make("small", { id: "took" });
   parts.list = make("ol", { class: "edits", "aria-label": "Edits" });
-  const left = make("figure", {}, parts.paint, parts.caption, make("div", { class: "side-of" }, parts.scale, parts.histogram));
-  const right = make("figure", {}, parts.decoded, make("figcaption", {}, "decoded", parts.took), parts.rgb);
+  const square = (one) => make("div", { class: "square" }, one);
+  const left = make("figure", {}, square(parts.paint), parts.caption, make("div", { class: "side-of" }, parts.scale, parts.histogram));
+  const beside = make("div", { class: "beside" }, parts.rgb, "the same latents as RGB, a pixel each, without a decoder");
+  parts.beside = beside;
+  const right = make("figure", {}, square(parts.decoded), make("figcaption", {}, "decoded", parts.took), beside);
   parts.result = make("div");
   const tools = make("div", { class: "tools" }, views, make("span", { id: "summary" }), make("button", { type: "button", class: "plain push", id: "undo", onclick: undo }, "Undo"), make("button", { type: "button", class: "plain", id: "reset", onclick: reset }, "Reset"));
-  parts.stage.replaceChildren(tools, parts.grid, parts.list, make("div", { class: "bench" }, left, right), parts.result);
+  parts.stage.replaceChildren(tools, make("div", { class: "bench" }, left, right), parts.list, parts.grid, parts.result);
   painting();
   controls();
   refresh();
@@ -154,7 +157,7 @@ function controls() {
         say(error.message);
       }
     };
-    return make("div", { class: "pair" }, input, make("button", { type: "button", class: "plain", "data-do": words.toLowerCase(), onclick: press }, words));
+    return make("div", { class: "row3" }, input, make("button", { type: "button", class: "plain", "data-do": words.toLowerCase(), onclick: press }, words));
   };
   const by = (node) => {
     const value = node.value();
@@ -162,9 +165,9 @@ function controls() {
     return value;
   };
   const shift = amount("by", 1, { step: 0.1, name: "shift" });
-  const scale = amount("times, about its mean", 1.5, { step: 0.1, name: "scale" });
-  const noise = amount("of its own std", 0.5, { step: 0.1, name: "noise" });
-  const swap = options("with", numbers, { name: "swap" });
+  const scale = amount("about its mean ×", 1.5, { step: 0.1, name: "scale" });
+  const noise = amount("× its own std", 0.5, { step: 0.1, name: "noise" });
+  const swap = options("with", numbers.map(([value]) => [value, value]), { name: "swap" });
   swap.input.value = String(Math.min(1, count - 1));
   parts.brush = amount("brush, latents", 3, { least: 1, most: 64, name: "brush" });
   parts.ink = amount("value painted", 2, { step: 0.5, name: "ink" });
@@ -284,7 +287,7 @@ async function decode() {
         const blob = (from, length) => new Blob([new Uint8Array(rest, from, length)], { type: "image/png" });
         await put(parts.decoded, blob(used, facts.picture));
         if (facts.rgb) await put(parts.rgb, blob(used + facts.picture, facts.rgb));
-        parts.rgb.hidden = !facts.rgb;
+        parts.beside.hidden = !facts.rgb;
         const time = (performance.now() - begin) / 1000;
         parts.took.textContent = `${number(time, 2)} s`;
         parts.took.dataset.seconds = time;

@@ -32,7 +32,7 @@ export function open(section) {
 function vaes() {
   parts.ticks = shelf.vaes.map((vae, i) => {
     const more = vae.error ? "can't be loaded" : `f${vae.factor}, ${vae.channels} ch`;
-    return tick(vae.name, !vae.error, { name: `vae-${i}`, disabled: Boolean(vae.error) }, more);
+    return tick(vae.label ?? vae.name, !vae.error, { name: `vae-${i}`, disabled: Boolean(vae.error) }, more);
   });
   parts.choice.replaceChildren(make("legend", {}, "VAEs"), ...parts.ticks);
 }
@@ -42,7 +42,7 @@ async function done(job) {
   state.job = job;
   state.original = { thing: original, image: await image(seen(original.id)) };
   state.rebuilt = await Promise.all(
-    job.results.map(async (result) => ({ ...result, name: shelf.vaes[result.vae].name, image: await image(seen(result.thing.id)) })),
+    job.results.map(async (result) => ({ ...result, name: shelf.vaes[result.vae].label, image: await image(seen(result.thing.id)) })),
   );
   state.figures = {};
   state.right = 0;
@@ -156,7 +156,7 @@ function mode(value) {
     set(state.at);
   }
   parts.panes.replaceChildren(...panes.map((pane) => pane.node));
-  view.set({ width: thing.width, height: thing.height }, panes);
+  view.set(thing, panes);
 }
 
 // --- figures: of the whole, and of what is seen ---

@@ -27,7 +27,7 @@ export function open(section) {
     folder.input.replaceChildren(...none, ...shelf.folders.map((name, i) => make("option", { value: i }, name)));
     if ([...folder.input.options].some((one) => one.value === before)) folder.input.value = before;
     else if (shelf.folders.length) folder.input.value = "0";
-    parts.ticks = shelf.vaes.map((one, i) => tick(one.name, !one.error, { name: `vae-${i}`, disabled: Boolean(one.error) }));
+    parts.ticks = shelf.vaes.map((one, i) => tick(one.label ?? one.name, !one.error, { name: `vae-${i}`, disabled: Boolean(one.error) }));
     choice.replaceChildren(make("legend", {}, "VAEs"), ...parts.ticks);
     const there = [["psnr", "PSNR"], ["ssim", "SSIM"], ["ms_ssim", "MS-SSIM"], ...shelf.lpips.map((net) => [`lpips_${net}`, `LPIPS (${net})`])];
     parts.metrics = there.map(([key, words]) => Object.assign(tick(words, key !== "ms_ssim", { name: key }), { key }));

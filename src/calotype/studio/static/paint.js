@@ -10,6 +10,7 @@ export class Painter {
     this.size = size;
     this.under = make("canvas");
     this.over = make("canvas", { class: "mask", "aria-label": "Mask, to paint on" });
+    this.over.getContext("2d", { willReadFrequently: true });
     this.brush = amount("brush, pixels", 32, { least: 1, most: 2000, name: "brush" });
     this.mode = toggle("Brush", [["paint", "Paint"], ["erase", "Erase"]], () => null);
     const clear = make("button", { type: "button", class: "plain", onclick: () => this.clear() }, "Clear");

@@ -10,7 +10,7 @@ export function open(section) {
   section.append(side, stage);
   const vae = vaes();
   const direction = options("What", [["decode", "decode"], ["encode", "encode"]], { name: "direction" });
-  const size = text("Size, WxH (empty: 256 to 8192)", { placeholder: "256x256 to 8192x8192", name: "size" });
+  const size = text("Size (W×H)", { placeholder: "256 to 8192", name: "size" });
   const memory = text("Memory", { placeholder: "what is free, e.g. 1GB", name: "memory" });
   side.append(vae, direction, size, memory);
   parts = { vae, direction, stage };

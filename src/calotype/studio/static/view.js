@@ -14,6 +14,20 @@ export function image(url) {
   return images.get(url);
 }
 
+// what transparent pictures lie on
+function checks(times) {
+  const side = Math.round(8 * times);
+  const canvas = make("canvas", { width: 2 * side, height: 2 * side });
+  const context = canvas.getContext("2d");
+  const style = getComputedStyle(document.documentElement);
+  context.fillStyle = style.getPropertyValue("--checker-2");
+  context.fillRect(0, 0, 2 * side, 2 * side);
+  context.fillStyle = style.getPropertyValue("--checker");
+  context.fillRect(0, 0, side, side);
+  context.fillRect(side, side, side, side);
+  return canvas;
+}
+
 export class View extends EventTarget {
   constructor() {
     super();
@@ -105,7 +119,7 @@ export class View extends EventTarget {
   // a pane of this view: draws by `paint(context, view)` in pixels of the screen, the picture's at their place
   pane(caption, paint, small = "") {
     const canvas = make("canvas");
-    const box = make("div", { class: "canvas checker" }, canvas);
+    const box = make("div", { class: "canvas" }, canvas);
     const node = make("figure", { class: "pane" }, box, make("figcaption", {}, caption, make("small", {}, small)));
     const pane = { node, box, canvas, paint };
     pane.draw = () => {
@@ -119,7 +133,12 @@ export class View extends EventTarget {
       context.clearRect(0, 0, w, h);
       const s = this.scale * times;
       context.imageSmoothingEnabled = s < 2;
-      context.setTransform(s, 0, 0, s, w / 2 - this.centre[0] * s, h / 2 - this.centre[1] * s);
+      const [left, top] = [w / 2 - this.centre[0] * s, h / 2 - this.centre[1] * s];
+      if (this.picture.alpha) {
+        context.fillStyle = context.createPattern(checks(times), "repeat");
+        context.fillRect(left, top, this.picture.width * s, this.picture.height * s);
+      }
+      context.setTransform(s, 0, 0, s, left, top);
       pane.paint(context, this);
     };
     this.listen(box);
