@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -26,6 +27,7 @@ from calotype.studio.jobs import Desk, Job, Order
 from calotype.studio.shelf import Shelf
 from calotype.studio.visits import MOST_BYTES, MOST_OF_A_VISIT, Visit, Visits
 from calotype.temporaries import temporary_folder
+from calotype.texts import TextError, json_table
 
 COOKIE = "calotype-studio"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -34,6 +36,7 @@ _ORDERS: dict[str, Callable[[Shelf, Visit, dict[str, Any]], Order]] = {
     **look.ORDERS, **plan.ORDERS, **latents.ORDERS, **edit.ORDERS, **draw.ORDERS, **measure.ORDERS
 }  # fmt: skip
 _MOST_JSON = 2**23  # bytes
+_TIDY = 300.0  # seconds between looks for visits that were left
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; frame-src 'self'; object-src 'none'; base-uri 'none'; "
@@ -301,18 +304,21 @@ async def _json(request: Request) -> dict[str, Any]:
         content += chunk
         if len(content) > _MOST_JSON:
             raise UsageError(f"This form has more than {_MOST_JSON // 2**20} MiB, and the studio takes no more.")
-    from calotype.texts import TextError, json_table
-
     try:
         return json_table(content)
     except TextError as error:
         raise UsageError(f"This form can't be read: {error}.") from None
 
 
+async def _tidying(visits: Visits) -> None:
+    """Ends visits that were left."""
+    while True:
+        await asyncio.sleep(_TIDY)
+        await asyncio.to_thread(visits.tidy)
+
+
 def _plain(value: Any) -> Any:
     """JSON has no infinity."""
-    from math import isfinite
-
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -339,13 +345,16 @@ def make_app(shelf: Shelf, opened: Callable[[], None] = lambda: None) -> ASGIApp
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with temporary_folder(Path(tempfile.gettempdir())) as folder:
-            app.router.routes[:] = Studio(shelf, Visits(folder), desk).routes()
+            visits = Visits(folder)
+            app.router.routes[:] = Studio(shelf, visits, desk).routes()
             await desk.open()
             warm = asyncio.create_task(asyncio.to_thread(shelf.facts))
+            tidy = asyncio.create_task(_tidying(visits))
             try:
                 opened()
                 yield
             finally:
+                tidy.cancel()
                 await desk.close()
                 await asyncio.gather(warm, return_exceptions=True)
 

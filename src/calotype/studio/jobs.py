@@ -292,7 +292,7 @@ class Desk:
                 if not job.stopping:
                     self._finish(job, "failed", job.visit.tidy(lines[-1] if lines else "The command failed."))
                 break
-            job.notes += [job.visit.tidy(one) for one in lines]
+            job.notes = list(dict.fromkeys([*job.notes, *map(job.visit.tidy, lines)]))
             said.append(json.loads(answer["out"]) if "--json" in command.hidden else None)
         else:
             results = await asyncio.to_thread(job.order.finish, job.visit, job, said)

@@ -72,9 +72,9 @@ def _folder(name: str, taken: list[str]) -> str:
 
 
 def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
-    """How far two pictures are apart in a part of them: PSNR, SSIM, and LPIPS where its weights are at hand.
+    """How far a reconstruction is from its picture in a part of it: PSNR, SSIM, and LPIPS where its weights are here.
 
-    Transparent pictures are compared over white and over black, as everywhere (see `pixels.seen`).
+    As `calotype reconstruct` compares them: alpha counts where the VAE made it, and not where it was kept aside.
     """
     from calotype.evaluate.lpips import LEAST, at_hand
     from calotype.evaluate.metrics import psnr, ssim
@@ -91,8 +91,10 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
     assert a.seen is not None and b.seen is not None
     before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.seen))
-    if len(before) != len(after):
-        before, after = (one[:3].expand(3, -1, -1) for one in (before, after))
+    index = form.get("vae", 0)
+    shelf.vae(index)
+    channels = shelf.load(index).picture_channels
+    before, after = (_with_channels(one, channels) for one in (before, after))
     equal = bool((before == after).all())
     found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": equal}
     x, y = seen(before), seen(after)
@@ -123,6 +125,17 @@ def _distance(net: str, x: Tensor, y: Tensor) -> float:
         return float(_lpips[net](*pair))
 
 
+def _with_channels(levels: Tensor, channels: int) -> Tensor:
+    """RGB or RGBA levels [C, h, w] as a VAE of so many channels has them."""
+    from calotype.pixels import from_array, to_channels, to_uint8
+
+    if channels == 1:
+        return to_uint8(to_channels(from_array(levels[:3].permute(1, 2, 0).numpy()), 1))
+    if channels == 4 and len(levels) == 3:
+        return torch.cat([levels, torch.full_like(levels[:1], 255)])
+    return levels[:channels]
+
+
 def _levels(visit: Visit, path: Path, box: tuple[int, int, int, int]) -> Tensor:
     """A part of a picture, uint8 [C, h, w]; the last two pictures that were asked for are kept open."""
     kept: dict[Path, Image.Image] = visit.kept.setdefault("open", {})
@@ -132,8 +145,7 @@ def _levels(visit: Visit, path: Path, box: tuple[int, int, int, int]) -> Tensor:
         image = Image.open(path)
         image.load()
         kept[path] = image
-    levels = np.array(kept[path].crop(box))
-    return torch.from_numpy(levels[..., None] if levels.ndim == 2 else levels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(kept[path].crop(box))).permute(2, 0, 1)
 
 
 ORDERS = {"look": order}

@@ -100,8 +100,8 @@ class Shelf:
                 continue
             vaes.append(
                 {
-                    "name": given.shown, "label": vae.name, "factor": vae.factor, "channels": vae.latent_channels,
-                    "picture_channels": vae.picture_channels, "enlarges": vae.enlarges,
+                    "name": given.shown, "label": vae.name.removeprefix("./"), "factor": vae.factor,
+                    "channels": vae.latent_channels, "picture_channels": vae.picture_channels, "enlarges": vae.enlarges,
                     "format": vae.loaded.format.name if vae.loaded.format else None,
                     "parts": sorted(vae.loaded.parts), "device": str(vae.device), "sha256": vae.sha256,
                 }

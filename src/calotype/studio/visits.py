@@ -182,13 +182,17 @@ class Visits:
             visit.at = time.monotonic()
         return visit
 
-    def begin(self) -> tuple[str, Visit]:
-        """A new one, and its cookie; those that have ended make room."""
+    def tidy(self, idle: float = IDLE, most: int = MOST_VISITS) -> None:
+        """Ends visits of which nothing was heard for so many seconds, and the oldest where there are too many."""
         now = time.monotonic()
         for token, visit in sorted(self._visits.items(), key=lambda one: one[1].at):
             busy = any(job.unfinished for job in visit.jobs.values())
-            if not busy and (now - visit.at > IDLE or len(self._visits) >= MOST_VISITS):
+            if not busy and (now - visit.at > idle or len(self._visits) > most):
                 self.end(token)
+
+    def begin(self) -> tuple[str, Visit]:
+        """A new one, and its cookie."""
+        self.tidy(most=MOST_VISITS - 1)
         token = secrets.token_urlsafe(32)
         folder = self.folder / f"visit-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)

@@ -108,9 +108,13 @@
 
     function ask() {
       const vaes = choose("mode").value === "vaes";
-      options(choose("x"), vaes ? labels : titles, "0");
-      const other = data.metrics.findIndex((metric) => metric.better !== data.metrics[0].better);
-      options(choose("y"), vaes ? labels : titles, String(vaes ? 1 : other > 0 ? other : data.metrics.length > 1 ? 1 : 0));
+      // first those that every VAE has, so that no VAE's points are missing at first sight
+      const has = (metric) => data.values[metric.key].every((of) => of.some((v) => !Number.isNaN(value(v))));
+      const there = data.metrics.map((_, i) => i).filter((i) => has(data.metrics[i]));
+      const x = there[0] ?? 0;
+      const y = there.find((i) => data.metrics[i].better !== data.metrics[x].better) ?? there[1] ?? x;
+      options(choose("x"), vaes ? labels : titles, String(vaes ? 0 : x));
+      options(choose("y"), vaes ? labels : titles, String(vaes ? 1 : y));
       choose("by").closest("div").hidden = !vaes;
       find(".legend", find("#chart")).hidden = vaes || data.vaes.length < 2;
       draw();

@@ -122,12 +122,13 @@ function build() {
   parts.caption = make("figcaption");
   parts.scale = make("div", { class: "scale" });
   parts.histogram = make("svg", { class: "histogram", preserveAspectRatio: "none" });
+  parts.ends = make("div", { class: "ends" });
   parts.decoded = make("img", { id: "decoded", alt: "What the latents decode to" });
   parts.rgb = make("img", { class: "rgb", alt: "RGB preview of the latents" });
   parts.took = make("small", { id: "took" });
   parts.list = make("ol", { class: "edits", "aria-label": "Edits" });
   const square = (one) => make("div", { class: "square" }, one);
-  const left = make("figure", {}, square(parts.paint), parts.caption, make("div", { class: "side-of" }, parts.scale, parts.histogram));
+  const left = make("figure", {}, square(parts.paint), parts.caption, make("div", { class: "side-of" }, parts.scale, parts.histogram, parts.ends));
   const beside = make("div", { class: "beside" }, parts.rgb, "the same latents as RGB, a pixel each, without a decoder");
   parts.beside = beside;
   const right = make("figure", {}, square(parts.decoded), make("figcaption", {}, "decoded", parts.took), beside);
@@ -233,12 +234,11 @@ function histogram(found) {
   const span = found.most - found.least || 1;
   for (const value of channel(state.channel)) bins[Math.min(63, Math.floor((64 * (value - found.least)) / span))] += 1;
   const most = Math.max(...bins);
-  parts.histogram.setAttribute("viewBox", "0 0 640 70");
+  parts.histogram.setAttribute("viewBox", "0 0 640 52");
   parts.histogram.replaceChildren(
     ...bins.map((count, i) => make("rect", { class: "bar", x: 10 * i + 1, width: 8, y: 52 - (50 * count) / most, height: (50 * count) / most })),
   );
-  const texts = [[2, "start", number(found.least, 2)], [638, "end", number(found.most, 2)]];
-  for (const [x, anchor, value] of texts) parts.histogram.append(make("text", { x, y: 66, "text-anchor": anchor }, value));
+  parts.ends.replaceChildren(make("span", {}, number(found.least, 2)), make("span", {}, number(found.most, 2)));
 }
 
 function words(edit) {

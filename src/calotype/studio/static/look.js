@@ -175,7 +175,7 @@ function measureSoon() {
 }
 
 async function figuresOf(one, box) {
-  return ask("/api/now/region", { body: { original: state.original.thing.id, reconstruction: one.thing.id, box } });
+  return ask("/api/now/region", { body: { original: state.original.thing.id, reconstruction: one.thing.id, vae: one.vae, box } });
 }
 
 async function whole() {
