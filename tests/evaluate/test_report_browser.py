@@ -149,6 +149,20 @@ def test_the_axes_of_the_chart(page: webdriver.Chrome) -> None:
     assert one(page, "#plot-says").text.startswith("beta is better than gamma on 7 of 7 pictures, below")
 
 
+def test_the_chart_begins_on_what_every_vae_has(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """A VAE without a posterior has no rate, and its points are there at first sight all the same."""
+    results, crops = example(LABELS, count=3, side=64)
+    results["metrics"] = [metric for metric in results["metrics"] if metric["key"] in ("psnr", "ssim")]
+    for row in results["vaes"][1]["rows"]:
+        row["kl_bits_per_pixel"] = None
+    browser.get(write_evaluation(results, crops, tmp_path / "report.html").as_uri())
+    assert (axis(browser, "x"), axis(browser, "y")) == ("PSNR (dB, higher is better)", "SSIM (higher is better)")
+    assert {vae for vae, *_ in positions(browser)} == {"0", "1", "2"}
+    choose(browser, "y", "2")
+    assert axis(browser, "y").startswith("KL rate")
+    assert {vae for vae, *_ in positions(browser)} == {"0", "2"}
+
+
 def test_points_stand_at_their_values(page: webdriver.Chrome, report: Path) -> None:
     """Linear in PSNR and LPIPS: the picture's numbers, which the page was made of, fit the pixels exactly."""
     results, _ = example(LABELS, count=8, side=64)

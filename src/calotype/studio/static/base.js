@@ -36,12 +36,16 @@ export async function ask(path, { body, method, bytes } = {}) {
   return bytes ? response.arrayBuffer() : response.json();
 }
 
-export function say(message) {
+export function say(message, gentle = false) {
   const trouble = find("#trouble");
+  trouble.classList.toggle("gentle", gentle);
   const close = make("button", { "aria-label": "Close", onclick: () => (trouble.hidden = true) }, "✕");
   trouble.replaceChildren(make("span", {}, message), close);
   trouble.hidden = false;
 }
+
+// the end of a path says most
+export const short = (path) => (path.length > 26 ? `…${path.slice(-25)}` : path);
 
 export const number = (value, digits) => {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";

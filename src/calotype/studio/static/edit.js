@@ -1,6 +1,6 @@
 // Edit: morph, vary, blend, transfer, directions.
 
-import { add, amount, card, changed, field, hint, make, number, options, runner, same, say, shelf, size, slot, tick, toggle, vaes } from "./base.js";
+import { add, amount, card, changed, field, hint, make, number, options, runner, same, say, shelf, short, size, slot, tick, toggle, vaes } from "./base.js";
 import { Painter } from "./paint.js";
 
 const kinds = { morph, vary, blend, transfer, directions };
@@ -110,7 +110,7 @@ function directions(form, result) {
   const learning = make("fieldset", {}, make("legend", {}, "Learn a direction"), start, end, aligned);
   const folders = () => {
     for (const [i, one] of [start, end].entries()) {
-      one.input.replaceChildren(...shelf.folders.map((name, k) => make("option", { value: k, selected: k === i }, name)));
+      one.input.replaceChildren(...shelf.folders.map((name, k) => make("option", { value: k, selected: k === i, title: name }, short(name))));
     }
     learning.hidden = shelf.folders.length < 2;
     missing.hidden = !learning.hidden;

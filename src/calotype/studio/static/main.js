@@ -46,7 +46,7 @@ async function take(files) {
     try {
       const thing = await add(file, file.name.endsWith(".safetensors") ? "direction" : "picture");
       if (thing.kind === "picture") choose(thing.id);
-      if (thing.notices?.length) say(`${thing.name}: ${thing.notices.join(" ")}`);
+      if (thing.notices?.length) say(`${thing.name}: ${thing.notices.join(" ")}`, true);
     } catch (error) {
       say(error.message);
     }

@@ -1,6 +1,6 @@
 // Measure: folders given on the command line, evaluated and probed.
 
-import { amount, changed, hint, make, options, runner, same, shelf, tick, toggle, vaes } from "./base.js";
+import { amount, changed, hint, make, options, runner, same, shelf, short, tick, toggle, vaes } from "./base.js";
 
 let parts = {};
 
@@ -24,7 +24,7 @@ export function open(section) {
   const fill = () => {
     const none = kind.chosen === "probe" ? [make("option", { value: "" }, "cards that calotype draws")] : [];
     const before = folder.input.value;
-    folder.input.replaceChildren(...none, ...shelf.folders.map((name, i) => make("option", { value: i }, name)));
+    folder.input.replaceChildren(...none, ...shelf.folders.map((name, i) => make("option", { value: i, title: name }, short(name))));
     if ([...folder.input.options].some((one) => one.value === before)) folder.input.value = before;
     else if (shelf.folders.length) folder.input.value = "0";
     parts.ticks = shelf.vaes.map((one, i) => tick(one.label ?? one.name, !one.error, { name: `vae-${i}`, disabled: Boolean(one.error) }));
