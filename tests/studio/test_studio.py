@@ -156,6 +156,7 @@ def test_wrong_forms_get_a_sentence_and_the_server_lives(visitor: Visitor, tmp_p
     for what, body, words in (
         ("region", {"original": a, "reconstruction": b, "box": [0, 0, 9, 9]}, "one size"),
         ("region", {"original": a, "reconstruction": a, "box": [0, 0, 999, 9]}, "not in a picture"),
+        ("region", {"original": a, "reconstruction": a, "box": [0, 0, 9, 9]}, "no reconstruction"),
         ("channels", {"picture": a, "size": "4096x4096"}, "too many"),
         ("decoded", {"picture": a, "edits": [{"do": "shift", "channel": 99, "by": 1}]}, "no channel 99"),
         ("decoded", {"picture": a, "edits": [{"do": "copy"}]}, "no second picture"),

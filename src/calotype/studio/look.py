@@ -56,11 +56,11 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     lines = ["import calotype", *(["from pathlib import Path"] if len(indices) > 1 else [])]
     for index, folder in zip(indices, folders, strict=True):
         keep = ', alpha="keep"' if thing.alpha and shelf.load(index).picture_channels != 4 else ""
-        out = Path(folder, f"{stem}-reconstruction.png").as_posix()
+        made = Path(folder, f"{stem}-reconstruction.png").as_posix()
         lines += [
             "", load_line(shelf, shelf.vae(index)), *([f"Path({folder!r}).mkdir(exist_ok=True)"] if folder else []),
             f"latents = vae.encode_image({thing.name!r}{keep}{memory_word(shelf)})",
-            f"vae.write_image({out!r}, latents{memory_word(shelf)})",
+            f"vae.write_image({made!r}, latents{memory_word(shelf)})",
         ]  # fmt: skip
     return Order("Reconstructing", commands, {thing.name: thing.path}, "\n".join(lines), finish)
 
@@ -89,8 +89,10 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
     left, top, right, bottom = box
     if not (0 <= left < right <= a.width and 0 <= top < bottom <= a.height):
         raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
-    assert a.seen is not None and b.seen is not None
-    before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.seen))
+    if not b.made or a.seen is None:
+        raise UsageError(f"{b.name} is no reconstruction; choose one.")
+    # the reconstruction as it was written, with colours where it is transparent
+    before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.path))
     index = form.get("vae", 0)
     shelf.vae(index)
     channels = shelf.load(index).picture_channels

@@ -1,6 +1,6 @@
 // Look: a picture and its reconstructions, at one place and one scale.
 
-import { ask, changed, find, hint, make, number, now, runner, same, seen, shelf, slot, things, tick, toggle } from "./base.js";
+import { ask, changed, choose, find, hint, make, number, now, runner, same, seen, shelf, slot, things, tick, toggle } from "./base.js";
 import { View, difference, image } from "./view.js";
 
 const view = new View();
@@ -15,6 +15,7 @@ export function open(section) {
   section.append(side, stage);
   const picture = slot("Picture", { name: "picture" });
   const choice = make("fieldset", {}, make("legend", {}, "VAEs"));
+  find("select", picture).addEventListener("change", () => choose(picture.value()));
   side.append(picture, choice);
   parts = { picture, choice, stage, ticks: [] };
   changed.addEventListener("shelf", vaes);
@@ -227,6 +228,11 @@ function table() {
 
 export function shown() {
   if (state.original) view.resized();
+}
+
+// another picture was chosen by its key
+export function next() {
+  if (state.original) parts.run.run();
 }
 
 export function key(event) {

@@ -87,10 +87,11 @@ function keys() {
       return;
     }
     const step = { n: 1, p: -1 }[event.key];
-    const list = pictures();
+    const list = pictures().filter((thing) => !thing.made || thing.id === now.id);
     if (step && list.length) {
       const at = list.findIndex((thing) => thing.id === now.id);
       choose(list[(at + step + list.length) % list.length].id);
+      tabs[shown].next?.();
     } else if (tabs[shown].key?.(event)) event.preventDefault();
   });
 }
