@@ -192,6 +192,8 @@ async function whole() {
 async function region() {
   const box = view.region();
   if (!state.original || host.hidden || box[2] <= box[0] || box[3] <= box[1]) return;
+  const known = String(box) === String(state.box) && state.rebuilt.every((_, i) => state.figures[`seen-${i}`]);
+  if (known) return;
   const mine = (asked += 1);
   state.box = box;
   for (const [i, one] of state.rebuilt.entries()) {
