@@ -42,7 +42,8 @@ from rich.table import Table
 from torch import Tensor
 
 import calotype
-from calotype.draw.captions import Caption, is_variant, read_captions, shown_small
+from calotype.draw.captions import Caption, is_variant, read_captions
+from calotype.draw.data import shown_small
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.edit.sheet import sheet

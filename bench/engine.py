@@ -49,6 +49,7 @@ from calotype.engine.blocks import Job, aligned
 from calotype.engine.budget import parse_memory
 from calotype.engine.executor import Executor
 from calotype.engine.memory import Memory, Rows
+from calotype.engine.run import multiplies_bfloat16
 from calotype.errors import MemoryLimitError
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.families.kl.network import AutoencoderKL
@@ -262,7 +263,7 @@ def compete(folder: Path, setting: Setting, direction: Direction, repeats: int) 
         found[name] = row
         say(f"{direction}: {name}")
         start = time.perf_counter()
-        if name.endswith("bf16") and name != "calotype bf16" and not multiplies_halves():
+        if name.endswith("bf16") and name != "calotype bf16" and not multiplies_bfloat16(torch.device("cpu")):
             row["note"] = "left out: this processor has no products of bfloat16"
             continue
         try:
@@ -284,12 +285,6 @@ def compete(folder: Path, setting: Setting, direction: Direction, repeats: int) 
         if base and "seconds" in row:
             row["speedup"] = base / row["seconds"]
     return list(found.values())
-
-
-def multiplies_halves() -> bool:
-    """Whether the processor multiplies bfloat16; elsewhere it is emulated, and takes ten times as long."""
-    features = dict(import_module("llvmlite.binding").get_host_cpu_features())
-    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
 
 
 def show_speed(rows: list[dict[str, Any]]) -> Table:

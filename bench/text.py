@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -53,7 +53,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import calotype
-from calotype.draw.captions import Caption, held_out, is_variant, latents_of, read_captions
+from calotype.draw.captions import Caption, held_out, is_variant
+from calotype.draw.data import Listed
 from calotype.draw.model import save_model
 from calotype.draw.recipe import load_drawing_recipe
 from calotype.draw.text import Context, Sketch, TextConfig
@@ -246,14 +247,15 @@ def compare(data: Path, steps: int) -> dict[str, Any]:
     logging.disable_progress_bar()
     recipe = replace(load_drawing_recipe("emoji"), word_steps=steps, denoiser=DENOISER)
     config = recipe.text_config()
-    captions = read_captions(data)
+    listed = Listed(data)
+    captions = listed.captions
     kept, trained, sets = parted(captions, recipe.held_out)
     vae = calotype.load("builtin", device="cpu")
 
-    def shown(items: Sequence[Caption]) -> Any:
+    def shown(items: Iterable[Any]) -> Any:
         return track(items, description="pictures", console=Console(stderr=True), transient=True)
 
-    latents = latents_of(vae, data, captions, recipe.size, shown)
+    latents = listed.latents(vae, recipe.size, shown)
     sketches = functional.adaptive_avg_pool2d(latents, config.sketch_side)
     frozen = Frozen(folder, config.context_length)
 

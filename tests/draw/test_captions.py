@@ -19,11 +19,11 @@ from calotype.draw.captions import (
     Caption,
     held_out,
     is_variant,
-    latents_of,
     prompt_for,
     read_captions,
     weights_of,
 )
+from calotype.draw.data import Listed
 from calotype.errors import PictureError, UsageError
 
 GOOD = {"file": "pictures/a.png", "name": "a"}
@@ -195,8 +195,7 @@ def test_prompts_of_a_seed() -> None:
 
 def test_latents_are_of_the_posteriors_mode(tmp_path: Path, vae: VAE) -> None:
     data = write_data(tmp_path / "data")
-    captions = read_captions(data)
-    made = latents_of(vae, data, captions, 32, lambda items: items)
+    made = Listed(data).latents(vae, 32)
     assert made.shape == (4, 16, 4, 4)
     assert made.dtype == torch.float32
     for row, colour in enumerate(("red", "blue", "green", "yellow")):
@@ -212,24 +211,24 @@ def test_transparent_is_white(tmp_path: Path, vae: VAE) -> None:
     """Whatever colour transparent pixels have."""
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
-    captions = [Caption(file=f"{name}.png", name=name) for name in ("clear", "white")]
-    clear, white = latents_of(vae, tmp_path, captions, 32, lambda items: items)
+    write_lines(tmp_path, ({"file": f"{name}.png", "name": name} for name in ("clear", "white")))
+    clear, white = Listed(tmp_path).latents(vae, 32)
     torch.testing.assert_close(clear, white, atol=1e-5, rtol=0)
 
 
 def test_any_size_is_made_square(tmp_path: Path, vae: VAE) -> None:
     seen = []
 
-    def track(items: list[Caption]) -> Any:
+    def track(items: Any) -> Any:
         for item in items:
-            seen.append(item.name)
+            seen.append(item)
             yield item
 
     picture("red", 96).save(tmp_path / "large.png")
     picture("red", 96).resize((20, 30)).save(tmp_path / "small.png")
-    captions = [Caption(file=f"{name}.png", name=name) for name in ("large", "small")]
-    assert latents_of(vae, tmp_path, captions, 48, track).shape == (2, 16, 6, 6)
-    assert seen == ["large", "small"]
+    write_lines(tmp_path, ({"file": f"{name}.png", "name": name} for name in ("large", "small")))
+    assert Listed(tmp_path).latents(vae, 48, track).shape == (2, 16, 6, 6)
+    assert seen == [0, 1]
 
 
 def damaged_header(content: bytes) -> bytes:
@@ -256,6 +255,6 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, vae: VAE, damage: Any) -> 
     if damage:
         path.write_bytes(damage(content))
     with pytest.raises(PictureError) as caught:
-        latents_of(vae, data, read_captions(data), 32, lambda items: items)
+        Listed(data).latents(vae, 32)
     one_sentence(str(caught.value))
     assert "2.png" in str(caught.value)

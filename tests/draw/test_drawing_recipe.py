@@ -96,7 +96,13 @@ def test_no_toml(tmp_path: Path, content: bytes) -> None:
 
 
 def test_no_setting() -> None:
-    assert "not valid TOML" in refused("emoji", "batch")
+    assert "give key=value" in refused("emoji", "batch")
+
+
+def test_text_needs_no_quotes() -> None:
+    for setting in ("start=a/model.safetensors", 'start = "a/model.safetensors"'):
+        assert load_drawing_recipe("emoji", [setting]).start == "a/model.safetensors"
+    assert load_drawing_recipe("draw", ["start="]).start == ""
 
 
 @pytest.mark.parametrize(

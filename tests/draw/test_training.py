@@ -20,6 +20,7 @@ from torch import Tensor
 from calotype import VAE, load
 from calotype.draw import training
 from calotype.draw.captions import held_out, read_captions, weights_of
+from calotype.draw.data import Listed
 from calotype.draw.model import load_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.training import Drawing, train_drawing
@@ -321,13 +322,13 @@ def test_latents_are_made_again_when_a_picture_changes(
 ) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "run"
     encoded: list[int] = []
-    real = training.latents_of
+    real = Listed.latents
 
-    def counted(vae: VAE, folder: Path, captions: list[Any], size: int, track: Any) -> Tensor:
+    def counted(self: Listed, vae: VAE, size: int, track: Any) -> Tensor:
         encoded.append(size)
-        return real(vae, folder, captions, size, track)
+        return real(self, vae, size, track)
 
-    monkeypatch.setattr(training, "latents_of", counted)
+    monkeypatch.setattr(Listed, "latents", counted)
     recipe = replace(RECIPE, steps=1)
 
     def latents(size: int = 32) -> Tensor:

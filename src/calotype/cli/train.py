@@ -62,9 +62,9 @@ def command(
     OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
     the same as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
 
-    A recipe with a [denoiser], as `emoji` is one, trains a model for `calotype draw` on the pictures and words of
-    DATA/captions.jsonl, or on the latents and captions of a cache (`calotype cache make`), on one device; OUT has its
-    weights at every checkpoint.
+    A recipe with a [denoiser] trains a model for `calotype draw`, on one device: `draw` goes on from the one that ships
+    with pictures of one's own, `emoji` made that one. DATA has a text beside each picture or a captions.jsonl, or is a
+    cache of latents (`calotype cache make`). OUT has the weights at every checkpoint.
     """
     from calotype.draw.recipe import is_drawing_recipe
     from calotype.errors import UsageError
@@ -72,9 +72,12 @@ def command(
 
     require_folder(out)
     if is_drawing_recipe(recipe):
-        if dry_run or strategy is not Strategy.auto or wandb is not None:
-            raise UsageError("A drawing model is trained on one device; leave out --dry-run, --strategy and --wandb.")
-        _train_drawing(recipe, settings or [], data, out, resume, device)
+        if strategy is not Strategy.auto or wandb is not None:
+            raise UsageError("A drawing model is trained on one device; leave out --strategy and --wandb.")
+        if dry_run:
+            _look_ahead(recipe, settings or [], data, device)
+        else:
+            _train_drawing(recipe, settings or [], data, out, resume, device)
         return
     loaded = load_recipe(recipe, settings or (), _network_of)
     try:
@@ -119,6 +122,21 @@ def _network_of(weights: str) -> NetworkConfig:
     from calotype.train.start import network_of
 
     return network_of(weights)
+
+
+def _look_ahead(name: str, settings: list[str], data: Path, device: str | None) -> None:
+    from calotype.draw.ahead import look_ahead
+    from calotype.draw.recipe import load_drawing_recipe
+    from calotype.train.outlook import duration
+    from calotype.vae import load
+
+    recipe = load_drawing_recipe(name, settings)
+    found = look_ahead(recipe, data, load(recipe.vae, device=device))
+    complain(
+        f"Nothing was written. {found.pictures:,} pictures, and {found.held_out:,} held out; encoding them takes about "
+        f"{duration(found.encoding)}, a step of words {found.word_step:.2f} s and one of pictures {found.step:.2f} s, "
+        f"and all {recipe.word_steps:,} and {recipe.steps:,} of them about {duration(found.seconds)}."
+    )
 
 
 def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:

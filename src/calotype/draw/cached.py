@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from torch import Tensor
 
 from calotype.cache.dataset import LatentDataset
 from calotype.cache.store import JOB, MANIFEST
-from calotype.draw.captions import Caption
+from calotype.draw.captions import Caption, texts_sha256
 from calotype.errors import UsageError
 from calotype.latents import alike, latent_format_from_dict
 from calotype.vae import VAE
@@ -75,7 +73,7 @@ class CachedPictures:
     @property
     def sha256(self) -> str:
         """Of all captions."""
-        return hashlib.sha256(json.dumps([one.name for one in self.captions]).encode()).hexdigest()
+        return texts_sha256(self.captions)
 
     def modes(self) -> Tensor:
         """Latents of all pictures, of each posterior's mode where the cache has it: [N, C, h, w]."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from calotype.errors import UsageError
-from calotype.pixels import from_array, read_picture, to_pil
 from calotype.texts import TextError, is_file_name, json_table, made, shown
-from calotype.vae import VAE
 
+LISTED = "captions.jsonl"
 ARTICLES = ("a ", "the ")
 
 
@@ -50,7 +48,7 @@ def read_captions(folder: Path) -> list[Caption]:
     Raises:
         UsageError: if the file is missing or empty, or a line lacks something.
     """
-    path = folder / "captions.jsonl"
+    path = folder / LISTED
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; it has a line for each picture, with its file and its name.")
     content = path.read_bytes().rstrip()
@@ -80,6 +78,11 @@ def _caption(values: dict[str, Any]) -> Caption:
     if not is_file_name(caption.file):
         raise TextError(f"file must be the name of a picture, not {shown(caption.file)}")
     return caption
+
+
+def texts_sha256(captions: Sequence[Caption]) -> str:
+    """Of all names, in their order."""
+    return hashlib.sha256(json.dumps([one.name for one in captions]).encode()).hexdigest()
 
 
 def is_variant(caption: Caption) -> bool:
@@ -129,29 +132,3 @@ def prompt_for(caption: Caption, choose: np.random.Generator) -> str:
         prompt = " ".join(keywords[i] for i in choose.choice(len(keywords), count, replace=False))
     article = choose.random()
     return f"{ARTICLES[0 if article < 0.15 else 1]}{prompt}" if article < 0.2 else prompt
-
-
-def latents_of(vae: VAE, folder: Path, captions: list[Caption], size: int, track: Any) -> Tensor:
-    """The model latents (of the posterior's mode) of all pictures, made `size` pixels wide and high: [N, C, h, w].
-
-    Transparent pictures are laid on white.
-
-    Raises:
-        PictureError: if a picture is missing or damaged.
-    """
-    made = []
-    for caption in track(captions):
-        small = shown_small(folder / caption.file, size)
-        raw = vae.encode(from_array(np.asarray(small)[None])).mode()
-        made.append(vae.latent_format.to_model(raw.float()))
-    return torch.cat(made)
-
-
-def shown_small(path: Path, size: int) -> Image.Image:
-    """A picture on white, scaled (Lanczos) to a square of `size` pixels a side.
-
-    Raises:
-        PictureError: if it is missing or damaged.
-    """
-    picture = to_pil(read_picture(path).pixels)
-    return picture.resize((size, size), Image.Resampling.LANCZOS)

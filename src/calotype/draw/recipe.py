@@ -37,6 +37,7 @@ class DrawingRecipe:
         name: of the recipe.
         data: what the pictures are and whose, kept in the weights' header.
         vae: in whose latents the model draws, as `calotype.load` takes it.
+        start: the drawing model whose weights and tokens it begins with, a file or "builtin"; from nothing where empty.
         size: side in pixels that pictures are made.
         held_out: share of the variants (skin tones) that training never sees.
         variants: how often all variants of a picture are seen together, against once for the picture itself.
@@ -68,6 +69,7 @@ class DrawingRecipe:
     name: str = "drawing"
     data: str = ""
     vae: str = "builtin"
+    start: str = ""
     size: int = 128
     held_out: float = 0.04
     variants: float = 1.0
@@ -159,10 +161,13 @@ def load_drawing_recipe(source: str, settings: Sequence[str] = ()) -> DrawingRec
         raise UsageError(f"There is no recipe {source!r}; give a TOML file or one of: {known}.")
     values = read_toml(path)
     for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {plain(setting)}: give key=value.")
         try:
             changes = toml_of(setting)
-        except TextError as error:
-            raise UsageError(f"--set {plain(setting)}: give key=value; this is not valid TOML ({error}).") from None
+        except TextError:
+            changes = {key.strip(): text}  # so that text needs no quotes
         for key, value in changes.items():
             if isinstance(value, dict) and isinstance(before := values.get(key), dict):
                 value = {**before, **value}

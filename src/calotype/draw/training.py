@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,36 +18,30 @@ from torch.nn import functional
 from calotype import __version__
 from calotype.apart import described_by, require_apart
 from calotype.draw.cached import CachedPictures, is_cache
-from calotype.draw.captions import (
-    Caption,
-    held_out,
-    latents_of,
-    prompt_for,
-    read_captions,
-    weights_of,
-)  # fmt: skip
+from calotype.draw.captions import Caption, held_out, prompt_for, weights_of
+from calotype.draw.data import Captioned, Track, captioned
 from calotype.draw.model import DrawingConfig, DrawingModel, save_model
 from calotype.draw.recipe import DrawingRecipe
+from calotype.draw.record import digest
+from calotype.draw.start import start_file, start_of
 from calotype.draw.text import make_tokenizer, words_of
-from calotype.errors import UsageError, WeightsError
+from calotype.engine.run import multiplies_bfloat16
+from calotype.errors import UsageError
 from calotype.families import require_as_large
 from calotype.files import append_text, writing
 from calotype.locks import lock
 from calotype.pixels import require_rgb
 from calotype.stopping import noted
-from calotype.tensor_files import write_safetensors
 from calotype.train.checkpoint import DOING, LOCK, keep_lines, read, restoring, told
 from calotype.train.ema import EMA
 from calotype.train.optim import Muon
 from calotype.vae import VAE
-from calotype.weights.container import open_container
 
 CHECKPOINT = "checkpoint.pt"
 LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 ADVICE = "give another --out"  # where a checkpoint is damaged
-Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 # what may differ between the parts of a run: its length and what lies ahead
 MAY_CHANGE = {
@@ -68,6 +60,7 @@ class Drawing:
         vae: sha256 of the VAE that they are of.
         device: where it is trained.
         drawn: gives the latents of such pictures for a step of the denoiser; those of `latents` without it.
+        start: whose weights and tokens it begins with; see `start_of`.
     """
 
     def __init__(
@@ -78,20 +71,26 @@ class Drawing:
         vae: str,
         device: torch.device,
         drawn: Callable[[Tensor, int], Tensor] | None = None,
+        start: DrawingModel | None = None,
     ) -> None:
         self.recipe, self.captions, self.latents, self.device = recipe, captions, latents, device
         self.drawn = drawn or (lambda picked, step: self.latents[picked])
         self.word_step = self.step = 0  # of the two parts
+        self._halved = multiplies_bfloat16(device)
         text = recipe.text_config()
-        tokenizer = make_tokenizer(_texts(captions), text)
+        tokenizer = _tokenizer(captions, recipe, start)
         config = DrawingConfig(
             denoiser=recipe.denoiser_config(latents.shape[1]), text=text, size=recipe.size, vae=vae,
             sketch_noise=recipe.sketch_noise,
         )  # fmt: skip
         torch.manual_seed(recipe.seed)
-        names = [one.name for one in captions]
-        words = sorted({word for text in _texts(captions) for word in words_of(text)})
-        model: Any = DrawingModel(config, tokenizer, names, words)  # torch has no types for the next line
+        names, words = [one.name for one in captions], {word for text in _texts(captions) for word in words_of(text)}
+        if start:
+            names, words = list(dict.fromkeys((*start.names, *names))), words | set(start.words)
+        model: Any = DrawingModel(config, tokenizer, names, sorted(words))
+        if start:
+            model.load_state_dict(start.state_dict())
+        # torch has no types for this
         self.model: DrawingModel = model.to(device, memory_format=torch.channels_last)
         self.ema = EMA(self.model.denoiser, recipe.ema_decay)
         self.often = weights_of(captions, recipe.variants)
@@ -119,7 +118,7 @@ class Drawing:
         """One step of the first part; gives its loss, the mean squared error of sketches."""
         recipe = self.recipe
         picked, prompts, _ = self._picked(0, self.word_step, recipe.word_batch)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
             sketched = self.model.text(prompts).sketch
         loss = (sketched.float() - self.sketches[picked].to(self.device)).square().mean()
         loss.backward()
@@ -148,7 +147,7 @@ class Drawing:
         clean, prompts, t, noise, blur = self.batch()
         at = t[:, None, None, None]
         noisy = (1 - at) * clean + at * noise
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
             with torch.no_grad():
                 context = self.model.text(prompts)
             predicted = self.model(noisy, t, context._replace(sketch=context.sketch + blur))
@@ -204,6 +203,30 @@ def optimisers_of_words(text: nn.Module, recipe: DrawingRecipe) -> list[torch.op
     ]
 
 
+def _tokenizer(captions: list[Caption], recipe: DrawingRecipe, start: DrawingModel | None) -> Tokenizer:
+    return start.text.tokenizer if start else make_tokenizer(_texts(captions), recipe.text_config())
+
+
+def pictures_of(recipe: DrawingRecipe, data: Path, vae: VAE) -> tuple[Captioned | CachedPictures, list[int]]:
+    """What is there, and the numbers of those that are trained on."""
+    if is_cache(data):  # none of its pictures is held out
+        cached = CachedPictures(data, vae, recipe.size, recipe.seed)
+        return cached, list(range(len(cached.captions)))
+    pictures = captioned(data)
+    apart = {one.file for one in held_out(pictures.captions, recipe.held_out)}
+    return pictures, [index for index, one in enumerate(pictures.captions) if one.file not in apart]
+
+
+def require_drawable(vae: VAE) -> None:
+    """Checks that pictures can be drawn in a VAE's latents.
+
+    Raises:
+        UsageError: its pictures are not RGB, or their latents as large as they are.
+    """
+    require_rgb(vae.picture_channels, vae.name, "drawing")
+    require_as_large(vae.config, "Drawing")
+
+
 def train_drawing(
     recipe: DrawingRecipe,
     data: Path,
@@ -214,12 +237,12 @@ def train_drawing(
     report: Callable[[dict[str, float]], None] = lambda line: None,
     track: Track = lambda items: items,
 ) -> Path | None:
-    """Trains a drawing model on a folder of captioned pictures, or on a cache of latents.
+    """Trains a drawing model on captioned pictures, or on a cache of latents.
 
     Of a cache of moments the denoiser sees a fresh sample at each step; of pictures, the posterior's mode.
 
     Args:
-        data: the folder with captions.jsonl (see `read_captions`), or of a cache (see `CachedPictures`).
+        data: pictures with captions (see `captioned`), or the folder of a cache (see `CachedPictures`).
         out: the run's folder: latents where pictures are encoded, checkpoint, metrics.jsonl, and at the end
             weights.safetensors.
         vae: in whose latents it will draw.
@@ -237,8 +260,7 @@ def train_drawing(
         PictureError: if a picture can't be read.
         StorageError: if the disk refuses what is to be kept; what was written before stays. Or if a cache is damaged.
     """
-    require_rgb(vae.picture_channels, vae.name, "drawing")
-    require_as_large(vae.config, "Drawing")
+    require_drawable(vae)
     with lock(out / LOCK, DOING, "give another --out"):
         return _train(recipe, data, out, vae, resume, report, track)
 
@@ -252,31 +274,32 @@ def _train(
     report: Callable[[dict[str, float]], None],
     track: Track,
 ) -> Path | None:
-    cached = CachedPictures(data, vae, recipe.size, recipe.seed) if is_cache(data) else None
-    captions = cached.captions if cached else read_captions(data)
-    apart = {one.file for one in held_out(captions, recipe.held_out)}
-    files = cached.files if cached else (data / "captions.jsonl", *(data / one.file for one in captions))
-    known = (*files, *described_by(vae.loaded.files))
+    start = start_of(recipe, vae)
+    pictures, seen = pictures_of(recipe, data, vae)
+    trained = [pictures.captions[index] for index in seen]
+    known = (*pictures.files, *described_by(vae.loaded.files), *([start_file(recipe)] if start else []))
     require_apart([out / name for name in (LATENTS, CHECKPOINT, METRICS, WEIGHTS)], known)
-    seen = [index for index, one in enumerate(captions) if one.file not in apart]
-    trained = [captions[index] for index in seen]
     checkpoint = out / CHECKPOINT
     # before pictures are encoded, which takes long and replaces the latents of the run that is there
-    source = {"VAE": vae.sha256, **({"cache": cached.fingerprint} if cached else {})}
-    begun = _begun(out, recipe, trained, source, resume) if checkpoint.exists() else None
-    if cached:  # none of its pictures is held out
-        drawing = Drawing(recipe, trained, cached.modes(), vae.sha256, vae.device, cached.drawn)
+    source = {"VAE": vae.sha256}
+    if isinstance(pictures, CachedPictures):
+        source["cache"] = pictures.fingerprint
+    if start:
+        source["start"] = digest(start_file(recipe))
+    begun = _begun(out, recipe, _tokenizer(trained, recipe, start), source, resume) if checkpoint.exists() else None
+    if isinstance(pictures, CachedPictures):
+        drawing = Drawing(recipe, trained, pictures.modes(), vae.sha256, vae.device, pictures.drawn, start)
     else:
-        latents = _encoded(vae, data, captions, recipe.size, out / LATENTS, track)
-        drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device)
+        latents = pictures.kept(vae, recipe.size, out / LATENTS, track)
+        drawing = Drawing(recipe, trained, latents[seen], vae.sha256, vae.device, start=start)
     if begun:
         with restoring(checkpoint, ADVICE):
             drawing.load_state_dict(begun)
     keep_lines(out / METRICS, lambda line: line["step"] <= (drawing.word_step if line["part"] == 1 else drawing.step))
     about = {
-        "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained),
-        "captions": cached.sha256 if cached else hashlib.sha256((data / "captions.jsonl").read_bytes()).hexdigest(),
-        "held_out": sorted(captions[index].name for index in set(range(len(captions))) - set(seen)),
+        "calotype": __version__, "recipe": recipe.to_dict(), "pictures": len(trained), "captions": pictures.sha256,
+        "held_out": sorted(pictures.captions[index].name for index in set(range(len(pictures.captions))) - set(seen)),
+        **({"start": source["start"]} if start else {}),
     }  # fmt: skip
 
     on = json.dumps(_trained_on(source, drawing.model.text.tokenizer))
@@ -315,7 +338,7 @@ def _train(
 
 
 def _begun(
-    out: Path, recipe: DrawingRecipe, captions: list[Caption], source: dict[str, str], resume: bool
+    out: Path, recipe: DrawingRecipe, tokenizer: Tokenizer, source: dict[str, str], resume: bool
 ) -> dict[str, Any]:
     """The checkpoint of a run, if it can be gone on with."""
     checkpoint = out / CHECKPOINT
@@ -326,9 +349,9 @@ def _begun(
     then, now = told(state, "recipe", checkpoint, ADVICE), json.loads(json.dumps(recipe.to_dict()))
     # a denoiser that has begun knows texts as they are
     fixed = now.keys() - MAY_CHANGE | ({"word_steps"} if state["step"] else set())
-    changed = sorted(key for key in fixed if then.get(key) != now[key])
+    usual = DrawingRecipe().to_dict()  # of a key that recipes had not yet
+    changed = sorted(key for key in fixed if then.get(key, usual[key]) != now[key])
     if not changed:  # the same recipe, so tokenizers differ by their texts alone
-        tokenizer = make_tokenizer(_texts(captions), recipe.text_config())
         before, after = told(state, "trained_on", checkpoint, ADVICE), _trained_on(source, tokenizer)
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
@@ -345,18 +368,3 @@ def _trained_on(source: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
 def _texts(captions: list[Caption]) -> list[str]:
     """Texts that the tokenizer learns from: names weigh more than keywords."""
     return [text for one in captions for text in (*one.names, *one.names, *one.keywords)]
-
-
-def _encoded(vae: VAE, data: Path, captions: list[Caption], size: int, path: Path, track: Track) -> Tensor:
-    """Latents of all pictures, kept in a file beside the run and made again where they are of something else."""
-    digest = hashlib.sha256(f"{vae.sha256} {size}".encode())
-    for one in captions:
-        picture = data / one.file
-        digest.update(picture.read_bytes() if picture.is_file() else b"")
-    key = digest.hexdigest()
-    with suppress(WeightsError):  # a damaged file is made again
-        if path.exists() and open_container(path).metadata.get("of") == key:
-            return load_file(path)["latents"]
-    latents = latents_of(vae, data, captions, size, track)
-    write_safetensors(path, {"latents": latents}, {"of": key})
-    return latents

@@ -80,6 +80,19 @@ def half_available() -> bool:
     return bool(multiplies) and binding.get_host_cpu_name().startswith("znver")
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16; a CPU that does not takes longer for it than for float32, by torch's own
+    operations up to ten times as long."""
+    if device.type != "cpu":
+        return True
+    try:
+        from llvmlite import binding
+    except ImportError:  # nothing tells
+        return False
+    features = dict(binding.get_host_cpu_features())
+    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
+
+
 def unknown_activation(module: Network) -> str:
     """An activation of a network that the CPU kernels do not have; empty if they have all."""
     steps = [step for direction in get_args(Direction) for step in module.program(direction).steps]

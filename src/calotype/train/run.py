@@ -39,6 +39,7 @@ from calotype.train.export import export, stored, validate
 from calotype.train.family import Autoencoder
 from calotype.train.loop import Helpers, Trainer, run
 from calotype.train.model import Scaled
+from calotype.train.outlook import duration
 from calotype.train.recipe import Recipe
 from calotype.train.sharded import require_shardable, shard
 from calotype.train.start import begin, require_parts
@@ -188,7 +189,7 @@ def _train(
             left, first, seconds = recipe.steps - trainer.step, *_time(trainer, batches)
             notice(
                 f"Nothing was written. {len(pictures.once()):,} pictures, and {len(held):,} held out; a step took "
-                f"{first:.2f} s, and all {left:,} take about {_duration(seconds)}, and about "
+                f"{first:.2f} s, and all {left:,} take about {duration(seconds)}, and about "
                 f"{in_words(took.part)} of the {in_words(took.free)} free."
             )
             return None
@@ -350,13 +351,6 @@ def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
         start=start, before=before, origin=origin, perceptual=perceptual, features=features, teacher=teacher,
         format=format_,
     )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _format_of(vae: VAE) -> LatentFormat | None:

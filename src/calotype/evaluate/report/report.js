@@ -106,15 +106,19 @@
       select.value = chosen;
     }
 
+    // two that judge otherwise, of those that every VAE has: a VAE without a posterior has no rate, and would be missing
+    function start() {
+      const known = (metric) => data.values[metric.key].every((row) => row.some((v) => v !== null));
+      const [x = 0, ...others] = [...data.metrics.keys()].filter((i) => known(data.metrics[i]));
+      const y = others.find((i) => data.metrics[i].better !== data.metrics[x].better) ?? others[0];
+      return [x, y ?? Math.min(1, data.metrics.length - 1)];
+    }
+
     function ask() {
       const vaes = choose("mode").value === "vaes";
-      // first those that every VAE has, so that no VAE's points are missing at first sight
-      const has = (metric) => data.values[metric.key].every((of) => of.some((v) => !Number.isNaN(value(v))));
-      const there = data.metrics.map((_, i) => i).filter((i) => has(data.metrics[i]));
-      const x = there[0] ?? 0;
-      const y = there.find((i) => data.metrics[i].better !== data.metrics[x].better) ?? there[1] ?? x;
-      options(choose("x"), vaes ? labels : titles, String(vaes ? 0 : x));
-      options(choose("y"), vaes ? labels : titles, String(vaes ? 1 : y));
+      const [x, y] = vaes ? [0, 1] : start();
+      options(choose("x"), vaes ? labels : titles, String(x));
+      options(choose("y"), vaes ? labels : titles, String(y));
       choose("by").closest("div").hidden = !vaes;
       find(".legend", find("#chart")).hidden = vaes || data.vaes.length < 2;
       draw();
