@@ -65,6 +65,18 @@ def test_pages_name_only_what_was_given() -> None:
         shelf.folder(0)
 
 
+def test_presets_count_before_files_and_files_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("builtin", "taesd", "own.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    assert Given.weights("builtin").argument == "builtin"
+    assert Given.weights("taesd").argument == "taesd"
+    assert Given.weights("own.safetensors") == Given("own.safetensors", str(tmp_path / "own.safetensors"))
+    assert Given.path(Path("builtin")) == Given("builtin", str(tmp_path / "builtin"))
+
+
 def test_names_are_file_names_and_differ(tmp_path: Path) -> None:
     visit = Visit(tmp_path)
     for given, made in (
@@ -102,6 +114,7 @@ def test_only_its_own_page_is_answered(served: Served, visitor: Visitor) -> None
     assert b"nosniff" in head
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc")
 def test_it_listens_on_this_machine_alone(served: Served) -> None:
     port = urlsplit(served.base).port
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -249,7 +262,10 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FORMS)
+QUICK = ("transparent", "transfer")
+
+
+@pytest.mark.parametrize("kind", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in FORMS])
 def test_what_is_shown_makes_what_is_given(
     kind: str, visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path]
 ) -> None:
@@ -313,6 +329,7 @@ def test_what_is_shown_makes_what_is_given(
                 assert (here / found).read_bytes() == content, name
 
 
+@pytest.mark.slow
 def test_plans_are_those_of_the_command(visitor: Visitor) -> None:
     end = visitor.run(tab="plan", memory="30MB")
     rows = end["results"]
@@ -323,6 +340,7 @@ def test_plans_are_those_of_the_command(visitor: Visitor) -> None:
     assert visitor.json("/api/now/pace", {})["flops_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_folder_is_measured_and_its_report_shown(visitor: Visitor) -> None:
     end = visitor.run(tab="measure.evaluate", folder=0, vaes=[0], metrics=["psnr"], limit=3)
     assert end["state"] == "done", end
@@ -349,6 +367,8 @@ def test_stopped_in_the_middle_it_leaves_nothing(number_: int, tmp_path: Path, i
         assert list(studio.temporaries.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.slow
 def test_a_killed_command_is_said_and_the_next_one_runs(visitor: Visitor, served: Served) -> None:
     job = visitor.json("/api/jobs", {"tab": "draw", "prompt": "a sun", "steps": 1000})
     events = visitor.events(job["id"])

@@ -178,7 +178,7 @@ def test_latents(page: Page, pictures: dict[str, Path]) -> None:
     assert "a-channels.png" in page.one("#latents .stage .note").text
     page.put("latents", "size", "9000x9000")
     page.one("#encode").click()
-    page.wait(lambda: "too many" in page.one("#trouble").text)
+    page.wait(lambda: page.each("#trouble") and "too many" in page.one("#trouble").text)
 
 
 def paint_mask(page: Page, tab: str) -> None:

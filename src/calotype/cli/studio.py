@@ -49,7 +49,7 @@ def command(
     except ImportError as error:
         raise UsageError(f"The studio needs the package {error.name}: pip install 'calotype[studio]'.") from None
     from calotype.engine.budget import parse_memory
-    from calotype.studio.shelf import Given, Shelf
+    from calotype.studio.shelf import BUILTIN, Given, Shelf
 
     if memory is not None:
         parse_memory(memory)
@@ -57,9 +57,9 @@ def command(
         if not path.exists():
             raise UsageError(f"--pictures {path}: there is no such folder or archive; give another.")
     shelf = Shelf(
-        vaes=[Given.of(one) for one in dict.fromkeys(vae or ["builtin"])],
-        folders=[Given.of(str(one)) for one in dict.fromkeys(pictures or ())],
-        models=[Given.of(one) for one in dict.fromkeys(["builtin", *(model or ())])],
+        vaes=[Given.weights(one) for one in dict.fromkeys(vae or [BUILTIN])],
+        folders=[Given.path(one) for one in dict.fromkeys(pictures or ())],
+        models=[Given.weights(one) for one in dict.fromkeys([BUILTIN, *(model or ())])],
         memory=memory, device=device,
     )  # fmt: skip
     with _listening(port) as listener:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calotype.errors import UsageError
-from calotype.studio.shelf import Given, Shelf
+from calotype.studio.shelf import BUILTIN, Given, Shelf
 from calotype.studio.visits import Thing, Visit
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def chosen(shelf: Shelf, form: dict[str, Any]) -> list[Word]:
 
 def vae_option(given: Given) -> list[Word]:
     """--vae, where it is not the built-in one."""
-    return [] if given.shown == "builtin" else ["--vae", given]
+    return [] if given.shown == BUILTIN else ["--vae", given]
 
 
 def resources(shelf: Shelf, *, memory: bool = True) -> list[Word]:
@@ -39,7 +39,7 @@ def resources(shelf: Shelf, *, memory: bool = True) -> list[Word]:
 
 def load_line(shelf: Shelf, given: Given) -> str:
     """How Python loads a VAE."""
-    words = [] if given.shown == "builtin" else [repr(given.shown)]
+    words = [] if given.shown == BUILTIN else [repr(given.shown)]
     words += [] if shelf.device is None else [f"device={shelf.device!r}"]
     return f"vae = calotype.load({', '.join(words)})"
 

@@ -8,7 +8,7 @@ from typing import Any
 from calotype.studio import forms
 from calotype.studio.commands import inputs, picture, resources
 from calotype.studio.jobs import Command, Job, Order, Word
-from calotype.studio.shelf import Shelf
+from calotype.studio.shelf import BUILTIN, Shelf
 from calotype.studio.visits import Visit
 
 PREVIEW = "now.png"
@@ -25,14 +25,14 @@ def _settings(shelf: Shelf, form: dict[str, Any]) -> list[Word]:
     if form.get("negative"):
         options += ["--negative", forms.text(form, "negative", "negative prompt")]
     model = shelf.model(form.get("model", 0))
-    if model.shown != "builtin":
+    if model.shown != BUILTIN:
         options += ["--model", model]
     return [*options, *resources(shelf, memory=False)]
 
 
 def _hidden(shelf: Shelf, form: dict[str, Any]) -> list[str]:
     """What makes the preview: the VAE itself of the small built-in model, and a linear map of a checkpoint's."""
-    by = [] if shelf.model(form.get("model", 0)).shown == "builtin" else ["--preview-by", "factors"]
+    by = [] if shelf.model(form.get("model", 0)).shown == BUILTIN else ["--preview-by", "factors"]
     return ["--json", "--preview", PREVIEW, *by]
 
 
@@ -105,7 +105,7 @@ def redraw(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
 def _checkpoint(shelf: Shelf, form: dict[str, Any]) -> str:
     """What stands in place of Python for a checkpoint; empty for the built-in model."""
     model = shelf.model(form.get("model", 0))
-    if model.shown == "builtin":
+    if model.shown == BUILTIN:
         return ""
     return (
         f"from calotype.draw.checkpoints import load_checkpoint\n\n"

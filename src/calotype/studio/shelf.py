@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
+from calotype.weights.presets import is_preset
 
 if TYPE_CHECKING:
     from calotype.vae import VAE
+
+BUILTIN = "builtin"  # of VAEs and of what draws
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,15 @@ class Given:
     argument: str
 
     @classmethod
-    def of(cls, text: str) -> Given:
-        """A preset's name or a path."""
-        return cls(text, str(Path(text).resolve()) if os.path.lexists(text) else text)
+    def weights(cls, text: str) -> Given:
+        """A preset's name, which counts before a file that is called so, or a path."""
+        named = text == BUILTIN or is_preset(text) or not os.path.lexists(text)
+        return cls(text, text if named else str(Path(text).resolve()))
+
+    @classmethod
+    def path(cls, path: Path) -> Given:
+        """A path."""
+        return cls(str(path), str(path.resolve()))
 
 
 @dataclass
@@ -48,7 +57,7 @@ class Shelf:
 
     vaes: Sequence[Given]
     folders: Sequence[Given] = ()
-    models: Sequence[Given] = (Given("builtin", "builtin"),)
+    models: Sequence[Given] = (Given(BUILTIN, BUILTIN),)
     memory: str | None = None
     device: str | None = None
     _loaded: dict[int, VAE] = field(default_factory=dict)
