@@ -65,16 +65,16 @@ def test_pages_name_only_what_was_given() -> None:
         shelf.folder(0)
 
 
-def test_presets_count_before_files_and_files_are_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_found_from_anywhere_and_hide_no_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("builtin", "taesd", "own.safetensors"):
         (tmp_path / name).write_bytes(b"")
     assert Given.weights("builtin").argument == "builtin"
-    assert Given.weights("taesd").argument == "taesd"
+    assert Given.weights("taesdxl").argument == "taesdxl"
+    assert Given.weights("taesd").argument == str(tmp_path / "taesd")  # as `calotype.load` has it
     assert Given.weights("own.safetensors") == Given("own.safetensors", str(tmp_path / "own.safetensors"))
     assert Given.path(Path("builtin")) == Given("builtin", str(tmp_path / "builtin"))
+    assert Visit(tmp_path).name("taesdxl") == "taesdxl-2"  # where commands run
 
 
 def test_names_are_file_names_and_differ(tmp_path: Path) -> None:

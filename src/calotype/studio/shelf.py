@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
-from calotype.weights.presets import is_preset
 
 if TYPE_CHECKING:
     from calotype.vae import VAE
@@ -33,8 +31,8 @@ class Given:
 
     @classmethod
     def weights(cls, text: str) -> Given:
-        """A preset's name, which counts before a file that is called so, or a path."""
-        named = text == BUILTIN or is_preset(text) or not os.path.lexists(text)
+        """A path, or the name of a preset; which of them it is, is told as `calotype.load` tells it."""
+        named = text == BUILTIN or not Path(text).exists()
         return cls(text, text if named else str(Path(text).resolve()))
 
     @classmethod

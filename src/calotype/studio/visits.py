@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from calotype.errors import PictureError, UsageError
+from calotype.families import PRESETS
 from calotype.pixels import MAX_PIXELS, picture_size, read_picture_rows, to_pil
 
 MOST_BYTES = 2**28  # of one file
@@ -92,7 +93,7 @@ class Visit:
         stem, dot, suffix = text.rpartition(".")
         stem, suffix = (stem, dot + suffix) if stem and len(suffix) <= 12 else (text, "")
         stem = stem[: _LONGEST - len(suffix)].rstrip(" .") or "picture"
-        taken = {one.name.lower() for one in self.things.values()}
+        taken = {one.name.lower() for one in self.things.values()} | {"builtin", *PRESETS}  # which a file would hide
         name, i = f"{stem}{suffix}", 1
         while name.lower() in taken:
             i += 1
