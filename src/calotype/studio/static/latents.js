@@ -319,16 +319,23 @@ function painting() {
   const mark = (event) => {
     const box = canvas.getBoundingClientRect();
     const [, height, width] = state.shape;
-    const [x, y] = [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+    const [toX, toY] = [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+    const [fromX, fromY] = stroke.last ?? [toX, toY];
+    stroke.last = [toX, toY];
+    const steps = Math.ceil(2 * Math.hypot(toX - fromX, toY - fromY)) || 1;
+    for (let k = 1; k <= steps; k += 1) dab(fromX + ((toX - fromX) * k) / steps, fromY + ((toY - fromY) * k) / steps);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "#f36";
+    for (const cell of stroke.cells) context.fillRect(cell % width, Math.floor(cell / width), 1, 1);
+  };
+  const dab = (x, y) => {
+    const [, height, width] = state.shape;
     const reach = (parts.brush.value() ?? 1) / 2;
     for (let j = Math.max(0, Math.floor(y - reach)); j <= Math.min(height - 1, y + reach); j += 1) {
       for (let i = Math.max(0, Math.floor(x - reach)); i <= Math.min(width - 1, x + reach); i += 1) {
         if (Math.hypot(i + 0.5 - x, j + 0.5 - y) <= Math.max(reach, 0.71)) stroke.cells.add(j * width + i);
       }
     }
-    const context = canvas.getContext("2d");
-    context.fillStyle = "#f36";
-    for (const cell of stroke.cells) context.fillRect(cell % width, Math.floor(cell / width), 1, 1);
   };
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
