@@ -1,16 +1,27 @@
-"""What a cache of latents gives, beside other ways to keep them.
+"""What a cache of latents gives, beside other ways to keep and to make them.
 
-    python bench/cache.py [read] [make] [--samples 2048] [--repeats 5] [--keep]
+    python bench/cache.py [read] [make] [memory] [sd-scripts] [--samples 2048] [--repeats 5] [--keep]
+                          [--sd-scripts PATH]
 
-read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, as one tensor of
-float32. A cache has shards of float16, read by `LatentDataset.read_batch`, or its samples collated as a DataLoader
-does. Beside it are npz files, one a sample, as trainers keep them, collated: of latents in float32 (sd-scripts) or
-float16, and of moments in float32 (MAR), from which all draw a sample. Numbers are made up. All files are in the
-system's memory, as they were just written. Ways take turns, batch by batch.
+read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, by torch's DataLoader,
+as one tensor of float32. A cache has shards of float16, and gives batches whole (`batch_size=None`), or samples that
+torch collates. Beside it are npz files, one a sample, as trainers keep them, collated: of latents in float32
+(sd-scripts) or float16, and of moments in float32 (MAR), from which all draw a sample. Numbers are made up. All files
+are in the system's memory, as they were just written. Ways take turns, batch by batch.
 
 make: a cache of made-up JPEGs of 640x480, from the first look at them to the manifest, beside encodes of tensors alone,
-as many, in batches of 64: the built-in VAE at 256x256 (an eighth of the samples), and a network of Stable Diffusion's
-size with random weights at 512x512 (a hundredth). Both take turns.
+as many, in batches of 64; both take turns. The built-in VAE at 256x256, and a network of Stable Diffusion's size with
+random weights: all pictures at 128x128, and a hundredth of them at 512x512, where one takes more than a second.
+
+memory: the most that `calotype cache make` takes beside the weights, in a process of its own: the network of Stable
+Diffusion's size at 512x512 and 1024x1024, by default and with --memory 512MB; and so many small pictures by the
+built-in VAE.
+
+sd-scripts: seconds of a cache (JPEGs of 640x480 with captions, Stable Diffusion's network with random weights, 512x512,
+float32, a sixty-fourth of the samples) beside sd-scripts' npz files of them, each turn in processes of their own,
+without loading weights and libraries. With --sd-scripts PATH its code there is run: its dataset, and
+`new_cache_latents` with its strategy for SD; otherwise its loop as it is rebuilt here, of diffusers' network. Both with
+its default of one picture at a time, and with four.
 
 Prints a table and then one JSON line for each section; --keep keeps it in bench/results/cache.json, by section and
 processor.
@@ -21,6 +32,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,11 +42,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from cache_apart import apart
 from engine import git, keep_as, processor, random_network, say
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import calotype
 from calotype.cache import Job, LatentDataset, Rules
@@ -88,64 +102,58 @@ def as_npz(folder: Path, dataset: LatentDataset, kept: str) -> list[Path]:
     return paths
 
 
-def npz_latents(paths: Sequence[Path], picked: Sequence[int]) -> torch.Tensor:
-    """A batch of files of latents."""
-    rows = []
-    for i in picked:
-        with np.load(paths[i]) as file:
-            rows.append({"latents": torch.from_numpy(file["latents"]).float()})
-    found: torch.Tensor = default_collate(rows)["latents"]
-    return found
+class Npz(Dataset[dict[str, Tensor]]):
+    """Files of latents, or of moments, of which a sample is drawn."""
 
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
 
-def npz_moments(paths: Sequence[Path], picked: Sequence[int]) -> torch.Tensor:
-    """A batch of files of moments, a sample of each."""
-    rows = []
-    for i in picked:
-        with np.load(paths[i]) as file:
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        with np.load(self.paths[i]) as file:
+            if "latents" in file:
+                return {"latents": torch.from_numpy(file["latents"]).float()}
             posterior = DiagonalGaussian(torch.from_numpy(file["moments"])[None])
-        rows.append({"latents": posterior.sample([torch.Generator().manual_seed(i)])[0]})
-    found: torch.Tensor = default_collate(rows)["latents"]
-    return found
+        return {"latents": posterior.sample([torch.Generator().manual_seed(i)])[0]}
 
 
-def collated(dataset: LatentDataset, picked: Sequence[int]) -> torch.Tensor:
-    """The same of a cache, as a DataLoader makes it."""
-    found: torch.Tensor = default_collate(dataset.__getitems__(picked))["latents"]
-    return found
-
-
-def read(samples: int, repeats: int) -> list[dict[str, Any]]:
+def read(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds of a batch, of all ways."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         values: tuple[Value, ...] = ("mode", "moments")
         latents, moments = (
-            LatentDataset(made_up(folder / value, value, samples).path("."), scaled=False) for value in values
+            LatentDataset(made_up(folder / value, value, given.samples).path("."), scaled=False) for value in values
         )
-        single, half = (npz(folder / kept, latents, kept) for npz, kept in ((as_npz, "float32"), (as_npz, "float16")))
-        both = as_npz(folder / "npz moments", latents, "moments")
-        ways: dict[str, Callable[[Sequence[int]], torch.Tensor]] = {
-            "latents, cache": lambda picked: latents.read_batch(picked)["latents"],
-            "latents, cache, collated": lambda picked: collated(latents, picked),
-            "latents, npz float32": lambda picked: npz_latents(single, picked),
-            "latents, npz float16": lambda picked: npz_latents(half, picked),
-            "samples of moments, cache": lambda picked: moments.read_batch(picked)["latents"],
-            "samples of moments, cache, collated": lambda picked: collated(moments, picked),
-            "samples of moments, npz float32": lambda picked: npz_moments(both, picked),
+        ways: dict[str, tuple[Any, bool]] = {
+            "latents, cache": (latents, True),
+            "latents, cache, collated": (latents, False),
+            "latents, npz float32": (Npz(as_npz(folder / "float32", latents, "float32")), False),
+            "latents, npz float16": (Npz(as_npz(folder / "float16", latents, "float16")), False),
+            "samples of moments, cache": (moments, True),
+            "samples of moments, cache, collated": (moments, False),
+            "samples of moments, npz float32": (Npz(as_npz(folder / "npz", latents, "moments")), False),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
         random = np.random.default_rng(0)
-        for turn in range(-1, repeats):
-            say(f"read: turn {turn + 1} of {repeats}")
-            order = random.permutation(samples)
-            for start in range(0, samples - BATCH + 1, BATCH):
-                picked = order[start : start + BATCH].tolist()
-                for way, batch_of in ways.items():
+        for turn in range(-1, given.repeats):
+            say(f"read: turn {turn + 1} of {given.repeats}")
+            order = random.permutation(given.samples)
+            batches = [order[i : i + BATCH].tolist() for i in range(0, given.samples - BATCH + 1, BATCH)]
+            loaders = {
+                way: iter(
+                    DataLoader(dataset, sampler=batches, batch_size=None)
+                    if whole
+                    else DataLoader(dataset, batch_sampler=batches)
+                )
+                for way, (dataset, whole) in ways.items()
+            }
+            for _ in batches:
+                for way, loader in loaders.items():
                     begin = time.perf_counter()
-                    batch_of(picked)
+                    found = next(loader)["latents"]
                     if turn >= 0:  # the first one warms up
                         times[way].append(1000 * (time.perf_counter() - begin))
+                    assert tuple(found.shape) == (BATCH, *SHAPE)
         return [
             {"way": way, "milliseconds": statistics.median(found), "batches": len(found),
              "quarter": float(np.quantile(found, 0.25)), "three_quarters": float(np.quantile(found, 0.75))}
@@ -164,42 +172,48 @@ def table_of_read(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
-def jpegs(folder: Path, count: int) -> None:
-    """So many photographs, nearly: smooth, with a little noise."""
-    y, x = np.mgrid[0:480, 0:640]
+def jpegs(folder: Path, count: int, width: int = 640, height: int = 480) -> Path:
+    """So many photographs, nearly: smooth, with a little noise; each with a caption."""
+    folder.mkdir()
+    y, x = np.mgrid[0:height, 0:width]
     for i in range(count):
-        noise = np.random.default_rng(i).normal(0, 6, (480, 640, 3))
+        noise = np.random.default_rng(i).normal(0, 6, (height, width, 3))
         waves = [100 * np.sin(x / (40 + i % 7 + 9 * c)) * np.cos(y / (60 + i % 5 + 5 * c)) for c in range(3)]
         levels = np.clip(128 + np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
         Image.fromarray(levels).save(folder / f"{i}.jpg", quality=90)
+        (folder / f"{i}.txt").write_text(f"waves, number {i}\n")
+    return folder
 
 
-def make(samples: int, repeats: int) -> list[dict[str, Any]]:
+def make(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Pictures a second of a cache that is made, and of encodes alone."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers")
+        save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers", format_=KNOWN["sd1"])
+        data = {count: jpegs(folder / str(count), count) for count in {given.samples, given.samples // 100}}
         for network, weights, side, count in (
-            ("built-in", None, 256, samples // 8), ("SD1's size", folder / "sd1", 512, samples // 100)
-        ):  # fmt: skip
+            ("built-in", None, 256, given.samples),
+            ("SD1's size", folder / "sd1", 128, given.samples),
+            ("SD1's size", folder / "sd1", 512, given.samples // 100),
+        ):
             vae = calotype.load(weights, device="cpu")
-            data = folder / network
-            data.mkdir()
-            jpegs(data, count)
             pixels = torch.rand(min(count, BATCH), 3, side, side) * 2 - 1
             job = job_of(vae, Rules(size=(side, side)))
             rates: dict[str, list[float]] = {"cache": [], "encodes alone": []}
             vae.encode(pixels[:2])
-            for turn in range(repeats):
-                say(f"make: {network}, turn {turn + 1} of {repeats}")
+            for turn in range(given.repeats):
+                out = folder / f"{network} {side} {turn}"
                 begin = time.perf_counter()
-                fill(data, folder / f"{network} {turn}", vae, job)
+                fill(data[count], out, vae, job)
                 rates["cache"].append(count / (time.perf_counter() - begin))
                 begin = time.perf_counter()
                 for start in range(0, count, BATCH):
                     vae.encode(pixels[: min(BATCH, count - start)])
                 rates["encodes alone"].append(count / (time.perf_counter() - begin))
+                shutil.rmtree(out)
+                told = ", ".join(f"{way} {found[-1]:.2f} a second" for way, found in rates.items())
+                say(f"make: {network}, {side}, turn {turn + 1} of {given.repeats}: {told}")
             shares = [one / other for one, other in zip(*rates.values(), strict=True)]
             rows.append(
                 {"network": network, "side": side, "pictures": count, "share": statistics.median(shares),
@@ -218,9 +232,89 @@ def table_of_make(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
-SECTIONS: dict[str, tuple[Callable[[int, int], list[dict[str, Any]]], Callable[[Any], Table]]] = {
+def memory(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bytes that a cache takes beside the weights while it is made."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers", format_=KNOWN["sd1"])
+        for network, weights, side, count, size in (
+            ("SD1's size", str(folder / "sd1"), 512, 16, (1600, 1200)),  # as many as are encoded together
+            ("SD1's size", str(folder / "sd1"), 1024, 6, (1600, 1200)),
+            ("built-in", "", 64, given.samples, (96, 64)),
+        ):
+            data = jpegs(folder / f"{network} {side}", count, *size)
+            task = {"network": network, "weights": weights, "side": side, "pictures": count, "data": str(data)}
+            for limit in (None, "512MB"):
+                found = apart({**task, "way": "calotype", "memory": limit, "out": str(folder / "out")})
+                shutil.rmtree(folder / "out")
+                keys = ("network", "side", "pictures")
+                say(f"memory: {network}, {side}, {limit or 'default'}: {found['peak'] / 1e6:.0f} MB")
+                rows.append({**{key: task[key] for key in keys}, "memory": limit, **found})
+    return rows
+
+
+def table_of_memory(rows: Sequence[dict[str, Any]]) -> Table:
+    """What a reader wants of it."""
+    shown = Table("network", "pixels", "pictures", "--memory", "beside the weights at most")
+    for row in rows:
+        side, most = f"{row['side']}x{row['side']}", f"{row['peak'] / 1e6:,.0f} MB ({row['how']})"
+        shown.add_row(row["network"], side, str(row["pictures"]), row["memory"] or "", most)
+    return shown
+
+
+def sd_scripts(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a cache, and of sd-scripts' files, by turns."""
+    count = given.samples // 64
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers", format_=KNOWN["sd1"])
+        data = jpegs(folder / "data", count)
+        task = {"weights": str(folder / "sd1"), "data": str(data), "side": SIDE, "memory": None}
+        ways = {
+            "calotype": {"way": "calotype", "out": str(folder / "out")},
+            "sd-scripts": {"way": "sd-scripts", "code": given.sd_scripts, "batch": 1},
+            "sd-scripts, 4 at a time": {"way": "sd-scripts", "code": given.sd_scripts, "batch": 4},
+        }
+        for turn in range(given.repeats):
+            for way, more in ways.items():
+                found = apart({**task, **more})
+                times.setdefault(way, []).append(found["seconds"])
+                written = list(data.glob("*_sd.npz")) if way != "calotype" else []
+                assert way == "calotype" or len(written) == count
+                for path in written:
+                    path.unlink()
+                shutil.rmtree(folder / "out", ignore_errors=True)
+            told = ", ".join(f"{way} {found[-1]:.1f} s" for way, found in times.items())
+            say(f"sd-scripts: turn {turn + 1} of {given.repeats}: {told}")
+    own = times["calotype"]
+    rows = []
+    for way, seconds in times.items():
+        ratios = [other / one for one, other in zip(own, seconds, strict=True)]
+        rows.append(
+            {"way": way, "code": (given.sd_scripts and "its own") or "rebuilt", "pictures": count,
+             "seconds": statistics.median(seconds), "ratio": statistics.median(ratios), "ratio_min": min(ratios),
+             "ratio_max": max(ratios)}
+        )  # fmt: skip
+    return rows
+
+
+def table_of_sd_scripts(rows: Sequence[dict[str, Any]]) -> Table:
+    """What a reader wants of it."""
+    shown = Table(f"{rows[0]['pictures']} pictures, {SIDE}x{SIDE}", "seconds", "times calotype's: median (from, to)")
+    for row in rows:
+        way = row["way"] if row["way"] == "calotype" else f"{row['way']}, {row['code']} code"
+        ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        shown.add_row(way, f"{row['seconds']:.1f}", ratio)
+    return shown
+
+
+SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], list[dict[str, Any]]], Callable[[Any], Table]]] = {
     "read": (read, table_of_read),
     "make": (make, table_of_make),
+    "memory": (memory, table_of_memory),
+    "sd-scripts": (sd_scripts, table_of_sd_scripts),
 }
 
 
@@ -229,13 +323,14 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", default=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sd-scripts", metavar="PATH", default="", help="folder of sd-scripts, whose code is run")
     parser.add_argument("--keep", action="store_true")
     given = parser.parse_args()
     if unknown := [one for one in given.sections if one not in SECTIONS]:
         parser.error(f"there is no section {unknown[0]}; known are {', '.join(SECTIONS)}")
     for section in given.sections:
         measure, table = SECTIONS[section]
-        rows = measure(given.samples, given.repeats)
+        rows = measure(given)
         Console().print(table(rows))
         result = {
             "section": section, "processor": processor(), "threads": torch.get_num_threads(),

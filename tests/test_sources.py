@@ -20,10 +20,9 @@ import torch
 from PIL import Image
 from support import one_sentence
 
-from calotype import sources
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import read_picture, to_uint8
-from calotype.sources import Array, Pictures, open_source
+from calotype.sources import Array, Pictures, open_source, stored
 
 
 def picture(seed: int, height: int = 20, width: int = 24) -> Array:
@@ -185,7 +184,7 @@ def test_reading_leaves_torch_without_a_reason_for_threads(tmp_path: Path, monke
         sizes.append(pixels.numel())
         return to_uint8(pixels)
 
-    monkeypatch.setattr(sources, "to_uint8", to_uint8_and_note)
+    monkeypatch.setattr(stored, "to_uint8", to_uint8_and_note)
     open_source(folder).read(0)
     assert sum(sizes) == 300 * 130 * 3
     assert max(sizes) <= 32_768  # at::internal::GRAIN_SIZE

@@ -7,6 +7,7 @@ CalotypeError
 ├── LatentsError        latents are damaged, of the wrong shape, or of another VAE
 ├── WeightsError        a weight file is not what it should be
 │   └── FetchError      weights can't be fetched and are not in the cache
+├── RemoteError         a server that files are at does not answer
 ├── StorageError        a disk refuses what is to be written
 ├── MemoryLimitError    there is not enough memory
 └── NonFiniteError      a result holds NaN or infinity
@@ -39,6 +40,10 @@ class WeightsError(CalotypeError):
 
 class FetchError(WeightsError):
     """Weights could neither be downloaded nor found in the local cache."""
+
+
+class RemoteError(CalotypeError):
+    """A server that files are at does not answer, or breaks off."""
 
 
 class StorageError(CalotypeError):

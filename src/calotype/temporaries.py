@@ -82,10 +82,14 @@ def is_temporary(name: str) -> bool:
     return bool(_NAME.match(name))
 
 
-def sweep(folder: Path) -> None:
-    """Removes what dead processes of this host left in a folder; a process looks into a folder once."""
+def sweep(folder: Path, *, again: bool = False) -> None:
+    """Removes what dead processes of this host left in a folder; a process looks into a folder once.
+
+    Args:
+        again: also where it has looked before.
+    """
     folder = Path(os.path.realpath(folder))
-    if folder in _swept:
+    if folder in _swept and not again:
         return
     _swept.add(folder)
     left = []

@@ -145,6 +145,7 @@ def test_a_batch_is_what_torch_collates(given: dict[str, Any], bucketed: Path) -
     for name, value in collated.items():
         same = torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
         assert same, name
+    assert torch.equal(dataset[order]["latents"], batch["latents"])
 
 
 @pytest.mark.parametrize("indices", [range(11), []])
@@ -212,13 +213,14 @@ def test_workers_give_the_same_as_one_process(context: str, bucketed: Path) -> N
     dataset[0]  # so that this process has a shard open
     kept = context == "fork"
     loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=2, multiprocessing_context=context, persistent_workers=True
-    )
+        dataset, sampler=sampler, batch_size=None, num_workers=2, multiprocessing_context=context,
+        persistent_workers=True,
+    )  # fmt: skip
     epochs = []
     for epoch in range(2 if kept else 1):
         sampler.set_epoch(epoch)
         found = list(loader)
-        alone = list(DataLoader(dataset, batch_sampler=sampler))
+        alone = list(DataLoader(dataset, batch_sampler=sampler))  # sample by sample, and collated by torch
         assert [one["name"] for one in found] == [one["name"] for one in alone]
         assert all(torch.equal(a["latents"], b["latents"]) for a, b in zip(found, alone, strict=True))
         assert sum(len(one["name"]) for one in found) == 11

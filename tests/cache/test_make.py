@@ -19,12 +19,14 @@ from PIL import Image
 from safetensors import safe_open
 from support import one_sentence
 
-from calotype.cache import Job, Rules, open_cache
-from calotype.cache.make import A_FEW, _begun, allowed, job_of, make
+from calotype.cache import Job, Rules, looked, open_cache, scan
+from calotype.cache.looked import Found
+from calotype.cache.make import A_FEW, Progress, _begun, allowed, job_of, make
 from calotype.cache.store import Store
 from calotype.cache.worker import resized
 from calotype.errors import CalotypeError, UsageError
 from calotype.pixels import from_array, read_picture
+from calotype.sources import Stored
 from calotype.vae import VAE
 
 
@@ -104,6 +106,33 @@ def test_a_second_run_makes_nothing_and_reads_nothing(
     monkeypatch.setattr("calotype.cache.scan.look", None)
     assert fill(data, out, vae).made == 0
     assert contents(out) == before
+
+
+def test_a_scan_that_was_killed_goes_on(data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in data.iterdir():
+        touched(path)
+    looks, look = [], scan.look
+
+    def looking(source: Stored, i: int) -> Found:
+        looks.append(i)
+        return look(source, i)
+
+    def killed(progress: Progress) -> None:
+        if progress.done == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(looked, "KEEP", 0.0)
+        patch.setattr(looked, "_SHARE", 0)
+        fill(data, out, vae, tell=killed)
+    assert (out / "looked.parquet").exists()
+    touched(touched(picture(data / "1.png", seed=77)))
+    monkeypatch.setattr(scan, "look", looking)
+    fill(data, out, vae)
+    assert sorted(looks) == [1, 4, 5, 6], "all but what was found is read, and what was edited since"
+    whole = out.with_name("whole")
+    fill(data, whole, vae)
+    assert contents(out) == contents(whole)
 
 
 def test_an_edited_picture_is_made_again_and_nothing_else(data: Path, out: Path, vae: VAE) -> None:

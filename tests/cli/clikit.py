@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image
 from support import fill
 
+from calotype.cli.main import main
 from calotype.families.folded.config import FoldedConfig
 from calotype.families.folded.network import FoldedAutoencoder
 from calotype.latents import PerChannel
@@ -47,6 +51,21 @@ class Calotype(Protocol):
     """Runs the command line with these words."""
 
     def __call__(self, *words: object) -> Ran: ...
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> Ran:
+    """Runs the command line in this process."""
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["calotype", *map(str, words)])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    code = stopped.value.code
+    assert code is None or isinstance(code, int)
+    return Ran(code or 0, captured.out, captured.err)
 
 
 def draw(path: str, width: int = 40, height: int = 24, mode: str = "RGB", seed: int = 0) -> Path:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from calotype.cli.main import main
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `clikit`, whichever way pytest imports the tests
 
-from clikit import Calotype, Ran, small_vae
+from clikit import Calotype, run, small_vae
 from familykit import KINDS
 
 
@@ -22,20 +20,7 @@ from familykit import KINDS
 def calotype(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Calotype:
     """Runs the command line in this process."""
 
-    def run(*words: object) -> Ran:
-        capsys.readouterr()
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["calotype", *map(str, words)])
-            patch.setattr(warnings, "showwarning", warnings.showwarning)
-            with pytest.raises(SystemExit) as stopped:
-                main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        code = stopped.value.code
-        assert code is None or isinstance(code, int)
-        return Ran(code or 0, captured.out, captured.err)
-
-    return run
+    return partial(run, monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)

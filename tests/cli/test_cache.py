@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_again_and_as_json(made: tuple[object, ...], calotype: Calotype) -> None
     assert told["bad"] == [
         {"name": "empty.png", "key": told["bad"][0]["key"], "reason": "it is empty: 0 bytes.", "again": False}
     ]
+
+
+def test_a_cluster_without_ray(vae: Path, calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    draw("data/0.png")
+    ran = calotype(*MAKE, "--vae", vae, "--engine", "ray")
+    assert ran.code == 2
+    assert ran.said == ["calotype: --engine ray needs the package ray; pip install 'calotype[ray]'."]
+    assert files() == ["data/0.png"]
 
 
 def test_status(made: tuple[object, ...], vae: Path, calotype: Calotype) -> None:

@@ -83,7 +83,7 @@ def test_pictures_without_a_text_are_refused(tmp_path: Path) -> None:
         picture(colour).save(tmp_path / f"{colour}.png")
     (tmp_path / "red.txt").write_text("a red disc")
     (tmp_path / "blue.txt").write_text("  \n")
-    with pytest.raises(UsageError, match="3 of 4 pictures have no caption, such as blue.png") as caught:
+    with pytest.raises(UsageError, match=r"3 of 4 pictures have no caption, such as blue\.png") as caught:
         captioned(tmp_path)
     one_sentence(str(caught.value))
 

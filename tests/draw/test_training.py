@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from drawkit import RECIPE, picture, stretched, write_data, write_lines
@@ -18,7 +19,6 @@ from support import names, one_sentence, same_tensors, tensors_of, tiny, write
 from torch import Tensor
 
 from calotype import VAE, load
-from calotype.draw import training
 from calotype.draw.captions import held_out, read_captions, weights_of
 from calotype.draw.data import Listed
 from calotype.draw.model import load_model
@@ -126,6 +126,22 @@ def test_weights_are_the_averaged_ones(finished: Path) -> None:
         expected = state["ema"][name] if part == "denoiser" else state["model"][key]  # texts are done before
         assert torch.equal(value, expected.half().float()), key
     assert any(not torch.equal(value, state["model"][key].half().float()) for key, value in written.items())
+
+
+def test_pictures_at_an_address(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in names(data):
+        memory.pipe(f"/drawing/{name}", (data / name).read_bytes())
+    train_drawing(RECIPE, "memory://drawing", out := tmp_path / "run", vae)
+    assert names(out) == names(finished)
+    for name in ("weights.safetensors", "latents.safetensors"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    missing = read_captions(data)[3].file
+    memory.rm(f"/drawing/{missing}")
+    with pytest.raises(UsageError, match=f"memory://drawing: {missing} is not there, and captions.jsonl names it"):
+        train_drawing(RECIPE, "memory://drawing", tmp_path / "other", vae)
+    assert not list((tmp_path / "other").rglob("*.png"))
+    memory.rm("/drawing", recursive=True)
 
 
 def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:

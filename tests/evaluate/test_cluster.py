@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from support import SMALL, fill, kl, one_sentence
 
+from calotype.cluster import require_room as room, wanted_gpus
 from calotype.errors import UsageError
 from calotype.evaluate import measure as measuring
-from calotype.evaluate.cluster import Worker, _shared, room, wanted_gpus
+from calotype.evaluate.cluster import Worker, _shared
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.protocol import Protocol
 from calotype.evaluate.session import evaluate

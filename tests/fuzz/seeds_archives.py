@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 from fuzzkit import Accepted, Case
 from PIL import Image
@@ -24,7 +25,18 @@ NAMES = ("a.png", "folder/b.png", "c.bmp", "d", "e.tif")
 
 def read(path: Path) -> Accepted:
     """All pictures; those of a zip and of PNG must be the whole ones, whatever was damaged."""
-    source = open_source(path)
+    return read_source(path, path)
+
+
+def read_at_address(path: Path) -> Accepted:
+    """The same, fetched part by part."""
+    address = f"memory://fuzz{path.suffix}"
+    fsspec.filesystem("memory").pipe(address, path.read_bytes())
+    return read_source(path, address)
+
+
+def read_source(path: Path, place: Path | str) -> Accepted:
+    source = open_source(place)
     found, refused, pixels = [], 0, 0
     for i, name in enumerate(source.names):
         try:
@@ -60,6 +72,7 @@ def cases(folder: Path) -> list[Case]:
             for member, data in members:
                 archive.writestr(zipfile.ZipInfo(member), data, packing)
         made.append(Case(f"{name}.zip", file.getvalue(), read))
+    made.append(Case("address.zip", made[1].content, read_at_address))
     for name, format_ in (("ustar", tarfile.USTAR_FORMAT), ("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=format_) as tar:
@@ -68,4 +81,5 @@ def cases(folder: Path) -> list[Case]:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         made.append(Case(f"{name}.tar", file.getvalue(), read))
+    made.append(Case("address.tar", made[-1].content, read_at_address))
     return made

@@ -12,6 +12,7 @@ from fuzzkit import Accepted, Case
 
 from calotype.cache import LatentDataset, Rules, open_cache
 from calotype.cache.check import verify
+from calotype.cache.export import export
 from calotype.cache.manifest import summary
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import receipts
@@ -20,6 +21,7 @@ from calotype.cache.store import Store
 from calotype.cache.units import held
 from calotype.cache.words import words
 from calotype.sources import open_source
+from calotype.temporaries import temporary_folder
 from calotype.vae import load
 
 
@@ -37,6 +39,9 @@ def used(out: Path) -> Accepted:
     sums = [float(row[job.point].double().sum()) for row in rows]
     dataset = LatentDataset(out)
     sums += [float(dataset[i]["latents"].double().sum()) for i in range(min(len(dataset), 9))]
+    with temporary_folder(out.parent) as place:
+        for to in ("webdataset", "numpy"):
+            export(out, place / to, to)
     return Accepted(f"{faults} {told} {counts} {told_stats} {cache.samples.to_pylist()} {sums}")
 
 

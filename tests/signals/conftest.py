@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "cli")]  # for `killkit` and `drawingkit`, whichever way pytest imports
+# for `killkit`, `drawingkit` and `tradekit`, whichever way pytest imports
+sys.path[:0] = [str(HERE), str(HERE.parent / "cli"), str(HERE.parent / "cache")]
 
 from killkit import Bench  # noqa: E402
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,6 +24,7 @@ from drawingkit import small_model
 from PIL import Image
 from safetensors.torch import load_file
 from support import kl, network
+from tradekit import weights_of
 
 from calotype.families.folded.config import FoldedConfig
 from calotype.latents import PerChannel, ScaleShift
@@ -42,6 +45,8 @@ class Command:
         same: names of all files that must be the same after it; nothing: all that there are. A run that was stopped
             has a checkpoint more.
         varies: names of files that are never the same twice (times of day, seconds), which must be whole all the same.
+        given: a folder of the inputs that is there as `o` before.
+        at_once: `o` is complete or not there, so a run that was killed after its work needs no other.
     """
 
     name: str
@@ -49,6 +54,8 @@ class Command:
     checkpoint: str = ""
     same: tuple[str, ...] = ()
     varies: tuple[str, ...] = ()
+    given: str = ""
+    at_once: bool = False
 
 
 def _command(name: str, words: str, **more: Any) -> Command:
@@ -80,6 +87,20 @@ COMMANDS = (
         "probe", "probe in/vae.safetensors in/pictures --lpips none --report o", varies=("probe.json", "index.html")
     ),
     _command("cache", "cache make in/shapes o --vae in/vae.safetensors --buckets 32/8 --flip"),
+    *(
+        _command(f"export-{to}", f"cache export in/{cache} o --to {to}{more}", at_once=True)
+        for to, cache, more in (
+            ("webdataset", "sd1-latents", ""),
+            ("sd-scripts", "sd1-latents", ""),
+            ("musubi", "wan2.1-latents", " --model wan"),
+            ("diffusers-parquet", "sd1-latents", ""),
+            ("lightningdit", "sd1-latents", ""),
+            ("mds", "sd1-latents", ""),
+            ("numpy", "sd1-latents", ""),
+        )
+    ),
+    _command("export-beside", "cache export in/sd1-latents o --to sd-scripts", given="labelled"),
+    _command("import", "cache import in/foreign o --vae in/sd1.safetensors --verify 2", at_once=True),
     _command(
         "train", "train in/tiny.toml --data in --out o --device cpu", checkpoint="checkpoints/step-*.pt",
         same=("weights.safetensors", "step-00000006.pt", "recipe.json"),
@@ -228,20 +249,31 @@ def material(folder: Path, forker: Forker) -> Path:
     format_ = PerChannel(name="small", channels=4, mean=(0.1, -0.2, 0.3, 0.0), std=(1.0, 2.0, 0.5, 1.5))
     save_weights(network(FOLDED), folder / "in/vae.safetensors", layout="ldm", format_=format_)
     small_model(folder / "in/model.safetensors")
+    for i in range(6):
+        picture(folder / f"in/labelled/{'ab'[i % 2]}/{i}.png", i, 64, 64)
+        (folder / f"in/labelled/{'ab'[i % 2]}/{i}.txt").write_text(f"number {i}\n")
+    for name in ("sd1", "wan2.1"):
+        weights_of(folder / f"in/{name}.safetensors", name)
+        words = f"cache make in/labelled in/{name}-latents --vae in/{name}.safetensors --size 32 --flip --folders"
+        assert forker.run(words.split(), folder).code == 0
+    shutil.copytree(folder / "in/labelled", folder / "in/foreign")
     for words in (
         ("encode", "in/a.png", "in/b.png", "--out", "in"),
         ("encode", "in/spilled.png", "--vae", "in/kl.safetensors", "--out", "in"),
         ("direction", "learn", "in/pictures", "in/others", "--out", "in/direction.safetensors"),
+        ("cache", "export", "in/sd1-latents", "in/foreign", "--to", "sd-scripts"),
     ):
         ran = forker.run(words, folder)
         assert ran.code == 0, ran.said
     return folder / "in"
 
 
-def place(folder: Path, inputs: Path) -> Path:
-    """An empty folder to run a command in, beside the inputs."""
+def place(folder: Path, inputs: Path, command: Command) -> Path:
+    """A folder to run a command in, beside the inputs; empty but for what is given."""
     (folder / "here").mkdir(parents=True)
     (folder / "here/in").symlink_to(inputs)
+    if command.given:
+        shutil.copytree(inputs / command.given, folder / "here/o")
     return folder / "here"
 
 
@@ -296,7 +328,15 @@ def require_whole(path: Path, cut: bool = False) -> None:
         assert path.read_text().rstrip().endswith("</html>")
     elif suffix == ".parquet":
         importlib.import_module("pyarrow.parquet").read_table(path)
-    elif suffix in (".csv", ".md"):
+    elif suffix in (".npy", ".npz"):
+        found = np.load(path)
+        assert found.size if suffix == ".npy" else [found[name] for name in found.files]
+    elif suffix == ".tar":
+        with tarfile.open(path) as archive:
+            assert [archive.extractfile(one) for one in archive]  # type: ignore[arg-type]
+    elif suffix == ".mds":
+        assert path.read_bytes()
+    elif suffix in (".csv", ".md", ".txt"):
         assert path.read_text().endswith("\n")
     elif suffix == ".sqlite":
         with closing(sqlite3.connect(path)) as store:
@@ -350,7 +390,7 @@ class Bench:
 
     def undisturbed(self, command: Command) -> Whole:
         if command.name not in self.whole:
-            here = place(self.folder / command.name / "whole", self.inputs)
+            here = place(self.folder / command.name / "whole", self.inputs, command)
             ran = self.forker.run(command.words, here)
             assert ran.code == 0, ran.said
             assert left(here) == []
@@ -363,7 +403,7 @@ class Bench:
         """Kills it when this part of its time has passed, looks at what there is, and runs it to its end."""
         whole = self.undisturbed(command)
         name = f"{number.name}-{part:.4f}-{time.monotonic_ns()}"
-        here = place(self.folder / command.name / name, self.inputs)
+        here = place(self.folder / command.name / name, self.inputs, command)
         ran = self.forker.run(command.words, here, (part * whole.seconds, number))
         assert "Traceback" not in ran.said, ran.said
         for path in written(here).values():
@@ -373,6 +413,14 @@ class Bench:
             assert left(here) == []
             if ran.code:
                 assert ran.said.splitlines()[-1].startswith("calotype: Stopped")
+        if command.at_once and (here / "o").is_dir() and any((here / "o").iterdir()):
+            assert contents(command, here) == whole.files, "it is there, and not complete"
+            if number == signal.SIGKILL:  # what it could not remove any more goes with the next run there
+                beside = self.forker.run((*command.words[:3], "p", *command.words[4:]), here)
+                assert beside.code == 0, beside.said
+                shutil.rmtree(here / "p")
+            assert left(here) == []
+            return ran
         going_on = command.checkpoint and any((here / "o").glob(command.checkpoint))
         if not (going_on and ran.code == 0):
             again = self.forker.run((*command.words, *(["--resume"] if going_on else [])), here)

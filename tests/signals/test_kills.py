@@ -34,7 +34,7 @@ def test_the_spilled_decode_is_one() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, *STOPS], ids=lambda number: number.name)
-@pytest.mark.parametrize("name", ["vary", "morph-webp", "train", "cache"])
+@pytest.mark.parametrize("name", ["vary", "morph-webp", "train", "cache", "export-beside"])
 def test_killed_in_the_middle(name: str, number: signal.Signals, bench: Bench) -> None:
     command = next(one for one in COMMANDS if one.name == name)
     seed = f"{name} {number.name}"

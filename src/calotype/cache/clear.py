@@ -18,6 +18,7 @@ from calotype.cache.seen import scanned
 from calotype.cache.store import (
     CLAIMS,
     JOB,
+    LOOKED,
     MANIFEST,
     RECEIPTS,
     RUNS,
@@ -103,7 +104,7 @@ def empty(store: Store) -> None:
     folders = (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS)
     with alone(store, "clearing up"):
         found = [name for folder in folders for name in store.files(folder) if of_cache(name)]
-        for name in (MANIFEST, *found, SCAN, JOB):
+        for name in (MANIFEST, *found, SCAN, LOOKED, JOB):
             store.remove(name)
         for folder in folders:
             for place in (*sorted(store.path(folder).glob("*")), store.path(folder)):

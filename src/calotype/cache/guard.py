@@ -18,8 +18,8 @@ _PATIENCE = 5.0  # seconds, in which those who only look at a lock have let it g
 
 
 @contextmanager
-def running(store: Store) -> Iterator[None]:
-    """For the time of a run, of which there may be several.
+def running(store: Store) -> Iterator[str]:
+    """For the time of a run, of which there may be several; gives the name of a file that is there as long.
 
     Raises:
         UsageError: someone repairs or clears up the cache.
@@ -28,11 +28,12 @@ def running(store: Store) -> Iterator[None]:
     for folder in (RUNS, CLAIMS):
         make_folder(store.path(folder))
     me = this()
-    with lock(store.path(f"{RUNS}/.{me.host}-{me.pid}-{me.start}.lock"), "a run", "stop it"):
+    name = f"{RUNS}/.{me.host}-{me.pid}-{me.start}.lock"
+    with lock(store.path(name), "a run", "stop it"):
         with waiting(_alone(store), _PATIENCE):
             pass
-        _sweep(store)
-        yield
+        sweep(store)
+        yield name
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def _alone(store: Store) -> Path:
     return store.path(".alone.lock")
 
 
-def _sweep(store: Store) -> None:
+def sweep(store: Store) -> None:
     """Removes locks that killed runs have left: they hold nobody up, but lie about."""
     for run in locks(store, RUNS):
         if run.exists():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from calotype.cache.guard import claim
 from calotype.cache.receipts import Receipt, receipt_of
@@ -16,7 +17,27 @@ from calotype.texts import TextError
 
 PAUSE = 0.5  # seconds between looks at units that other processes have claimed
 
-Tell = Callable[[Step], None]
+
+class Watch(Protocol):
+    """What engines tell of their work."""
+
+    def step(self, step: Step) -> None:
+        """Of each picture of a unit that is made here."""
+
+    def lost(self, steps: Sequence[Step]) -> None:
+        """Of such steps that don't count, since the unit was not finished."""
+
+    def finished(self, receipt: Receipt, own: bool) -> None:
+        """Of each unit that is there then, and whether it was made here; may raise."""
+
+    def pausing(self, units: int) -> None:
+        """While only units of other runs are left, of which there are so many; may raise."""
+
+    def crew(self, workers: int) -> None:
+        """How many processes there are that make units, where these are several."""
+
+    def stop(self) -> bool:
+        """Whether to stop."""
 
 
 def work(
@@ -24,9 +45,9 @@ def work(
     cuts: Sequence[Cut],
     unit_of: Callable[[Cut], Unit],
     *,
-    tell: Tell = lambda step: None,
-    finished: Callable[[Receipt, bool], None] = lambda receipt, own: None,
-    pausing: Callable[[int], None] = lambda units: None,
+    tell: Callable[[Step], None],
+    finished: Callable[[Receipt, bool], None],
+    pausing: Callable[[int], None],
 ) -> None:
     """Makes all units that are not there, each by one process at a time, and waits for those that others make.
 
@@ -49,9 +70,9 @@ def work(
                 held = claim(worker.store, cut.id)
                 if held is None:
                     others.append(cut)
-                elif (there := _there(worker.store, worker.job.fingerprint, cut.id)) is not None:
+                elif (found := there(worker.store, worker.job.fingerprint, cut.id)) is not None:
                     held.__exit__(None, None, None)
-                    finished(there, False)
+                    finished(found, False)
                 else:
                     committing.add(lambda cut=cut: worker.make(unit_of(cut), tell), held)  # type: ignore[misc]
             if others and len(others) == len(left):
@@ -106,7 +127,7 @@ class _Committing:
             held.__exit__(None, None, None)
 
 
-def _there(store: Store, fingerprint: str, unit: str) -> Receipt | None:
+def there(store: Store, fingerprint: str, unit: str) -> Receipt | None:
     """The receipt of a unit that is there."""
     try:
         receipt = receipt_of(store.read(receipt_name(unit)))

@@ -7,14 +7,15 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from calotype import __version__, stopping
+from calotype import stopping
+from calotype.cache.actor import setup_of
+from calotype.cache.crew import Crew
 from calotype.cache.guard import running, waiting
 from calotype.cache.job import Job, Made, Stored as StoredType, Value
 from calotype.cache.local import work
@@ -25,17 +26,17 @@ from calotype.cache.rules import Rules
 from calotype.cache.scan import pictures, scan
 from calotype.cache.store import CLAIMS, JOB, RUNS, SCAN, Store
 from calotype.cache.tables import arrow
-from calotype.cache.units import Plan, held, of_part, plan, unit
-from calotype.cache.worker import Step, Worker
+from calotype.cache.units import Cut, Plan, Unit, held, of_part, plan, unit
+from calotype.cache.worker import FINISH, Step, Worker, versions
+from calotype.cluster import joined, the_ray
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 from calotype.files import write_bytes
+from calotype.texts import plain
 from calotype.vae import VAE
 from calotype.weights.mapped import dtype_name
 
 MOST_BAD = "1%"
 A_FEW = 3  # pictures may be bad in any case
-FINISH = 5.0  # seconds that a unit in hand may still take when the process is told to stop
-_PACKAGES = ("torch", "pillow", "numpy")
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Progress:
         made: of these, by this process.
         bad: pictures that could not be cached so far.
         waiting: units that other processes make, while there is nothing else to do.
+        workers: processes of a cluster that make units now; None without one.
     """
 
     doing: Literal["scan", "make", "manifest"] = "scan"
@@ -56,6 +58,7 @@ class Progress:
     made: int = 0
     bad: int = 0
     waiting: int = 0
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,6 @@ class _Run:
     stop: Callable[[], bool]
     bad: list[Bad]
     began: float = field(default_factory=time.monotonic)
-    in_unit: int = 0
-    left: int = 0
     units: int = 0
     made: int = 0
     there: int = 0
@@ -104,16 +105,57 @@ class _Run:
         """After each picture."""
         self.progress.done += 1
         self.progress.made += 1
-        self.in_unit += 1
         self.progress.waiting = 0
         if step.bad is not None:
             self.bad.append(step.bad)
             self.progress.bad += 1
         self.tell(self.progress)
-        if self.stop():
-            each = (time.monotonic() - self.began) / self.progress.made
-            if each * (self.left - self.in_unit) > FINISH:
+
+    def lost(self, steps: Sequence[Step]) -> None:
+        """Pictures that are to be made again."""
+        for step in steps:
+            self.progress.done -= 1
+            self.progress.made -= 1
+            if step.bad is not None:
+                self.bad.remove(step.bad)
+                self.progress.bad -= 1
+        self.tell(self.progress)
+
+    def crew(self, workers: int) -> None:
+        """How many there are."""
+        self.progress.workers = workers
+        self.tell(self.progress)
+
+    def here(self, worker: Worker, cuts: Sequence[Cut], unit_of: Callable[[Cut], Unit]) -> bool:
+        """Has this process do the work; gives whether it was stopped."""
+        in_unit = left = 0
+
+        def next_unit(cut: Cut) -> Unit:
+            nonlocal in_unit, left
+            in_unit, left = 0, len(cut.rows)
+            if self.stop():
                 raise _Stopped
+            return unit_of(cut)
+
+        def step(one: Step) -> None:
+            nonlocal in_unit
+            in_unit += 1
+            self.step(one)
+            if self.stop():
+                each = (time.monotonic() - self.began) / self.progress.made
+                if each * (left - in_unit) > FINISH:
+                    raise _Stopped
+
+        def pausing(units: int) -> None:
+            if self.stop():
+                raise _Stopped
+            self.pausing(units)
+
+        try:
+            work(worker, cuts, next_unit, tell=step, finished=self.finished, pausing=pausing)
+        except _Stopped:
+            return True
+        return False
 
     def finished(self, receipt: Receipt, own: bool) -> None:
         """After each unit."""
@@ -129,8 +171,6 @@ class _Run:
 
     def pausing(self, units: int) -> None:
         """While others make what is left."""
-        if self.stop():
-            raise _Stopped
         self.progress.waiting = units
         self.tell(self.progress)
 
@@ -160,10 +200,6 @@ def job_of(vae: VAE, rules: Rules, *, value: Value = "moments", store: StoredTyp
         )
     format_ = vae.latent_format
     rules.require_multiples(vae.factor * format_.patch)
-    versions = {"calotype": __version__}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
     return Job(
         vae=Made(
             name=vae.name,
@@ -177,7 +213,7 @@ def job_of(vae: VAE, rules: Rules, *, value: Value = "moments", store: StoredTyp
         rules=rules,
         dtype=dtype_name(vae.encode_dtype),  # type: ignore[arg-type]
         store=store,
-        versions=versions,
+        versions=versions(),
     )
 
 
@@ -191,6 +227,8 @@ def make(
     part: str = "",
     max_bad: str = MOST_BAD,
     folders: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    device: str | None = None,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Fills a cache with what it lacks: exactly that is made which is not there for these pictures.
@@ -206,10 +244,14 @@ def make(
         part: "2/4" makes the second of four parts.
         max_bad: pictures that may be bad before the run ends, as a number, or in percent, of which three may always be.
         folders: pictures without a label have the name of their folder as one.
+        engine: this process, or the Ray cluster that RAY_ADDRESS names (a local one without it), where each worker
+            has so much memory.
+        device: of the cluster's workers; None: GPUs where it has some. This process computes where `vae` lies.
         tell: called with how far it is, often.
 
     Raises:
-        UsageError: no pictures, a cache of another job, someone who repairs it.
+        UsageError: no pictures, a cache of another job, someone who repairs it; a cluster without room, or whose nodes
+            don't have these pictures and this cache.
         StorageError: the disk refuses what is written.
         CalotypeError: too many pictures are bad, or all of them.
 
@@ -217,6 +259,7 @@ def make(
         CalotypeWarning: files of the place are left out.
     """
     arrow()
+    ray = the_ray() if engine == "ray" else None
     store, progress = Store(out), Progress()
     allowed(max_bad, 1)
     of_part((), part)
@@ -224,8 +267,12 @@ def make(
     if source.left_out:
         warnings.warn(source.left_out.sentence, CalotypeWarning, stacklevel=2)
     _require_free(store)
-    with running(store):
+    with running(store) as mark, ExitStack() as joining:
         job = _begun(store, job)
+        if ray:
+            joining.enter_context(joined(ray))
+            setup = setup_of(job, os.fspath(data), store, mark, source.names, device=device, memory=memory)
+            crew = Crew(ray, setup)
 
         def scanning(done: int, total: int) -> None:
             progress.done, progress.total = done, total
@@ -241,21 +288,13 @@ def make(
         progress.doing, progress.done = "make", 0 if part else planned.done
         progress.total = progress.done + sum(len(cut.rows) for cut in cuts)
         progress.bad = len(planned.bad)
-        stopped = False
         with stopping.noted() as stop:
             run = _Run(limit, of, progress, tell, stop, list(planned.bad))
-
-            def unit_of(cut: Any) -> Any:
-                run.in_unit, run.left = 0, len(cut.rows)
-                if stop():
-                    raise _Stopped
-                return unit(cut, seen, places)
-
-            worker = Worker(job, vae, source, store, memory=memory)
-            try:
-                work(worker, cuts, unit_of, tell=run.step, finished=run.finished, pausing=run.pausing)
-            except _Stopped:
-                stopped = True
+            if ray:
+                stopped = crew.work(vae, cuts, lambda cut: unit(cut, seen, places), run)
+            else:
+                worker = Worker(job, vae, source, store, memory=memory)
+                stopped = run.here(worker, cuts, lambda cut: unit(cut, seen, places))
         seconds = time.monotonic() - run.began
         if not stopped:
             progress.doing = "manifest"
@@ -303,7 +342,7 @@ def require_few(bad: list[Bad], limit: int, of: int) -> None:
 
 
 def _first(bad: list[Bad]) -> str:
-    told = [f"{one.name}: {one.reason.rstrip('.')}" for one in bad[:3]]
+    told = [f"{plain(one.name)}: {one.reason.rstrip('.')}" for one in bad[:3]]
     return "; ".join(told) + (f"; and {len(bad) - 3:,} more" if len(bad) > 3 else "")
 
 

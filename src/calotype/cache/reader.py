@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -130,8 +130,9 @@ class Cache:
             try:
                 bucket = receipt_of(self.store.read(receipt_name(unit))).bucket
             except (OSError, TextError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
                 raise StorageError(
-                    f"{self.store.path(receipt_name(unit))} can't be read ({error}); calotype cache repair mends it."
+                    f"{self.store.path(receipt_name(unit))} can't be read ({why}); calotype cache repair mends it."
                 ) from None
             self._shards[unit] = Shard(self.store.path(shard_name(unit, bucket)), self.job.tensors)
             if len(self._shards) > _OPEN:
@@ -149,8 +150,22 @@ class Cache:
         if not -len(self) <= i < len(self):
             raise IndexError(f"there are {len(self)} samples, and no number {i}")
         values = {name: self.samples[name][i % len(self)].as_py() for name in COLUMNS}
-        shard = self.shard(values["unit"])
-        return values | {name: shard.rows(name, values["row"], values["row"] + 1)[0] for name in self.tensors}
+        return values | self.stored(values)
+
+    def stored(self, told: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a row of `samples`, [C, h, w] each, by their names.
+
+        Raises:
+            StorageError: its shard is missing or damaged, or another one than the manifest tells of.
+        """
+        shard, row = self.shard(told["unit"]), told["row"]
+        (count, *shape), expected = shard.shape, self.job.shape((told["bucket_width"], told["bucket_height"]))
+        if not 0 <= row < count or tuple(shape) != expected:
+            raise StorageError(
+                f"{shard.path} has {count} rows of {shape}, and the manifest tells of row {row} and {list(expected)}; "
+                "calotype cache repair mends it."
+            )
+        return {name: shard.rows(name, row, row + 1)[0] for name in self.tensors}
 
 
 class Shard:

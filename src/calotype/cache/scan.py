@@ -6,34 +6,22 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from calotype.cache.seen import scanned
-from calotype.cache.store import SCAN, Store
-from calotype.cache.tables import SCAN as COLUMNS, parquet, table
+from calotype.addresses import AT_ONCE, is_address, local_path
+from calotype.cache.looked import NOTHING, Found, Known, Rows
+from calotype.cache.store import LOOKED, SCAN, Store
+from calotype.cache.tables import parquet
 from calotype.cache.units import sample_id
-from calotype.cache.words import words
-from calotype.errors import PictureError, StorageError, UsageError
+from calotype.cache.words import Words, words
+from calotype.errors import PictureError, UsageError
 from calotype.files import as_text
 from calotype.pixels import upright_size
 from calotype.sources import Stored, open_source
 
 THREADS = 4
 _STEP = 2**20
-_NOTHING = b"\0" * 32  # the key of what can't be read
-
-
-@dataclass(frozen=True)
-class Found:
-    """One picture as it was found."""
-
-    key: bytes
-    size: int
-    stored: tuple[int, int]  # (width, height)
-    upright: tuple[int, int]
-    reason: str | None
 
 
 def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[int]]:
@@ -44,7 +32,8 @@ def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[in
     """
     source = open_source(data)
     numbers = list(range(len(source)))
-    if out is not None and (folder := Path(data)).is_dir():
+    folder = local_path(str(data)) if is_address(data) else Path(data)
+    if out is not None and folder is not None and folder.is_dir():
         inside = out.resolve()
         if inside == folder.resolve():
             raise UsageError(
@@ -69,6 +58,8 @@ def scan(
 ) -> tuple[Any, list[int]]:
     """Looks at all pictures, reading those of which nothing tells that they are as they were.
 
+    A scan that was killed goes on where it was, but for its last minute.
+
     Gives a pyarrow Table, which is written to the store too, and the number of each row's picture in the source. Rows
     are in the source's order; a picture that stands twice in it, with one name and the same bytes, has one row.
 
@@ -78,78 +69,46 @@ def scan(
         folders: see `words`.
         tell: called with how many are done, and of how many.
     """
-    known = _Known(store)
+    known = Known(store)
     beside = source.beside
     say = words(source.names, beside, folders=folders)
-    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    rows = Rows(store)
     seen: set[bytes] = set()
     places: list[int] = []
-    for done, (i, stamp, found) in enumerate(_looked(source, numbers, beside.stamp, known), 1):
+    for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
         name = as_text(source.names[i])
         tell(done, len(numbers))
         if (id_ := sample_id(name, found.key)) in seen:
             continue
         seen.add(id_)
         places.append(i)
-        caption, label = say(i)
-        for column, value in zip(
-            rows.values(),
-            (found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, caption, label),
-            strict=True,
-        ):
-            column.append(value)
-    made = table(rows, COLUMNS)
+        rows.add((found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, *said))
+    made = rows.table()
     # of what counts: a picture that is looked at once more may get another stamp, or its first
-    digest = hashlib.sha256(parquet(table({**rows, "stamp": [""] * len(places)}, COLUMNS))).hexdigest()
+    stamps = made.column_names.index("stamp")
+    counts = made.set_column(stamps, made.schema.field(stamps), [[""] * len(places)])
+    digest = hashlib.sha256(parquet(counts)).hexdigest()
     store.write(SCAN, parquet(made, {"data": as_text(data), "digest": digest}))
+    store.remove(LOOKED)
     return made, places
 
 
-class _Known:
-    """What was found before, by name and stamp; in columns, since there may be millions."""
-
-    def __init__(self, store: Store) -> None:
-        self._places: dict[str, int] = {}
-        try:
-            self._rows = scanned(store)
-        except StorageError:
-            return
-        names, stamps = (self._rows[name].to_pylist() for name in ("name", "stamp"))
-        self._places = {
-            f"{stamp} {name}": i for i, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if stamp
-        }
-
-    def get(self, name: str, stamp: str) -> Found | None:
-        place = self._places.get(f"{stamp} {name}") if stamp else None
-        if place is None:
-            return None
-        values = {column: self._rows[column][place].as_py() for column in COLUMNS}
-        if values["key"] == _NOTHING:
-            return None
-        return Found(
-            values["key"],
-            values["bytes"],
-            (values["stored_width"], values["stored_height"]),
-            (values["width"], values["height"]),
-            values["reason"],
-        )
-
-
 def _looked(
-    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], known: _Known
-) -> Iterator[tuple[int, str, Found]]:
+    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], say: Callable[[int], Words], known: Known
+) -> Iterator[tuple[int, str, Found, Words]]:
     """Every picture in order, looked at by threads that are a little ahead."""
-    waiting: deque[tuple[int, Future[tuple[str, Found]]]] = deque()
+    waiting: deque[tuple[int, Future[tuple[str, Found, Words]]]] = deque()
 
-    def one(i: int) -> tuple[str, Found]:
+    def one(i: int) -> tuple[str, Found, Words]:
         told = stamp(i)
-        return told, known.get(as_text(source.names[i]), told) or look(source, i)
+        return told, known.get(as_text(source.names[i]), told) or look(source, i), say(i)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    threads = AT_ONCE if source.far else THREADS
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for i in numbers:
                 waiting.append((i, pool.submit(one, i)))
-                if len(waiting) >= 16 * THREADS:
+                if len(waiting) >= 16 * threads:
                     i, future = waiting.popleft()
                     yield i, *future.result()
             while waiting:
@@ -161,7 +120,7 @@ def _looked(
 
 def look(source: Stored, i: int) -> Found:
     """Reads a picture's bytes and its header."""
-    key, size = _NOTHING, 0
+    key, size = NOTHING, 0
     try:
         with source.opened(i) as file:
             key, size = _hashed(file)

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from calotype.addresses import require_local
 from calotype.errors import StorageError
 from calotype.files import atomic_path, make_folder, refusal, write_bytes
 from calotype.temporaries import is_temporary
 
 JOB = "cache.json"
 SCAN = "scan.parquet"
+LOOKED = "looked.parquet"  # what a scan that is under way, or was killed, has found so far
 MANIFEST = "manifest.parquet"
 RECEIPTS, SAMPLES, SHARDS = "receipts", "samples", "shards"
 CLAIMS, RUNS = "claims", "runs"  # locks
@@ -25,7 +27,7 @@ CLAIMS, RUNS = "claims", "runs"  # locks
 _STEP = 2**20
 _UNIT = r"[0-9a-f]{32}"
 _OWN = re.compile(
-    rf"cache\.json|(scan|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
+    rf"cache\.json|(scan|looked|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
     rf"|shards/\d+x\d+/{_UNIT}\.safetensors|(runs/|claims/)?\.(?!alone\.)[^/]*\.lock"
 )
 
@@ -35,9 +37,13 @@ class Store:
 
     Args:
         root: the folder.
+
+    Raises:
+        UsageError: it is an address.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        require_local(root, "A cache at")
         self.root = Path(root)
 
     def __str__(self) -> str:

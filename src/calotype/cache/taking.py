@@ -41,7 +41,7 @@ UNKNOWN = -1
 """The seed of what was taken over, which no cache of `make` has: nobody knows how it was drawn and cropped, and nothing
 that is made here is mixed with it."""
 
-_NAME = re.compile(r"(.+)_(\d{4,6})x(\d{4,6})_[a-z0-9]+")
+_NAME = re.compile(r"(.+)_(\d{4,6})x(\d{4,6})_[a-z0-9]+", re.DOTALL)
 _KNOWN = re.compile(r"original_size|crop_ltrb|latents_flipped")
 _OF_TEXTS = re.compile(r"_te(_outputs)?\.(npz|safetensors)$")
 
@@ -198,7 +198,7 @@ def _files(folder: Path, paths: Sequence[Path], first: LatentFile, vae: VAE) -> 
     pictures = _pictures(folder)
     by_stem: dict[str, list[int]] = {}
     for i, name in enumerate(pictures.names if pictures else ()):
-        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(i)
+        by_stem.setdefault(as_text(str(PurePosixPath(name).with_suffix(""))), []).append(i)
     say = words(pictures.names, pictures.beside) if pictures else None
     found = []
     for path in paths:

@@ -22,6 +22,7 @@ from calotype.errors import CalotypeError
 from calotype.evaluate.metrics import psnr
 from calotype.pixels import alpha_mode, from_array, luma, to_uint8
 from calotype.sources import Stored
+from calotype.texts import plain
 from calotype.vae import VAE
 
 LOST = 3.0
@@ -94,7 +95,7 @@ def require_right(
         for placed in _places(sample, (row["bucket_width"], row["bucket_height"])):
             levels = picture(pictures, sample, job.rules, placed, alpha_mode(vae.picture_channels, None))
             if isinstance(levels, Bad):  # also what lies on its side, which these programs don't turn
-                notes.append(f"{sample.name} was not compared: {levels.reason.rstrip('.')}.")
+                notes.append(f"{plain(sample.name)} was not compared: {levels.reason.rstrip('.')}.")
                 break
             tried.append(_checked(sample.name, row["latents"].float(), from_array(levels), vae, job, memory))
             if tried[-1].apart <= APART:
@@ -139,7 +140,7 @@ def _require(checked: Sequence[Checked], vae: VAE) -> None:
     for one in checked:
         if one.apart <= APART and one.psnr >= one.own - LOST:
             continue
-        told = f"{one.name}: its latents decode with {one.psnr:.1f} dB, and {name}'s own with {one.own:.1f} dB"
+        told = f"{plain(one.name)}: its latents decode with {one.psnr:.1f} dB, and {name}'s own with {one.own:.1f} dB"
         if one.alike > ALIKE and 0.75 < one.scale < 1.33:
             raise CalotypeError(
                 f"{told}: they are near what this VAE gives and not the same, by another shift, crop or version of the "

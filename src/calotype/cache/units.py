@@ -63,11 +63,13 @@ class Unit:
         id: of the job and its samples.
         bucket: (width, height) in pixels.
         samples: in the data's order.
+        bad: those of them of which it is known already that they can't be cached, and why.
     """
 
     id: str
     bucket: Size
     samples: tuple[Sample, ...]
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ where all pictures lie in folders of one level (class folders), if that was aske
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,7 +24,7 @@ LABELS = ("label", "class", "cls")
 
 
 def words(names: Sequence[str], beside: Beside, *, folders: bool = False) -> Callable[[int], Words]:
-    """What gives the caption and the label of each picture.
+    """What gives the caption and the label of each picture; threads may ask it.
 
     Args:
         names: of all pictures.
@@ -70,12 +71,16 @@ class _Lines:
         self._files = {PurePosixPath(name).parent: read for name, read in texts.items()
                        if PurePosixPath(name).name == "metadata.jsonl"}  # fmt: skip
         self._read: dict[PurePosixPath, dict[str, Words]] = {}
+        self._lock = threading.Lock()
 
     def of(self, name: PurePosixPath) -> Words:
         if self._files:
             for folder in name.parents:
-                if folder in self._files and (found := self._of(folder).get(str(name.relative_to(folder)))):
-                    return found
+                if folder in self._files:
+                    with self._lock:  # threads ask, and one of them reads
+                        lines = self._of(folder)
+                    if found := lines.get(str(name.relative_to(folder))):
+                        return found
         return None, None
 
     def _of(self, folder: PurePosixPath) -> dict[str, Words]:

@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from calotype import __version__
+from calotype.addresses import AT_ONCE
 from calotype.cache.job import Job
 from calotype.cache.receipts import Bad, Receipt, Sums
 from calotype.cache.rules import Placed, Rules
@@ -32,7 +36,7 @@ from calotype.cache.tables import SAMPLES, parquet, table
 from calotype.cache.units import Sample, Unit
 from calotype.engine.budget import parse_memory
 from calotype.engine.run import Engine
-from calotype.errors import CalotypeError, NonFiniteError, PictureError, StorageError
+from calotype.errors import CalotypeError, NonFiniteError, PictureError, RemoteError, StorageError
 from calotype.files import refusal
 from calotype.pixels import AlphaMode, alpha_mode, from_array, luma, read_picture_rows
 from calotype.posterior import DiagonalGaussian, Posterior
@@ -41,6 +45,8 @@ from calotype.vae import VAE, enough_memory, posterior_of
 from calotype.vae.encoding import encoding_network
 
 THREADS = 3  # that read ahead
+FINISH = 5.0  # seconds that a unit in hand may still take when its process is told to stop
+_PACKAGES = ("torch", "pillow", "numpy")
 _AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
@@ -72,7 +78,7 @@ class Worker:
         source: the pictures.
         store: where the cache lies.
         memory: at most so much memory beside the weights, in bytes or words; None: what is fast, and free.
-        threads: that read pictures.
+        threads: that read pictures; None: a few, and more where each waits for a server.
     """
 
     def __init__(
@@ -83,9 +89,10 @@ class Worker:
         store: Store,
         *,
         memory: int | str | None = None,
-        threads: int = THREADS,
+        threads: int | None = None,
     ) -> None:
-        self.job, self.vae, self.source, self.store, self.threads = job, vae, source, store, threads
+        self.job, self.vae, self.source, self.store = job, vae, source, store
+        self.threads = threads or (AT_ONCE if source.far else THREADS)
         limit = None if memory is None else parse_memory(memory)
         self._reading = _READING if limit is None else min(_READING, limit // 4)
         self._memory = None if limit is None else limit - self._reading
@@ -101,6 +108,7 @@ class Worker:
         Raises:
             StorageError: the disk refuses it.
             MemoryLimitError: there is not memory enough.
+            RemoteError: pictures are on a server, which does not answer.
         """
         return self.commit(self.make(unit, tell))
 
@@ -113,7 +121,7 @@ class Worker:
         attempt = Attempt(self.job, unit, self.store)
         try:
             at_once = self._at_once(unit)
-            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once)), at_once):
+            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once, 2 * self.threads)), at_once):
                 made = iter(self.encode([(levels, one.key) for one, _, levels in group if not isinstance(levels, Bad)]))
                 for sample, placed, levels in group:
                     result = levels if isinstance(levels, Bad) else next(made)
@@ -231,6 +239,7 @@ class Worker:
         """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""
         waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
         taken, rest = 0, deque(unit.samples)
+        known = {(one.name, one.key): one for one in unit.bad}
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 while rest or waiting:
@@ -240,7 +249,11 @@ class Worker:
                             break
                         sample = rest.popleft()
                         placed = self.job.rules.place(*sample.upright, sample.key)
-                        future = pool.submit(picture, self.source, sample, self.job.rules, placed, self._alpha)
+                        future: Future[Array | Bad] = Future()
+                        if bad := known.get((sample.name, sample.key.hex())):
+                            future.set_result(bad)
+                        else:
+                            future = pool.submit(picture, self.source, sample, self.job.rules, placed, self._alpha)
                         waiting.append((sample, placed, cost, future))
                         taken += cost
                     sample, placed, cost, future = waiting.popleft()
@@ -249,6 +262,15 @@ class Worker:
                     yield sample, placed, levels
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what makes units here."""
+    told = {"calotype": __version__}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            told[package] = version(package)
+    return told
 
 
 def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Tensor:
@@ -387,6 +409,8 @@ def picture(source: Stored, sample: Sample, rules: Rules, placed: Placed, alpha:
     try:
         with source.opened(sample.place) as file:
             content = file.read()
+    except RemoteError:  # the next run goes on
+        raise
     except (CalotypeError, IndexError) as error:
         return bad(f"it could be read before, and now not: {reason(source, sample.place, error)}", again=True)
     if hashlib.sha256(content).digest() != sample.key:

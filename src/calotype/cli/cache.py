@@ -12,6 +12,7 @@ import typer
 
 from calotype.cli.common import (
     BackgroundOption,
+    DataArgument,
     DeviceOption,
     Dtype,
     FormatOption,
@@ -31,6 +32,7 @@ from calotype.cli.common import (
 )
 from calotype.cli.measuring import MOST_SAID, bar
 from calotype.errors import UsageError
+from calotype.texts import plain
 
 if TYPE_CHECKING:
     from calotype.cache.make import Outcome, Progress
@@ -62,17 +64,18 @@ class CropName(str, Enum):
     random = "random"
 
 
+class EngineName(str, Enum):
+    """What makes units."""
+
+    local = "local"
+    ray = "ray"
+
+
 CacheArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the cache.")]
 
 
 def make(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or a dataset (hf:NAME:SPLIT:COLUMN).",
-        ),
-    ],
+    data: DataArgument,
     out: CacheArgument,
     vae: VaeOption = None,
     value: Annotated[
@@ -104,6 +107,10 @@ def make(
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Make only the I-th of N parts, as in 2/4; each on a machine of its own.")
     ] = "",
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="This process, or a Ray cluster: the one that RAY_ADDRESS names, or one on this machine."),
+    ] = EngineName.local,
     max_bad: Annotated[
         str,
         typer.Option(
@@ -121,14 +128,20 @@ def make(
 
     The same command goes on where it was stopped, and makes exactly what changed. Several may run at once on one OUT.
     Latents are raw, as the encoder gives them.
+
+    With --engine ray, workers on all nodes make them, which must see OUT and DATA under the same names; --device and
+    --memory are each worker's, and without --device they have a GPU each where the cluster has some.
     """
     from calotype.cache.make import allowed, job_of, make as fill
     from calotype.cache.rules import Rules
     from calotype.cache.tables import arrow
     from calotype.cache.units import of_part
+    from calotype.cluster import the_ray
     from calotype.engine.budget import parse_memory
 
     arrow()
+    if clustered := engine is EngineName.ray:
+        the_ray()
     if memory is not None:
         parse_memory(memory)
     allowed(max_bad, 1)
@@ -139,14 +152,15 @@ def make(
     )  # fmt: skip
     assert rules.sizes
     require_folder(out, "OUT")
-    loaded = load_vae(vae, latent_format, device, dtype, prefix, which, dtype)
+    loaded = load_vae(vae, latent_format, "cpu" if clustered else device, dtype, prefix, which, dtype)
     job = job_of(loaded, rules, value=value.value, store=store.value)
     again = f"Stopped; the same command goes on, and what is in {out} is kept."
     try:
         with _shown(json) as tell:
             outcome = fill(
-                data, out, loaded, job, memory=memory, part=part, max_bad=max_bad, folders=folders, tell=tell
-            )
+                data, out, loaded, job, memory=memory, part=part, max_bad=max_bad, folders=folders,
+                engine=engine.value, device=device if clustered else None, tell=tell,
+            )  # fmt: skip
     except KeyboardInterrupt:
         stop(again)
     if outcome.stopped:
@@ -185,7 +199,7 @@ def status(out: CacheArgument, json: JsonOption = False) -> None:
         ]
         table(rows)
         for name, why in told["bad_ones"][:MOST_SAID]:
-            print(f"bad: {name}: {why}")
+            print(f"bad: {plain(name)}: {why}")
         for unit, why in list(told["broken"].items())[:MOST_SAID]:
             print(f"broken: {unit}: {why}; calotype cache repair {out} drops it")
 
@@ -412,6 +426,7 @@ def _shown(quiet: bool) -> Iterator[Any]:
             speed = shown.tasks[shown.task_ids.index(task)].speed
             said = [f"{speed:.1f}/s"] if speed else []
             said += [f"{progress.bad:,} bad"] if progress.bad else []
+            said += [counted(progress.workers, "worker")] if progress.workers is not None else []
             said += [f"waiting for {counted(progress.waiting, 'unit')} of others"] if progress.waiting else []
             shown.update(task, completed=progress.done, total=progress.total, said=", ".join(said))
 

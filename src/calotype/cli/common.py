@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from calotype import stopping
+from calotype.addresses import require_local
 from calotype.apart import require_apart, weights_files
 from calotype.cli.bars import shown
 from calotype.errors import CalotypeError, UsageError
@@ -58,6 +59,11 @@ class Alpha(str, Enum):
     keep = "keep"
 
 
+PICTURES = (
+    "Pictures: a folder, a .zip, .tars (a-{000..010}.tar), or a dataset (hf:NAME:SPLIT:COLUMN); here or at an address "
+    "(s3://bucket/folder)."
+)
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=PICTURES)]
 VaeOption = Annotated[
     str | None,
     typer.Option("--vae", help="Weights: a preset's name, or a file or folder in any layout.", show_default="built-in"),
@@ -133,8 +139,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def complain(message: str) -> None:
-    """One line on standard error."""
-    print(f"calotype: {' '.join(message.split())}", file=sys.stderr)
+    """One line on standard error; what a file's name may hold that moves a cursor stands as escape sequences."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print(f"calotype: {line}", file=sys.stderr)
 
 
 def stop(message: str = "Stopped.") -> NoReturn:
@@ -244,8 +251,9 @@ def require_folder(out: Path, option: str = "--out") -> None:
     """Checks that `out`, which an option gave, is a folder or can become one.
 
     Raises:
-        UsageError: if it is a file, would lie in one or is called like one, or can't be written to.
+        UsageError: if it is a file, would lie in one or is called like one, or can't be written to, or is an address.
     """
+    require_local(out, option)
     if out.suffix.lower() in _FILES and not out.exists():
         raise UsageError(f"{option} {out}: a folder is wanted here, and this is a file's name; give {out.stem}, say.")
     nearest = next(path for path in (out, *out.parents) if path.exists())

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.addresses import require_local
 from calotype.apart import described_by, require_apart
 from calotype.cli.common import Dtype, FormatOption, JsonOption, PrefixOption, WeightsOption, finish
 from calotype.damage import quoted
@@ -58,6 +59,7 @@ def command(
     from calotype.weights.save import DESCRIBED, WITH_FRAMES, files_of, save_weights
     from calotype.weights.video import whole_tensors
 
+    require_local(out, "OUT")
     loaded = load_as_stored(
         weights,
         latent_format,

@@ -44,8 +44,10 @@ APPLY_EXAMPLE = "Example: [bold]calotype direction apply photo.jpg night.safeten
 
 
 def learn(
-    start: Annotated[Path, typer.Argument(metavar="A", help="Pictures: a folder, a .zip or a .tar.")],
-    end: Annotated[Path, typer.Argument(metavar="B", help="Those that the direction leads to.")],
+    start: Annotated[
+        str, typer.Argument(metavar="A", help="Pictures: a folder, a .zip or a .tar, here or at an address.")
+    ],
+    end: Annotated[str, typer.Argument(metavar="B", help="Those that the direction leads to.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("direction.safetensors"),
     aligned: Annotated[
         bool,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.addresses import require_local
 from calotype.apart import require_apart
 from calotype.cli.bars import shown
 from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
@@ -138,8 +139,9 @@ def output_file(out: Path, inputs: Iterable[Path], option: str = "--out") -> Pat
     """A file to write to; its folder is made by `make_folder(out.parent)` when nothing is refused any more.
 
     Raises:
-        UsageError: if it is one of the inputs, or a folder, or would lie in a file.
+        UsageError: if it is one of the inputs, or a folder, or would lie in a file, or is an address.
     """
+    require_local(out, option)
     if out.is_dir():
         raise UsageError(f"{option} {out}: this is a folder; give the name of a file.")
     require_folder(out.parent, option)

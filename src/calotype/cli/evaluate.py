@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.apart import require_apart
-from calotype.cli.common import DeviceOption, JsonOption, MemoryOption, require_folder, show, stop
+from calotype.cli.common import DataArgument, DeviceOption, JsonOption, MemoryOption, require_folder, show, stop
 from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
 
@@ -30,7 +30,7 @@ class Engine(str, Enum):
 
 def command(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .zip, .tar shards, or a dataset's folder.")],
+    data: DataArgument,
     report: Annotated[Path, typer.Option("--report", "-o", help="Folder for results.json, results.csv, index.html.")],
     vae: Annotated[
         list[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calotype.cli.common import DeviceOption, JsonOption, complain, require_folder, show
+from calotype.cli.common import PICTURES, DeviceOption, JsonOption, complain, require_folder, show
 from calotype.cli.measuring import bar, complain_of
 from calotype.errors import UsageError
 
@@ -31,10 +31,8 @@ class Lpips(str, Enum):
 def command(
     vae: Annotated[str, typer.Argument(help="Weights: builtin, a preset's name, or a file or folder in any layout.")],
     data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Pictures: a folder, a .zip, .tar shards, or a dataset's folder.", show_default="drawn cards"
-        ),
+        str | None,
+        typer.Argument(metavar="DATA", help=PICTURES, show_default="drawn cards"),
     ] = None,
     report: Annotated[
         Path, typer.Option("--report", "-o", help="Folder for index.html, probe.json and factors.json.")

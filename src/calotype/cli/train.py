@@ -30,10 +30,10 @@ class Strategy(str, Enum):
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a TOML file.")],
     data: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="Folder (or archive) that the recipe's sources or captions are in; of a drawing model also a cache of "
-            "latents."
+            help="Folder (or archive) that the recipe's sources or captions are in, here or at an address "
+            "(s3://bucket/folder); of a drawing model also a cache of latents."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, panels, weights.")],
@@ -124,7 +124,7 @@ def _network_of(weights: str) -> NetworkConfig:
     return network_of(weights)
 
 
-def _look_ahead(name: str, settings: list[str], data: Path, device: str | None) -> None:
+def _look_ahead(name: str, settings: list[str], data: str, device: str | None) -> None:
     from calotype.draw.ahead import look_ahead
     from calotype.draw.recipe import load_drawing_recipe
     from calotype.train.outlook import duration
@@ -139,7 +139,7 @@ def _look_ahead(name: str, settings: list[str], data: Path, device: str | None) 
     )
 
 
-def _train_drawing(name: str, settings: list[str], data: Path, out: Path, resume: bool, device: str | None) -> None:
+def _train_drawing(name: str, settings: list[str], data: str, out: Path, resume: bool, device: str | None) -> None:
     from rich.console import Console
     from rich.progress import track
 

@@ -37,11 +37,11 @@ class Outlook:
     seconds: float
 
 
-def look_ahead(recipe: DrawingRecipe, data: Path, vae: VAE) -> Outlook:
+def look_ahead(recipe: DrawingRecipe, data: str | Path, vae: VAE) -> Outlook:
     """Checks a recipe and its data, and times a few pictures and steps. Nothing is written.
 
     Raises:
-        UsageError, PictureError, StorageError: as `train_drawing`.
+        UsageError, PictureError, RemoteError, StorageError: as `train_drawing`.
     """
     require_drawable(vae)
     start = start_of(recipe, vae)

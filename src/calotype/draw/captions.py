@@ -51,7 +51,19 @@ def read_captions(folder: Path) -> list[Caption]:
     path = folder / LISTED
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; it has a line for each picture, with its file and its name.")
-    content = path.read_bytes().rstrip()
+    return captions_of(path.read_bytes(), str(path))
+
+
+def captions_of(content: bytes, path: str) -> list[Caption]:
+    """The lines of a captions.jsonl.
+
+    Args:
+        path: of it, for messages.
+
+    Raises:
+        UsageError: as `read_captions`.
+    """
+    content = content.rstrip()
     if not content:
         raise UsageError(f"{path} is empty; it has a line for each picture, with its file and its name.")
     captions = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from calotype.addresses import is_address, listed, local_path, look_up
 from calotype.cache.words import words
-from calotype.draw.captions import LISTED, Caption, read_captions, texts_sha256
-from calotype.errors import UsageError, WeightsError
+from calotype.draw.captions import LISTED, Caption, captions_of, read_captions, texts_sha256
+from calotype.errors import PictureError, UsageError, WeightsError
 from calotype.pixels import from_array, read_picture, to_pil
 from calotype.sources import files_of, open_source
 from calotype.tensor_files import write_safetensors
@@ -110,6 +111,45 @@ class Listed(Captioned):
         return shown_small(self.folder / self.captions[i].file, size)
 
 
+class ListedAt(Captioned):
+    """The same of a folder at an address.
+
+    Raises:
+        UsageError: as `read_captions`, or a picture is not there.
+        RemoteError: its server does not answer.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.files, files = (), dict(listed(address))
+        with files[LISTED].whole() as file:
+            content = file.read()
+        self.captions = captions_of(content, f"{address}/{LISTED}")
+        if missing := [one.file for one in self.captions if one.file not in files]:
+            raise UsageError(
+                f"{address}: {missing[0]} is not there, and {LISTED} names it; put it there, or leave it out."
+            )
+        self._address, self._pictures = address, [files[one.file] for one in self.captions]
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def encoded(self, i: int) -> bytes:
+        """See `Captioned`."""
+        with self._refusing(i), self._pictures[i].whole() as file:
+            return file.read()
+
+    def small(self, i: int, size: int) -> Image.Image:
+        """See `Captioned`."""
+        with self._refusing(i):
+            return shown_small(io.BytesIO(self.encoded(i)), size)
+
+    @contextmanager
+    def _refusing(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except PictureError as error:
+            name = f"{self._address}/{self.captions[i].file}"
+            raise PictureError(str(error) if name in str(error) else f"{name}: {error}") from error
+
+
 class Beside(Captioned):
     """Pictures of any source with a caption each, as `calotype cache make` finds it: beside them, or in a column.
 
@@ -117,7 +157,7 @@ class Beside(Captioned):
         UsageError: there is no such source, or a picture has no caption.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: str | Path) -> None:
         self._source = open_source(data)
         names = self._source.names
         said = words(names, self._source.beside)
@@ -142,13 +182,17 @@ class Beside(Captioned):
             return shown_small(io.BytesIO(file.read()), size)
 
 
-def captioned(data: Path) -> Captioned:
-    """What a folder, archive or dataset holds: by its captions.jsonl where it has one.
+def captioned(data: str | Path) -> Captioned:
+    """What a folder, archive, dataset or address holds: by its captions.jsonl where it has one.
 
     Raises:
         UsageError: there are no pictures, or not all have captions.
+        RemoteError: it is at an address, whose server does not answer.
     """
-    return Listed(data) if (data / LISTED).is_file() else Beside(data)
+    folder = local_path(str(data)) if is_address(data) else Path(data)
+    if folder is None:
+        return ListedAt(str(data)) if look_up(f"{str(data).rstrip('/')}/{LISTED}") else Beside(data)
+    return Listed(folder) if (folder / LISTED).is_file() else Beside(data)
 
 
 RULES = "square, centre, lanczos"

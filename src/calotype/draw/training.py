@@ -207,10 +207,10 @@ def _tokenizer(captions: list[Caption], recipe: DrawingRecipe, start: DrawingMod
     return start.text.tokenizer if start else make_tokenizer(_texts(captions), recipe.text_config())
 
 
-def pictures_of(recipe: DrawingRecipe, data: Path, vae: VAE) -> tuple[Captioned | CachedPictures, list[int]]:
+def pictures_of(recipe: DrawingRecipe, data: str | Path, vae: VAE) -> tuple[Captioned | CachedPictures, list[int]]:
     """What is there, and the numbers of those that are trained on."""
-    if is_cache(data):  # none of its pictures is held out
-        cached = CachedPictures(data, vae, recipe.size, recipe.seed)
+    if is_cache(Path(data)):  # none of its pictures is held out
+        cached = CachedPictures(Path(data), vae, recipe.size, recipe.seed)
         return cached, list(range(len(cached.captions)))
     pictures = captioned(data)
     apart = {one.file for one in held_out(pictures.captions, recipe.held_out)}
@@ -229,7 +229,7 @@ def require_drawable(vae: VAE) -> None:
 
 def train_drawing(
     recipe: DrawingRecipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     vae: VAE,
     *,
@@ -242,7 +242,8 @@ def train_drawing(
     Of a cache of moments the denoiser sees a fresh sample at each step; of pictures, the posterior's mode.
 
     Args:
-        data: pictures with captions (see `captioned`), or the folder of a cache (see `CachedPictures`).
+        data: pictures with captions, here or at an address (see `captioned`), or the folder of a cache (see
+            `CachedPictures`).
         out: the run's folder: latents where pictures are encoded, checkpoint, metrics.jsonl, and at the end
             weights.safetensors.
         vae: in whose latents it will draw.
@@ -258,6 +259,7 @@ def train_drawing(
             another process trains there, or what is read would be overwritten, or the VAE's pictures are not RGB, or
             a cache is not of this VAE and size.
         PictureError: if a picture can't be read.
+        RemoteError: if pictures are at an address, whose server does not answer.
         StorageError: if the disk refuses what is to be kept; what was written before stays. Or if a cache is damaged.
     """
     require_drawable(vae)
@@ -267,7 +269,7 @@ def train_drawing(
 
 def _train(
     recipe: DrawingRecipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     vae: VAE,
     resume: bool,

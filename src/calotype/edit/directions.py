@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -106,8 +106,8 @@ class Direction:
 
 def learn(
     vae: VAE,
-    start: Path,
-    end: Path,
+    start: str | Path,
+    end: str | Path,
     *,
     aligned: bool = False,
     size: tuple[int, int] | None = None,
@@ -121,7 +121,7 @@ def learn(
     counts as told right on its set's side of the middle between the means.
 
     Args:
-        start, end: folders or archives of pictures, see `sources.open_source`.
+        start, end: folders or archives of pictures, here or at addresses, see `sources.open_source`.
         aligned: what is to change lies at the same place in all pictures (faces cut alike): the difference is taken at
             each position. Otherwise it is taken by channel, over all positions: tone, colour, contrast.
         size: (width, height) that pictures are brought to (see `fit`); needed for aligned ones of several sizes.
@@ -136,7 +136,7 @@ def learn(
             pictures of several sizes.
     """
     require_channels(vae.picture_channels)
-    sets = [open_source(path.name, path.parent) for path in (start, end)]
+    sets = [open_source(path) for path in (start, end)]
     if vae.picture_channels == 4:
         sets = [pictures.with_alpha() for pictures in sets]
     for path, pictures in zip((start, end), sets, strict=True):
@@ -201,7 +201,7 @@ def learn(
         tensor=way.float(),
         vae=vae.sha256,
         vae_name=vae.name,
-        names=(start.stem, end.stem),
+        names=(PurePath(start).stem, PurePath(end).stem),
         counts=(n, m),
         held_out=(len(scores[0]), len(scores[1])),
         d_prime=d_prime(scores[0], scores[1]),

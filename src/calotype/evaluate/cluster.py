@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -12,15 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calotype.cluster import joined, nodes, require_room, the_ray, wanted_gpus
 from calotype.engine.memory import PLENTY, keep_freed
-from calotype.errors import UsageError
 from calotype.evaluate.compare import Engine, Evaluation
 from calotype.evaluate.measure import Array, Original, Taken
 from calotype.evaluate.setup import Setup
-from calotype.stopping import kept
 
 AHEAD = 2  # pictures that each worker has waiting
-Node = Mapping[str, float]  # its resources
 
 
 class _Named:
@@ -63,56 +60,20 @@ def on_ray(setup: Setup) -> Engine:
     Raises:
         UsageError: Ray is not installed, or (when tasks come) no node has room for a worker.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError:
-        raise UsageError("--engine ray needs the package ray; pip install 'calotype[ray]'.") from None
+    ray = the_ray()
     threads = torch.get_num_threads()
 
     def engine(evaluation: Evaluation, tasks: Iterable[tuple[str, int, Array]]) -> Iterator[tuple[str, int, Taken]]:
-        mine = not ray.is_initialized()
-        try:
-            if mine:
-                with kept():  # it handles SIGTERM in a way of its own
-                    ray.init(log_to_driver=False, include_dashboard=False)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            gpus = wanted_gpus(setup.device, nodes)
+        with joined(ray):
+            there = nodes(ray)
+            gpus = wanted_gpus(setup.device, there)
             remote = ray.remote(num_cpus=threads, num_gpus=gpus)(Worker)
             names = list(evaluation.pictures.names)
-            workers = [remote.remote(replace(setup, threads=threads), names) for _ in range(room(nodes, threads, gpus))]
+            count = require_room(there, threads, gpus)
+            workers = [remote.remote(replace(setup, threads=threads), names) for _ in range(count)]
             yield from _shared(ray, workers, tasks)
-        finally:
-            if mine:
-                ray.shutdown()
 
     return engine
-
-
-def wanted_gpus(device: str | None, nodes: Sequence[Node]) -> int:
-    """GPUs of each worker, 0 or 1."""
-    if device is not None:
-        return int(torch.device(device).type == "cuda")
-    return int(any(node.get("GPU", 0) >= 1 for node in nodes))
-
-
-def room(nodes: Sequence[Node], threads: int, gpus: int) -> int:
-    """How many workers of so many threads and GPUs the nodes have room for, each on one of them.
-
-    Raises:
-        UsageError: none; Ray would wait for a node that has it for ever.
-    """
-    wanted = {"CPU": threads, "GPU": gpus}
-    count = sum(min(int(node.get(key, 0)) // n for key, n in wanted.items() if n) for node in nodes)
-    if count:
-        return count
-    kind = "nodes with a GPU" if gpus else "nodes"
-    most = max((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= gpus), default=0)
-    if not most:
-        raise UsageError(f"--engine ray: the cluster has no {kind}; give another --device, or add some.")
-    raise UsageError(
-        f"--engine ray: a worker has torch's {threads} threads, and the cluster's {kind} have at most {most} CPUs; set "
-        f"OMP_NUM_THREADS to that or less."
-    )
 
 
 def _shared(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from calotype.addresses import is_address
 from calotype.apart import require_apart, weights_files
 from calotype.engine.executor import Progress
 from calotype.errors import CalotypeWarning, UsageError
@@ -34,7 +35,7 @@ SIDE = 256
 
 def examine(
     vae: str | None,
-    data: Path | None,
+    data: str | Path | None,
     report: Path,
     *,
     labels: Path | None = None,
@@ -50,7 +51,7 @@ def examine(
     Pictures are read one at a time. One that can't be read is told of in `Probe.unread`, and the others go on.
 
     Args:
-        data: a folder, archive or dataset (see `sources.open_source`); None: `cards`.
+        data: a folder, archive or dataset, here or at an address (see `sources.open_source`); None: `cards`.
         labels: a file; without it see `labelling`. Pictures without a label are left out where labels are needed only.
         perceptual: LPIPS's network, vgg or alex; None measures without.
         every, limit: see `session.chosen`.
@@ -73,7 +74,7 @@ def examine(
 
 def _examine(
     vae: str | None,
-    data: Path | None,
+    data: str | Path | None,
     report: Path,
     labels: Path | None,
     perceptual: str | None,
@@ -90,11 +91,11 @@ def _examine(
             raise UsageError("--labels are of pictures, and none were given; give a folder or an archive with them.")
         given, known = list(cards()), Labelling()
     else:
-        source = open_source(data.name, data.parent)
+        source = open_source(data)
         left_out = source.left_out
         if left_out:
             warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)
-        known = labelling(source.names, data, labels)
+        known = labelling(source.names, data, labels, source.beside.texts if is_address(data) else None)
         given = _Chosen(source, chosen(source, every, limit))
     named = known.labels
     if named is not None and isinstance(given, _Chosen):
@@ -124,7 +125,7 @@ class _Chosen:
         return self.source.names[self.numbers[i]], self.source.read(self.numbers[i])
 
 
-def _told(vae: VAE, data: Path | None, known: Labelling, left_out: LeftOut) -> dict[str, Any]:
+def _told(vae: VAE, data: str | Path | None, known: Labelling, left_out: LeftOut) -> dict[str, Any]:
     """When, with what, where and on what."""
     return {
         **about(),

@@ -61,7 +61,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def evaluate(
-    data: Path,
+    data: str | Path,
     setup: Setup,
     report: Path,
     *,
@@ -76,7 +76,7 @@ def evaluate(
     What was measured before is not measured again: a stopped evaluation goes on, and VAEs or pictures may be added.
 
     Args:
-        data: a folder, archive or dataset; see `sources.open_source`.
+        data: a folder, archive or dataset, here or at an address; see `sources.open_source`.
         every, limit: see `chosen`.
         part: "2/4" measures the second quarter of the pictures only, and writes no report.
 
@@ -91,7 +91,7 @@ def evaluate(
     """
     kept = [report / name for name in (*REPORT, *(path.name for path in report.glob("measured*.sqlite")))]
     require_apart(kept, chain(files_of(data), weights_files(*setup.vaes, *setup.decoders)), "--report")
-    pictures = open_source(data.name, data.parent)
+    pictures = open_source(data)
     left_out = pictures.left_out
     if left_out:
         warnings.warn(left_out.sentence, CalotypeWarning, stacklevel=2)

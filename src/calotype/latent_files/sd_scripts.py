@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from calotype.errors import UsageError
 from calotype.latent_files.arrays import Archive
-from calotype.latent_files.found import Found, Item, told
+from calotype.latent_files.found import Found, Item, named, told
 from calotype.latent_files.models import SD_SCRIPTS, Space
 from calotype.latent_files.spaces import as_published
 from calotype.latents import Latents
@@ -151,7 +151,12 @@ def letterbox(original: tuple[int, int], bucket: tuple[int, int]) -> tuple[float
 
 
 def mirrored(path: Path) -> Tensor | None:
-    """The latents of the mirrored picture in such a file, of one resolution; None where there are none."""
-    arrays = Archive(path)
-    name = next((name for name in arrays if _FLIPPED.fullmatch(name)), None)
-    return None if name is None else arrays[name].read()
+    """The latents of the mirrored picture in such a file, of one resolution; None where there are none.
+
+    Raises:
+        LatentsError: they are damaged.
+    """
+    with named(path):
+        arrays = Archive(path)
+        name = next((name for name in arrays if _FLIPPED.fullmatch(name)), None)
+        return None if name is None else arrays[name].read()

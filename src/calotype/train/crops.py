@@ -152,12 +152,12 @@ class Decoded:
 
 
 def gather(
-    sources: Sequence[Source], data: Path, *, cache: int, notice: Callable[[str], None], alpha: bool = False
+    sources: Sequence[Source], data: str | Path, *, cache: int, notice: Callable[[str], None], alpha: bool = False
 ) -> tuple[Picked, Picked]:
     """The pictures of a recipe's sources: (to train on, repeated as it says; held out).
 
     Args:
-        data: the folder that paths of sources are relative to.
+        data: the folder or address that paths of sources are relative to.
         cache, notice: see `Decoded`.
         alpha: pictures are RGBA, opaque where they have no alpha, and not over white.
 

@@ -28,9 +28,9 @@ NAMED = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Pictures: a folder, a zip, tar shards or a Hugging Face dataset; see `sources.open_source`."""
+    """Pictures: a folder, a zip, tar shards or a Hugging Face dataset, or an address; see `sources.open_source`."""
 
-    path: str  # relative to the data folder given on the command line
+    path: str  # relative to the data folder given on the command line, or an address
     repeat: int = 1  # how often each picture stands in an epoch
     hold_out: int = 0  # every n-th picture is kept for validation; 0: none
 

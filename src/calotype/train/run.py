@@ -21,6 +21,7 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
 
+from calotype.addresses import is_address
 from calotype.apart import require_apart, weights_files
 from calotype.engine.budget import in_words
 from calotype.engine.memory import keep_freed
@@ -85,7 +86,7 @@ class Options:
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     options: Options,
     *,
@@ -96,7 +97,7 @@ def train(
     """Trains as `recipe` says and writes OUT/weights.safetensors: its path, or None when stopped or on a dry run.
 
     Args:
-        data: what source paths are relative to.
+        data: the folder or address that source paths are relative to.
         out: the run's folder; see `watch.Watch`, `checkpoint.save` and `export.export` for what it gets.
 
     Raises:
@@ -115,7 +116,7 @@ def train(
 
 def _train(
     recipe: Recipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     options: Options,
     report: Callable[[dict[str, float]], None],
@@ -213,7 +214,7 @@ def _train(
                 watch.close()
 
 
-def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
+def _require_apart(recipe: Recipe, data: str | Path, out: Path) -> None:
     """Checks that a run overwrites nothing that it reads, and adds no picture to those it is trained on.
 
     Raises:
@@ -228,12 +229,14 @@ def _require_apart(recipe: Recipe, data: Path, out: Path) -> None:
     weights = [one.weights for one in (recipe.start, recipe.teacher) if one is not None]
     require_apart(written, chain(weights_files(*weights), *(files_of(source.path, data) for source in recipe.sources)))
     for source in recipe.sources:
-        folder = (data / source.path).resolve()
+        if is_address(data) or is_address(source.path):
+            continue
+        folder = (Path(data) / source.path).resolve()
         panels = (out / PANELS).resolve()
         if panels.is_relative_to(folder) and not any(p.startswith(".") for p in panels.relative_to(folder).parts):
             raise UsageError(
-                f"--out {out} lies in {data / source.path}, so the run's panels would be among the pictures it is "
-                f"trained on; give another --out."
+                f"--out {out} lies in {Path(data) / source.path}, so the run's panels would be among the pictures it "
+                f"is trained on; give another --out."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ FORMATS: Mapping[str, Format] = {
     one.name: one for one in (WebDataset(), SdScripts(), Musubi(), Parquet(), LightningDiT(), Mds(), Numpy())
 }
 """By the names that the command line has for them."""
+
+
+_ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")  # what `as_text` makes of a byte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +154,9 @@ def _require_sizes(rows: Rows, format_: Format, wants: Wants) -> None:
         UsageError: if not.
     """
     if not len(rows):
-        has = ", ".join(sorted({f"{w}x{h}" for w, h in _all_buckets(rows)})) or "none"
-        raise UsageError(f"{rows.cache.store}: there are no such samples in this cache; it has sizes {has}.")
+        has = ", ".join(sorted({f"{w}x{h}" for w, h in _all_buckets(rows)}))
+        told = f"there are no such samples in this cache; it has sizes {has}" if has else "this cache has no samples"
+        raise UsageError(f"{rows.cache.store}: {told}.")
     if wants.one_size and len(rows.buckets) > 1:
         sizes = [f"{w}x{h}" for w, h in rows.buckets]
         told = ", ".join(sizes[:5]) + (", ..." if len(sizes) > 5 else "")
@@ -187,6 +192,11 @@ def _notes(rows: Rows, format_: Format, wants: Wants, value: Value | None) -> It
         yield f"{format_.title} keeps the {wants.value} itself, and this cache has the {rows.value} alone."
     if job.rules.flip and wants.flips == "left out":
         yield f"{format_.title} has no place for latents of mirrored pictures; they were left out."
+    if format_.beside and (odd := sum(bool(_ESCAPED.search(name)) for name in rows.samples["name"].to_pylist())):
+        yield (
+            f"{odd:,} pictures have names that are no text (UTF-8), and {format_.title} won't find the files that are "
+            "called after them; rename the pictures."
+        )
     if not format_.upright:
         samples = rows.samples
         turned = int((np.asarray(samples["stored_width"]) != np.asarray(samples["width"])).sum())

@@ -23,6 +23,7 @@ from calotype.cache.job import Job
 from calotype.errors import UsageError
 from calotype.files import write_bytes, write_text, writing
 from calotype.tensor_files import safetensors_parts
+from calotype.texts import plain
 
 SHARD = 10_000  # pictures, as extract_features.py has them
 
@@ -89,8 +90,8 @@ def _labels(rows: Rows) -> tuple[Tensor, list[str]]:
     if None in told:
         name = rows.samples["name"][told.index(None)].as_py()
         raise UsageError(
-            f"LightningDiT reads a class for each picture, and {told.count(None):,} have no label, such as {name}; "
-            "run calotype cache make again, with --folders where their folders are classes."
+            f"LightningDiT reads a class for each picture, and {told.count(None):,} have no label, such as "
+            f"{plain(name)}; run calotype cache make again, with --folders where their folders are classes."
         )
     distinct = sorted(set(told))
     if all(label.isdecimal() and len(label) < 10 for label in distinct):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from calotype.cache.export.rows import Row, Rows
 from calotype.errors import UsageError
 from calotype.files import make_folder, write_bytes
+from calotype.texts import plain
 
 
 def write(
@@ -29,21 +31,26 @@ def write(
     for told, *size in zip(*stored, strict=True):
         path = PurePosixPath(told)
         if path.is_absolute() or ".." in path.parts:
-            raise UsageError(f"{told}: this picture's name leads out of its folder, so there is no place for its file.")
+            raise UsageError(
+                f"{plain(told)}: this picture's name leads out of its folder, so there is no place for its file."
+            )
+        if not path.name or "\0" in told:
+            raise UsageError(f"{plain(told)}: no file can be called after this picture; rename it, and run make again.")
         own = f"{path.with_suffix('')} {size}"
         if own in seen:
             raise UsageError(
-                f"{seen[own]} and {told} would have one file, for {title} calls it after the picture without its "
-                "suffix; rename one of them, and make the cache anew."
+                f"{plain(seen[own])} and {plain(told)} would have one file, for {title} calls it after the picture "
+                "without its suffix; rename one of them, and make the cache anew."
             )
         seen[own] = told
     for row in rows:
         path = PurePosixPath(row.told["name"])
         target = folder / path.parent / name(path.stem, row)
         made = content(row)
-        if target.exists() and not target.is_symlink() and target.is_file() and target.read_bytes() == made:
+        there = os.path.lexists(target)
+        if there and not target.is_symlink() and target.is_file() and target.read_bytes() == made:
             continue
-        if target.exists():
+        if there:
             raise UsageError(
                 f"{target}: this file is there already, and is another one; remove it, or give another DEST. What was "
                 "written before it is kept."

@@ -24,6 +24,7 @@ from calotype.latent_files.spaces import as_published
 from calotype.latents import LatentFormat, Latents, Space, latent_format_from_dict
 from calotype.pixels import Padding
 from calotype.posterior import DiagonalGaussian
+from calotype.texts import plain
 
 ABOUT = "config.json"  # which `datasets` does not take for data
 _BATCH = 2**12  # rows of the manifest that are Python's objects at a time
@@ -142,8 +143,7 @@ class Rows:
                 self.tell(self.done, len(self))
 
     def _row(self, told: Mapping[str, Any]) -> Row:
-        shard, i = self.cache.shard(told["unit"]), told["row"]
-        stored = {name: shard.rows(name, i, i + 1)[0].float() for name in self.cache.tensors}
+        stored = {name: tensor.float() for name, tensor in self.cache.stored(told).items()}
         latents = self._made(told, stored, "")
         return Row(told, latents, self._made(told, stored, "_flip") if self.flips else None)
 
@@ -158,8 +158,8 @@ class Rows:
         made = self._scaled(raw, told).to(self.torch_dtype).contiguous()
         if not torch.isfinite(made).all():
             raise NonFiniteError(
-                f"{told['name']}: its latents reach {float(raw.abs().max()):.3g}, more than {self.dtype} holds; give "
-                "--dtype float32."
+                f"{plain(told['name'])}: its latents reach {float(raw.abs().max()):.3g}, more than {self.dtype} holds; "
+                "give --dtype float32."
             )
         return made
 

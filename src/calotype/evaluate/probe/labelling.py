@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +34,12 @@ class Labelling:
     why: str = ""
 
 
-def labelling(names: Sequence[str], data: Path, file: Path | None = None) -> Labelling:
+def labelling(
+    names: Sequence[str],
+    data: str | Path,
+    file: Path | None = None,
+    texts: Mapping[str, Callable[[], bytes]] | None = None,
+) -> Labelling:
     """Labels for all pictures of a source.
 
     They are in `file`; or else in labels.jsonl or labels.json, which lies with the pictures; or else each picture's
@@ -44,21 +50,23 @@ def labelling(names: Sequence[str], data: Path, file: Path | None = None) -> Lab
 
     Args:
         names: as `sources.open_source` has them.
-        data: the folder or archive they are in.
+        data: the folder or archive they are in, or its address.
         file: one that is there, or the name of one in `data`; it must be right, while one that nobody named may be
             something else.
+        texts: files that may hold labels, by name, where `data` is an address.
 
     Raises:
         UsageError: `file` is not there, is none of labels, or has none for these pictures; or nobody named one, and an
             archive holds several.
     """
+    inside = partial(_among, texts, str(data)) if texts is not None else partial(_inside, Path(data))
     if file is not None:
-        text = _text(file) if file.is_file() else _inside(data, file.as_posix(), named=True)
+        text = _text(file) if file.is_file() else inside(file.as_posix(), named=True)
         if text is None:
             raise UsageError(f"{file}: there is no such file, and none in {data}; give labels as {FORM}.")
         return _matched(names, _parsed(str(file), text, file.suffix), str(file))
     for name in INSIDE:
-        if (text := _inside(data, name)) is not None:
+        if (text := inside(name)) is not None:
             title = f"{name} in {data}"
             try:
                 return _matched(names, _parsed(title, text, Path(name).suffix), title)
@@ -77,6 +85,19 @@ def _text(path: Path) -> bytes:
         raise UsageError(f"{path}: this file can't be read ({error.strerror}); check its permissions.") from None
 
 
+def _among(texts: Mapping[str, Callable[[], bytes]], data: str, name: str, *, named: bool = False) -> bytes | None:
+    """One of the texts at an address; in a zip it may lie in an outermost folder."""
+    zipped = data.lower().endswith(".zip")
+    found = [one for one in texts if one == name or (zipped and one.split("/", 1)[-1] == name)]
+    return texts[_one_of(found, data, name if named else "")]() if found else None
+
+
+def _one_of(found: Sequence[str], data: str | Path, named: str) -> str:
+    if len(found) > 1 and named not in found:
+        raise UsageError(f"{data}: {' and '.join(sorted(found)[:2])} are both in it; name one with --labels.")
+    return min(found, key=len)
+
+
 def _inside(data: Path, name: str, *, named: bool = False) -> bytes | None:
     """A file of a folder or a zip, or of an outermost folder in a zip; a path that people named is only itself."""
     if data.is_dir():
@@ -85,10 +106,11 @@ def _inside(data: Path, name: str, *, named: bool = False) -> bytes | None:
         return None
     with zipfile.ZipFile(data) as archive:
         found = [one for one in archive.namelist() if one == name or one.split("/", 1)[-1] == name]
-        if len(found) > 1 and not (named and name in found):
-            raise UsageError(f"{data}: {' and '.join(sorted(found)[:2])} are both in it; name one with --labels.")
+        if not found:
+            return None
+        member = _one_of(found, data, name if named else "")
         try:
-            return archive.read(min(found, key=len)) if found else None
+            return archive.read(member)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise UsageError(f"{data}: {name} in it can't be read ({error}); give --labels.") from None
 
