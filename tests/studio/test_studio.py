@@ -73,7 +73,8 @@ def test_files_are_found_from_anywhere_and_hide_no_preset(tmp_path: Path, monkey
     assert Given.weights("taesdxl").argument == "taesdxl"
     assert Given.weights("taesd").argument == str(tmp_path / "taesd")  # as `calotype.load` has it
     assert Given.weights("own.safetensors") == Given("own.safetensors", str(tmp_path / "own.safetensors"))
-    assert Given.path(Path("builtin")) == Given("builtin", str(tmp_path / "builtin"))
+    assert Given.pictures("builtin") == Given("builtin", str(tmp_path / "builtin"))
+    assert Given.pictures("s3://bucket/photos").argument == "s3://bucket/photos"
     assert Visit(tmp_path).name("taesdxl") == "taesdxl-2"  # where commands run
 
 

@@ -23,8 +23,11 @@ def command(
         typer.Option("--vae", help="Weights to look at: a preset, a file or a folder; more than once for several."),
     ] = None,
     pictures: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder (or .zip) of pictures to measure and to learn directions from; more than once."),
+        list[str] | None,
+        typer.Option(
+            help="Pictures to measure and to learn directions from: a folder, a .zip or a .tar, here or at an address; "
+            "more than once for several."
+        ),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="What draws beside the built-in model: a checkpoint.")
@@ -48,17 +51,18 @@ def command(
         from calotype.studio.app import make_app
     except ImportError as error:
         raise UsageError(f"The studio needs the package {error.name}: pip install 'calotype[studio]'.") from None
+    from calotype.addresses import is_address
     from calotype.engine.budget import parse_memory
     from calotype.studio.shelf import BUILTIN, Given, Shelf
 
     if memory is not None:
         parse_memory(memory)
     for path in pictures or ():
-        if not path.exists():
+        if not is_address(path) and not Path(path).exists():
             raise UsageError(f"--pictures {path}: there is no such folder or archive; give another.")
     shelf = Shelf(
         vaes=[Given.weights(one) for one in dict.fromkeys(vae or [BUILTIN])],
-        folders=[Given.path(one) for one in dict.fromkeys(pictures or ())],
+        folders=[Given.pictures(one) for one in dict.fromkeys(pictures or ())],
         models=[Given.weights(one) for one in dict.fromkeys([BUILTIN, *(model or ())])],
         memory=memory, device=device,
     )  # fmt: skip

@@ -147,7 +147,7 @@ def learn(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     options = ["--out", out, *size, *(["--aligned"] if aligned else []), *chosen(shelf, form)]
     wanted = f", size=({size[1].replace('x', ', ')})" if size else ""
     python = _start(shelf, form, "from calotype.edit.directions import learn, save_direction") + (
-        f"found = learn(vae, Path({a.shown!r}), Path({b.shown!r}), aligned={aligned}{wanted}{memory_word(shelf)})\n"
+        f"found = learn(vae, {a.shown!r}, {b.shown!r}, aligned={aligned}{wanted}{memory_word(shelf)})\n"
         f'save_direction(Path("{out}"), found)'
     )
 

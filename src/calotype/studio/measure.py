@@ -39,7 +39,7 @@ def evaluate(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
         "from calotype.evaluate.session import evaluate\nfrom calotype.evaluate.setup import Setup\n\n"
         f"setup = Setup(\n    vaes={tuple(one.shown for one in vaes)!r}, protocol=preset({protocol!r}),\n"
         f"    metrics={tuple(metrics)!r}{memory},\n)\n"
-        f"evaluate(Path({folder.shown!r}), setup, Path({REPORT!r}), limit={limit})"
+        f"evaluate({folder.shown!r}, setup, Path({REPORT!r}), limit={limit})"
     )
     command = Command("evaluate", [folder], options, hidden=(), makes=f"{REPORT}/index.html")
     return Order("Measuring", [command], {}, python, _evaluated)
@@ -61,7 +61,7 @@ def probe(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     options: list[Word] = ["--lpips", lpips, *(["--limit", str(limit)] if limit else [])]
     options += ["--report", REPORT, *resources(shelf, memory=False)]
     words: list[Word] = [given, *([folder] if folder else [])]
-    data = "None" if folder is None else f"Path({folder.shown!r})"
+    data = "None" if folder is None else repr(folder.shown)
     python = (
         "from pathlib import Path\n\nfrom calotype.evaluate.examine import examine\n\n"
         f"examine({given.shown!r}, {data}, Path({REPORT!r}), perceptual={None if lpips == 'none' else lpips!r}, "

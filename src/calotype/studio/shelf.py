@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calotype.addresses import is_address
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ class Given:
         return cls(text, text if named else str(Path(text).resolve()))
 
     @classmethod
-    def path(cls, path: Path) -> Given:
-        """A path."""
-        return cls(str(path), str(path.resolve()))
+    def pictures(cls, text: str) -> Given:
+        """A path of pictures, or their address."""
+        return cls(text, text if is_address(text) else str(Path(text).resolve()))
 
 
 @dataclass
