@@ -21,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("folders")
     for name, start in (("warm", 0), ("cold", 10)):
         for i in range(6):
-            photo(root / name / f"{i}.png", seed=start + i)
+            photo(root / name / f"{i}.png", 64, 64, seed=start + i)
     return root / "warm", root / "cold"
 
 

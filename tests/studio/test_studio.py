@@ -342,12 +342,30 @@ def test_plans_are_those_of_the_command(visitor: Visitor) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_is_measured_and_its_report_shown(visitor: Visitor) -> None:
+def test_a_folder_is_measured_and_its_report_shown(
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     end = visitor.run(tab="measure.evaluate", folder=0, vaes=[0], metrics=["psnr"], limit=3)
     assert end["state"] == "done", end
     page, data, _ = end["results"]
     assert page["kind"] == "report" and b"<!doctype html>" in visitor.bytes(page["url"])[:200].lower()
-    assert len(json.loads(visitor.bytes(data["url"]))["pictures"]) == 3
+    rows = json.loads(visitor.bytes(data["url"]))["vaes"][0]["rows"]
+    figures = [(row["picture"], row["psnr"]) for row in rows]
+    assert len(figures) == 3
+    for way in ("command", "python"):  # a report holds times of day; its figures are the same
+        (tmp_path / way).mkdir()
+        monkeypatch.chdir(tmp_path / way)
+        if way == "command":
+            assert command_line(shlex.split(end["command"])[1:])[0] == 0
+        else:
+            exec(compile(end["python"], "measure", "exec"), {})
+        again = json.loads((tmp_path / way / "report/results.json").read_text())["vaes"][0]["rows"]
+        assert [(row["picture"], row["psnr"]) for row in again] == figures
+    end = visitor.run(tab="measure.probe", vae=0, folder=0, limit=3)
+    assert end["state"] == "done" and b"<!doctype html>" in visitor.bytes(end["results"][0]["url"])[:200].lower()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(end["python"], "measure", "exec"), {})
+    assert (tmp_path / "report/factors.json").read_bytes() == visitor.bytes(end["results"][2]["url"])
     assert visitor.ask(page["url"].replace("index.html", "measured.sqlite"))[0] == 404
 
 
