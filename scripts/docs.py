@@ -1,4 +1,6 @@
-"""Writes docs/cli.md from the commands' own help, docs/builtin.md from what was measured, and tables of the registry.
+"""Writes the pages of docs/ that are made: commands from their own help, benchmarks and the card of the built-in
+weights from what was measured, findings from their scripts, tables of the registry, and docs/tutorial.ipynb from
+docs/tutorial.md (which scripts/tutorial.py runs).
 
 With --check it only says whether they are up to date.
 """
@@ -9,9 +11,13 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tutorial
+from docs_pages import benchmarks, findings
 
 from calotype.families import FORMATS, PRESETS
 from calotype.latent_spaces import Decoder, spaces
@@ -53,6 +59,9 @@ def builtin() -> str:
         f"{size}, float16. What they were trained on, and by which recipes, stands in [training.md](training.md); "
         "`calotype inspect builtin` shows it as the file has it.",
         "",
+        f"The wheel of calotype is {wheel_megabytes()} MB, nearly all of it these weights and those of "
+        "[the drawing model](draw.md#the-model-that-ships).",
+        "",
         "## How they were chosen",
         "",
         f"On {len(choice['pictures'])} photographs held out of the training set; each row goes on from the one above. "
@@ -87,6 +96,12 @@ def builtin() -> str:
         parts += [f"| {rows[0]['picture']} | " + " | ".join(map(cell, rows)) + " |"]
     parts += ["| **mean** | " + " | ".join(f"**{cell(v)}**" for v in vaes) + " |", ""]
     return "\n".join(parts)
+
+
+def wheel_megabytes() -> int:
+    """How large the wheel is: its files are the package's, each deflated by itself."""
+    files = [path for path in (ROOT / "src" / "calotype").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    return round(sum(len(zlib.compress(path.read_bytes())) for path in files) / 1e6)
 
 
 def weights() -> str:
@@ -155,8 +170,11 @@ def _scaled(values: Mapping[str, Any]) -> str:
 PAGES = {
     ROOT / "docs" / "cli.md": commands,
     ROOT / "docs" / "builtin.md": builtin,
+    ROOT / "docs" / "benchmarks.md": benchmarks.page,
+    ROOT / "docs" / "findings.md": findings.page,
     ROOT / "docs" / "latents.md": latents,
     ROOT / "docs" / "spaces.md": spaces_page,
+    ROOT / "docs" / "tutorial.ipynb": tutorial.notebook,
     ROOT / "docs" / "weights.md": weights,
 }
 
@@ -164,7 +182,11 @@ PAGES = {
 def main() -> int:
     """0 when the pages are (or were made) up to date."""
     for path, make in PAGES.items():
-        text = make()
+        try:
+            text = make()
+        except tutorial.TutorialError as error:
+            print(error, file=sys.stderr)
+            return 1
         if "--check" not in sys.argv:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:

@@ -101,13 +101,16 @@ def _opening(results: Results, found: list[Claim]) -> list[str]:
             trained on the same photographs by the same loop, measured, and held against what is usually said of it.
             Numbers, figures and verdicts are made by one command:
         """),
+        "<!-- not run: trains for half an hour; tests/test_family_page.py runs it on a few pictures -->",
+        "",
         f"    {results['command']}",
         "",
         *prose(f"""
             The pictures are the middles of photographs at {side} x {side} pixels: {results["pictures"]:,} to train
             on, and {results["held_out"]:,} (every {results["hold_out"]}th) held out, which is what PSNR is measured
             on. Every model has {results["numbers"]} numbers for the {3 * side**2:,} values of a picture. The pictures
-            that are shown are scikit-image's; no model was trained on them.
+            that are shown are scikit-image's; no model was trained on them. What these ideas are, one after another and
+            with code, tells [tutorial.md](tutorial.md).
 
             This is small: a minute or so of training a model on a CPU. **Verdicts hold for these networks, pictures
             and minutes.** A longer run can end differently, above all where two models are close.

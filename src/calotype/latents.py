@@ -31,7 +31,11 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFormat(ABC):
-    """One way from raw latents [N, C, h, w] to model latents and back."""
+    """One way from raw latents [N, C, h, w] to model latents and back.
+
+    Raises:
+        UsageError: its name is no text, or a number can't be.
+    """
 
     name: str  # how it is called on the command line and in files
     channels: int  # C, of the raw latents
@@ -53,11 +57,11 @@ class LatentFormat(ABC):
 
     @abstractmethod
     def to_model(self, raw: Tensor) -> Tensor:
-        """Raw latents -> model latents."""
+        """Raw latents [N, C, h, w] -> model latents: the same shape, but packed [N, 4C, h/2, w/2]."""
 
     @abstractmethod
     def to_raw(self, model: Tensor) -> Tensor:
-        """Model latents -> raw latents."""
+        """Model latents -> raw latents [N, C, h, w]: the inverse of `to_model`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for metadata; `latent_format_from_dict` gives the format back."""
@@ -91,6 +95,9 @@ class PerChannel(LatentFormat):
 
     Pipelines of SDXL in diffusers compute so (pipeline_stable_diffusion_xl.py); those of GLM-Image leave the factor out
     whatever the configuration says (pipeline_glm_image.py), which is a factor of 1 here.
+
+    Raises:
+        UsageError: there are not as many numbers as channels, or a deviation is not above zero.
     """
 
     mean: tuple[float, ...]
@@ -126,6 +133,9 @@ class Packed(LatentFormat):
     model = (packed - running_mean) / sqrt(running_var + eps). (black-forest-labs/flux2, src/flux2/autoencoder.py.)
     Heights and widths of the raw latents must be even. The statistics come with the weights; TAEF2's latents are
     normalised already, so its format packs only.
+
+    Raises:
+        UsageError: there are not four numbers for each channel, or a variance is not above zero.
     """
 
     running_mean: tuple[float, ...]
@@ -164,9 +174,19 @@ class PackedUntold(LatentFormat):
     patch: ClassVar[int] = 2
 
     def to_model(self, raw: Tensor) -> NoReturn:
+        """Nothing: the statistics stand among the VAE's weights, and [N, C, h, w] alone does not say them.
+
+        Raises:
+            LatentsError: always; the message says what knows them.
+        """
         raise LatentsError(self._untold("raw", "to_model"))
 
     def to_raw(self, model: Tensor) -> NoReturn:
+        """Nothing, as `to_model`.
+
+        Raises:
+            LatentsError: always.
+        """
         raise LatentsError(self._untold("model", "to_raw"))
 
     def _untold(self, space: str, method: str) -> str:
@@ -205,7 +225,11 @@ def column(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...], eps: float = 1e-4) -> Packed:
-    """FLUX.2's format, from the batch-norm statistics in its weights (``bn.running_mean``, ``bn.running_var``)."""
+    """FLUX.2's format, from the batch-norm statistics in its weights (``bn.running_mean``, ``bn.running_var``).
+
+    Args:
+        eps: what the norm adds to a variance.
+    """
     channels = len(running_mean) // 4
     return Packed(name="flux2", channels=channels, running_mean=running_mean, running_var=running_var, eps=eps)
 
@@ -327,7 +351,12 @@ def carried(raw: Tensor, a: LatentFormat, b: LatentFormat) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """The latents of one picture, with all that is needed to make it a picture again."""
+    """The latents of one picture, with all that is needed to make it a picture again.
+
+    Raises:
+        LatentsError: they have not the channels of their format, no even sides where it packs, or no finite floats; or
+            alpha has another size than the picture.
+    """
 
     tensor: Tensor  # [C, h, w], float; a frame of a video ([C, 1, h, w] or [1, C, 1, h, w]) becomes such
     space: Space  # raw or model

@@ -19,6 +19,9 @@ class DiagonalGaussian:
     Args:
         moments: [N, 2C, h, w]; the first C channels are the mean, the others the log-variance. The
             log-variance is clamped to [-30, 20].
+
+    Raises:
+        UsageError: they have another shape.
     """
 
     def __init__(self, moments: Tensor) -> None:
@@ -55,6 +58,9 @@ class DiagonalGaussian:
             generator: one generator for the whole batch, or one for each picture; with the latter a picture's
                 draw does not depend on its neighbours. Noise is drawn on the generator's device in float32, so
                 the same seed gives the same latents on every device.
+
+        Raises:
+            UsageError: there are not as many generators as pictures.
         """
         return self.mean + self.std * self._noise(generator)
 

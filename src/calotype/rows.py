@@ -52,7 +52,7 @@ _FORMATS = {
 
 
 def require_rows_writable(path: str | os.PathLike[str], width: int, height: int, *, alpha: bool = False) -> None:
-    """Check that a picture of this size, with alpha or without, fits the format that the path's suffix names.
+    """Check that a picture of `width` x `height`, with alpha or without, fits the format that the path's suffix names.
 
     Raises:
         UsageError: an unknown suffix, no pixels, more than the format can hold, or alpha where it has none.

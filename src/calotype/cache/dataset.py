@@ -237,7 +237,7 @@ class LatentDataset(Dataset[LatentSample]):
 
         Raises:
             UsageError: they are of several buckets, or there are none.
-            as `__getitem__`.
+            LatentsError: as `__getitem__`.
         """
         places = list(self._places(indices))
         shapes = {place.shape for _, place in places}

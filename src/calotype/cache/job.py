@@ -53,6 +53,9 @@ class Job:
         dtype: what is encoded in.
         store: what latents are stored in; raw, that is as the encoder gives them, never scaled.
         versions: of the packages that began the cache; they decide nothing.
+
+    Raises:
+        UsageError: there is no such value, dtype or store.
     """
 
     vae: Made

@@ -329,7 +329,7 @@ def allowed(text: str, of: int) -> int:
 
 
 def require_few(bad: list[Bad], limit: int, of: int) -> None:
-    """Checks that not too many pictures are bad.
+    """Checks that not too many pictures are bad: at most `limit`, among `of` of them.
 
     Raises:
         CalotypeError: they are; the message names the first ones.

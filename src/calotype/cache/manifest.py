@@ -42,6 +42,10 @@ def write_manifest(store: Store, job: Job, tell: Callable[[], None] = lambda: No
 def summary(store: Store, job: Job, good: Mapping[str, Receipt], has: Held) -> dict[str, Any]:
     """What there is and what is missing: `state`, see there; `wanted` pictures of the last scan, of which `done` are
     there, `missing` are not, and `bad` never will be; `stale` rows of no picture; `enlarged` pictures; `buckets`.
+
+    Args:
+        good: receipts of whole units, by their names.
+        has: what of the pictures they hold.
     """
     rows = sum(receipt.count for receipt in good.values())
     told: dict[str, Any] = {"state": state(store, good), "held": rows, "scanned": store.size(SCAN) is not None}

@@ -202,7 +202,7 @@ class Shard:
         return n, c, h, w
 
     def mapped(self, name: str) -> Tensor:
-        """A tensor as it lies in the file, of which nothing is read yet; copy what is kept of it."""
+        """A tensor [rows, C, h, w] as it lies in the file, of which nothing is read yet; copy what is kept of it."""
         found: Tensor = self._slices[name][:]
         return found
 
@@ -210,6 +210,9 @@ class Shard:
         """Rows from `start` to before `end` of a tensor: [end - start, C, h, w], in the type that is stored.
 
         They share nothing with other rows: what is kept of them keeps no more than them.
+
+        Args:
+            name: of the tensor: "mean", "logvar" or "latents", and the same with "_flip".
 
         Raises:
             IndexError: there are no such rows.

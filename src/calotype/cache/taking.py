@@ -102,7 +102,10 @@ def take(
     lies beside, and else those of the file.
 
     Args:
+        source: the folder; those in it are looked at too.
+        out: OUT, a new or empty folder.
         vae: that made them; nothing in the files tells.
+        memory: at most so much to decode in, as for `VAE.decode`.
         store: what latents are stored in.
         check: so many are decoded, and compared with their pictures.
         tell: called with how many are done, and of how many.

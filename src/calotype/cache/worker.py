@@ -277,6 +277,7 @@ def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Ten
     """A sample [C, h, w] of one picture's posterior, which depends on nothing else.
 
     Args:
+        seed: of all draws of a cache.
         key: sha256 of the picture's encoded bytes.
         mirrored: whether the posterior is that of the mirrored picture, which has noise of its own.
     """
@@ -313,7 +314,7 @@ class Attempt:
             raise
 
     def add(self, sample: Sample, placed: Placed, tensors: Mapping[str, Tensor]) -> None:
-        """Writes a picture's tensors.
+        """Writes a picture's tensors, each [C, h, w], by their names.
 
         Raises:
             StorageError: the disk refuses it.
@@ -337,6 +338,9 @@ class Attempt:
 
         Args:
             made: by what.
+
+        Raises:
+            StorageError: the disk refuses it, or what came back from it is not what was written.
         """
         count, digest, size = self._writer.count, "", 0
         if count:

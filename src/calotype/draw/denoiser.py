@@ -33,6 +33,9 @@ class DenoiserConfig:
         num_heads: heads of every attention.
         context_dim: width of the text's states.
         adm_in_channels: width of a vector added to the time's embedding, as in SDXL; none where 0.
+
+    Raises:
+        UsageError: a number can't be, or widths can't be split into so many heads.
     """
 
     in_channels: int = 4
@@ -105,7 +108,13 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, convolution; the embedding of the time is added; the same again; and the shortcut."""
+    """GroupNorm, SiLU, convolution; the embedding of the time is added; the same again; and the shortcut.
+
+    Args:
+        channels, out_channels: of the map that goes in, and of that which comes out; the shortcut is a 1x1 convolution
+            where they differ.
+        emb_channels: width of the time's embedding.
+    """
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -130,7 +139,13 @@ class ResBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of positions to the text's tokens, or to one another where no text is given."""
+    """Attention of positions to the text's tokens, or to one another where no text is given.
+
+    Args:
+        query_dim: width of the positions.
+        context_dim: width of the text's states.
+        heads: that `query_dim` is split into.
+    """
 
     def __init__(self, query_dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -179,7 +194,11 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward: each on normed values and added to them."""
+    """Self-attention, attention to the text, feed-forward: each on normed values and added to them.
+
+    Args:
+        width, context_dim, heads: as for `CrossAttention`.
+    """
 
     def __init__(self, width: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -198,7 +217,12 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a map."""
+    """A transformer block over the positions of a map.
+
+    Args:
+        channels: of the map.
+        context_dim, heads: as for `CrossAttention`.
+    """
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Keep:
             raise UsageError("A mask holds numbers from 0, where latents are kept, to 1, where they are drawn anew.")
 
     def pin(self, x: Tensor, kept: Tensor) -> Tensor:
-        """`x` where it is drawn, `kept` elsewhere; exactly so where the mask is 1 or 0."""
+        """`x` where it is drawn, `kept` elsewhere, both [N, C, h, w]; exactly so where the mask is 1 or 0."""
         return torch.lerp(kept, x, self.mask.to(x))
 
 

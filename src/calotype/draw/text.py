@@ -51,6 +51,9 @@ class TextConfig:
         context_length: tokens that are read; later ones are not.
         sketch_side: height and width of sketches, in latents.
         sketch_width: of the layers that make a sketch.
+
+    Raises:
+        UsageError: a number can't be, or the width can't be split into so many heads.
     """
 
     vocab_size: int = 8192

@@ -38,6 +38,9 @@ class Way:
         easing: of every way from a picture to the next, see `paths.EASINGS`.
         closed: goes on from the last picture to the first.
         ping_pong: goes back the way it came.
+
+    Raises:
+        UsageError: there is no such easing, there are fewer than two frames, or both ways to go on at the end.
     """
 
     frames: int = 24
@@ -78,7 +81,7 @@ class Frame:
     t: float
 
     def cross_fade(self) -> Tensor:
-        """The frame that a cross-fade of pixels has there."""
+        """The frame that a cross-fade of pixels has there: [C, H, W] in [-1, 1]."""
         return torch.lerp(self.before, self.after, self.t)
 
 
@@ -222,6 +225,9 @@ def write_frames(
 
     Frames with alpha are written with it where the format has it (`animation.WITH_ALPHA`), and else over white. They
     are measured, and shown on the sheet, over white.
+
+    Raises:
+        UsageError: LPIPS is to be measured of frames that are too small for it.
     """
     width, height = size
     require_animation(out, fps, plays, size)

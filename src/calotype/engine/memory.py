@@ -123,13 +123,13 @@ class Memory:
                 yield cls._idle.pop()
 
     def view(self, offset: int, rows: int, width: int, channels: int, dtype: torch.dtype) -> Tensor:
-        """[rows, width, channels] from a place on."""
+        """[rows, width, channels] of a `dtype`, from `offset` (bytes) on."""
         size = rows * width * channels * dtype.itemsize
         return self.bytes[offset : offset + size].view(dtype).view(rows, width, channels)
 
 
 def room(scratch: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """A tensor of this shape at the beginning of some bytes, and the bytes after it."""
+    """A tensor of this shape and `dtype` at the beginning of some bytes, and the bytes after it."""
     size = math.prod(shape) * dtype.itemsize
     return scratch[:size].view(dtype).view(*shape), scratch[aligned(size) :]
 

@@ -101,7 +101,7 @@ def unknown_activation(module: Network) -> str:
 
 
 def choose(module: Network, device: torch.device, dtype: torch.dtype) -> EngineName:
-    """The fastest engine there is for a network on a device."""
+    """The fastest engine there is for a network on a device, in a `dtype`."""
     if device.type == "cpu" and not winograd_available() and not unknown_activation(module):
         if dtype in (torch.float32, torch.bfloat16):
             return "winograd"
@@ -295,7 +295,7 @@ class Engine:
         return run(self.module, x.to(self.device, self.dtype))
 
     def whole_fits(self, direction: Direction, height: int, width: int, memory: int | str | None) -> bool:
-        """Whether the fused engine computes a picture at once."""
+        """Whether the fused engine computes a picture of `height` x `width` pixels at once."""
         if self.name != "fused":
             return False
         largest = max(step.target.values(height, width) for step in self.program(direction).steps)

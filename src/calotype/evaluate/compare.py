@@ -44,11 +44,13 @@ class Pictures(Interface):
     """Pictures by number, uint8 [H, W, 3] or with alpha [H, W, 4]; see `calotype.sources.Pictures`."""
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """What they are called."""
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> Array: ...
+    def read(self, i: int) -> Array:
+        """The picture with number `i`: [H, W, P], uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class Evaluation:
                     )
 
     def original(self, i: int, picture: Array) -> Original:
-        """A picture as prepared.
+        """Picture `i`, [H, W, P], uint8, as prepared.
 
         Raises:
             UsageError: its size does not fit the protocol.
@@ -144,7 +146,7 @@ class Evaluation:
         return Original(pixels, self.channels, keep=len(self.vaes) > 1 and pixels[0].numel() <= KEPT)
 
     def task(self, label: str, i: int, original: Original) -> Taken:
-        """One picture through one VAE, or ("") its own features."""
+        """Picture `i` through the VAE that is called `label`, or ("") its own features."""
         try:
             if label == REFERENCE:
                 return reference(original, self.tools)
@@ -220,7 +222,7 @@ Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple
 
 
 def here(evaluation: Evaluation, tasks: Iterable[tuple[str, int, Array]]) -> Iterator[tuple[str, int, Taken]]:
-    """Tasks one after the other, in this process."""
+    """Tasks one after the other, in this process: a VAE's label, a picture's number, the picture [H, W, P], uint8."""
     at, original = -1, None
     for label, i, picture in tasks:
         if original is None or i != at:
@@ -240,6 +242,7 @@ def run(
     """Measures what is not there yet, of these pictures; what failed before is tried again.
 
     Args:
+        numbers: of the pictures.
         progress: told how many of how many pairs of a VAE and a picture are there.
         watch: gets the label, the picture's number, and what was measured now.
 

@@ -47,6 +47,9 @@ class Protocol:
             reflection (torchmetrics). "uniform": mean over 7 x 7 with the sample covariance (scikit-image's default).
         ssim_range: what SSIM's constants are relative to, in units of the pixels' own range: 1 is right.
         on_floats: SSIM and LPIPS are of decoded pixels that are not rounded; SSIM clamps them, LPIPS does not.
+
+    Raises:
+        UsageError: there is no such value of a field, or two of them can't be together.
     """
 
     name: str = "whole"
@@ -86,11 +89,11 @@ class Protocol:
         return from_array(np.asarray(_adm(image, self.size) if self.resize == "adm" else self._pillow(image)))
 
     def enlarges(self, picture: Array) -> bool:
-        """Whether a picture has a side shorter than `size`, so that it is made larger."""
+        """Whether a picture [H, W, P] has a side shorter than `size`, so that it is made larger."""
         return self.resize not in ("none", "exact") and min(picture.shape[:2]) < self.size
 
     def require(self, picture: Array, name: str = "the picture") -> None:
-        """Refuses a picture that the protocol does not take.
+        """Refuses a picture [H, W, P] that the protocol does not take.
 
         Raises:
             UsageError: its size is another one.

@@ -43,7 +43,7 @@ SIDE = 320  # pixels of a crop
 
 
 def chosen(pictures: Pictures, every: int, limit: int) -> list[int]:
-    """Every n-th picture, from the first on, and at most `limit` of them (0: all)."""
+    """Numbers of each `every`-th picture, from the first on, and at most `limit` of them (0: all)."""
     numbers = list(range(0, len(pictures), every))
     return numbers[:limit] if limit else numbers
 
@@ -266,7 +266,13 @@ class _Shown:
 def crops(
     evaluation: Evaluation, found: Mapping[str, Any], numbers: Sequence[int], known: Mapping[int, Crop]
 ) -> Iterator[Crop]:
-    """Of the pictures that come back worst, the parts that do so: as known, by number, or else decoded once more."""
+    """Of the pictures that come back worst, the parts that do so: as known, by number, or else decoded once more.
+
+    Args:
+        found: the results, as `results` gives them.
+        numbers: of the pictures that were measured.
+        known: crops that were made meanwhile.
+    """
     failed = {(one["label"], row["picture"]) for one in found["vaes"] for row in one["rows"] if "error" in row}
     for i in _worst(found)[:SHOWN]:
         if numbers[i] in known:

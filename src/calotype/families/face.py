@@ -316,13 +316,13 @@ def require_one_picture(taken: int, made: int | None = None) -> None:
 
 
 def listing(what: str, keys: Sequence[str], most: int = 8) -> str:
-    """'unexpected tensors a, b, c and 5 more', for messages."""
+    """'unexpected tensors a, b, c and 5 more', for messages: `what` they are, and at most `most` of the `keys`."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return f"{what} tensor{'s' if len(keys) != 1 else ''} {', '.join(quoted(key, 200) for key in keys[:most])}{more}"
 
 
 def contradiction(key: str, said: object, found: object) -> str:
-    """Why a config.json is not obeyed: it is about other tensors."""
+    """Why a config.json is not obeyed: it is about other tensors, for its `key` does not say what was found."""
     return (
         f"its config.json says {key} {shown(said)}, and its tensors are of {found!r}: it is not about these weights; "
         f"put the right one in its place, or the weights into a folder of their own"
@@ -330,6 +330,6 @@ def contradiction(key: str, said: object, found: object) -> str:
 
 
 def unsupported(key: str, value: object, supported: str) -> str:
-    """Why it is not obeyed: what it asks for is not there."""
+    """Why it is not obeyed: what its `key` asks for is not there, but only what is `supported`."""
     several = "," in supported or " and " in supported
     return f"its config.json says {key} {shown(value)}, and supported {'are' if several else 'is'} {supported}"

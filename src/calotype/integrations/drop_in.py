@@ -417,6 +417,7 @@ class DropIn(ModelMixin):
         They are limited to [-1, 1] where diffusers' own class does it.
 
         Args:
+            return_dict: False gives a tuple of the pixels alone.
             generator: some pipelines give one; nothing is drawn.
         """
         vae = self._computing(z)

@@ -99,6 +99,7 @@ def save_latents(path: str | os.PathLike[str], latents: Latents, *, to: Program 
     """Writes one picture's latents, so that they can be decoded with no more than the file.
 
     Args:
+        path: of the file; the same is returned.
         to: None: calotype's own kind, safetensors with everything in its metadata. ``comfyui``: a ``.latent``, raw
             (of FLUX.2 packed and normalised). ``sd-scripts``: a ``.npz``, in the space that it keeps them in;
             `file_name` says what it is called.

@@ -43,6 +43,7 @@ def require_rgb(channels: int, name: str, what: str) -> None:
     """Checks that a VAE's pictures are RGB, where nothing else will do.
 
     Args:
+        channels: of its pictures.
         name: of the VAE.
         what: is to be done with it, as in "drawing".
 

@@ -55,7 +55,7 @@ def pad(pixels: Tensor, factor: int) -> tuple[Tensor, Padding]:
 
 
 def planes(rows: Rows, height: int, width: int) -> Iterator[Tensor]:
-    """The values of a picture given by rows, in the order of [C, H, W]."""
+    """The values of a picture of `height` x `width` that is given by rows, in the order of [C, H, W]."""
     step = max(1, 2**20 // width)
     for channel in range(len(rows(0, 1))):
         for top in range(0, height, step):

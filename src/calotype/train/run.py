@@ -280,7 +280,11 @@ def local_world() -> int:
 
 
 def launch(recipe: Recipe, options: Options) -> Fabric:
-    """The processes: one, or those that torchrun has started."""
+    """The processes: one, or those that torchrun has started.
+
+    Raises:
+        UsageError: a strategy for several processes is asked of one.
+    """
     device = pick_device(options.device)
     if device.type == "cpu":
         keep_freed()
@@ -308,7 +312,11 @@ def launch(recipe: Recipe, options: Options) -> Fabric:
 
 
 def make_helpers(recipe: Recipe, device: torch.device) -> Helpers:
-    """The frozen networks that a recipe's losses need, on the device."""
+    """The frozen networks that a recipe's losses need, on the device.
+
+    Raises:
+        UsageError: the teacher's latents are not those that the recipe's network can learn.
+    """
     start = before = origin = None
     format_: LatentFormat | None = None
     if not isinstance(recipe.network, DenseConfig | ConvConfig):

@@ -100,6 +100,10 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
     """What `load` was given -> (where the weights lie, what to call them, the latent format if it is known).
 
     Presets are fetched.
+
+    Raises:
+        UsageError: it is no file, no folder and no preset; the message has names that are like it.
+        FetchError: a preset can't be fetched.
     """
     if vae is None or vae == "builtin":
         return BUILTIN, "builtin", latent_format

@@ -43,7 +43,7 @@ def picture_generator(seed: int, pixels: Tensor | Iterable[Tensor]) -> torch.Gen
 
 
 def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
-    """The posterior that a network's encoder means by its moments."""
+    """The posterior that a network's encoder means by its moments, [N, 2C, h, w], or latents [N, C, h, w] (TAESD)."""
     return DiagonalGaussian(moments) if config.has_posterior else Point(moments)
 
 

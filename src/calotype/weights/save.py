@@ -76,10 +76,10 @@ def save_weights(
 def in_dtype(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, path: str | os.PathLike[str]
 ) -> dict[str, Tensor]:
-    """Tensors on the CPU, in a type if one is given; what counts stays as it is.
+    """Tensors on the CPU, in a `dtype` if one is given; what counts stays as it is.
 
     Raises:
-        WeightsError: if a number is too large for it; the message names the file that was to be written.
+        WeightsError: if a number is too large for it; the message names the file (`path`) that was to be written.
     """
     held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     if dtype is None:
@@ -176,6 +176,9 @@ def _described_folder(
 def require_layout(family: Family, layout: WriteLayout, whole: Mapping[str, Tensor] | None = None) -> None:
     """Checks that networks of a family can be written so.
 
+    Args:
+        whole: all that frames of a video need, where it is there.
+
     Raises:
         UsageError: if they can't.
     """
@@ -226,6 +229,9 @@ def diffusers_config(
     Args:
         kept: what one said before; its fields about latents come back as they were where they can mean `format_`.
         said: all that one said; where it is of one of the family's classes, its other fields come back too.
+
+    Raises:
+        UsageError: diffusers has no class for it.
     """
     kept = kept or {}
     diffusers = family_of(config).diffusers
@@ -328,7 +334,7 @@ def as_diffusers(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
 
 
 def statistics(format_: Packed) -> dict[str, Tensor]:
-    """FLUX.2's batch-norm buffers."""
+    """FLUX.2's batch-norm buffers, by their keys: two of [4C], and a count."""
     return {
         "bn.running_mean": torch.tensor(format_.running_mean),
         "bn.running_var": torch.tensor(format_.running_var),

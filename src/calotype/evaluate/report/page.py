@@ -52,7 +52,11 @@ def write_evaluation(results: Results, crops: Sequence[Crop], path: Path) -> Pat
 
 
 def evaluation_page(results: Results, crops: Sequence[Crop]) -> bytes:
-    """What `write_evaluation` writes."""
+    """What `write_evaluation` writes.
+
+    Raises:
+        UsageError: a crop is of a picture or a VAE that is not among the results.
+    """
     labels = [vae["label"] for vae in results["vaes"]]
     shown = _shown(results, {crop.picture for crop in crops})
     vaes, pictures = shown["vaes"], shown["pictures"]

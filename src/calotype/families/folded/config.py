@@ -12,7 +12,11 @@ from calotype.texts import shown, whole
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedConfig:
-    """Architecture of the built-in autoencoder: norm-free, f8, on folded pixels."""
+    """Architecture of the built-in autoencoder: norm-free, f8, on folded pixels.
+
+    Raises:
+        UsageError: a number can't be.
+    """
 
     kind: ClassVar[str] = "folded"
     has_posterior: ClassVar[bool] = True

@@ -1,0 +1,1 @@
+"""Pages of docs/ that scripts/docs.py writes, one module each."""

@@ -1,0 +1,80 @@
+"""The site of the documentation: the checks of scripts/site.py, which scripts/check runs, find what is wrong."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_pages import api
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "site.py"))
+
+
+@pytest.fixture
+def faults(script: dict[str, Any], tmp_path: Path) -> Callable[[str], list[str]]:
+    """What is said of a site of two pages, whose first has this in it."""
+
+    def found(html: str) -> list[str]:
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / "deep" / "b.html").write_text('<h1 id="there">b</h1>')
+        (tmp_path / "a.html").write_text(html)
+        said: Iterator[str] = script["faults"](tmp_path.resolve())
+        return list(said)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<a href="deep/b.html#there">b</a>',
+        '<a id="up"></a><a href="#up">here</a>',
+        '<a href="https://example.org/">elsewhere</a>',
+        '<img src="data:image/png;base64,AAAA">',
+    ],
+)
+def test_sound_links_pass(html: str, faults: Callable[[str], list[str]]) -> None:
+    assert faults(html) == []
+
+
+@pytest.mark.parametrize(
+    ("html", "said"),
+    [
+        ('<a href="c.html">c</a>', "a.html links to c.html, which is not there"),
+        ('<a href="deep/b.html#gone">b</a>', "and there is no such place on that page"),
+        ('<a href="#gone">b</a>', "and there is no such place on that page"),
+        ('<a href="../README.md">up</a>', "which is not in the site"),
+        ('<script src="https://example.org/a.js"></script>', "which needs a network"),
+        ('<link rel="stylesheet" href="https://example.org/a.css">', "which needs a network"),
+        ('<img src="a.png">', "a.html links to a.png, which is not there"),
+    ],
+)
+def test_dead_links_are_found(html: str, said: str, faults: Callable[[str], list[str]]) -> None:
+    (fault,) = faults(html)
+    assert said in fault
+
+
+def test_links_to_findings_and_results_stay_in_the_site(script: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "guides").mkdir()
+    page = tmp_path / "guides" / "a.html"
+    page.write_text(
+        '<a href="../../findings/one-two.sh">1</a><a href="../../bench/results/x.json">2</a>'
+        '<a href="../../findings">3</a>'
+    )
+    script["led_inside"](tmp_path)
+    assert page.read_text() == (
+        '<a href="../findings.html#one-two">1</a><a href="../benchmarks.html#x">2</a><a href="../findings.html">3</a>'
+    )
+
+
+def test_every_package_that_names_what_is_public_has_a_page() -> None:
+    assert set(api.with_names()) <= set(api.modules())
+    assert len(api.modules()) > 50
