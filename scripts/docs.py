@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "", "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan",
     "convert", "train", "morph", "vary", "blend", "transfer", "direction learn", "direction apply",
-    "cache make", "cache status", "cache verify", "cache stats", "cache report", "cache repair", "cache gc",
-    "cache export", "cache import", "doctor",
+    "channels", "studio", "cache make", "cache status", "cache verify", "cache stats", "cache report", "cache repair",
+    "cache gc", "cache export", "cache import", "doctor",
 )  # fmt: skip
 
 

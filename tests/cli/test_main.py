@@ -18,7 +18,7 @@ from calotype.families import FORMATS
 
 COMMANDS = [
     "reconstruct", "encode", "decode", "draw", "redraw", "evaluate", "probe", "inspect", "spaces", "plan", "convert",
-    "train", "morph", "vary", "blend", "transfer", "doctor",
+    "train", "morph", "vary", "blend", "transfer", "channels", "studio", "doctor",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 

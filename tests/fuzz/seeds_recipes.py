@@ -1,4 +1,4 @@
-"""Recipes of both trainings in TOML, and what --set changes of them."""
+"""Recipes of both trainings in TOML, and what --set changes of them; edits of channels in JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from pathlib import Path
 from fuzzkit import Accepted, Case
 
 from calotype.draw.recipe import is_drawing_recipe, load_drawing_recipe
+from calotype.edit.channels import read_edits
 from calotype.train.recipe import load_recipe
 
+EDITS = """\
+{"edits": [{"do": "shift", "channel": 3, "by": 0.5}, {"do": "swap", "channel": 1, "with": 2}, {"do": "copy"},
+ {"do": "noise", "by": 1, "seed": 7}, {"do": "set", "channel": 0, "value": -2.5, "cells": [[1, 2], [3, 4]]}]}
+"""
 ALL = """\
 name = "all"
 crop = 64
@@ -130,6 +135,10 @@ def setting(whole: Path, read: Callable[[Path, list[str]], Accepted]) -> Callabl
     return changed
 
 
+def edits(path: Path) -> Accepted:
+    return Accepted(repr(read_edits(path)))
+
+
 def cases(folder: Path) -> list[Case]:
     folder.mkdir(parents=True, exist_ok=True)
     whole, drawing = folder / "whole.toml", folder / "drawing.toml"
@@ -140,6 +149,7 @@ def cases(folder: Path) -> list[Case]:
         ("all.toml", ALL, lambda path: trained(path, [])),
         *((f"{name}.toml", short.format(name, text), lambda path: trained(path, [])) for name, text in OTHERS.items()),
         ("drawing.toml", DRAWING, lambda path: drawn(path, [])),
+        ("edits.json", EDITS, edits),
         *((f"set{i}", text, setting(whole, trained)) for i, text in enumerate(("sources.0.repeat=2", "network.ch=64"))),
         *(
             (f"draw{i}", text, setting(drawing, drawn))

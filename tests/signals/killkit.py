@@ -77,6 +77,7 @@ COMMANDS = (
     _command("vary", "vary in/a.png --out o --count 2"),
     _command("blend", "blend in/a.png in/b.png in/mask.png --out o.png"),
     _command("transfer", "transfer in/a.png in/b.png --out o.png"),
+    _command("channels", "channels in/a.png in/edits.json --out o.png"),
     _command("learn", "direction learn in/pictures in/others --out o.safetensors"),
     _command("apply", "direction apply in/a.png in/direction.safetensors --out o.png"),
     _command("draw", f"draw apple --count 2 {DRAWN}"),
@@ -239,6 +240,7 @@ def material(folder: Path, forker: Forker) -> Path:
     lines = [json.dumps({"file": f"{i}.png", "name": f"thing {i}"}) + "\n" for i in range(6)]
     (folder / "in/captioned/captions.jsonl").write_text("".join(lines))
     Image.fromarray(np.repeat(np.linspace(0, 255, 96).astype(np.uint8)[None], 64, 0)).save(folder / "in/mask.png")
+    (folder / "in/edits.json").write_text('{"edits": [{"do": "noise", "by": 0.5}]}')
     (folder / "in/tiny.toml").write_text(RECIPE)
     (folder / "in/drawing.toml").write_text(DRAWING)
     save_weights(

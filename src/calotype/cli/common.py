@@ -18,6 +18,7 @@ import typer
 from calotype import stopping
 from calotype.addresses import require_local
 from calotype.apart import require_apart, weights_files
+from calotype.cli.bars import shown
 from calotype.errors import CalotypeError, UsageError
 
 if TYPE_CHECKING:
@@ -284,26 +285,24 @@ def for_each(
 
     `told` moves the progress bar: it takes the part of this input that is done, from 0 to 1.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     results: list[Any] = []
     failures: list[Failure] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(doing, total=len(inputs))
+    with shown(doing, quiet=quiet) as move:
         for i, name in enumerate(inputs):
-            if len(inputs) > 1:
-                bar.update(task, description=f"{doing} {name.name} ({i + 1} of {len(inputs)})")
+            words = f"{doing} {name.name} ({i + 1} of {len(inputs)})" if len(inputs) > 1 else doing
+
+            def told(part: float, i: int = i, words: str = words) -> None:
+                move((i + part) / len(inputs), words)
+
+            told(0.0)
             try:
-                results.append(work(i, lambda part, i=i: bar.update(task, completed=i + part)))  # type: ignore[misc]
+                results.append(work(i, told))
             except CalotypeError as error:
                 if stopping.interrupted():  # this is what became of it
                     raise KeyboardInterrupt from None
                 failures.append({"file": str(inputs[i]), "error": str(error)})
                 complain(str(error))
-            bar.update(task, completed=i + 1)
+            told(1.0)
     return results, failures
 
 

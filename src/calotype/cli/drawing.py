@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from calotype.apart import weights_files
+from calotype.cli.bars import shown
 from calotype.cli.common import Dtype, make_folder, stop
 from calotype.errors import UsageError, WeightsError
 
@@ -439,18 +440,8 @@ class Follow:
 @contextmanager
 def following(model: Model, count: int, *, doing: str, preview: Preview | None, quiet: bool) -> Iterator[Follow]:
     """Follows so many drawings."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
-        task = shown.add_task(doing, total=1.0)
-
-        def show(part: float, text: str) -> None:
-            shown.update(task, completed=part, description=f"{doing} {text}")
-
-        yield Follow(model, count, preview, show)
+    with shown(doing, quiet=quiet, percent=False) as move:
+        yield Follow(model, count, preview, lambda part, text: move(part, f"{doing} {text}"))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 
 from calotype.addresses import require_local
 from calotype.apart import require_apart
+from calotype.cli.bars import shown
 from calotype.cli.common import Dtype, complain, load_vae, make_folder, require_folder, size_of
 from calotype.errors import LatentsError, UsageError
 
@@ -151,14 +152,8 @@ def output_file(out: Path, inputs: Iterable[Path], option: str = "--out") -> Pat
 @contextmanager
 def bar(doing: str, quiet: bool) -> Iterator[Progress]:
     """A progress bar on a terminal, moved by the part that is done, from 0 to 1."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
-        task = shown.add_task(doing, total=1.0)
-        yield lambda part: shown.update(task, completed=part)
+    with shown(doing, quiet=quiet) as move:
+        yield lambda part: move(part, None)
 
 
 def write_edited(

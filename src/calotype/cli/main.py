@@ -21,6 +21,7 @@ from calotype.cli import (
     blend,
     cache,
     cache_trade,
+    channels,
     convert,
     decode,
     direction,
@@ -35,6 +36,7 @@ from calotype.cli import (
     reconstruct,
     redraw,
     spaces,
+    studio,
     train,
     transfer,
     vary,
@@ -88,7 +90,7 @@ def _add(to: typer.Typer, name: str, command: Any, example: str) -> None:
 
 for module in (
     reconstruct, encode, decode, draw, redraw, evaluate, probe, inspect, spaces, plan, convert, train, morph, vary,
-    blend, transfer, doctor,
+    blend, transfer, channels, studio, doctor,
 ):  # fmt: skip
     _add(app, module.NAME, module.command, module.EXAMPLE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from calotype.cli.bars import shown
 from calotype.cli.common import complain
 
 MOST_SAID = 20  # failures, one by one
@@ -13,13 +14,8 @@ MOST_SAID = 20  # failures, one by one
 @contextmanager
 def bar(doing: str) -> Iterator[Callable[[float, float], None]]:
     """A progress bar, where there is a terminal to show it; it takes how much is done, and of how much."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(doing, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    with shown(doing) as move:
+        yield lambda done, total: move(done / total if total else 0.0, None)
 
 
 def complain_of(failures: Mapping[str, Sequence[str]], whole: str) -> None:

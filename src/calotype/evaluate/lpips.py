@@ -244,6 +244,11 @@ def load_lpips(net: Net = "vgg", path: str | os.PathLike[str] | None = None) -> 
     return _read(net, Path(path))
 
 
+def at_hand(net: Net) -> bool:
+    """Whether `load_lpips` finds weights without fetching any."""
+    return bool(os.environ.get("CALOTYPE_LPIPS")) or _kept(net).is_file()
+
+
 def _read(net: Net, path: Path) -> LPIPS:
     (trunk, head), (jax, _) = FILES[net], JAX[net]
     ours = f"lpips-{net}.safetensors"
@@ -346,9 +351,14 @@ class _ArraysOnly(pickle.Unpickler):
 # --- downloads ---
 
 
+def _kept(net: Net) -> Path:
+    """Where the local cache has them."""
+    return cache() / "lpips" / f"lpips-{net}.safetensors"
+
+
 def _cached(net: Net) -> Path:
     """The file in the local cache, downloaded if it is not there."""
-    path = cache() / "lpips" / f"lpips-{net}.safetensors"
+    path = _kept(net)
     if path.is_file():
         return path
     owner = f"LPIPS ({net})"
