@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install '.[test]')")
 
+from browsing import chromium
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
@@ -32,18 +31,7 @@ pytestmark = [
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("there is no chromium with its chromedriver (Debian's packages chromium and chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    no_network = "--host-resolver-rules=MAP * ~NOTFOUND"
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", no_network)
-    for flag in (*flags, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=Service(driver)) as opened:
+    with chromium(tmp_path / "profile", "--host-resolver-rules=MAP * ~NOTFOUND") as opened:  # without a network
         yield opened
 
 

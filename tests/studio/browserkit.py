@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+from browsing import chromium
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
@@ -23,10 +21,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 TABS = ("look", "latents", "edit", "draw", "measure", "plan")
 PATIENCE = 120.0  # seconds, for machines that others keep busy
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1440,900",
-)  # fmt: skip
 
 
 class Page:
@@ -137,16 +131,7 @@ class Page:
 @contextmanager
 def browsing(profile: Path, base: str) -> Iterator[Page]:
     """A browser of its own."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("there is no chromium with its chromedriver (Debian's packages chromium and chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options, service=Service(driver)) as opened:
+    with chromium(profile, "--window-size=1440,900", logs=("browser", "performance")) as opened:
         yield Page(opened, base)
 
 
