@@ -265,7 +265,7 @@ def test_settings_of_recipes(setting: str) -> None:
         f"text.width={2**40}",
         "text.sketch_side=100000",
         "text.vocab_size=1e6",
-        "name=2024-01-01",
+        "steps=2024-01-01",
         "a" + ".a" * 20_000 + "=1",
     ],
     ids=lambda text: text[:30],

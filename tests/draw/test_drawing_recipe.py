@@ -103,6 +103,7 @@ def test_text_needs_no_quotes() -> None:
     for setting in ("start=a/model.safetensors", 'start = "a/model.safetensors"'):
         assert load_drawing_recipe("emoji", [setting]).start == "a/model.safetensors"
     assert load_drawing_recipe("draw", ["start="]).start == ""
+    assert load_drawing_recipe("draw", ["name=2024-01-01"]).name == "2024-01-01"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 KINDS = {
     str: "a text", int: "a whole number", float: "a number", dict: "a table", tuple: "a list of whole numbers above 0",
 }  # fmt: skip
+_BARE = re.compile(r"\s*\w+\s*=\s*(?![\[{\"'])[^\n]*")  # a key and a text
 MOST_SIZE = 2**14  # pixels a side
 RANGES: dict[str, tuple[float, float]] = {  # others: from 1 to COUNT where they are whole numbers, else from 0 on
     **dict.fromkeys(("warmup", "cooldown"), (0, COUNT)),
@@ -166,8 +168,10 @@ def load_drawing_recipe(source: str, settings: Sequence[str] = ()) -> DrawingRec
             raise UsageError(f"--set {plain(setting)}: give key=value.")
         try:
             changes = toml_of(setting)
-        except TextError:
-            changes = {key.strip(): text}  # so that text needs no quotes
+        except TextError as error:
+            if not _BARE.fullmatch(setting):
+                raise UsageError(f"--set {plain(setting)}: this is not valid TOML ({error}).") from None
+            changes = {key.strip(): text.strip()}  # so that text needs no quotes
         for key, value in changes.items():
             if isinstance(value, dict) and isinstance(before := values.get(key), dict):
                 value = {**before, **value}
