@@ -360,9 +360,10 @@ def test_other_commands(
     words = ("direction", "learn", there, f"{there}/", "--out", tmp_path / "way.safetensors")
     assert calotype(*words, *on).code == 0
     assert (tmp_path / "way.safetensors").is_file()
+    bucket.put(**{f"{there.removeprefix(f's3://{BUCKET}/')}/alone.png": (data / "0.png").read_bytes()})
     refusal = calotype("train", "emoji", "--data", there, "--out", tmp_path / "run")
     assert refusal.code == 2
-    assert "captions.jsonl is not there; a drawing model needs captions.jsonl and its pictures." in refusal.err
+    assert "pictures have no caption, such as alone.png" in refusal.err
 
 
 def test_sources_and_labels_below_an_address(bucket: Bucket, there: str, data: Path) -> None:
