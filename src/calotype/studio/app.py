@@ -271,8 +271,8 @@ class Studio:
         path = job.folder / (job.order.preview or "")
         try:
             return Response(await asyncio.to_thread(path.read_bytes), media_type="image/png")
-        except OSError:
-            return _error("There is no preview yet.", 404)
+        except OSError:  # the drawing is done, and its folder cleared up, since the page heard of it
+            return Response(status_code=204)
 
     async def file(self, request: Request, visit: Visit) -> Response:
         """One that a job made."""

@@ -229,7 +229,7 @@ export function runner(words, form, { done, preview = null, host }) {
           if (facts.state === "waiting") says.textContent = facts.place ? `Waiting: ${before} before yours` : "Waiting";
           else if (facts.state === "running") says.textContent = `${facts.says} · ${Math.round(100 * facts.part)}%`;
           bar.style.width = `${100 * facts.part}%`;
-          if (preview && facts.preview > previews) {
+          if (preview && facts.state === "running" && facts.preview > previews) {
             previews = facts.preview;
             preview(`/api/jobs/${job.id}/preview?${previews}`);
           }
