@@ -100,7 +100,8 @@ def builtin() -> str:
 
 def wheel_megabytes() -> int:
     """How large the wheel is: its files are the package's, each deflated by itself."""
-    files = [path for path in (ROOT / "src" / "calotype").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    found = (ROOT / "src" / "calotype").rglob("*")
+    files = [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
     return round(sum(len(zlib.compress(path.read_bytes())) for path in files) / 1e6)
 
 
