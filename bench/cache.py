@@ -10,8 +10,10 @@ torch collates. Beside it are npz files, one a sample, as trainers keep them, co
 are in the system's memory, as they were just written. Ways take turns, batch by batch.
 
 make: a cache of made-up JPEGs of 640x480, from the first look at them to the manifest, beside encodes of tensors alone,
-as many, in batches of 64; both take turns. The built-in VAE at 256x256, and a network of Stable Diffusion's size with
-random weights: all pictures at 128x128, and a hundredth of them at 512x512, where one takes more than a second.
+as many, in batches of 64, and reading alone: Pillow decodes and resizes each, in a thread a core; all take turns.
+Who does both on the same cores has at most the share of encodes' rate that stands as its limit. The built-in VAE at
+256x256, and a network of Stable Diffusion's size with random weights: an eighth of the pictures at 128x128, and a
+hundredth of them at 512x512, where one takes more than a second.
 
 memory: the most that `calotype cache make` takes beside the weights, in a process of its own: the network of Stable
 Diffusion's size at 512x512 and 1024x1024, by default and with --memory 512MB; and so many small pictures by the
@@ -37,6 +39,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +195,17 @@ def make(given: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_weights(random_network(AutoencoderConfig()), folder / "sd1", layout="diffusers", format_=KNOWN["sd1"])
-        data = {count: jpegs(folder / str(count), count) for count in {given.samples, given.samples // 100}}
-        for network, weights, side, count in (
+        runs = (
             ("built-in", None, 256, given.samples),
-            ("SD1's size", folder / "sd1", 128, given.samples),
+            ("SD1's size", folder / "sd1", 128, given.samples // 8),
             ("SD1's size", folder / "sd1", 512, given.samples // 100),
-        ):
+        )
+        data = {count: jpegs(folder / str(count), count) for *_, count in runs}
+        for network, weights, side, count in runs:
             vae = calotype.load(weights, device="cpu")
             pixels = torch.rand(min(count, BATCH), 3, side, side) * 2 - 1
             job = job_of(vae, Rules(size=(side, side)))
-            rates: dict[str, list[float]] = {"cache": [], "encodes alone": []}
+            rates: dict[str, list[float]] = {"cache": [], "encodes alone": [], "reads alone": []}
             vae.encode(pixels[:2])
             for turn in range(given.repeats):
                 out = folder / f"{network} {side} {turn}"
@@ -211,24 +216,39 @@ def make(given: argparse.Namespace) -> list[dict[str, Any]]:
                 for start in range(0, count, BATCH):
                     vae.encode(pixels[: min(BATCH, count - start)])
                 rates["encodes alone"].append(count / (time.perf_counter() - begin))
+                begin = time.perf_counter()
+                with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                    list(pool.map(partial(_read, side), sorted(data[count].glob("*.jpg"))))
+                rates["reads alone"].append(count / (time.perf_counter() - begin))
                 shutil.rmtree(out)
                 told = ", ".join(f"{way} {found[-1]:.2f} a second" for way, found in rates.items())
                 say(f"make: {network}, {side}, turn {turn + 1} of {given.repeats}: {told}")
-            shares = [one / other for one, other in zip(*rates.values(), strict=True)]
+            shares = [one / other for one, other, _ in zip(*rates.values(), strict=True)]
+            limits = [read / (read + encode) for _, encode, read in zip(*rates.values(), strict=True)]
             rows.append(
                 {"network": network, "side": side, "pictures": count, "share": statistics.median(shares),
-                 "share_min": min(shares), "share_max": max(shares),
+                 "share_min": min(shares), "share_max": max(shares), "limit": statistics.median(limits),
                  **{way: statistics.median(found) for way, found in rates.items()}}
             )  # fmt: skip
     return rows
 
 
+def _read(side: int, path: Path) -> None:
+    """As little as can be done for a picture before it is encoded."""
+    with Image.open(path) as image:
+        width, height = image.size
+        left, top = (width - min(image.size)) / 2, (height - min(image.size)) / 2
+        box = (left, top, width - left, height - top)
+        np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
 def table_of_make(rows: Sequence[dict[str, Any]]) -> Table:
     """What a reader wants of it."""
-    shown = Table("network", "pixels", "pictures", "rate of a cache, of encodes alone: median (least to most)")
+    shown = Table("network", "pixels", "pictures", "rate of a cache, of encodes alone: median (least to most)", "limit")
     for row in rows:
         share = f"{row['share']:.2f} ({row['share_min']:.2f} to {row['share_max']:.2f})"
-        shown.add_row(row["network"], f"{row['side']}x{row['side']}", str(row["pictures"]), share)
+        limit = f"{row['limit']:.2f}"
+        shown.add_row(row["network"], f"{row['side']}x{row['side']}", str(row["pictures"]), share, limit)
     return shown
 
 

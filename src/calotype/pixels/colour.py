@@ -33,12 +33,17 @@ def srgb(
         coded, transform, description = found
         if transform is not None:
             notices.append(f"The ICC profile {description!r} was converted to sRGB.")
-            return lambda image: _transformed(transform, image.convert(coded))
+            return lambda image: _transformed(transform, in_mode(image, coded))
     elif mode == "CMYK":
         notices.append("CMYK was converted without a profile, so its colours are approximate.")
     elif convert := _of_light(light, np.uint8, notices):
-        return lambda image: Image.fromarray(convert(np.asarray(image.convert("RGB"))))
-    return lambda image: image.convert("RGB")
+        return lambda image: Image.fromarray(convert(np.asarray(in_mode(image, "RGB"))))
+    return lambda image: in_mode(image, "RGB")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in this mode; itself where it is, of which Pillow would make a copy."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def deep_srgb(

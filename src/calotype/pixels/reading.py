@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import deep, opening, values as values_
-from calotype.pixels.colour import deep_srgb, srgb
+from calotype.pixels.colour import deep_srgb, in_mode, srgb
 from calotype.pixels.light import ADOBE
 from calotype.pixels.picture import Levels, Opacity, Picture, PictureRows
 from calotype.pixels.source import Source, of_file, of_image
@@ -305,5 +305,5 @@ def _colour(image: Image.Image, source: Source, stored: _Stored, orientation: in
             if opacity is None:
                 opacity, stored_opacity = empty(image.size, orientation, dtype=np.uint8)
             stored_opacity[rows] = np.asarray(part.getchannel("A"))
-        stored_levels[rows] = np.asarray(to_srgb(part.convert(mode)))
+        stored_levels[rows] = np.asarray(to_srgb(in_mode(part, mode)))
     return levels, opacity
