@@ -85,7 +85,7 @@ def builtin() -> str:
         f"`{kodak['command']}`, where KODAK is the folder with the suite's 24 pictures; {kodak['protocol']}.",
         "",
     ]
-    parts += ["Nothing was trained on these pictures. PSNR in dB / SSIM / LPIPS (VGG):", ""]
+    parts += ["The built-in weights were not trained on these pictures. PSNR in dB / SSIM / LPIPS (VGG):", ""]
     parts += ["| picture | " + " | ".join(f"{v['vae']} ({v['latent_channels']} channels)" for v in vaes) + " |"]
     parts += ["|---" * (len(vaes) + 1) + "|"]
 

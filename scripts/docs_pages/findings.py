@@ -23,12 +23,12 @@ def page() -> str:
 def _section(path: Path) -> list[str]:
     head = path.read_text().partition("\nset ")[0].splitlines()[1:]
     title, *about = (line.removeprefix("#").removeprefix(" ") for line in head)
-    seen = about.index("Seen:") if "Seen:" in about else len(about)
+    seen = next((i for i, line in enumerate(about) if re.fullmatch(r"Seen\b.*:", line)), len(about))
     parts = [f"## {path.stem}", "", title, ""]
     for line in about[:seen]:
         start = line.startswith(("Who meets it:", "What helps:", "What happens:"))
         parts += [""] if start else []
         parts.append(re.sub(r"(What one expects|What happens|Who meets it|What helps):", r"**\1:**", line))
     if seen < len(about):
-        parts += ["", "Seen:", "", "```text", *(line.removeprefix("  ") for line in about[seen + 1 :]), "```"]
+        parts += ["", about[seen], "", "```text", *(line.removeprefix("  ") for line in about[seen + 1 :]), "```"]
     return [*parts, "", "<!-- not run: installs the versions that it names -->", "", f"    bash findings/{path.name}"]
