@@ -21,7 +21,7 @@ from calotype.families.numbers import MOST_CHANNELS
 from calotype.pixels import Padding
 from calotype.texts import TextError, is_number, made, shown, whole
 
-Space = Literal["raw", "model"]
+Space = Literal["raw", "model"]  # as the VAE has latents, or as a diffusion model was trained on them
 
 MODEL = "model:"  # what begins the name of a format whose raw latents are the model latents of the one named
 

@@ -124,4 +124,4 @@ class Point:
         return self.mean
 
 
-Posterior = DiagonalGaussian | Point
+Posterior = DiagonalGaussian | Point  # what encoders give

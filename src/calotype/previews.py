@@ -26,8 +26,8 @@ from calotype.latents import KNOWN, LatentFormat, Latents, Packed, Space, space_
 from calotype.pixels import to_pil
 from calotype.texts import TextError, is_number, json_table, number, shown, whole
 
-KIND = "factors/1"
-BUILTIN = Path(__file__).parent / "weights" / "builtin" / "factors.json"
+KIND = "factors/1"  # what files of factors say that they are
+BUILTIN = Path(__file__).parent / "weights" / "builtin" / "factors.json"  # those of the VAE that ships
 _LARGEST = 256  # pixels along a side that a latent stands for
 _PACKED = "flux2"  # whose format comes with the weights, and not from `KNOWN`
 

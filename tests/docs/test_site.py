@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_pages import api
+from docs_pages import api, written
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,3 +78,17 @@ def test_links_to_findings_and_results_stay_in_the_site(script: dict[str, Any], 
 def test_every_package_that_names_what_is_public_has_a_page() -> None:
     assert set(api.with_names()) <= set(api.modules())
     assert len(api.modules()) > 50
+
+
+def test_names_that_are_described_together_are_described_one_by_one() -> None:
+    text = "Args:\n    a, b: in pixels,\n        both.\n    z: latents.\n\nRaises:\n    A, B: as they are."
+    assert written.apart(text).splitlines() == [
+        *("Args:", "    a: in pixels,", "        both.", "    b: in pixels,", "        both.", "    z: latents."),
+        *("", "Raises:", "    A, B: as they are."),
+    ]
+
+
+def test_comments_after_code_are_found_and_others_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text('# above\nside: int = 3  # in pixels\nname = "# none"\n')
+    assert written.comments(path) == {2: "in pixels"}

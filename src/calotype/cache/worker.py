@@ -54,7 +54,7 @@ _READING = 400 * 10**6  # bytes that pictures which are being read take at most,
 _TURNS = 8  # of the engine's threads, for what is encoded together: at the end of each they wait for the last
 _TOGETHER = 2**26  # bytes of pixels of these at most
 
-Array = NDArray[np.uint8]
+Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
 T = TypeVar("T")
 
 

@@ -39,7 +39,7 @@ from calotype.pixels import Padding, crop, pad, read_picture, to_pil
 from calotype.vae import VAE, enough_memory, pick_device
 from calotype.weights.container import Container, open_container
 
-PictureSource = str | os.PathLike[str] | bytes | Image.Image
+PictureSource = str | os.PathLike[str] | bytes | Image.Image  # bytes are those of a file
 
 
 def load_checkpoint(

@@ -90,7 +90,7 @@ class DenoiserConfig:
         return made(cls, values, "denoiser")
 
 
-SD1 = DenoiserConfig()
+SD1 = DenoiserConfig()  # the U-Net of Stable Diffusion 1
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:

@@ -21,7 +21,7 @@ from calotype.latents import Latents
 from calotype.pixels import Padding, require_rgb, to_pil
 from calotype.vae import VAE, load
 
-OnStep = Callable[[Step], None]
+OnStep = Callable[[Step], None]  # is called after each step of a drawing
 
 _OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
 

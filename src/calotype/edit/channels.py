@@ -28,7 +28,7 @@ from calotype.errors import LatentsError, UsageError
 from calotype.latents import Latents
 from calotype.texts import TextError, json_table, number, shown, whole
 
-Do = Literal["shift", "scale", "swap", "noise", "set", "copy"]
+Do = Literal["shift", "scale", "swap", "noise", "set", "copy"]  # what becomes of a channel: see docs/edit.md
 
 MOST = 10_000  # edits in a list
 _LARGEST = 1e6  # of a number in them

@@ -28,8 +28,8 @@ from calotype.errors import UsageError
 from calotype.pixels import read_picture_rows, require_whole, to_uint8
 from calotype.pixels.opening import strict_pillow
 
-MaskSource = str | os.PathLike[str] | bytes | Image.Image
-Selected = Literal["auto", "opaque", "transparent"]
+MaskSource = str | os.PathLike[str] | bytes | Image.Image  # bytes are those of a file
+Selected = Literal["auto", "opaque", "transparent"]  # what of a mask with alpha is selected
 
 NEAR = 8
 """Levels nearer than this to black or white are black or white."""

@@ -17,7 +17,7 @@ from calotype.pixels import PictureRows, for_channels, pad_rows, planes
 from calotype.posterior import DiagonalGaussian, Point
 from calotype.vae import VAE, picture_generator
 
-Noise = Literal["posterior", "latents"]
+Noise = Literal["posterior", "latents"]  # whose std is the unit: the posterior's, or that of a channel over the picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

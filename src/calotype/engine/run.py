@@ -27,7 +27,7 @@ from calotype.steps import Conv, Direction, Program
 if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd, Workers
 
-EngineName = Literal["auto", "winograd", "fused", "reference"]
+EngineName = Literal["auto", "winograd", "fused", "reference"]  # auto: the fastest that runs here
 
 _log = logging.getLogger("calotype")
 _said: list[bool] = []

@@ -32,7 +32,7 @@ from calotype.pixels.channels import NAMES
 from calotype.steps import Direction
 from calotype.vae import VAE
 
-Array = NDArray[np.uint8]
+Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
 
 
 DIRECTIONS: tuple[Direction, ...] = ("encode", "decode")

@@ -19,7 +19,7 @@ from torch import Tensor
 from calotype.errors import UsageError
 from calotype.pixels import from_array
 
-Array = NDArray[np.uint8]
+Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
 Resize = Literal["none", "exact", "bicubic", "bilinear", "tensor", "adm"]
 Similarity = Literal["gaussian", "reflect", "uniform"]
 

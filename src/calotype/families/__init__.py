@@ -36,22 +36,30 @@ _SHOWN = (*_FIRST, *(family for family in FAMILIES if family not in _FIRST))
 """In the order in which people are shown presets, latent formats and classes: what is known best comes first."""
 
 CONFIGS: Mapping[str, type[NetworkConfig]] = {family.config.kind: family.config for family in FAMILIES}
+"""Classes of configurations, by their `kind`."""
 
 PRESETS: Mapping[str, Preset] = {name: preset for family in _SHOWN for name, preset in family.presets.items()}
+"""Published weights, by name."""
 
 FORMATS: tuple[Mapping[str, Any], ...] = tuple(values for family in _SHOWN for values in family.formats)
+"""Latent formats, as `latents.LatentFormat.to_dict` gives them."""
 
 SPACES: Mapping[str, Space] = {name: space for family in _SHOWN for name, space in family.known_spaces.items()}
+"""What else is known of latent formats, by name."""
+
 FACTORS: Mapping[str, Mapping[str, Any]] = {
     name: values for family in FAMILIES for name, values in family.factors.items()
 }
+"""What makes RGB of model latents, by the name of their format, as `previews.Factors` has it."""
 
 KNOWN_FILES: Mapping[str, str] = {sha: name for family in FAMILIES for sha, name in family.files.items()}
+"""sha256 of single files in circulation -> latent format."""
 
 
 CLASSES: Mapping[str, DiffusersClass] = {
     name: told for family in _SHOWN if family.diffusers for name, told in family.diffusers.classes.items()
 }
+"""What is known of diffusers' classes, by name."""
 
 
 def family_of(config: NetworkConfig) -> Family:

@@ -25,7 +25,7 @@ except ImportError:
         "Pipelines need diffusers 0.42 or later; install it with: pip install 'calotype[diffusers]'"
     ) from None
 
-Pipeline = TypeVar("Pipeline")
+Pipeline = TypeVar("Pipeline")  # any of diffusers' pipelines
 
 
 class AutoencoderKL(DropIn, diffusers.AutoencoderKL):

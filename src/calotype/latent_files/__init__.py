@@ -18,7 +18,7 @@ from calotype.latent_files.found import CacheError, LatentFile, named, require_a
 from calotype.latents import Latents, Space
 from calotype.texts import shown
 
-Program = Literal["comfyui", "sd-scripts"]
+Program = Literal["comfyui", "sd-scripts"]  # whose files `save_latents` writes
 
 __all__ = [
     "CacheError",

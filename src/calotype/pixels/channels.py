@@ -22,7 +22,7 @@ NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 LUMA = (0.299, 0.587, 0.114)  # of R', G' and B'
 
-AlphaMode = Literal["over", "keep"]
+AlphaMode = Literal["over", "keep"]  # composited over a background, or kept aside
 
 
 def require_channels(channels: int) -> None:

@@ -18,7 +18,7 @@ from calotype.errors import PictureError, RemoteError
 from calotype.pixels import PictureRows, picture_size, read_picture_rows, to_uint8
 from calotype.pixels.kinds import HEAD, Listing
 
-Array = NDArray[np.uint8]
+Array = NDArray[np.uint8]  # a picture: [H, W, 3], sRGB levels
 
 TEXTS = (".txt", ".caption", ".json", ".jsonl", ".cls")
 """Suffixes of what may stand beside pictures and say something of them."""

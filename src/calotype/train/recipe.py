@@ -122,14 +122,14 @@ class Recipe:
 
     name: str
     network: Trainable  # a file may leave it out where it names weights to begin from, whose it is
-    sources: tuple[Source, ...]
-    start: Start | None = None
-    teacher: Teacher | None = None
+    sources: tuple[Source, ...]  # pictures
+    start: Start | None = None  # weights to begin from
+    teacher: Teacher | None = None  # another VAE whose latents are learned
 
     crop: int = 64  # side of the square crops, in pixels
     rule: Literal["random", "resized", "centre"] = "random"  # how crops are cut; see `crops.Crops`
     zoom: float = 1.0  # half of the crops are enlarged by up to this factor
-    flip: bool = True
+    flip: bool = True  # half of the crops are mirrored
     enlarge: bool = True  # pictures smaller than the crop; they are refused otherwise
     batch: int = 16  # crops a step, over all processes and parts
     accumulate: int = 1  # parts a step is computed in
@@ -137,14 +137,14 @@ class Recipe:
     seed: int = 0  # of weights, order, crops and posterior samples
 
     reconstruction: Literal["l1", "l2", "charbonnier", "ssim", "ms_ssim"] = "l1"
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: float = 1.0  # of the reconstruction; see docs/training.md, Losses
     perceptual: float = 0.0  # weight of LPIPS
     perceptual_net: Literal["vgg", "alex"] = "vgg"
     kl_weight: float = 1e-6  # on KL summed over latents, against the reconstruction summed over pixels
     logvar: Literal["fixed", "learned"] = "fixed"  # of the reconstruction, a scalar; fixed at 0
     latent: Literal["sample", "mode"] = "sample"  # what is decoded
     quiet: bool = True  # fresh networks begin with little posterior noise
-    adversarial: Adversarial | None = None
+    adversarial: Adversarial | None = None  # None, here and in the four below: no such loss
     equivariance: Equivariance | None = None
     alignment: Alignment | None = None
     shift: Shift | None = None
@@ -153,12 +153,12 @@ class Recipe:
     optimiser: Literal["adam", "adamw", "muon"] = "adamw"  # muon: for hidden convolutions; AdamW for the rest
     muon_rate: float = 2e-2  # its learning rate
     learning_rate: float = 1e-3  # Adam's
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-2  # of matrices and kernels; norms have none
+    betas: tuple[float, float] = (0.9, 0.99)  # Adam's
     warmup: int = 100  # steps of linear rise
     cooldown: int = 1_000  # steps of linear fall to zero, at the end
     clip: float = 1.0  # largest gradient norm; 0: any
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the running average of weights, a step
     precision: Literal["float32", "bfloat16"] = "float32"  # of the products; weights are float32
     channels_last: bool | None = None  # the layout of maps; left out: on the CPU, where it is the faster one
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time

@@ -48,7 +48,7 @@ from calotype.train.watch import PANELS, Watch, panel
 from calotype.vae import VAE, load, pick_device
 from calotype.weights.save import files_of as files_of_layout
 
-Array = NDArray[np.uint8]
+Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
 
 HELD_OUT = 64  # held-out pictures at most that are measured at each checkpoint, and stay in memory
 MEASURED = 10_000  # held-out pictures at most that quality is measured on at the end

@@ -35,7 +35,7 @@ from calotype.rows import require_rows_writable, write_rows
 from calotype.vae.exchange import adopted
 from calotype.vae.tensors import Coder, picture_generator
 
-PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture | PictureRows
+PictureSource = str | os.PathLike[str] | bytes | Image.Image | Picture | PictureRows  # bytes are those of a file
 
 
 class VAE(Coder):

@@ -82,10 +82,10 @@ class Coder:
         encode_dtype: torch.dtype | None = None,
         engine: EngineName = "auto",
     ) -> None:
-        self.loaded = loaded
+        self.loaded = loaded  # where the weights came from
         self.name = name
         self.sha256 = loaded.sha256
-        self.device = torch.device(device)
+        self.device = torch.device(device)  # on which it computes
         self.dtype = dtype
         # a narrower copy computes, and the weights as stored stay for what overflows in it
         narrows = dtype != torch.float32 and any(weight.dtype != dtype for weight in loaded.module.parameters())

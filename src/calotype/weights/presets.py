@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calotype.families import PRESETS
 
-BUILTIN = Path(__file__).parent / "builtin" / "builtin.safetensors"
+BUILTIN = Path(__file__).parent / "builtin" / "builtin.safetensors"  # the weights that ship
 
 
 def is_preset(name: str) -> bool:

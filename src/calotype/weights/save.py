@@ -27,7 +27,7 @@ from calotype.weights.mapped import dtype_name
 from calotype.weights.places import OTHER_SUFFIXES, SUFFIXES
 from calotype.weights.video import grafted
 
-WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "flax", "gguf"]
+WriteLayout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "flax", "gguf"]  # as `calotype convert --layout`
 
 DESCRIBED: tuple[WriteLayout, ...] = ("diffusers", "diffusers-2d", "flax")  # with a config.json
 WITH_FRAMES: tuple[WriteLayout, ...] = ("ldm", "diffusers", "gguf")  # which can hold what one picture does not need

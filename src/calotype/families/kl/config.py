@@ -9,7 +9,7 @@ from calotype.errors import UsageError
 from calotype.families.numbers import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, require_counts, require_flags
 from calotype.texts import is_number, is_whole, shown
 
-ActivationName = Literal["silu", "relu", "gelu", "mish"]
+ActivationName = Literal["silu", "relu", "gelu", "mish"]  # as diffusers' `act_fn`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class AutoencoderConfig:
         UsageError: if the numbers contradict each other.
     """
 
-    kind: ClassVar[str] = "autoencoder_kl"
-    has_posterior: ClassVar[bool] = True
-    in_model_space: ClassVar[bool] = False
+    kind: ClassVar[str] = "autoencoder_kl"  # its name in files
+    has_posterior: ClassVar[bool] = True  # whether the encoder gives moments
+    in_model_space: ClassVar[bool] = False  # whether raw latents are model latents already
 
     ch: int = 128  # channels at full resolution
     ch_mult: tuple[float, ...] = (1, 2, 4, 4)  # channels of each level, as multiples of ch
