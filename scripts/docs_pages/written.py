@@ -70,7 +70,7 @@ class Written(griffe.Extension):
             return
         said = comments(path).get(line, "").rstrip(".")
         if said and not said.startswith(("type: ", "noqa", "fmt: ")):
-            attr.docstring = griffe.Docstring(f"{said[:1].upper()}{said[1:]}.", parent=attr, lineno=line)
+            attr.docstring = griffe.Docstring(f"{said}.", parent=attr, lineno=line)
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Of a package, when all of it is known."""

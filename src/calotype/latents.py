@@ -100,8 +100,8 @@ class PerChannel(LatentFormat):
         UsageError: there are not as many numbers as channels, or a deviation is not above zero.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # one a channel
+    std: tuple[float, ...]  # one a channel, above zero
     scaling_factor: float = 1.0
 
     kind: ClassVar[str] = "per_channel"
@@ -138,9 +138,9 @@ class Packed(LatentFormat):
         UsageError: there are not four numbers for each channel, or a variance is not above zero.
     """
 
-    running_mean: tuple[float, ...]
-    running_var: tuple[float, ...]
-    eps: float = 1e-4
+    running_mean: tuple[float, ...]  # four a channel, of packed latents
+    running_var: tuple[float, ...]  # likewise
+    eps: float = 1e-4  # is added to the variances
 
     kind: ClassVar[str] = "packed"
     patch: ClassVar[int] = 2

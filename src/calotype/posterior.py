@@ -27,9 +27,9 @@ class DiagonalGaussian:
     def __init__(self, moments: Tensor) -> None:
         if moments.ndim != 4 or moments.shape[1] % 2:
             raise UsageError(f"moments must be [N, 2C, h, w], not {list(moments.shape)}.")
-        self.moments = moments
+        self.moments = moments  # [N, 2C, h, w]
         self.mean, logvar = moments.chunk(2, dim=1)
-        self.logvar = logvar.clamp(-30.0, 20.0)
+        self.logvar = logvar.clamp(-30.0, 20.0)  # [N, C, h, w], as the mean
 
     def float(self) -> DiagonalGaussian:
         """The same posterior in float32."""
@@ -104,7 +104,7 @@ class Point:
     """
 
     def __init__(self, latents: Tensor) -> None:
-        self.moments = self.mean = latents
+        self.moments = self.mean = latents  # [N, C, h, w]
 
     def float(self) -> Point:
         """The same posterior in float32."""

@@ -91,7 +91,7 @@ class Coder:
         narrows = dtype != torch.float32 and any(weight.dtype != dtype for weight in loaded.module.parameters())
         own = copy.deepcopy(loaded.module) if narrows else loaded.module
         self.module: Network = own.to(device=self.device, dtype=dtype)
-        self.engine = Engine(self.module, self.device, dtype, engine)
+        self.engine = Engine(self.module, self.device, dtype, engine)  # runs decodes; its plans say what they take
         self.encode_dtype = encode_dtype or torch.float32
         self._unsaid = encode_dtype is None and dtype != torch.float32
         self._encoding: tuple[Engine, tuple[int, ...]] | None = None
