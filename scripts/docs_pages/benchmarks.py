@@ -15,10 +15,10 @@ ABOUT = {
     "draw": "Whether the built-in model draws what it was told: see [drawing](draw.md#the-model-that-ships).",
     "engine": "Stable Diffusion's architecture beside other programs: see [the engine](engine.md#measured).",
     "engine-large": "One decode of 4096x4096 in 1 GB.",
-    "engine-limit-memory-scaling": "How near a decode comes to the fastest matrix product of the processor, memory under "
-    "budgets, and growth with the picture.",
-    "engine-speed-limit": "Stable Diffusion's network beside what else runs it, and how near a decode comes to the fastest "
-    "matrix product of the processor.",
+    "engine-limit-memory-scaling": "How near a decode comes to the fastest matrix product of the processor, memory "
+    "under budgets, and growth with the picture.",
+    "engine-speed-limit": "Stable Diffusion's network beside what else runs it, and how near a decode comes to the "
+    "fastest matrix product of the processor.",
     "evaluate": "What an evaluation costs, over encoding and decoding alone: see [evaluation](evaluation.md).",
     "families": "Other architectures beside diffusers' class of each.",
     "kodak": "The suite's 24 pictures; each of them stands with [the built-in weights](builtin.md#kodak).",
