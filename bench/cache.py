@@ -352,7 +352,9 @@ def main() -> None:
         measure, table = SECTIONS[section]
         rows = measure(given)
         Console().print(table(rows))
+        words = f"{section} --samples {given.samples} --repeats {given.repeats}"
         result = {
+            "command": f"python bench/cache.py {words}{' --sd-scripts PATH' * (section == 'sd-scripts')}",
             "section": section, "processor": processor(), "threads": torch.get_num_threads(),
             "torch": torch.__version__, "commit": git("rev-parse", "--short", "HEAD"), "samples": given.samples,
             "rows": rows,
