@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.errors import UsageError
+from calotype.studio import forms
 from calotype.studio.commands import load_line, memory_word, picture, resources, vae_option
 from calotype.studio.jobs import Command, Job, Order
 from calotype.studio.shelf import Shelf
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_VAES = 8
 _MOST_LPIPS = 2**21  # pixels of a region
+_MOST_OPEN = 2**24  # pixels that are kept of small pictures
 _lpips: dict[str, LPIPS] = {}
 
 
@@ -72,12 +75,11 @@ def _folder(name: str, taken: list[str]) -> str:
 
 
 def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
-    """How far a reconstruction is from its picture in a part of it: PSNR, SSIM, and LPIPS where its weights are here.
+    """How far a reconstruction is from its picture in a part of it: PSNR and SSIM, or LPIPS, which takes longer.
 
     As `calotype reconstruct` compares them: alpha counts where the VAE made it, and not where it was kept aside.
     """
-    from calotype.evaluate.lpips import LEAST, at_hand
-    from calotype.evaluate.metrics import psnr, ssim
+    from calotype.evaluate.metrics import RowMetrics
     from calotype.pixels import seen
 
     a, b = (visit.thing(form.get(key)) for key in ("original", "reconstruction"))
@@ -91,29 +93,35 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
     if not b.made or a.seen is None:
         raise UsageError(f"{b.name} is no reconstruction; choose one.")
+    width, height, lpips = right - left, bottom - top, forms.flag(form, "lpips")
+    reasons = {net: _unmeasured(net, width, height) for net in ("alex", "vgg")} if lpips else {}
+    if lpips and all(reasons.values()):
+        return {"lpips": reasons}
     # the reconstruction as it was written, with colours where it is transparent
     before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.path))
     index = form.get("vae", 0)
     shelf.vae(index)
     channels = shelf.load(index).picture_channels
-    before, after = (_with_channels(one, channels) for one in (before, after))
-    equal = bool((before == after).all())
-    found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": equal}
-    x, y = seen(before), seen(after)
-    found["psnr"] = None if equal else psnr(x, y)
-    smallest = min(right - left, bottom - top)
-    if smallest >= 11:
-        found["ssim"] = ssim(x, y)
-    for net in ("alex", "vgg"):
-        if not at_hand(net):
-            found["lpips"][net] = "weights are not here"
-        elif smallest < LEAST[net]:
-            found["lpips"][net] = f"needs {LEAST[net]} pixels"
-        elif (right - left) * (bottom - top) > _MOST_LPIPS:
-            found["lpips"][net] = "region too large"
-        else:
-            found["lpips"][net] = _distance(net, x, y)
-    return found
+    x, y = (seen(_with_channels(one, channels)) for one in (before, after))
+    if lpips:
+        return {"lpips": {net: reason or _distance(net, x, y) for net, reason in reasons.items()}}
+    metrics = RowMetrics(height, width)  # which takes little memory, however large the region
+    metrics.add(x, y)
+    psnr = metrics.psnr()
+    return {
+        "psnr": psnr, "ssim": metrics.ssim() if min(width, height) >= 11 else None, "equal": psnr == inf
+    }  # fmt: skip
+
+
+def _unmeasured(net: str, width: int, height: int) -> str:
+    """Why a region has no LPIPS; empty if it has."""
+    from calotype.evaluate.lpips import LEAST, at_hand
+
+    if not at_hand(net):  # type: ignore[arg-type]
+        return "weights are not here"
+    if min(width, height) < LEAST[net]:
+        return f"needs {LEAST[net]} pixels"
+    return f"takes up to {_MOST_LPIPS:,} pixels" if width * height > _MOST_LPIPS else ""
 
 
 def _distance(net: str, x: Tensor, y: Tensor) -> float:
@@ -139,15 +147,16 @@ def _with_channels(levels: Tensor, channels: int) -> Tensor:
 
 
 def _levels(visit: Visit, path: Path, box: tuple[int, int, int, int]) -> Tensor:
-    """A part of a picture, uint8 [C, h, w]; the last two pictures that were asked for are kept open."""
+    """A part of a picture, uint8 [C, h, w]; the last pictures that were asked for are kept open: two, or small ones."""
     kept: dict[Path, Image.Image] = visit.kept.setdefault("open", {})
-    if path not in kept:
-        while len(kept) >= 2:
-            kept.pop(next(iter(kept)))
+    image = kept.pop(path, None)
+    if image is None:
         image = Image.open(path)
         image.load()
-        kept[path] = image
-    return torch.from_numpy(np.array(kept[path].crop(box))).permute(2, 0, 1)
+    while len(kept) >= 2 and sum(one.width * one.height for one in kept.values()) > _MOST_OPEN:
+        kept.pop(next(iter(kept)))
+    kept[path] = image
+    return torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)
 
 
 ORDERS = {"look": order}
