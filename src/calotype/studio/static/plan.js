@@ -9,13 +9,13 @@ export function open(section) {
   const stage = make("div", { class: "stage" });
   section.append(side, stage);
   const vae = vaes();
-  const direction = options("What", [["decode", "decode"], ["encode", "encode"]], { name: "direction" });
+  const direction = options("Direction", [["decode", "decode"], ["encode", "encode"]], { name: "direction" });
   const size = text("Size (W×H)", { placeholder: "256 to 8192", name: "size" });
   const memory = text("Memory", { placeholder: "what is free, e.g. 1GB", name: "memory" });
   side.append(vae, direction, size, memory);
-  parts = { vae, direction, stage };
+  parts = { stage };
   const form = () => ({ tab: "plan", vae: vae.value(), direction: direction.value(), size: size.value(), memory: memory.value() });
-  parts.run = runner("Plan", form, { done, host: side });
+  runner("Plan", form, { done, host: side });
   stage.append(hint("What fits, and how long it takes", "Memory, work and time of every size, for this VAE on this machine. Nothing is cut into tiles: the same picture in less memory takes longer, and some sizes do not fit in little. Both are said beforehand."));
 }
 
@@ -27,9 +27,9 @@ function seconds(value) {
   return value < 5400 ? `${number(value / 60, 0)} min` : `${number(value / 3600, 1)} h`;
 }
 
-async function done(job) {
+async function done(job, { vae, direction }) {
   show(job, null);
-  const body = { vae: parts.vae.value(), direction: parts.direction.value() };
+  const body = { vae, direction };
   try {
     show(job, await ask("/api/now/pace", { body }));
   } catch (error) {
