@@ -255,8 +255,9 @@ def test_regions_are_measured_as_pictures_are(visitor: Visitor, tmp_path: Path) 
         "psnr": pytest.approx(psnr(x, y), abs=1e-9), "ssim": pytest.approx(ssim(x, y), abs=1e-9), "equal": False
     }  # fmt: skip
     assert visitor.json("/api/now/region", {**form, "box": [0, 0, 5, 5]})["ssim"] is None
-    lpips = visitor.json("/api/now/region", {**form, "box": [0, 0, 5, 5], "lpips": True})["lpips"]
-    assert set(lpips) == {"alex", "vgg"} and all(isinstance(why, str) for why in lpips.values())
+    for net in ("alex", "vgg"):
+        assert isinstance(visitor.json("/api/now/lpips", {**form, "box": [0, 0, 5, 5], "net": net})["lpips"], str)
+    assert "alex, vgg" in visitor.json("/api/now/lpips", {**form, "box": [0, 0, 5, 5], "net": "none"})["error"]
 
 
 def test_what_a_command_read_does_not_stay_behind_it(served: Served, visitor: Visitor, tmp_path: Path) -> None:

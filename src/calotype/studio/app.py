@@ -110,7 +110,8 @@ class Studio:
         }
         report = resources.files("calotype.evaluate.report")
         self.files["report.css"] = report.joinpath("report.css").read_bytes()
-        self.at_once = asyncio.Lock()  # what this process computes
+        self.at_once = asyncio.Lock()  # what this process computes while the page waits
+        self.later = asyncio.Lock()  # and what takes seconds
         self.reading = asyncio.Lock()  # a large picture takes memory while it is read
 
     def routes(self) -> list[Route]:
@@ -290,12 +291,13 @@ class Studio:
         return FileResponse(path, headers=_download(path.name) if "download" in request.query_params else None)
 
     async def now(self, request: Request, visit: Visit) -> Response:
-        """What is computed while the page waits for it: one at a time, and small."""
-        answer = {**look.NOW, **plan.NOW, **latents.NOW}.get(request.path_params["what"])
+        """What this process computes itself: one at a time, and beside it one that takes longer."""
+        what = request.path_params["what"]
+        answer = {**look.NOW, **look.LATER, **plan.NOW, **latents.NOW}.get(what)
         if answer is None:
             raise UsageError("There is no such question.")
         form = await _json(request)
-        async with self.at_once:
+        async with self.later if what in look.LATER else self.at_once:
             if await request.is_disconnected():  # the page has asked for something else meanwhile
                 return Response(status_code=400)
             found = await asyncio.to_thread(answer, self.shelf, visit, form)

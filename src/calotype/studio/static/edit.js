@@ -107,7 +107,7 @@ function transfer(form, result) {
 
 function directions(form, result) {
   const [start, end] = [options("From the pictures in", [], { name: "start" }), options("To those in", [], { name: "end" })];
-  const aligned = tick("What changes lies at one place in all", false, { name: "aligned" });
+  const aligned = tick("Aligned: at one place in all pictures", false, { name: "aligned" });
   const learning = make("fieldset", {}, make("legend", {}, "Learn a direction"), start, end, aligned);
   const folders = () => {
     for (const [i, one] of [start, end].entries()) {

@@ -198,15 +198,18 @@ async function measure() {
   for (const one of state.rebuilt) one.seen = all ? one.whole : {};
   table();
   const wanted = [];
-  const want = (lpips, key, place) => wanted.push(...state.rebuilt.map((one) => ({ one, lpips, found: one[key], place })));
-  if (!all) want(false, "seen", box);
-  if (shelf.lpips.length && !all) want(true, "seen", box);
-  if (shelf.lpips.length) want(true, "whole", whole);
-  for (const { one, lpips, found, place } of wanted.filter((each) => !(each.lpips && each.found.lpips))) {
-    const body = { original: thing.id, reconstruction: one.thing.id, vae: one.vae, box: place, lpips };
-    const got = await ask("/api/now/region", { body, signal }).catch((error) => ({ error: error.message }));
+  const want = (net, key, place) => wanted.push(...state.rebuilt.map((one) => ({ one, net, found: one[key], place })));
+  if (!all) want(null, "seen", box);
+  for (const net of shelf.lpips) {
+    if (!all) want(net, "seen", box);
+    want(net, "whole", whole);
+  }
+  for (const { one, net, found, place } of wanted) {
+    if (net && `lpips_${net}` in found) continue;
+    const body = { original: thing.id, reconstruction: one.thing.id, vae: one.vae, box: place, net };
+    const got = await ask(`/api/now/${net ? "lpips" : "region"}`, { body, signal }).catch((error) => ({ error: error.message }));
     if (signal.aborted) return;
-    Object.assign(found, got);
+    Object.assign(found, net && !got.error ? { [`lpips_${net}`]: got.lpips } : got);
     table();
   }
 }
@@ -218,7 +221,7 @@ function table() {
   const why = new Set();
   const decibels = (found) => (found.equal ? "∞" : number(found.psnr, 2));
   const distance = (found, net) => {
-    const value = found.lpips?.[net];
+    const value = found[`lpips_${net}`];
     if (typeof value === "string") why.add(`LPIPS ${net}: ${value}`);
     return typeof value === "number" ? number(value, 4) : "–";
   };
@@ -230,7 +233,7 @@ function table() {
       const later = (known, words) => (known || found.error ? words : "…");
       const cells = [
         later("psnr" in found, decibels(found)), later("ssim" in found, number(found.ssim, 4)),
-        ...nets.map((net) => later(found.lpips, distance(found, net))),
+        ...nets.map((net) => later(`lpips_${net}` in found, distance(found, net))),
       ];
       const name = make("th", { scope: "row" }, make("span", { class: `swatch c${i % 8}` }), one.name);
       return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
