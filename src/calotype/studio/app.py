@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import traceback
@@ -218,8 +219,7 @@ class Studio:
             async with self.reading:
                 thing = await asyncio.to_thread(take, path, shown)
         except BaseException:
-            path.unlink(missing_ok=True)
-            place.rmdir()
+            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             raise
         return JSONResponse(thing.facts())
 

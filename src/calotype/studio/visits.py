@@ -128,9 +128,13 @@ class Visit:
             image.putalpha(Image.fromarray(picture.alpha.numpy()))
         place = self.place()
         seen, thumbnail = place / "seen.png", place / "thumbnail.png"
-        image.save(seen, compress_level=1)
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(thumbnail)
+        try:
+            image.save(seen, compress_level=1)
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            image.save(thumbnail)
+        except OSError:  # the disk is full
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         thing = Thing(
             id=place.name, name=name, path=path, kind="picture", seen=seen, thumbnail=thumbnail, width=width,
             height=height, alpha=picture.alpha is not None, notices=picture.notices, made=made,

@@ -254,6 +254,11 @@ export function ended(job, host) {
   hold(...job.results.filter((one) => one.thing).map((one) => one.thing));
 }
 
+// On a phone what is shown stands below what is asked for.
+export function reveal(asked) {
+  if (matchMedia("(max-width: 860px)").matches) asked.closest(".tab").querySelector(".stage").scrollIntoView();
+}
+
 // A button that has a form done, and what is shown while and after.
 export function runner(words, form, { done, preview = null, host }) {
   const button = make("button", { type: "button", class: "strong run" }, words);
@@ -266,7 +271,10 @@ export function runner(words, form, { done, preview = null, host }) {
       const asked = await form();
       const end = await follow(await ask("/api/jobs", { body: asked }), words, status, preview);
       ended(end, status);
-      if (end.state === "done") await done(end, asked);
+      if (end.state === "done") {
+        await done(end, asked);
+        reveal(button);
+      }
     } catch (error) {
       status.replaceChildren(make("p", { class: "error", role: "alert" }, error.message));
     } finally {

@@ -1,6 +1,6 @@
 // Latents: channels as pictures, changed by hand, and what they decode to.
 
-import { amount, ask, changed, find, hint, make, number, now, options, runner, same, say, slot, text, things, toggle, vaes } from "./base.js";
+import { amount, ask, changed, find, hint, make, number, now, options, reveal, runner, same, say, slot, text, things, toggle, vaes } from "./base.js";
 
 const state = { shape: null, first: null, std: null, z: null, channel: 0, edits: [], view: "latents", drawing: null };
 let parts = {};
@@ -52,6 +52,7 @@ async function encode() {
     state.channel = Math.min(state.channel, facts.shape[0] - 1);
     build();
     await decode();
+    reveal(parts.load);
   } catch (error) {
     say(error.message);
   } finally {

@@ -51,7 +51,7 @@ function show(job, pace, why = "") {
       const share = row.attention_flops / Math.max(row.flops, 1);
       const spilled = row.spilled_bytes ? bytes(row.spilled_bytes) : "nothing";
       node.append(
-        make("td", {}, bytes(row.peak_bytes), svg), make("td", {}, time), make("td", {}, `${number(row.flops / 1e12, 3)} TFLOP`),
+        make("td", {}, bytes(row.peak_bytes), svg), make("td", {}, time), make("td", { class: "wide" }, `${number(row.flops / 1e12, 3)} TFLOP`),
         make("td", { class: "wide" }, `${number(100 * share, 0)}%`), make("td", { class: "wide" }, spilled),
       );
     }
@@ -67,7 +67,7 @@ function show(job, pace, why = "") {
     node.pick = pick;
     return node;
   });
-  const heads = [["size"], ["peak memory", "beside weights and picture"], ["time", "estimated"], ["work"], ["attention", "of the work", "wide"], ["spilled", "to a temporary file", "wide"]];
+  const heads = [["size"], ["peak memory", "beside weights and picture"], ["time", "estimated"], ["work", null, "wide"], ["attention", "of the work", "wide"], ["spilled", "to a temporary file", "wide"]];
   const head = make("tr", {}, ...heads.map(([one, small, cls]) => make("th", { scope: "col", class: cls }, one, small ? make("small", {}, small) : null)));
   const basis = pace ? `Times are estimated from ${pace.side}×${pace.side} pixels, which just took ${number(pace.seconds, 2)} s here; they hold while nothing else keeps the machine busy.` : why;
   parts.stage.replaceChildren(
