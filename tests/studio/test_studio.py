@@ -11,16 +11,23 @@ import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from studiokit import Served, Visitor, huge, left, photo, serving
 
 from calotype.cli.standing import run as command_line
+from calotype.draw.checkpoints import Checkpoint, Drawn
+from calotype.draw.model import load_model, save_model
 from calotype.edit.channels import Edit, edits_of
 from calotype.errors import UsageError
+from calotype.evaluate.metrics import psnr, ssim
+from calotype.latents import Latents
+from calotype.studio.draw import draw, redraw
 from calotype.studio.forms import number, size, text, whole
 from calotype.studio.jobs import Command
 from calotype.studio.shelf import Given, Shelf
@@ -41,12 +48,16 @@ def test_values_of_forms_are_right_or_one_sentence() -> None:
         lambda: size({"size": "64x0"}),
         lambda: size({"size": "64x48; rm"}),
         lambda: size({"size": 64}),
+        lambda: size({"size": "16384x16384"}),
+        lambda: whole({"seed": 10**5000}, "seed", 0, 0, 9),
+        lambda: number({"strength": 10**400}, "strength", 0, 0, 1),
+        lambda: number({"strength": [0] * 1000}, "strength", 0, 0, 1),
         lambda: text({"prompt": " \n "}, "prompt", "prompt"),
         lambda: text({}, "prompt", "prompt"),
     ):
         with pytest.raises(UsageError) as caught:
             wrong()
-        assert str(caught.value).endswith((".", "'"))
+        assert str(caught.value).endswith((".", "'")) and len(str(caught.value)) < 200
 
 
 def test_what_looks_like_an_option_is_none() -> None:
@@ -88,6 +99,9 @@ def test_names_are_file_names_and_differ(tmp_path: Path) -> None:
         assert visit.name(given) == made
     picture = visit.add_picture(photo(tmp_path / "one" / "a.png"), visit.name("a.png"))
     assert visit.name("A.png") == "A-2.png"
+    meanwhile = visit.add_picture(photo(tmp_path / "two" / "a.png"), "a.png")  # was named before the first came
+    assert meanwhile.name == "a-2.png"
+    visit.forget(meanwhile)
     visit.forget(picture)
     assert visit.name("a.png") == "a.png"
     assert not list(tmp_path.rglob("seen.png"))
@@ -101,6 +115,12 @@ def test_only_its_own_page_is_answered(served: Served, visitor: Visitor) -> None
     for origin in ("http://evil.example", "null", "", f"http://127.0.0.1:{port}1"):
         status, content = visitor.ask("/api/things?name=a.png", b"x", headers={"Origin": origin})
         assert status == 403 and b"another page" in content
+    for site in ("cross-site", "same-site"):  # another page may lead here, but not ask for parts
+        fetched = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+        assert visitor.ask("/", headers=fetched)[0] == 403
+        assert visitor.ask("/", headers={**fetched, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"})[0] == 403
+        led = {**fetched, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        assert visitor.ask("/", headers=led)[0] == 200
     assert b'"things":[]' in visitor.bytes("/api/visit")
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/app.py", "/etc/passwd", "/api/jobs/x/files/a"):
         assert visitor.ask(path)[0] in (400, 404)
@@ -110,7 +130,8 @@ def test_only_its_own_page_is_answered(served: Served, visitor: Visitor) -> None
         while part := plain.recv(65536):
             head += part
     head = head.split(b"\r\n\r\n")[0].lower()
-    assert b"samesite=strict" in head and b"httponly" in head
+    assert b"samesite=lax" in head and b"httponly" in head
+    assert f"set-cookie: calotype-studio-{port}=".encode() in head  # cookies are shared by all ports
     assert b"default-src 'self'" in head and b"frame-ancestors 'none'" in head
     assert b"nosniff" in head
 
@@ -136,7 +157,7 @@ def test_wrong_uploads_get_a_sentence(visitor: Visitor, tmp_path: Path) -> None:
     assert said["huge"].startswith("huge.png has 20000x20000 pixels, and the studio takes")
     said["direction"] = visitor.upload(tmp_path / "whole.png", "d.safetensors", "direction")["error"]
     assert "d.safetensors" in said["direction"] and "/" not in said["direction"]
-    assert visitor.json("/api/visit") == {"things": []}
+    assert visitor.json("/api/visit")["things"] == []
     assert visitor.upload(tmp_path / "whole.png")["width"] == 64
 
 
@@ -148,7 +169,7 @@ def test_wrong_forms_get_a_sentence_and_the_server_lives(visitor: Visitor, tmp_p
         ({"tab": "look", "picture": a, "vaes": []}, "No VAE"), ({"tab": "look", "picture": a, "vaes": [7]}, "no VAE"),
         ({"tab": "look", "picture": "../x", "vaes": [0]}, "no such picture"),
         ({"tab": "draw", "prompt": "  "}, "no prompt"), ({"tab": "draw", "prompt": "x", "seed": -1}, "Seed"),
-        ({"tab": "draw", "prompt": "x", "steps": 1e9}, "Steps"), ({"tab": "draw", "prompt": "x", "model": 3}, "model"),
+        ({"tab": "draw", "prompt": "x", "steps": 0}, "Steps"), ({"tab": "draw", "prompt": "x", "model": 3}, "model"),
         ({"tab": "draw", "prompt": "x", "negative": "y", "guidance": 1}, "negative prompt"),
         ({"tab": "draw.redraw", "picture": a, "prompt": "x", "mask": b, "steps": 1}, "b.png"),
         ({"tab": "edit.morph", "pictures": [a]}, "choose two"), ({"tab": "edit.morph", "pictures": [a, a]}, "twice"),
@@ -185,7 +206,7 @@ def test_two_visitors_do_not_see_each_other(served: Served, visitor: Visitor, tm
     other = Visitor(served.base)
     a = visitor.upload(photo(tmp_path / "a.png"))
     job = visitor.run(tab="plan", size="64x64")
-    assert other.json("/api/visit") == {"things": []}
+    assert other.json("/api/visit") == {"things": [], "jobs": []}
     for path in (f"/api/things/{a['id']}/file", f"/api/things/{a['id']}/seen.png", f"/api/jobs/{job['id']}/events"):
         assert other.ask(path)[0] in (400, 404)
     assert "no such picture" in other.run(tab="look", picture=a["id"], vaes=[0])["error"]
@@ -207,12 +228,44 @@ def test_jobs_wait_their_turn_and_can_be_cancelled(served: Served, visitor: Visi
     assert (waits["state"], waits["place"]) == ("waiting", 1)
     mine = visitor.json("/api/jobs", {"tab": "edit.vary", "picture": a})
     assert next(visitor.events(mine["id"]))["place"] == 2
+    assert [one["id"] for one in visitor.json("/api/visit")["jobs"]] == [long["id"], mine["id"]]
     visitor.json(f"/api/jobs/{mine['id']}/cancel", {})
     assert list(visitor.events(mine["id"]))[-1]["state"] == "cancelled"
     visitor.json(f"/api/jobs/{long['id']}/cancel", {})
     end = list(events)[-1]
     assert end["state"] == "cancelled" and end["part"] == 1
     assert list(other.events(short["id"]))[-1]["state"] == "done"
+
+
+def test_regions_are_measured_as_pictures_are(visitor: Visitor, tmp_path: Path) -> None:
+    a = visitor.upload(photo(tmp_path / "a.png"))["id"]
+    [result] = visitor.run(tab="look", picture=a, vaes=[0])["results"]
+    b = result["thing"]["id"]
+    planes = [
+        torch.from_numpy(np.array(Image.open(BytesIO(visitor.bytes(f"/api/things/{id}/seen.png"))))).permute(2, 0, 1)
+        for id in (a, b)
+    ]
+    form = {"original": a, "reconstruction": b, "vae": 0}
+    whole_ = visitor.json("/api/now/region", {**form, "box": [0, 0, 64, 48]})
+    assert whole_["psnr"] == pytest.approx(result["figures"]["psnr"], abs=1e-9)
+    assert whole_["ssim"] == pytest.approx(result["figures"]["ssim"], abs=1e-9)
+    x, y = (plane[:, 8:40, 16:56] for plane in planes)
+    part = visitor.json("/api/now/region", {**form, "box": [16, 8, 56, 40]})
+    assert part == {
+        "psnr": pytest.approx(psnr(x, y), abs=1e-9), "ssim": pytest.approx(ssim(x, y), abs=1e-9), "equal": False
+    }  # fmt: skip
+    assert visitor.json("/api/now/region", {**form, "box": [0, 0, 5, 5]})["ssim"] is None
+    for net in ("alex", "vgg"):
+        assert isinstance(visitor.json("/api/now/lpips", {**form, "box": [0, 0, 5, 5], "net": net})["lpips"], str)
+    assert "alex, vgg" in visitor.json("/api/now/lpips", {**form, "box": [0, 0, 5, 5], "net": "none"})["error"]
+
+
+def test_what_a_command_read_does_not_stay_behind_it(served: Served, visitor: Visitor, tmp_path: Path) -> None:
+    a = visitor.upload(photo(tmp_path / "read.png"))["id"]
+    assert visitor.run(tab="look", picture=a, vaes=[0])["state"] == "done"
+    assert len(list(served.temporaries.rglob("read.png"))) == 1
+    visitor.json(f"/api/things/{a}", method="DELETE")
+    assert list(served.temporaries.rglob("read.png")) == []
 
 
 def test_latents_are_changed_while_one_looks(visitor: Visitor, tmp_path: Path) -> None:
@@ -328,6 +381,43 @@ def test_what_is_shown_makes_what_is_given(
                 assert np.array_equal(before, after), name
             else:
                 assert (here / found).read_bytes() == content, name
+
+
+def test_models_of_ones_own_are_named_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own.safetensors"
+    save_model(load_model(), path)
+    shelf = Shelf(vaes=[Given("builtin", "builtin")], models=[Given("builtin", "builtin"), Given.weights(str(path))])
+    form = {"prompt": "a red apple", "seed": 3, "steps": 1, "model": 1}
+    monkeypatch.chdir(tmp_path)
+    order = draw(shelf, Visit(tmp_path), form)
+    assert command_line(order.commands[0].argv())[0] == 0
+    exec(compile(order.python, "draw", "exec"), {})
+    before, after = (np.array(Image.open(tmp_path / name)) for name in ("red-apple-3.png", "3.png"))
+    assert np.array_equal(before, after)
+
+
+def test_checkpoints_draw_in_python_with_what_the_command_line_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit, shelf = Visit(tmp_path), Shelf(vaes=[], models=[Given("builtin", "builtin"), Given("sd.ckpt", "/sd.ckpt")])
+    a, mask = (visit.add_picture(photo(tmp_path / "given" / name), name) for name in ("a.png", "mask.png"))
+    checkpoint = create_autospec(Checkpoint, instance=True)  # takes what the real one takes
+    picture = Image.new("RGB", (8, 8))
+    drawn = Drawn(picture=picture, latents=create_autospec(Latents, instance=True), prompt="", seed=0)
+    checkpoint.draw.return_value = checkpoint.redraw.return_value = [drawn]
+    monkeypatch.setattr("calotype.draw.checkpoints.load_checkpoint", lambda path: {"sd.ckpt": checkpoint}[path])
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "mask.png")
+    form = {"prompt": "a pear", "seed": 3, "steps": 2, "negative": "x", "model": 1, "size": "64x48"}
+    exec(compile(draw(shelf, visit, form).python, "draw", "exec"), {})
+    checkpoint.draw.assert_called_once_with(["a pear"], seeds=[3], steps=2, negative="x", size=(48, 64))
+    form = {"prompt": "a pear", "model": 1, "picture": a.id, "mask": mask.id, "strength": 0.5, "feather": 4}
+    exec(compile(redraw(shelf, visit, form).python, "redraw", "exec"), {})
+    [call] = checkpoint.redraw.call_args_list
+    assert call.kwargs.pop("mask").shape == (48, 64)
+    assert call.kwargs == {"seeds": [0], "strength": 0.5, "feather": 4}
+    assert {"3.png", "a-redraw-1.png"} <= {one.name for one in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

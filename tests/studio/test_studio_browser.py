@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from studiokit import Served, Visitor, huge, photo, serving
+from studiokit import Served, Visitor, huge, left, photo, serving
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install '.[test]')")
 
@@ -80,17 +80,17 @@ def test_look(page: Page, pictures: dict[str, Path]) -> None:
     page.press("look")
 
     def cells() -> list[str]:
-        return list(
-            page.script("return [...document.querySelectorAll('#look .figures td')].map((one) => one.innerText)")
-        )
+        """PSNR and SSIM of the whole and of what is in view."""
+        script = "return ['whole', 'seen'].flatMap((kind) => [2, 3].map((i) => document.querySelector(`#look .${kind}"
+        return list(page.script(script + " tbody tr > :nth-child(${i})`).innerText))"))
 
     def heads() -> str:
-        return str(page.script("return document.querySelector('#look .figures thead').innerText"))
+        return str(page.script("return document.querySelector('#look .seen caption').innerText"))
 
-    page.wait(lambda: cells()[2] not in ("", "\u2013"))
+    page.wait(lambda: cells()[2] not in ("\u2026", "\u2013"))
     assert cells()[0] == cells()[2] and cells()[1] == cells()[3]  # all of it is in view
     page.one("#look .switch [data-value='4']").click()
-    page.wait(lambda: cells()[2] != cells()[0])
+    page.wait(lambda: cells()[2] not in ("\u2026", cells()[0]))
     region = heads()
     body = page.driver.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.ARROW_RIGHT)
@@ -111,10 +111,58 @@ def test_look(page: Page, pictures: dict[str, Path]) -> None:
     body.send_keys("n")
     assert page.script("return document.querySelector('#look select').selectedOptions[0].text") == "alpha.png"
     page.wait(lambda: "96\u00d764" in heads())  # and is reconstructed
-    page.wait(lambda: cells()[2] not in ("", "\u2013"))
+    page.wait(lambda: cells()[2] not in ("\u2026", "\u2013"))
     assert cells()[0] == cells()[2]  # with alpha kept aside, too
     page.one("#look .same summary").click()
     assert page.one("#look .command").text == "calotype reconstruct alpha.png --alpha keep"
+
+
+@pytest.mark.slow
+def test_what_is_chosen_meanwhile_changes_nothing_of_what_is_shown(page: Page, pictures: dict[str, Path]) -> None:
+    page.add(pictures["a"], pictures["alpha"])
+    page.choose("look", "picture", "a.png")
+    page.one("#look .run").click()
+    page.choose("look", "picture", "alpha.png")
+    page.wait(lambda: page.each("#look .pane"))
+    assert "256\u00d7256" in page.one("#look .pane figcaption").text
+    page.go("latents")
+    page.choose("latents", "picture", "a.png")
+    page.one("#encode").click()
+    page.wait(lambda: page.each("#took") and page.one("#took").text)
+    page.choose("latents", "picture", "alpha.png")
+    page.one("#latents [data-do='shift']").click()
+    page.wait(lambda: page.one("#took").get_attribute("data-edits") == "1")
+    page.press("latents")
+    assert "a-channels.png" in page.one("#latents .stage .note").text
+    assert page.one("#summary").text.startswith("a.png: 16 channels of 32\u00d732")
+
+
+@pytest.mark.slow
+def test_what_runs_is_there_again_when_the_page_is_loaded_anew(page: Page) -> None:
+    page.go("draw")
+    page.put("draw", "prompt", "a sun")
+    page.put("draw", "steps", 1000)
+    page.one("#draw .run").click()
+    page.wait(lambda: page.each("#draw .progress") and "step" in page.one("#draw .progress").text)
+    page.driver.refresh()
+    page.wait(lambda: page.each("#still .progress") and "step" in page.one("#still .progress").text)
+    page.one("#still .progress button").click()
+    page.wait(lambda: page.each("#still .note"))
+    assert page.one("#still .note").text == "Cancelled."
+
+
+@pytest.mark.slow
+def test_a_studio_that_ended_is_said(tmp_path: Path) -> None:
+    with serving(tmp_path / "temporaries") as studio, browsing(tmp_path / "profile", studio.base) as page:
+        page.open().go("draw")
+        page.put("draw", "prompt", "a sun")
+        page.put("draw", "steps", 1000)
+        page.one("#draw .run").click()
+        page.wait(lambda: page.each("#draw .progress") and "step" in page.one("#draw .progress").text)
+        studio.stop()
+        page.wait(lambda: page.each("#draw .error"))
+        assert page.error("draw").startswith("The studio does not answer any more")
+        assert left(studio.temporaries) == []
 
 
 @pytest.mark.slow

@@ -349,7 +349,7 @@ def load_model(
     if not path.exists() and path != own.BUILTIN:
         raise WeightsError(f"{path}: there is no such file or folder; give a drawing model or a checkpoint.")
     name = BUILTIN if path == own.BUILTIN else path.name
-    if path == own.BUILTIN or _is_own(path):
+    if own.is_model(path):
         for option, value in (("--config", config), ("--dtype", dtype)):
             if value is not None:
                 raise UsageError(f"{option} goes with a checkpoint, and {name} is none; leave it out.")
@@ -362,16 +362,6 @@ def load_model(
 
     kind = None if dtype is None else getattr(torch, dtype.value)
     return CheckpointModel(load_checkpoint(path, vae=vae, config=config, device=device, dtype=kind), name, digest(path))
-
-
-def _is_own(path: Path) -> bool:
-    from calotype.draw.model import KEY
-    from calotype.weights.container import open_container
-
-    try:
-        return path.is_file() and KEY in open_container(path).metadata
-    except WeightsError:
-        return False  # what is wrong with it, says who loads it
 
 
 def _short(prompt: str) -> str:

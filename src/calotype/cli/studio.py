@@ -30,7 +30,8 @@ def command(
         ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="What draws beside the built-in model: a checkpoint.")
+        list[str] | None,
+        typer.Option("--model", help="What draws beside the built-in model: a drawing model's file, or a checkpoint."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Of this machine; 0 is any.", show_default=f"{PORT}, or any")

@@ -117,6 +117,14 @@ def save_model(model: DrawingModel, path: str | os.PathLike[str], *, dtype: torc
     write_safetensors(path, tensors, {KEY: json.dumps(head, ensure_ascii=False)})
 
 
+def is_model(path: Path) -> bool:
+    """Whether a file is a drawing model; what is wrong with one that is none, says who loads it."""
+    try:
+        return path.is_file() and KEY in open_container(path).metadata
+    except WeightsError:
+        return False
+
+
 def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
     """Reads what `save_model` wrote, in float32 and for inference; the built-in model where no path is given.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import traceback
@@ -53,7 +54,7 @@ class Guard:
     """Lets through what the studio's own page asks for, and nothing that another page has a browser ask for.
 
     The Host header must name this machine, or a name that an attacker has resolve to it would be an origin of theirs;
-    and what changes anything must come from the page's own origin.
+    what changes anything must come from the page's own origin; and another page may lead here, but fetch nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -89,12 +90,13 @@ def _foreign(method: str, headers: dict[str, str]) -> str | None:
     host = headers.get("host", "")
     if host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
         return "The studio answers to 127.0.0.1 and localhost only."
-    if method in ("GET", "HEAD"):
-        return None
     origin = urlsplit(headers.get("origin", ""))
-    if origin.scheme not in ("http", "https") or origin.netloc != host:
-        return "This was asked for by another page; the studio listens to its own."
-    return None
+    if method in ("GET", "HEAD"):
+        led = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        own = led or headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    else:
+        own = origin.scheme in ("http", "https") and origin.netloc == host
+    return None if own else "This was asked for by another page; the studio listens to its own."
 
 
 class Studio:
@@ -109,7 +111,9 @@ class Studio:
         }
         report = resources.files("calotype.evaluate.report")
         self.files["report.css"] = report.joinpath("report.css").read_bytes()
-        self.at_once = asyncio.Lock()  # what this process computes
+        self.at_once = asyncio.Lock()  # what this process computes while the page waits
+        self.later = asyncio.Lock()  # and what takes seconds
+        self.reading = asyncio.Lock()  # a large picture takes memory while it is read
 
     def routes(self) -> list[Route]:
         """All addresses."""
@@ -133,9 +137,9 @@ class Studio:
     async def page(self, request: Request) -> Response:
         """The page; a browser's first visit begins here."""
         response = Response(self.files["index.html"], media_type="text/html")
-        if self.visits.find(request.cookies.get(COOKIE)) is None:
+        if self.visits.find(_token(request)) is None:
             token, _ = await asyncio.to_thread(self.visits.begin)
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
+            response.set_cookie(_cookie(request), token, httponly=True, samesite="lax", path="/")
         return response
 
     async def static(self, request: Request) -> Response:
@@ -151,7 +155,7 @@ class Studio:
         """What answers a visit; errors become sentences."""
 
         async def found(request: Request) -> Response:
-            visit = self.visits.find(request.cookies.get(COOKIE))
+            visit = self.visits.find(_token(request))
             if visit is None:
                 return _error("Your visit has ended and its pictures are gone; load the page anew.", 401)
             try:
@@ -164,7 +168,8 @@ class Studio:
                 return _error(f"{error.strerror or error}.", 500)
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
-                return _error(f"The studio made an error of its own ({type(error).__name__}: {error}).", 500)
+                said = visit.tidy(f"{type(error).__name__}: {error}")
+                return _error(f"The studio made an error of its own ({said}).", 500)
 
         return found
 
@@ -174,11 +179,12 @@ class Studio:
 
     async def visit(self, request: Request, visit: Visit) -> Response:
         """What this visit holds."""
-        return JSONResponse({"things": [one.facts() for one in visit.things.values()]})
+        running = [one.facts(self.desk.place(one)) for one in list(visit.jobs.values()) if one.unfinished]
+        return JSONResponse({"things": [one.facts() for one in list(visit.things.values())], "jobs": running})
 
     async def forget(self, request: Request) -> Response:
         """Ends the visit."""
-        token = request.cookies.get(COOKIE)
+        token = _token(request)
         if token is not None and (visit := self.visits.find(token)) is not None:
             for job in [one for one in visit.jobs.values() if one.unfinished]:
                 self.desk.cancel(job)
@@ -186,7 +192,7 @@ class Studio:
                     await asyncio.sleep(0.05)
             await asyncio.to_thread(self.visits.end, token)
         response = JSONResponse({})
-        response.delete_cookie(COOKIE)
+        response.delete_cookie(_cookie(request))
         return response
 
     async def add(self, request: Request, visit: Visit) -> Response:
@@ -210,10 +216,10 @@ class Studio:
                         )
                     file.write(chunk)
             take = visit.add_picture if kind == "picture" else visit.add_direction
-            thing = await asyncio.to_thread(take, path, shown)
+            async with self.reading:
+                thing = await asyncio.to_thread(take, path, shown)
         except BaseException:
-            path.unlink(missing_ok=True)
-            place.rmdir()
+            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             raise
         return JSONResponse(thing.facts())
 
@@ -285,16 +291,28 @@ class Studio:
         return FileResponse(path, headers=_download(path.name) if "download" in request.query_params else None)
 
     async def now(self, request: Request, visit: Visit) -> Response:
-        """What is computed while the page waits for it: one at a time, and small."""
-        answer = {**look.NOW, **plan.NOW, **latents.NOW}.get(request.path_params["what"])
+        """What this process computes itself: one at a time, and beside it one that takes longer."""
+        what = request.path_params["what"]
+        answer = {**look.NOW, **look.LATER, **plan.NOW, **latents.NOW}.get(what)
         if answer is None:
             raise UsageError("There is no such question.")
         form = await _json(request)
-        async with self.at_once:
+        async with self.later if what in look.LATER else self.at_once:
+            if await request.is_disconnected():  # the page has asked for something else meanwhile
+                return Response(status_code=400)
             found = await asyncio.to_thread(answer, self.shelf, visit, form)
         if isinstance(found, bytes):
             return Response(found, media_type="application/octet-stream")
         return JSONResponse(_plain(found))
+
+
+def _cookie(request: Request) -> str:
+    """Browsers send a cookie to all ports of a host; another studio there has its own."""
+    return f"{COOKIE}-{request.url.port or 80}"
+
+
+def _token(request: Request) -> str | None:
+    return request.cookies.get(_cookie(request))
 
 
 async def _json(request: Request) -> dict[str, Any]:

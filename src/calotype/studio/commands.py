@@ -64,7 +64,7 @@ def inputs(things: Sequence[Thing]) -> dict[str, Path]:
 def picture(visit: Visit, job: Job, name: str, **more: Any) -> dict[str, Any]:
     """A picture that a command wrote, as a result that other commands may read."""
     path = job.folder / name
-    thing = visit.add_picture(path, visit.name(path.name), made=True)
+    thing = visit.add_picture(path, path.name, made=True)
     return {"kind": "picture", "thing": thing.facts(), "file": name, "url": job.keep(path), **more}
 
 

@@ -152,7 +152,7 @@ def learn(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     )
 
     def finish(visit: Visit, job: Job, said: list[Any]) -> list[dict[str, Any]]:
-        thing = visit.add_direction(job.folder / out, visit.name(out), made=True)
+        thing = visit.add_direction(job.folder / out, out, made=True)
         return [{**file(job, out, "direction"), "thing": thing.facts(), "figures": said[0]}]
 
     return Order("Learning", [Command("direction learn", [a, b], options)], {}, python, finish)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from calotype.errors import UsageError
+from calotype.studio.visits import MOST_PIXELS
+from calotype.texts import shown
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})[x\u00d7]([1-9][0-9]{0,4})")
-_LARGEST = 16384  # pixels a side
+LARGEST = 16384  # pixels a side
 
 
 def whole(form: dict[str, Any], key: str, default: int, least: int, most: int) -> int:
@@ -25,7 +26,7 @@ def whole(form: dict[str, Any], key: str, default: int, least: int, most: int) -
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not least <= value <= most:
-        raise UsageError(f"{title(key)} is a whole number from {least:,} to {most:,}, not {value!r}.")
+        raise UsageError(f"{title(key)} is a whole number from {least:,} to {most:,}, not {shown(value)}.")
     return value
 
 
@@ -38,10 +39,8 @@ def number(form: dict[str, Any], key: str, default: float, least: float, most: f
     value = form.get(key)
     if value is None or value == "":
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{title(key)} is a number from {least:g} to {most:g}, not {value!r}.")
-    if not least <= value <= most:
-        raise UsageError(f"{title(key)} is a number from {least:g} to {most:g}, not {value:g}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise UsageError(f"{title(key)} is a number from {least:g} to {most:g}, not {shown(value)}.")
     return float(value)
 
 
@@ -53,7 +52,7 @@ def choice(form: dict[str, Any], key: str, among: Sequence[str]) -> str:
     """
     value = form.get(key) or among[0]
     if value not in among:
-        raise UsageError(f"{title(key)} is one of {', '.join(among)}, not {value!r}.")
+        raise UsageError(f"{title(key)} is one of {', '.join(among)}, not {shown(value)}.")
     return str(value)
 
 
@@ -77,18 +76,23 @@ def text(form: dict[str, Any], key: str, what: str, most: int = 2000) -> str:
     return found
 
 
-def size(form: dict[str, Any], key: str = "size") -> list[str]:
+def size(form: dict[str, Any], most: int = MOST_PIXELS) -> list[str]:
     """The option --size, or none.
 
+    Args:
+        most: pixels.
+
     Raises:
-        UsageError: it is no WIDTHxHEIGHT.
+        UsageError: it is no WIDTHxHEIGHT, or too large.
     """
-    value = form.get(key)
+    value = form.get("size")
     if value is None or value == "":
         return []
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or max(map(int, found.groups())) > _LARGEST:
-        raise UsageError(f"A size is WIDTHxHEIGHT in pixels, as in 512x512, up to {_LARGEST} each, not {value!r}.")
+    if found is None or max(map(int, found.groups())) > LARGEST:
+        raise UsageError(f"A size is WIDTHxHEIGHT in pixels, as in 512x512, up to {LARGEST} each, not {shown(value)}.")
+    if int(found[1]) * int(found[2]) > most:
+        raise UsageError(f"{found[1]}x{found[2]} are more than the {most:,} pixels that the studio shows; give fewer.")
     return ["--size", f"{found[1]}x{found[2]}"]
 
 

@@ -14,13 +14,15 @@ import shlex
 import shutil
 import signal
 import sys
+import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from calotype.errors import UsageError
+from calotype.errors import CalotypeError, UsageError
 from calotype.studio.shelf import Given
 from calotype.studio.visits import MOST_OF_A_VISIT, Visit
 
@@ -75,7 +77,7 @@ class Order:
     Attributes:
         doing: in a word or two.
         commands: one after another, in one folder.
-        inputs: by the names that the commands have for them.
+        inputs: files, or what is in them, by the names that the commands have for them.
         python: lines that make the same.
         finish: what came out: the folder and what each command said (its JSON) -> what the page shows.
         preview: a picture in the folder that is rewritten while it runs.
@@ -83,7 +85,7 @@ class Order:
 
     doing: str
     commands: Sequence[Command]
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, Path | bytes]
     python: str
     finish: Callable[[Visit, Job, list[Any]], list[dict[str, Any]]]
     preview: str | None = None
@@ -173,11 +175,12 @@ class Desk:
             raise UsageError("Your pictures and results take 4 GiB here; forget some, or all, before you go on.")
         self._forget_old(visit)
         folder = visit.place()
-        for name, path in order.inputs.items():
-            try:
-                os.link(path, folder / name)
-            except OSError:  # a file system without
-                shutil.copy(path, folder / name)
+        try:
+            for name, given in order.inputs.items():
+                _lay(given, folder / name)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         job = Job(id=secrets.token_hex(8), order=order, visit=visit, folder=folder)
         visit.jobs[job.id] = job
         self._waiting.append(job)
@@ -200,12 +203,13 @@ class Desk:
         if job in self._waiting:
             self._waiting.remove(job)
             self._finish(job, "cancelled", "Cancelled before it began.")
+            self._tell_others()
         elif job is self._running and not job.stopping:
             job.stopping = True
             job.stopper = asyncio.create_task(self._stop(job))
 
     async def follow(self, job: Job) -> AsyncIterator[dict[str, Any]]:
-        """What becomes of it, until its end; or None at times when nothing does, so that a closed page is noticed."""
+        """What becomes of it, until its end; at times although nothing does, so that a closed page is noticed."""
         while True:
             changed = job.changed
             yield job.facts(self.place(job))
@@ -216,13 +220,13 @@ class Desk:
 
     async def _stop(self, job: Job) -> None:
         """Interrupts the command until it ends, and kills it where it does not."""
-        for _ in range(int(_PATIENCE)):
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
             if self._process is None or job is not self._running:
                 return
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGINT)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(job.changed.wait(), 1.0)
+            await asyncio.sleep(0.5)  # and again: before a command begins, a signal does nothing
         if self._process is not None and job is self._running:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -236,12 +240,22 @@ class Desk:
             job = self._running = self._waiting.pop(0)
             try:
                 await self._run(job)
-            except Exception as error:  # of the studio itself; the others go on
-                self._finish(job, "failed", f"{type(error).__name__}: {error}")
+            except CalotypeError as error:
+                self._finish(job, "failed", job.visit.tidy(str(error)))
+            except Exception as error:  # of the studio itself; the others go on, with a new process
+                traceback.print_exc(file=sys.stderr)
+                said = job.visit.tidy(f"{type(error).__name__}: {error}")
+                self._finish(job, "failed", f"The studio made an error of its own ({said}).")
+                await self._end()
+                await self._start()
             finally:
                 self._running = None
-            for other in self._waiting:
-                other.tell()
+            self._tell_others()
+
+    def _tell_others(self) -> None:
+        """Their places are others."""
+        for other in self._waiting:
+            other.tell()
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -322,7 +336,20 @@ class Desk:
         job.state, job.says, job.part = state, says, 1.0
         if state != "done":
             shutil.rmtree(job.folder, ignore_errors=True)
+        for path in {job.folder / name for name in job.order.inputs} - set(job.files.values()):
+            path.unlink(missing_ok=True)  # a picture that is forgotten stays nowhere
         job.tell()
+
+
+def _lay(given: Path | bytes, path: Path) -> None:
+    """A file where a command reads it."""
+    if isinstance(given, bytes):
+        path.write_bytes(given)
+        return
+    try:
+        os.link(given, path)
+    except OSError:  # a file system without
+        shutil.copy(given, path)
 
 
 _KILLED = (

@@ -114,8 +114,6 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     thing, given = visit.thing(form.get("picture")), shelf.vae(form.get("vae", 0))
     second: Thing | None = visit.thing(form["second"]) if form.get("second") else None
     _edits(form)
-    place = visit.place() / EDITS
-    place.write_text(json.dumps({"edits": form.get("edits", [])}) + "\n", encoding="utf-8")
     size = forms.size(form)
     out = f"{Path(thing.name).stem}-channels.png"
     more = [] if second is None else ["--from", second.name]
@@ -129,7 +127,8 @@ def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
         f"changed = edited(latents[0], read_edits(Path({EDITS!r})), *latents[1:])\n"
         f"vae.write_image({out!r}, changed{memory_word(shelf)})"
     )
-    taken = {**inputs([thing, *([second] if second else [])]), EDITS: place}
+    edits = json.dumps({"edits": form.get("edits", [])}) + "\n"
+    taken: dict[str, Path | bytes] = {**inputs([thing, *([second] if second else [])]), EDITS: edits.encode()}
 
     def finish(visit: Visit, job: Job, said: list[Any]) -> list[dict[str, Any]]:
         return [*only(out)(visit, job, said), file(job, EDITS, "edits")]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -11,17 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.errors import UsageError
+from calotype.studio import forms
 from calotype.studio.commands import load_line, memory_word, picture, resources, vae_option
 from calotype.studio.jobs import Command, Job, Order
 from calotype.studio.shelf import Shelf
 from calotype.studio.visits import Visit
+from calotype.texts import shown
 
 if TYPE_CHECKING:
-    from calotype.evaluate.lpips import LPIPS
+    from calotype.evaluate.lpips import LPIPS, Net
 
 _MOST_VAES = 8
 _MOST_LPIPS = 2**21  # pixels of a region
+_MOST_OPEN = 2**24  # pixels that are kept of small pictures
 _lpips: dict[str, LPIPS] = {}
+_opening = threading.Lock()
 
 
 def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
@@ -71,15 +78,33 @@ def _folder(name: str, taken: list[str]) -> str:
     return text if text not in taken else f"{text}-{len(taken) + 1}"
 
 
-def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
-    """How far a reconstruction is from its picture in a part of it: PSNR, SSIM, and LPIPS where its weights are here.
+@dataclass(frozen=True)
+class _Region:
+    """A part of a picture and of its reconstruction, checked."""
 
-    As `calotype reconstruct` compares them: alpha counts where the VAE made it, and not where it was kept aside.
-    """
-    from calotype.evaluate.lpips import LEAST, at_hand
-    from calotype.evaluate.metrics import psnr, ssim
-    from calotype.pixels import seen
+    visit: Visit
+    paths: tuple[Path, Path]
+    box: tuple[int, int, int, int]
+    channels: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height."""
+        left, top, right, bottom = self.box
+        return right - left, bottom - top
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Both as `calotype reconstruct` compares them: uint8 [C, h, w].
+
+        Alpha counts where the VAE made it, and not where it was kept aside.
+        """
+        from calotype.pixels import seen
+
+        a, b = (seen(_with_channels(_levels(self.visit, path, self.box), self.channels)) for path in self.paths)
+        return a, b
+
+
+def _region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> _Region:
     a, b = (visit.thing(form.get(key)) for key in ("original", "reconstruction"))
     box = form.get("box")
     if not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
@@ -88,43 +113,47 @@ def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{a.name} is {a.width}x{a.height} and {b.name} {b.width}x{b.height}; choose two of one size.")
     left, top, right, bottom = box
     if not (0 <= left < right <= a.width and 0 <= top < bottom <= a.height):
-        raise UsageError(f"The region {box} is not in a picture of {a.width}x{a.height}.")
+        raise UsageError(f"The region {shown(box)} is not in a picture of {a.width}x{a.height}.")
     if not b.made or a.seen is None:
         raise UsageError(f"{b.name} is no reconstruction; choose one.")
-    # the reconstruction as it was written, with colours where it is transparent
-    before, after = (_levels(visit, path, (left, top, right, bottom)) for path in (a.seen, b.path))
     index = form.get("vae", 0)
     shelf.vae(index)
-    channels = shelf.load(index).picture_channels
-    before, after = (_with_channels(one, channels) for one in (before, after))
-    equal = bool((before == after).all())
-    found: dict[str, Any] = {"box": box, "psnr": None, "ssim": None, "lpips": {}, "equal": equal}
-    x, y = seen(before), seen(after)
-    found["psnr"] = None if equal else psnr(x, y)
-    smallest = min(right - left, bottom - top)
-    if smallest >= 11:
-        found["ssim"] = ssim(x, y)
-    for net in ("alex", "vgg"):
-        if not at_hand(net):
-            found["lpips"][net] = "weights are not here"
-        elif smallest < LEAST[net]:
-            found["lpips"][net] = f"needs {LEAST[net]} pixels"
-        elif (right - left) * (bottom - top) > _MOST_LPIPS:
-            found["lpips"][net] = "region too large"
-        else:
-            found["lpips"][net] = _distance(net, x, y)
-    return found
+    # the reconstruction as it was written, with colours where it is transparent
+    return _Region(visit, (a.seen, b.path), (left, top, right, bottom), shelf.load(index).picture_channels)
 
 
-def _distance(net: str, x: Tensor, y: Tensor) -> float:
-    from calotype.evaluate.lpips import load_lpips
+def region(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
+    """How far a reconstruction is from its picture in a part of it: PSNR and SSIM."""
+    from calotype.evaluate.metrics import RowMetrics
+
+    found = _region(shelf, visit, form)
+    width, height = found.size
+    metrics = RowMetrics(height, width)  # which takes little memory, however large the region
+    metrics.add(*found.pair())
+    psnr = metrics.psnr()
+    return {
+        "psnr": psnr, "ssim": metrics.ssim() if min(width, height) >= 11 else None, "equal": psnr == inf
+    }  # fmt: skip
+
+
+def lpips(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> dict[str, Any]:
+    """The same by a network; where there is no distance, why."""
+    from calotype.evaluate.lpips import LEAST, at_hand, load_lpips
     from calotype.pixels import from_array
 
+    found, net = _region(shelf, visit, form), cast("Net", forms.choice(form, "net", ("alex", "vgg")))
+    width, height = found.size
+    if not at_hand(net):
+        return {"lpips": "weights are not here"}
+    if min(width, height) < LEAST[net]:
+        return {"lpips": f"needs {LEAST[net]} pixels a side"}
+    if width * height > _MOST_LPIPS:
+        return {"lpips": f"takes up to {_MOST_LPIPS:,} pixels"}
     if net not in _lpips:
-        _lpips[net] = load_lpips(net)  # type: ignore[arg-type]
-    pair = [from_array(one[:3].expand(3, -1, -1).permute(1, 2, 0).numpy())[None] for one in (x, y)]
+        _lpips[net] = load_lpips(net)
+    a, b = (from_array(one[:3].expand(3, -1, -1).permute(1, 2, 0).numpy())[None] for one in found.pair())
     with torch.no_grad():
-        return float(_lpips[net](*pair))
+        return {"lpips": float(_lpips[net](a, b))}
 
 
 def _with_channels(levels: Tensor, channels: int) -> Tensor:
@@ -139,16 +168,19 @@ def _with_channels(levels: Tensor, channels: int) -> Tensor:
 
 
 def _levels(visit: Visit, path: Path, box: tuple[int, int, int, int]) -> Tensor:
-    """A part of a picture, uint8 [C, h, w]; the last two pictures that were asked for are kept open."""
-    kept: dict[Path, Image.Image] = visit.kept.setdefault("open", {})
-    if path not in kept:
-        while len(kept) >= 2:
+    """A part of a picture, uint8 [C, h, w]; the last pictures that were asked for are kept open: two, or small ones."""
+    with _opening:
+        kept: dict[Path, Image.Image] = visit.kept.setdefault("open", {})
+        image = kept.pop(path, None)
+        if image is None:
+            image = Image.open(path)
+            image.load()
+        while len(kept) >= 2 and sum(one.width * one.height for one in kept.values()) > _MOST_OPEN:
             kept.pop(next(iter(kept)))
-        image = Image.open(path)
-        image.load()
         kept[path] = image
-    return torch.from_numpy(np.array(kept[path].crop(box))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)
 
 
 ORDERS = {"look": order}
 NOW = {"region": region}
+LATER = {"lpips": lpips}

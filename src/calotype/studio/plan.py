@@ -21,7 +21,7 @@ _TRIED = 32  # latents along a side of what is timed
 def order(shelf: Shelf, visit: Visit, form: dict[str, Any]) -> Order:
     """A plan for each size; one that does not fit in the memory has its reason instead."""
     given = shelf.vae(form.get("vae", 0))
-    wanted = forms.size(form)
+    wanted = forms.size(form, most=forms.LARGEST**2)
     direction = forms.choice(form, "direction", ("decode", "encode"))
     budget = form.get("memory") or ""
     if not isinstance(budget, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import threading
 import time
 import unicodedata
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Visit:
     jobs: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)  # what tabs keep of it, by their names
     at: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def thing(self, id: object, kind: str = "picture") -> Thing:
         """By its id.
@@ -93,7 +95,8 @@ class Visit:
         stem, dot, suffix = text.rpartition(".")
         stem, suffix = (stem, dot + suffix) if stem and len(suffix) <= 12 else (text, "")
         stem = stem[: _LONGEST - len(suffix)].rstrip(" .") or "picture"
-        taken = {one.name.lower() for one in self.things.values()} | {"builtin", *PRESETS}  # which a file would hide
+        hidden = {"builtin", *PRESETS}  # by a file of that name
+        taken = hidden | {one.name.lower() for one in list(self.things.values())}
         name, i = f"{stem}{suffix}", 1
         while name.lower() in taken:
             i += 1
@@ -125,15 +128,18 @@ class Visit:
             image.putalpha(Image.fromarray(picture.alpha.numpy()))
         place = self.place()
         seen, thumbnail = place / "seen.png", place / "thumbnail.png"
-        image.save(seen, compress_level=1)
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(thumbnail)
+        try:
+            image.save(seen, compress_level=1)
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            image.save(thumbnail)
+        except OSError:  # the disk is full
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         thing = Thing(
             id=place.name, name=name, path=path, kind="picture", seen=seen, thumbnail=thumbnail, width=width,
             height=height, alpha=picture.alpha is not None, notices=picture.notices, made=made,
         )  # fmt: skip
-        self.things[thing.id] = thing
-        return thing
+        return self._hold(thing)
 
     def add_direction(self, path: Path, name: str, *, made: bool = False) -> Thing:
         """Keeps what `calotype direction learn` wrote.
@@ -144,8 +150,13 @@ class Visit:
         from calotype.edit.directions import load_direction
 
         load_direction(path)
-        thing = Thing(id=secrets.token_hex(8), name=name, path=path, kind="direction", made=made)
-        self.things[thing.id] = thing
+        return self._hold(Thing(id=secrets.token_hex(8), name=name, path=path, kind="direction", made=made))
+
+    def _hold(self, thing: Thing) -> Thing:
+        """Keeps a thing; where one came meanwhile that has its name, it gets another."""
+        with self._lock:
+            thing.name = self.name(thing.name)
+            self.things[thing.id] = thing
         return thing
 
     def forget(self, thing: Thing) -> None:

@@ -16,12 +16,13 @@ export function make(name, attributes = {}, ...children) {
   return node;
 }
 
-export async function ask(path, { body, method, bytes } = {}) {
+export async function ask(path, { body, method, bytes, signal } = {}) {
   let response;
   try {
     const content = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
-    response = await fetch(path, { method: method || (content === undefined ? "GET" : "POST"), body: content });
+    response = await fetch(path, { method: method || (content === undefined ? "GET" : "POST"), body: content, signal });
   } catch {
+    if (signal?.aborted) throw new Error("This is not wanted any more.");
     throw new Error("The studio does not answer any more; start it again with `calotype studio`.");
   }
   if (!response.ok) {
@@ -56,26 +57,32 @@ export const number = (value, digits) => {
 
 export const shelf = { vaes: [], folders: [], models: [], lpips: [], memory: null };
 export const things = new Map(); // id -> facts
-export const changed = new EventTarget(); // "things", "now"
+export const changed = new EventTarget(); // "things", "now", "picked", "shelf"
 export const now = { id: null };
 
-const signal = (name) => changed.dispatchEvent(new Event(name));
+const tell = (name) => changed.dispatchEvent(new Event(name));
 
 export function hold(...found) {
   for (const thing of found) things.set(thing.id, thing);
-  signal("things");
+  tell("things");
 }
 
 export function choose(id) {
   now.id = id;
-  signal("now");
+  tell("now");
+}
+
+// by hand, in the tray
+export function pick(id) {
+  choose(id);
+  tell("picked");
 }
 
 export async function drop(id) {
   things.delete(id);
   if (now.id === id) now.id = pictures()[0]?.id ?? null;
-  signal("things");
-  signal("now");
+  tell("things");
+  tell("now");
   await ask(`/api/things/${id}`, { method: "DELETE" });
 }
 
@@ -147,13 +154,13 @@ export const size = (value = "") => text("Size (W×H)", { value, placeholder: "a
 export function slot(label, { kind = "picture", optional = false, index = 0, name = null } = {}) {
   const select = make("select", { name });
   const shot = make("span", { class: "shot checker" });
-  const node = make("label", { class: "slot" }, shot, label, select);
+  const node = make("label", { class: kind === "picture" ? "slot" : "field" }, kind === "picture" ? shot : null, label, select);
   let touched = false; // what was chosen stays
   const fill = () => {
     const before = select.value;
     const found = [...things.values()].filter((thing) => thing.kind === kind);
     const first = optional ? [make("option", { value: "" }, "none")] : [];
-    if (!optional && !found.length) first.push(make("option", { value: "" }, "add a picture above"));
+    if (!optional && !found.length) first.push(make("option", { value: "" }, kind === "picture" ? "add a picture above" : "none yet"));
     select.replaceChildren(...first, ...found.map((one) => make("option", { value: one.id }, one.name)));
     if (touched && things.has(before)) select.value = before;
     else if (!optional && found.length) select.value = (found[index] || found[found.length - 1]).id;
@@ -193,65 +200,84 @@ export function vaes(label = "VAE") {
 
 // --- jobs ---
 
-let running = null;
+const stops = []; // of what runs, the last begun at the end
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && running && !find("dialog[open]")) running();
+  if (event.key === "Escape" && stops.length && !find("dialog[open]")) stops.at(-1)();
 });
+
+// What becomes of a job, until its end, in a bar with a button that cancels it.
+export async function follow(job, words, host, preview = null) {
+  const bar = make("i");
+  const says = make("span", {}, words);
+  let stopping = false;
+  const stop = () => {
+    stopping = true;
+    says.textContent = "Cancelling";
+    ask(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => say(error.message));
+  };
+  const cancel = make("button", { type: "button", onclick: stop }, "Cancel");
+  host.replaceChildren(make("div", { class: "progress" }, says, cancel, make("div", { class: "rail" }, bar)));
+  stops.push(stop);
+  const source = new EventSource(`/api/jobs/${job.id}/events`);
+  try {
+    return await new Promise((resolve, reject) => {
+      let previews = 0;
+      source.onmessage = (event) => {
+        const facts = JSON.parse(event.data);
+        if (!["waiting", "running"].includes(facts.state)) return resolve(facts);
+        const before = facts.place === 1 ? "one job is" : `${facts.place} jobs are`;
+        if (stopping) says.textContent = "Cancelling";
+        else if (facts.state === "running") says.textContent = `${facts.says} · ${Math.round(100 * facts.part)}%`;
+        else says.textContent = facts.place ? `Waiting: ${before} before yours` : "Waiting";
+        bar.style.width = `${100 * facts.part}%`;
+        if (preview && facts.preview > previews) {
+          previews = facts.preview;
+          preview(`/api/jobs/${job.id}/preview?${previews}`);
+        }
+      };
+      // the browser asks again by itself, and does not say that nobody is there
+      const gone = () => source.readyState === EventSource.CLOSED && reject(new Error("The studio knows nothing of this any more; run it again."));
+      source.onerror = () => ask("/api/visit").then(gone, reject);
+    });
+  } finally {
+    source.close();
+    stops.splice(stops.indexOf(stop), 1);
+  }
+}
+
+// What a job said of its end, and its pictures to those at hand.
+export function ended(job, host) {
+  const notes = job.notes.map((note) => make("li", {}, note));
+  if (job.state === "failed") host.replaceChildren(make("p", { class: "error", role: "alert" }, job.says));
+  else if (job.state === "cancelled") host.replaceChildren(make("p", { class: "note" }, job.says));
+  else host.replaceChildren(...(notes.length ? [make("ul", { class: "notes" }, ...notes)] : []));
+  hold(...job.results.filter((one) => one.thing).map((one) => one.thing));
+}
+
+// On a phone what is shown stands below what is asked for.
+export function reveal(asked) {
+  if (matchMedia("(max-width: 860px)").matches) asked.closest(".tab").querySelector(".stage").scrollIntoView();
+}
 
 // A button that has a form done, and what is shown while and after.
 export function runner(words, form, { done, preview = null, host }) {
   const button = make("button", { type: "button", class: "strong run" }, words);
   const status = make("div", { class: "status", "aria-live": "polite" });
-  let stop = null;
   async function run() {
-    if (stop) return;
-    let source = null;
-    const fail = (message) => status.replaceChildren(make("p", { class: "error", role: "alert" }, message));
+    if (button.disabled) return;
     button.disabled = true;
     status.replaceChildren();
     try {
-      const job = await ask("/api/jobs", { body: await form() });
-      const bar = make("i");
-      const says = make("span", {}, words);
-      const cancel = make("button", { type: "button", onclick: () => stop?.() }, "Cancel");
-      status.replaceChildren(make("div", { class: "progress" }, says, cancel, make("div", { class: "rail" }, bar)));
-      stop = () => {
-        says.textContent = "Cancelling";
-        ask(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => say(error.message));
-      };
-      running = stop;
-      const end = await new Promise((resolve, reject) => {
-        source = new EventSource(`/api/jobs/${job.id}/events`);
-        let previews = 0;
-        source.onmessage = (event) => {
-          const facts = JSON.parse(event.data);
-          const before = facts.place === 1 ? "one job is" : `${facts.place} jobs are`;
-          if (facts.state === "waiting") says.textContent = facts.place ? `Waiting: ${before} before yours` : "Waiting";
-          else if (facts.state === "running") says.textContent = `${facts.says} · ${Math.round(100 * facts.part)}%`;
-          bar.style.width = `${100 * facts.part}%`;
-          if (preview && facts.state === "running" && facts.preview > previews) {
-            previews = facts.preview;
-            preview(`/api/jobs/${job.id}/preview?${previews}`);
-          }
-          if (!["waiting", "running"].includes(facts.state)) resolve(facts);
-        };
-        source.onerror = () => {
-          if (source.readyState === EventSource.CLOSED) reject(new Error("The studio does not answer any more."));
-        };
-      });
-      if (end.state === "failed") fail(end.says);
-      else if (end.state === "cancelled") status.replaceChildren(make("p", { class: "note" }, end.says));
-      else {
-        const notes = end.notes.map((note) => make("li", {}, note));
-        status.replaceChildren(...(notes.length ? [make("ul", { class: "notes" }, ...notes)] : []));
-        hold(...end.results.filter((one) => one.thing).map((one) => one.thing));
-        await done(end);
+      const asked = await form();
+      const end = await follow(await ask("/api/jobs", { body: asked }), words, status, preview);
+      ended(end, status);
+      if (end.state === "done") {
+        await done(end, asked);
+        reveal(button);
       }
     } catch (error) {
-      fail(error.message);
+      status.replaceChildren(make("p", { class: "error", role: "alert" }, error.message));
     } finally {
-      source?.close();
-      running = stop = null;
       button.disabled = false;
     }
   }

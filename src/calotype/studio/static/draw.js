@@ -1,6 +1,6 @@
 // Draw: words to pictures, and a chain of changes that one can step back in.
 
-import { amount, changed, field, find, hint, make, options, runner, same, seen, shelf, slot, text, things, toggle } from "./base.js";
+import { amount, changed, field, find, hint, make, now, options, runner, same, seen, shelf, slot, text, things, toggle } from "./base.js";
 import { Painter } from "./paint.js";
 
 const chain = []; // { id, words, from, job }
@@ -12,7 +12,7 @@ export function open(section) {
   const stage = make("div", { class: "stage" });
   section.append(side, stage);
   const prompt = field("What to draw", make("textarea", { name: "prompt", placeholder: "a red apple", maxlength: 2000 }));
-  const negative = text("Not", { name: "negative", placeholder: "nothing" });
+  const negative = text("Negative prompt", { name: "negative", placeholder: "nothing" });
   const seed = amount("Seed", 0, { least: 0, name: "seed" });
   const steps = amount("Steps", null, { least: 1, most: 1000, name: "steps", hint: "24" });
   const guidance = amount("Guidance", null, { step: 0.5, name: "guidance", hint: "4" });
@@ -31,7 +31,6 @@ export function open(section) {
   parts = { stage, mode, redraw, source, masked, mask, feather, painter, prompt, seed, wanted };
   const values = async () => {
     const common = { prompt: prompt.value(), negative: negative.value(), seed: seed.value(), steps: steps.value(), guidance: guidance.value(), model: model.value() };
-    parts.from = mode.chosen === "redraw" ? source.value() : null;
     if (mode.chosen === "draw") return { tab: "draw", ...common, size: wanted.value() };
     const over = { all: () => null, paint: () => painter.mask(), file: () => mask.value() };
     return { tab: "draw.redraw", ...common, picture: source.value(), strength: strength.value(), feather: feather.value(), mask: await over[masked.value()]() };
@@ -51,6 +50,7 @@ export function open(section) {
   changed.addEventListener("shelf", models);
   masked.input.addEventListener("change", () => show(mode.chosen));
   source.addEventListener("chosen", () => painter.show());
+  changed.addEventListener("picked", () => !section.hidden && mode.chosen === "redraw" && source.set(now.id));
   models();
   parts.strip = make("ol", { class: "strip", "aria-label": "Steps so far", hidden: true });
   parts.now = make("div", { class: "grows" });
@@ -67,8 +67,7 @@ function show(mode) {
   const paints = mode === "redraw" && parts.masked.value() === "paint";
   parts.mask.hidden = parts.masked.value() !== "file";
   parts.feather.hidden = parts.masked.value() === "all";
-  parts.painter.node.hidden = !paints;
-  if (paints) parts.painter.show().then(() => (parts.painter.node.hidden = false));
+  parts.painter.want(paints);
 }
 
 function preview(url) {
@@ -80,13 +79,13 @@ function preview(url) {
   image.decode().then(() => box.replaceChildren(image)).catch(() => null);
 }
 
-function done(job) {
-  if (!parts.from) chain.length = 0;
+function done(job, { picture: from }) {
+  if (!from) chain.length = 0;
   else {
-    const parent = chain.findIndex((one) => one.id === parts.from);
+    const parent = chain.findIndex((one) => one.id === from);
     if (parent < 0) {
       chain.length = 0;
-      chain.push({ id: parts.from, words: things.get(parts.from).name, job: null });
+      if (things.has(from)) chain.push({ id: from, words: things.get(from).name, job: null });
     } else chain.length = parent + 1; // what came after the step that is changed makes way
   }
   for (const result of job.results) chain.push({ id: result.thing.id, words: result.caption, job });

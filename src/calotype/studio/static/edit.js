@@ -1,6 +1,6 @@
 // Edit: morph, vary, blend, transfer, directions.
 
-import { add, amount, card, changed, field, hint, make, number, options, runner, same, say, shelf, short, size, slot, tick, toggle, vaes } from "./base.js";
+import { add, amount, card, changed, field, find, hint, make, now, number, options, runner, same, say, shelf, short, size, slot, tick, toggle, vaes } from "./base.js";
 import { Painter } from "./paint.js";
 
 const kinds = { morph, vary, blend, transfer, directions };
@@ -16,6 +16,8 @@ export function open(section) {
   parts = { side, stage, pick, forms: make("div") };
   side.append(pick, parts.forms);
   show("morph");
+  // a picture that is picked above takes the first place
+  changed.addEventListener("picked", () => !section.hidden && find(".slot", parts.forms).set(now.id));
 }
 
 function show(kind) {
@@ -38,10 +40,10 @@ const results = (result, large = false) => (job) => {
 
 function morph(form, result) {
   const chosen = [slot("From", { name: "from" }), slot("To", { index: 1, name: "to" }), slot("And then", { optional: true, name: "then" })];
-  const [frames, fps] = [amount("Frames a way", 16, { least: 2, most: 240, name: "frames" }), amount("A second", 12, { least: 0.5, most: 60, step: 0.5, name: "fps" })];
+  const [frames, fps] = [amount("Frames between two", 16, { least: 2, most: 240, name: "frames" }), amount("Frames a second", 12, { least: 0.5, most: 60, step: 0.5, name: "fps" })];
   const way = options("Way", [["slerp", "around the origin (slerp)"], ["lerp", "straight (lerp)"]], { name: "way" });
   const easing = options("Easing", ["linear", "cosine", "smoothstep", "in", "out"], { name: "easing" });
-  const end = options("At its end", [["ping-pong", "back the way it came"], ["closed", "on to the first"], ["once", "begins anew"]], { name: "end" });
+  const end = options("At its end", [["ping-pong", "there and back"], ["closed", "on to the first"], ["once", "from the start"]], { name: "end" });
   const format = options("Format", [["webp", "WebP"], ["gif", "GIF"], ["png", "APNG"]], { name: "format" });
   const [wanted, vae] = [size("256x256"), vaes()];
   form.append(...chosen, make("div", { class: "pair" }, frames, fps), way, make("div", { class: "pair" }, easing, end), make("div", { class: "pair" }, wanted, format), vae);
@@ -80,8 +82,7 @@ function blend(form, result) {
   built.blend.before = painter.node;
   const sources = () => {
     mask.hidden = source.value() === "paint";
-    painter.node.hidden = source.value() !== "paint" || !first.value();
-    if (source.value() === "paint") painter.show();
+    painter.want(source.value() === "paint");
   };
   for (const node of [source.input, wanted.input]) node.addEventListener("change", sources);
   first.addEventListener("chosen", sources);
@@ -106,7 +107,7 @@ function transfer(form, result) {
 
 function directions(form, result) {
   const [start, end] = [options("From the pictures in", [], { name: "start" }), options("To those in", [], { name: "end" })];
-  const aligned = tick("What changes lies at one place in all", false, { name: "aligned" });
+  const aligned = tick("Aligned: at one place in all pictures", false, { name: "aligned" });
   const learning = make("fieldset", {}, make("legend", {}, "Learn a direction"), start, end, aligned);
   const folders = () => {
     for (const [i, one] of [start, end].entries()) {
@@ -120,7 +121,15 @@ function directions(form, result) {
   const picture = slot("Picture", { name: "picture" });
   const direction = slot("Direction", { kind: "direction", name: "direction" });
   const file = make("input", { type: "file", accept: ".safetensors", "aria-label": "A direction's file" });
-  file.addEventListener("change", () => add(file.files[0], "direction").catch((error) => say(error.message)));
+  file.addEventListener("change", async () => {
+    if (!file.files.length) return;
+    try {
+      direction.set((await add(file.files[0], "direction")).id);
+    } catch (error) {
+      say(error.message);
+    }
+    file.value = "";
+  });
   const strength = amount("Strength", 1, { least: -10, most: 10, step: 0.1, name: "strength" });
   const said = make("div", { class: "stage-part" });
   const learned = (job) => {
@@ -130,10 +139,10 @@ function directions(form, result) {
     result.replaceChildren(said);
   };
   const learn = () => ({ tab: "edit.learn", start: Number(start.value()), end: Number(end.value()), aligned: aligned.value(), size: wanted.value(), vae: vae.value() });
-  form.append(learning, missing);
+  form.append(vae, learning, missing);
   runner("Learn", learn, { host: learning, done: learned });
   const applying = make("fieldset", {}, make("legend", {}, "Move a picture along it"), picture, direction, field("or a file", file), make("div", { class: "pair" }, strength, wanted));
-  form.append(applying, vae);
+  form.append(applying);
   const apply = () => ({ tab: "edit.apply", picture: picture.value(), direction: direction.value(), strength: strength.value(), size: wanted.value(), vae: vae.value() });
   const target = make("div", { class: "stage-part" });
   runner("Apply", apply, { host: applying, done: (job) => (results(target, true)(job), result.replaceChildren(said, target)) });

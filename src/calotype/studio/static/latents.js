@@ -1,6 +1,6 @@
 // Latents: channels as pictures, changed by hand, and what they decode to.
 
-import { amount, ask, changed, find, hint, make, number, now, options, runner, same, say, slot, text, things, toggle, vaes } from "./base.js";
+import { amount, ask, changed, find, hint, make, number, now, options, reveal, runner, same, say, slot, text, things, toggle, vaes } from "./base.js";
 
 const state = { shape: null, first: null, std: null, z: null, channel: 0, edits: [], view: "latents", drawing: null };
 let parts = {};
@@ -10,7 +10,7 @@ export function open(section) {
   const stage = make("div", { class: "stage" });
   section.append(side, stage);
   const picture = slot("Picture", { name: "picture" });
-  const second = slot("from", { optional: true, name: "second" });
+  const second = slot("from picture", { optional: true, name: "second" });
   const vae = vaes();
   const size = text("Size (W×H), up to 1024×1024", { value: "256x256", name: "size" });
   side.append(picture, vae, size);
@@ -32,13 +32,17 @@ function unpack(buffer) {
   return { facts, z: new Float32Array(aligned, 0, count), rest: aligned, used: 4 * count };
 }
 
-const form = () => ({ picture: parts.picture.value(), second: parts.second.value(), vae: parts.vae.value(), size: parts.size.value() });
-
 async function encode() {
+  if (parts.load.disabled) return;
   parts.load.disabled = true;
+  parts.load.textContent = "Encoding";
   find("#trouble").hidden = true;
   try {
-    const { facts, z, rest, used } = unpack(await ask("/api/now/channels", { body: form(), bytes: true }));
+    const body = { picture: parts.picture.value(), vae: parts.vae.value(), size: parts.size.value() };
+    const { facts, z, rest, used } = unpack(await ask("/api/now/channels", { body, bytes: true }));
+    await state.drawing; // of what was there before
+    state.form = body; // what is edited, whatever is chosen meanwhile
+    state.second = null;
     state.shape = facts.shape;
     state.first = z;
     state.z = z;
@@ -48,11 +52,21 @@ async function encode() {
     state.channel = Math.min(state.channel, facts.shape[0] - 1);
     build();
     await decode();
+    reveal(parts.load);
   } catch (error) {
     say(error.message);
   } finally {
     parts.load.disabled = false;
+    parts.load.textContent = "Encode";
   }
+}
+
+// what the server is asked for; one second picture serves all copies
+const form = () => ({ ...state.form, second: uses("copy") ? state.second : null, edits: state.edits });
+
+// another picture was chosen by its key
+export function next() {
+  if (state.shape) encode();
 }
 
 // --- numbers and colours ---
@@ -165,15 +179,18 @@ function controls() {
     if (value === null) throw new Error("Give a number first.");
     return value;
   };
-  const shift = amount("by", 1, { step: 0.1, name: "shift" });
-  const scale = amount("about its mean ×", 1.5, { step: 0.1, name: "scale" });
-  const noise = amount("× its own std", 0.5, { step: 0.1, name: "noise" });
-  const swap = options("with", numbers.map(([value]) => [value, value]), { name: "swap" });
+  const shift = amount("add", 1, { step: 0.1, name: "shift" });
+  const scale = amount("times, about its mean", 1.5, { step: 0.1, name: "scale" });
+  const noise = amount("times its own std", 0.5, { step: 0.1, name: "noise" });
+  const swap = options("with channel", numbers.map(([value]) => [value, value]), { name: "swap" });
   swap.input.value = String(Math.min(1, count - 1));
   parts.brush = amount("brush, latents", 3, { least: 1, most: 64, name: "brush" });
   parts.ink = amount("value painted", 2, { step: 0.5, name: "ink" });
   const copy = () => {
-    if (!parts.second.value()) throw new Error("Choose a second picture to copy from.");
+    const second = parts.second.value();
+    if (!second) throw new Error("Choose a second picture to copy from.");
+    if (uses("copy") && second !== state.second) throw new Error("Copies come from one picture; take the others back first, or make a file of this one.");
+    state.second = second;
     return { do: "copy", ...target() };
   };
   const one = () => {
@@ -191,7 +208,7 @@ function controls() {
     make("div", { class: "pair" }, parts.ink, parts.brush),
     make("small", {}, "Paint on the large channel."),
   );
-  const job = () => ({ tab: "latents", ...form(), second: uses("copy") ? parts.second.value() : null, edits: state.edits });
+  const job = () => ({ tab: "latents", ...form() });
   parts.tools.append((parts.runs = make("div", { class: "field" })));
   runner("Make a file of it", job, { host: parts.runs, done: (end) => parts.result.replaceChildren(saved(end), same(end)) });
 }
@@ -214,7 +231,8 @@ function refresh() {
     card.words.replaceChildren(make("b", {}, String(i)), ` ${number(found.mean, 2)} ± ${number(found.std, 2)}`, range);
     card.button.title = `channel ${i}: mean ${number(found.mean, 3)}, std ${number(found.std, 3)}, 1% ${number(found.low, 3)}, 99% ${number(found.high, 3)}, ${number(found.least, 3)} to ${number(found.most, 3)}`;
   });
-  find("#summary").textContent = `${count} channels of ${width}×${height}${state.view === "std" ? ", posterior std" : ""}; colours go from 1% to 99% of each`;
+  const name = things.get(state.form.picture)?.name ?? "a picture that was removed";
+  find("#summary").textContent = `${name}: ${count} channels of ${width}×${height}${state.view === "std" ? ", posterior std" : ""}; colours go from 1% to 99% of each`;
   const found = paintChannel(parts.paint, state.channel);
   parts.caption.replaceChildren(`channel ${state.channel}`, make("small", {}, `mean ${number(found.mean, 3)} · std ${number(found.std, 3)}`));
   const bar = make("canvas", { width: 256, height: 1 });
@@ -281,8 +299,7 @@ async function decode() {
       state.again = false;
       const begin = performance.now();
       try {
-        const body = { ...form(), second: uses("copy") ? parts.second.value() : null, edits: state.edits };
-        const { facts, z, rest, used } = unpack(await ask("/api/now/decoded", { body, bytes: true }));
+        const { facts, z, rest, used } = unpack(await ask("/api/now/decoded", { body: form(), bytes: true }));
         state.z = z;
         const blob = (from, length) => new Blob([new Uint8Array(rest, from, length)], { type: "image/png" });
         await put(parts.decoded, blob(used, facts.picture));

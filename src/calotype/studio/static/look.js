@@ -4,7 +4,7 @@ import { ask, changed, choose, find, hint, make, number, now, runner, same, seen
 import { View, difference, image } from "./view.js";
 
 const view = new View();
-const state = { job: null, original: null, rebuilt: [], mode: "side", at: 0.5, factor: 4, signed: true, left: "original", right: 0, figures: {} };
+const state = { job: null, original: null, rebuilt: [], mode: "side", at: 0.5, factor: 4, signed: true, left: "original", right: 0, box: null, stop: null, again: false };
 let host = null;
 let parts = {};
 
@@ -25,6 +25,7 @@ export function open(section) {
     () => ({ tab: "look", picture: picture.value(), vaes: parts.ticks.map((one, i) => (one.value() ? i : -1)).filter((i) => i >= 0) }),
     { done, host: side },
   );
+  vaes();
   const words = "Drop a picture, choose VAEs and press Reconstruct. What comes back stands beside it, at any zoom, with its difference and figures of the whole and of what you look at.";
   stage.append(hint("Look into a VAE", words));
   view.addEventListener("seen", measureSoon);
@@ -35,20 +36,26 @@ function vaes() {
     const more = vae.error ? "can't be loaded" : `f${vae.factor}, ${vae.channels} ch`;
     return tick(vae.label ?? vae.name, !vae.error, { name: `vae-${i}`, disabled: Boolean(vae.error) }, more);
   });
-  parts.choice.replaceChildren(make("legend", {}, "VAEs"), ...parts.ticks);
+  const waits = parts.ticks.length ? null : make("p", { class: "note" }, "They are being loaded.");
+  parts.choice.replaceChildren(...[make("legend", {}, "VAEs"), waits, ...parts.ticks].filter(Boolean));
+  parts.run.button.disabled = !parts.ticks.length;
 }
 
-async function done(job) {
-  const original = things.get(parts.picture.value());
-  state.job = job;
-  state.original = { thing: original, image: await image(seen(original.id)) };
-  state.rebuilt = await Promise.all(
-    job.results.map(async (result) => ({ ...result, name: shelf.vaes[result.vae].label, image: await image(seen(result.thing.id)) })),
+async function done(job, asked) {
+  const thing = things.get(asked.picture);
+  if (!thing) throw new Error("The picture was removed meanwhile; choose another.");
+  const original = { thing, image: await image(seen(thing.id)) };
+  const rebuilt = await Promise.all(
+    job.results.map(async (result) => ({
+      ...result, name: shelf.vaes[result.vae].label, image: await image(seen(result.thing.id)),
+      whole: { psnr: result.figures.psnr, ssim: result.figures.ssim, equal: result.figures.psnr === null }, seen: {},
+    })),
   );
-  state.figures = {};
-  state.right = 0;
-  state.left = "original";
+  state.stop?.abort();
+  Object.assign(state, { job, original, rebuilt, box: null, right: 0, left: "original" });
   build();
+  if (state.again) setTimeout(parts.run.run);
+  state.again = false;
 }
 
 function build() {
@@ -60,7 +67,7 @@ function build() {
   parts.modes = modes;
   parts.zooms = zooms;
   parts.panes = make("div", { class: "panes grows" });
-  parts.figures = make("div", { class: "scrolls", tabindex: 0 });
+  parts.figures = make("div", { class: "both" });
   const notes = state.original.thing.notices.map((one) => make("li", {}, one));
   const saves = state.rebuilt.flatMap((one) => [
     make("a", { href: `/api/things/${one.thing.id}/file`, download: one.thing.name }, `${one.thing.name} (${one.name})`), " · ",
@@ -70,7 +77,7 @@ function build() {
   parts.stage.replaceChildren(tools, parts.panes, parts.figures, make("ul", { class: "notes" }, ...notes), save, same(state.job));
   view.fitted = true;
   mode(state.mode);
-  whole();
+  table();
 }
 
 const draws = (picture) => (context) => context.drawImage(picture, 0, 0);
@@ -109,10 +116,13 @@ function mode(value) {
     }
   } else {
     const of = (key) => (key === "original" ? before : state.rebuilt[Number(key)].image);
-    parts.more.append(
-      pick(state.left, (key) => ((state.left = key), view.draw())), "|",
-      pick(state.right, (key) => ((state.right = key), view.draw())),
-    );
+    const named = () => {
+      const [left, right] = [state.left, state.right].map((key) => (key === "original" ? key : state.rebuilt[Number(key)].name));
+      names.textContent = `${left} | ${right}`;
+      view.draw();
+    };
+    const names = make("span");
+    parts.more.append(pick(state.left, (key) => ((state.left = key), named())), "|", pick(state.right, (key) => ((state.right = key), named())));
     const paint = (context) => {
       const { width, height } = context.canvas;
       const edge = Math.round(state.at * width);
@@ -152,8 +162,9 @@ function mode(value) {
       }
     });
     pane.box.append(divider);
-    find("figcaption", pane.node).prepend("left | right");
+    find("figcaption", pane.node).prepend(names);
     panes = [pane];
+    named();
     set(state.at);
   }
   parts.panes.replaceChildren(...panes.map((pane) => pane.node));
@@ -163,43 +174,42 @@ function mode(value) {
 // --- figures: of the whole, and of what is seen ---
 
 let timer = 0;
-let asked = 0;
 
 function measureSoon() {
   if (!state.original || !parts.panes?.isConnected) return;
   const times = view.scale;
-  find("#scale").textContent = `${times >= 1 ? "" : ""}${Math.round(100 * times)}%`;
+  find("#scale").textContent = `${Math.round(100 * times)}%`;
   const near = ["1", "2", "4", "8"].find((one) => Math.abs(Number(one) / times - 1) < 0.005);
   parts.zooms.set(view.fitted ? "fit" : (near ?? ""));
   clearTimeout(timer);
-  timer = setTimeout(region, 250);
+  timer = setTimeout(measure, 250);
 }
 
-async function figuresOf(one, box) {
-  return ask("/api/now/region", { body: { original: state.original.thing.id, reconstruction: one.thing.id, vae: one.vae, box } });
-}
-
-async function whole() {
-  table();
-  const { width, height } = state.original.thing;
-  if (!shelf.lpips.length || width * height > 2 ** 21) return;
-  for (const [i, one] of state.rebuilt.entries()) {
-    state.figures[`whole-${i}`] = await figuresOf(one, [0, 0, width, height]).catch(() => null);
-    table();
-  }
-}
-
-async function region() {
+// First what is soon there, then LPIPS; what is not looked at any more is not asked for.
+async function measure() {
   const box = view.region();
-  if (!state.original || host.hidden || box[2] <= box[0] || box[3] <= box[1]) return;
-  const known = String(box) === String(state.box) && state.rebuilt.every((_, i) => state.figures[`seen-${i}`]);
-  if (known) return;
-  const mine = (asked += 1);
+  if (host.hidden || box[2] <= box[0] || box[3] <= box[1] || String(box) === String(state.box)) return;
+  state.stop?.abort();
+  const { signal } = (state.stop = new AbortController());
+  const { thing } = state.original;
+  const whole = [0, 0, thing.width, thing.height];
+  const all = String(box) === String(whole);
   state.box = box;
-  for (const [i, one] of state.rebuilt.entries()) {
-    const found = await figuresOf(one, box).catch((error) => ({ error: error.message }));
-    if (mine !== asked) return;
-    state.figures[`seen-${i}`] = found;
+  for (const one of state.rebuilt) one.seen = all ? one.whole : {};
+  table();
+  const wanted = [];
+  const want = (net, key, place) => wanted.push(...state.rebuilt.map((one) => ({ one, net, found: one[key], place })));
+  if (!all) want(null, "seen", box);
+  for (const net of shelf.lpips) {
+    if (!all) want(net, "seen", box);
+    want(net, "whole", whole);
+  }
+  for (const { one, net, found, place } of wanted) {
+    if (net && `lpips_${net}` in found) continue;
+    const body = { original: thing.id, reconstruction: one.thing.id, vae: one.vae, box: place, net };
+    const got = await ask(`/api/now/${net ? "lpips" : "region"}`, { body, signal }).catch((error) => ({ error: error.message }));
+    if (signal.aborted) return;
+    Object.assign(found, net && !got.error ? { [`lpips_${net}`]: got.lpips } : got);
     table();
   }
 }
@@ -208,24 +218,36 @@ function table() {
   const nets = shelf.lpips;
   const { width, height } = state.original.thing;
   const box = state.box || [0, 0, width, height];
-  const heads = ["PSNR", "SSIM", ...nets.map((net) => `LPIPS ${net}`)];
-  const group = (words, small) => make("th", { colspan: heads.length, scope: "colgroup" }, words, make("small", {}, small));
-  const first = make("tr", {}, make("th", { scope: "col" }, "VAE"), group("whole picture", `${width}×${height}`), group("in view", `${box[2] - box[0]}×${box[3] - box[1]} at ${box[0]}, ${box[1]}`), make("th", { scope: "col" }, "a pixel"));
-  const second = make("tr", {}, make("th"), ...[...heads, ...heads].map((one) => make("th", { scope: "col" }, one)), make("th"));
-  const db = (found) => (found?.equal ? "∞" : number(found?.psnr, 2));
-  const lpips = (found, net) => (typeof found?.lpips?.[net] === "number" ? number(found.lpips[net], 4) : (found?.lpips?.[net] ?? "–"));
-  const rows = state.rebuilt.map((one, i) => {
-    const [all, part] = [state.figures[`whole-${i}`], state.figures[`seen-${i}`]];
-    const cells = [
-      number(one.figures.psnr ?? Infinity, 2), number(one.figures.ssim, 4), ...nets.map((net) => lpips(all, net)),
-      db(part), number(part?.ssim, 4), ...nets.map((net) => lpips(part, net)),
-      `${number(one.figures.numbers_per_pixel, 3)} numbers`,
-    ];
-    const name = make("th", { scope: "row" }, make("span", { class: `swatch c${i % 8}` }), one.name);
-    return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
-  });
-  const missing = nets.length ? null : make("p", { class: "note" }, "LPIPS is not shown: its weights are not on this machine (`calotype evaluate` fetches them, once).");
-  parts.figures.replaceChildren(make("table", { class: "figures" }, make("thead", {}, first, second), make("tbody", {}, ...rows)), ...(missing ? [missing] : []));
+  const why = new Set();
+  const decibels = (found) => (found.equal ? "∞" : number(found.psnr, 2));
+  const distance = (found, net) => {
+    const value = found[`lpips_${net}`];
+    if (typeof value === "string") why.add(`LPIPS ${net}: ${value}`);
+    return typeof value === "number" ? number(value, 4) : "–";
+  };
+  const figures = (kind, title, small) => {
+    const heads = ["VAE", "PSNR", "SSIM", ...nets.map((net) => `LPIPS ${net}`)];
+    const rows = state.rebuilt.map((one, i) => {
+      const found = one[kind];
+      if (found.error) why.add(found.error);
+      const later = (known, words) => (known || found.error ? words : "…");
+      const cells = [
+        later("psnr" in found, decibels(found)), later("ssim" in found, number(found.ssim, 4)),
+        ...nets.map((net) => later(`lpips_${net}` in found, distance(found, net))),
+      ];
+      const name = make("th", { scope: "row" }, make("span", { class: `swatch c${i % 8}` }), one.name);
+      return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
+    });
+    const head = make("tr", {}, ...heads.map((one) => make("th", { scope: "col" }, one)));
+    const caption = make("caption", {}, title, make("small", {}, small));
+    return make("div", { class: "scrolls", tabindex: 0 }, make("table", { class: `figures ${kind}` }, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
+  };
+  const tables = [
+    figures("whole", "Whole picture", `${width}×${height}`),
+    figures("seen", "In view", `${box[2] - box[0]}×${box[3] - box[1]} at ${box[0]}, ${box[1]}`),
+  ];
+  if (!nets.length) why.add("LPIPS is not shown: its weights are not on this machine (`calotype evaluate` fetches them, once)");
+  parts.figures.replaceChildren(...tables, ...(why.size ? [make("p", { class: "note" }, `${[...why].join("; ").replace(/\.$/, "")}.`)] : []));
 }
 
 export function shown() {
@@ -234,7 +256,9 @@ export function shown() {
 
 // another picture was chosen by its key
 export function next() {
-  if (state.original) parts.run.run();
+  if (!state.original) return;
+  if (parts.run.button.disabled) state.again = true;
+  else parts.run.run();
 }
 
 export function key(event) {

@@ -1,6 +1,6 @@
 // Tabs, the tray of pictures, dropping them, and keys of the whole page.
 
-import { add, all, ask, changed, choose, drop, find, hold, make, now, pictures, say, shelf, things, thumbnail } from "./base.js";
+import { add, ask, changed, choose, drop, ended, find, follow, hold, make, now, pick, pictures, say, shelf, thumbnail } from "./base.js";
 import * as draw from "./draw.js";
 import * as edit from "./edit.js";
 import * as latents from "./latents.js";
@@ -28,11 +28,11 @@ function tray() {
   const draw = () => {
     list.replaceChildren(
       ...pictures().map((thing) => {
-        const title = `${thing.name}, ${thing.width}×${thing.height}`;
+        const title = `${thing.name}, ${thing.width}×${thing.height}${thing.made ? ", made here" : ""}`;
         const image = make("img", { src: thumbnail(thing.id), alt: title });
-        const pick = make("button", { type: "button", class: "pick checker", title, onclick: () => choose(thing.id) }, image);
+        const shot = make("button", { type: "button", class: "pick checker", title, "aria-pressed": String(thing.id === now.id), onclick: () => pick(thing.id) }, image);
         const away = make("button", { type: "button", class: "drop-it", "aria-label": `Remove ${thing.name}`, onclick: () => drop(thing.id).catch((error) => say(error.message)) }, "✕");
-        return make("li", { class: thing.id === now.id ? "now" : null }, pick, away);
+        return make("li", { class: `${thing.id === now.id ? "now" : ""}${thing.made ? " made" : ""}` }, shot, away);
       }),
     );
   };
@@ -96,6 +96,18 @@ function keys() {
   });
 }
 
+// Jobs that were begun before the page was loaded anew; what they make is added to the pictures.
+function resume(jobs) {
+  for (const job of jobs) {
+    const status = make("div", { class: "status" });
+    find("#still").append(status);
+    follow(job, job.doing, status).then((end) => {
+      ended(end, status);
+      if (end.state === "done" && !end.notes.length) status.remove();
+    }, (error) => say(error.message));
+  }
+}
+
 async function open() {
   tray();
   dropping();
@@ -107,12 +119,15 @@ async function open() {
   const wanted = location.hash.slice(1);
   go(wanted in tabs ? wanted : "look");
   try {
-    hold(...(await ask("/api/visit")).things);
+    const visit = await ask("/api/visit");
+    hold(...visit.things);
+    resume(visit.jobs);
     if (pictures().length) choose(pictures()[0].id);
     Object.assign(shelf, await ask("/api/shelf"));
     changed.dispatchEvent(new Event("shelf"));
     document.body.dataset.ready = "";
-    for (const vae of shelf.vaes) if (vae.error) say(`${vae.name}: ${vae.error}`);
+    const wrong = shelf.vaes.filter((vae) => vae.error).map((vae) => (vae.error.startsWith(vae.name) ? vae.error : `${vae.name}: ${vae.error}`));
+    if (wrong.length) say(wrong.join(" "));
   } catch (error) {
     say(error.message);
   }

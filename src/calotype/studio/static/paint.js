@@ -1,7 +1,9 @@
 // Painting a mask over a picture: white is what changes, as masks of the command line have it.
 
-import { add, amount, changed, make, seen, things, toggle } from "./base.js";
+import { add, amount, changed, make, say, seen, things, toggle } from "./base.js";
 import { image } from "./view.js";
+
+const MOST = 2 ** 25; // pixels of a mask
 
 export class Painter {
   // `picture()` names the picture under it, `size()` the size it is brought to ("" leaves it).
@@ -17,18 +19,30 @@ export class Painter {
     const layers = make("div", { class: "layers" }, this.under, this.over);
     this.node = make("figure", { class: "painter" }, layers, make("div", { class: "tools" }, this.mode, this.brush, clear));
     this.kept = null; // the mask as it was uploaded
+    this.wanted = true;
     this.listen();
     changed.addEventListener("things", () => this.show());
   }
 
+  // whether there is anything to paint; where a mask comes from elsewhere, there is not
+  want(wanted) {
+    this.wanted = wanted;
+    return this.show();
+  }
+
   async show() {
-    const thing = things.get(this.picture());
+    const thing = this.wanted ? things.get(this.picture()) : null;
     this.node.hidden = !thing;
     if (!thing) return;
     const [, width, height] = /^\s*(\d+)[x×](\d+)\s*$/.exec(this.size()) ?? [0, thing.width, thing.height];
     const [w, h] = [Number(width), Number(height)];
     const key = `${thing.id} ${w} ${h}`;
-    if (key === this.key || w > 8192 || h > 8192) return;
+    if (key === this.key) return;
+    if (w * h > MOST) {
+      this.node.hidden = true;
+      say(`${w}×${h} pixels are too many to paint on; give a smaller size, or a picture as the mask.`);
+      return;
+    }
     const found = await image(seen(thing.id));
     this.key = key;
     const resized = this.over.width !== w || this.over.height !== h;

@@ -9,13 +9,13 @@ export function open(section) {
   const stage = make("div", { class: "stage" });
   section.append(side, stage);
   const vae = vaes();
-  const direction = options("What", [["decode", "decode"], ["encode", "encode"]], { name: "direction" });
+  const direction = options("Direction", [["decode", "decode"], ["encode", "encode"]], { name: "direction" });
   const size = text("Size (W×H)", { placeholder: "256 to 8192", name: "size" });
   const memory = text("Memory", { placeholder: "what is free, e.g. 1GB", name: "memory" });
   side.append(vae, direction, size, memory);
-  parts = { vae, direction, stage };
+  parts = { stage };
   const form = () => ({ tab: "plan", vae: vae.value(), direction: direction.value(), size: size.value(), memory: memory.value() });
-  parts.run = runner("Plan", form, { done, host: side });
+  runner("Plan", form, { done, host: side });
   stage.append(hint("What fits, and how long it takes", "Memory, work and time of every size, for this VAE on this machine. Nothing is cut into tiles: the same picture in less memory takes longer, and some sizes do not fit in little. Both are said beforehand."));
 }
 
@@ -27,9 +27,9 @@ function seconds(value) {
   return value < 5400 ? `${number(value / 60, 0)} min` : `${number(value / 3600, 1)} h`;
 }
 
-async function done(job) {
+async function done(job, { vae, direction }) {
   show(job, null);
-  const body = { vae: parts.vae.value(), direction: parts.direction.value() };
+  const body = { vae, direction };
   try {
     show(job, await ask("/api/now/pace", { body }));
   } catch (error) {
@@ -51,7 +51,7 @@ function show(job, pace, why = "") {
       const share = row.attention_flops / Math.max(row.flops, 1);
       const spilled = row.spilled_bytes ? bytes(row.spilled_bytes) : "nothing";
       node.append(
-        make("td", {}, bytes(row.peak_bytes), svg), make("td", {}, time), make("td", {}, `${number(row.flops / 1e12, 3)} TFLOP`),
+        make("td", {}, bytes(row.peak_bytes), svg), make("td", {}, time), make("td", { class: "wide" }, `${number(row.flops / 1e12, 3)} TFLOP`),
         make("td", { class: "wide" }, `${number(100 * share, 0)}%`), make("td", { class: "wide" }, spilled),
       );
     }
@@ -67,7 +67,7 @@ function show(job, pace, why = "") {
     node.pick = pick;
     return node;
   });
-  const heads = [["size"], ["peak memory", "beside weights and picture"], ["time", "estimated"], ["work"], ["attention", "of the work", "wide"], ["spilled", "to a temporary file", "wide"]];
+  const heads = [["size"], ["peak memory", "beside weights and picture"], ["time", "estimated"], ["work", null, "wide"], ["attention", "of the work", "wide"], ["spilled", "to a temporary file", "wide"]];
   const head = make("tr", {}, ...heads.map(([one, small, cls]) => make("th", { scope: "col", class: cls }, one, small ? make("small", {}, small) : null)));
   const basis = pace ? `Times are estimated from ${pace.side}×${pace.side} pixels, which just took ${number(pace.seconds, 2)} s here; they hold while nothing else keeps the machine busy.` : why;
   parts.stage.replaceChildren(
