@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from clikit import Calotype, Ran
 
 import calotype as package
@@ -38,6 +42,20 @@ def test_every_command_has_help_with_an_example(command: str, calotype: Calotype
     assert f"Example: calotype {command}" in ran.out
     assert "Usage: calotype" in ran.out
     assert calotype(command, "-h").out == ran.out
+
+
+def test_no_help_has_words_that_rich_takes_for_a_style() -> None:
+    """They would be missing."""
+
+    def said(command: Any, name: str) -> Iterator[tuple[str, str]]:
+        yield name, command.help or ""
+        yield from ((f"{name} {one.name}", getattr(one, "help", None) or "") for one in command.params)
+        for inner, one in getattr(command, "commands", {}).items():
+            yield from said(one, f"{name} {inner}")
+
+    every = list(said(typer.main.get_command(app), "calotype"))
+    assert len(every) > 200
+    assert [name for name, text in every if re.search(r"(?<!\\)\[[a-z@/#]", text)] == []
 
 
 @pytest.mark.parametrize("words", [(), ("--help",)])
