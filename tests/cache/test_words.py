@@ -53,7 +53,8 @@ def test_texts_beside_pictures(tmp_path: Path) -> None:
     (data / "cats/f.json").write_text("[1, 2]")  # another program's
     lines = [
         {"file_name": "cats/g.png", "text": "of a line", "label": "tabby"},
-        {"file_name": "a.png", "text": "first"},
+        {"file_name": "a.png", "text": "first", "label": float("nan")},
+        {"file_name": "b.png", "caption": float("nan")},
     ]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nno JSON\n")
     assert told(data) == {
@@ -96,6 +97,17 @@ def test_webdataset(tmp_path: Path, out: Path, vae: VAE, monkeypatch: pytest.Mon
     tar(tmp_path / "data/1.tar", {"000.seg.png": png(10, tmp_path), "001.seg.png": png(99, tmp_path)})
     assert fill(tmp_path / "data", out, vae).made == 1
     assert looked == [2, 3]
+
+
+def test_a_tar_among_several_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for shard in "ab":
+        tar(tmp_path / f"data/{shard}.tar", {"cat/0.png": png(0, tmp_path), "1.png": png(1, tmp_path)})
+    assert told(tmp_path / "data", folders=True) == {
+        f"{shard}.tar/{name}": (None, label)
+        for shard in "ab"
+        for name, label in (("cat/0.png", "cat"), ("1.png", None))
+    }
 
 
 def test_zips(tmp_path: Path, out: Path, vae: VAE) -> None:
