@@ -14,6 +14,7 @@ from cachekit import fill, folder, picture
 
 from calotype.cache import open_cache
 from calotype.cache.words import words
+from calotype.errors import UsageError
 from calotype.sources import open_source
 from calotype.vae import VAE
 
@@ -96,7 +97,21 @@ def test_webdataset(tmp_path: Path, out: Path, vae: VAE, monkeypatch: pytest.Mon
     assert looked == []  # nothing was read again
     tar(tmp_path / "data/1.tar", {"000.seg.png": png(10, tmp_path), "001.seg.png": png(99, tmp_path)})
     assert fill(tmp_path / "data", out, vae).made == 1
-    assert looked == [2, 3]
+    assert sorted(looked) == [2, 3]  # threads look
+
+
+def test_a_list_that_is_not_read_to_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that stand after what is read would have no captions."""
+    picture(tmp_path / "data/a.png")
+    line = json.dumps({"file_name": "a.png", "text": "a cat"}) + "\n"
+    (tmp_path / "data/metadata.jsonl").write_text(line * 10)
+    for module in ("calotype.sources.local", "calotype.cache.words"):
+        monkeypatch.setattr(f"{module}.MOST_TEXT", 200)
+    with pytest.raises(UsageError, match=r"metadata\.jsonl: this file has more than the 200 bytes"):
+        told(tmp_path / "data")
+    monkeypatch.setattr("calotype.sources.local.MOST_TEXT", 2**28)
+    monkeypatch.setattr("calotype.cache.words.MOST_TEXT", 2**28)
+    assert told(tmp_path / "data") == {"a.png": ("a cat", None)}
 
 
 def test_a_tar_among_several_is_no_folder(tmp_path: Path) -> None:

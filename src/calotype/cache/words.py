@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from calotype.sources import Beside
+from calotype.errors import UsageError
+from calotype.sources import MOST_TEXT, Beside
 from calotype.texts import TextError, json_table
 
 Words = tuple[str | None, str | None]
@@ -94,8 +95,14 @@ class _Lines:
 
     def _of(self, folder: PurePosixPath) -> dict[str, Words]:
         if folder not in self._read:
+            content = self._files[folder]()
+            if len(content) >= MOST_TEXT:  # it was cut
+                raise UsageError(
+                    f"{folder / 'metadata.jsonl'}: this file has more than the {MOST_TEXT:,} bytes that are read of "
+                    "one; give each folder of pictures a metadata.jsonl of its own."
+                )
             found = self._read[folder] = {}
-            for line in self._files[folder]().splitlines():
+            for line in content.splitlines():
                 told = _table(line)
                 if isinstance(file := told.get("file_name"), str):
                     found[str(PurePosixPath(file))] = _of_table(told)
