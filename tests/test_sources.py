@@ -293,6 +293,18 @@ def test_ranges_multiply_and_keep_their_digits(tmp_path: Path) -> None:
     assert "2 of these 3 files are missing, the first of them a08-0.tar; get them" in message
 
 
+def test_tars_of_a_range_that_are_called_alike_are_refused(tmp_path: Path) -> None:
+    """Pictures, captions and times go by the names of their tars, and those of one would be taken for the other's."""
+    fsspec = pytest.importorskip("fsspec")
+    for i in range(2):
+        path = tar_of(tmp_path / f"{i}.tar", {"x.png": encode(picture(i)), "x.txt": b"of %d" % i})
+        (tmp_path / str(i)).mkdir()
+        path.rename(tmp_path / f"{i}/a.tar")
+        fsspec.filesystem("memory").pipe_file(f"/alike/{i}/a.tar", (tmp_path / f"{i}/a.tar").read_bytes())
+    for given, root in (("{0..1}/a.tar", tmp_path), ("memory://alike/{0..1}/a.tar", Path())):
+        assert "several of these tars are called a.tar" in refused(given, root)
+
+
 def test_a_folder_of_both_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", 1)
     tar_of(folder / "b.tar", {"x.png": encode(picture(0))})

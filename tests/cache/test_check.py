@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cachekit import contents, fill, picture, spoilt
 
-from calotype.cache import Rules, clear, open_cache
+from calotype.cache import LatentDataset, Rules, clear, open_cache
 from calotype.cache.check import drop, repair, verify
 from calotype.cache.clear import empty, gc
 from calotype.cache.decoded import changed, compare, evenly
 from calotype.cache.guard import running
 from calotype.cache.status import stats, status
 from calotype.cache.store import Store
+from calotype.cache.tables import metadata, parquet
 from calotype.errors import StorageError, UsageError
 from calotype.vae import VAE, load
 
@@ -98,8 +102,71 @@ def test_nan_in_a_shard_is_found_even_where_its_receipt_agrees(store: Store, out
     receipt = out / "receipts" / f"{path.stem}.json"
     told = json.loads(receipt.read_text())
     told["shard_sha256"] = store.sha256(f"shards/16x16/{path.name}")
+    del told["checksum"]  # of what someone has written anew
     receipt.write_text(json.dumps(told))
     assert "NaN or infinity" in verify(store).units[path.stem]
+
+
+def test_a_receipt_that_was_changed_is_found_and_made_again(store: Store, data: Path, out: Path, vae: VAE) -> None:
+    before, right = contents(out), stats(store)
+    path = first(out, "receipts")
+    told = json.loads(path.read_text())
+    told["sums"]["sum"][0] += 4096.0
+    path.write_text(json.dumps(told))
+    assert "it was changed" in verify(store).units[path.stem]
+    assert repair(store)[0].keys() == {path.stem}
+    assert fill(data, out, vae).made == told["count"]
+    assert (contents(out), stats(store)) == (before, right)
+
+
+def test_a_receipt_without_a_checksum_is_one(store: Store, out: Path) -> None:
+    for path in out.glob("receipts/*.json"):
+        told = json.loads(path.read_text())
+        del told["checksum"]
+        path.write_text(json.dumps(told))
+    assert not verify(store)
+    assert status(store)["done"] == 7
+
+
+def test_files_of_others_among_receipts_are_left_alone(store: Store, out: Path) -> None:
+    """One called *.json, as a shell makes it by mistake, would have every shard dropped."""
+    for name in ("*.json", "notes.json"):
+        (out / "receipts" / name).write_text("{}")
+    assert not verify(store)
+    assert not repair(store)[0]
+    assert not verify(store)
+    assert len(list(out.glob("receipts/*"))) == 5
+
+
+@pytest.mark.parametrize("how", ["no JSON", "no table", "other counts"])
+def test_a_manifest_whose_summary_is_damaged(how: str, store: Store, out: Path) -> None:
+    """It stands in the file's end, which has no checksum."""
+    path = out / "manifest.parquet"
+    good = path.read_bytes()
+    rows, said = pq.read_table(path), metadata(path)
+    summary = {"no JSON": said["summary"][1:], "no table": "[]"}.get(how) or said["summary"].replace(
+        '"done":7', '"done":6'
+    )
+    path.write_bytes(parquet(rows, {**said, "summary": summary}))
+    (fault,) = verify(store).others
+    assert "manifest.parquet" in fault
+    if how != "other counts":
+        assert (status(store)["manifest"], status(store)["done"]) == ("old", 7)
+        assert len(LatentDataset(out, scaled=False)) == 7
+    repair(store)
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("row", ["a"] * 7), ("row", [0.5] * 7), ("row", [None] * 7), ("key", [b"short"] * 7), ("unit", [None] * 7),
+])  # fmt: skip
+def test_a_manifest_of_other_types_is_damaged(name: str, values: list[Any], store: Store, out: Path) -> None:
+    path = out / "manifest.parquet"
+    rows, said = pq.read_table(path), metadata(path)
+    path.write_bytes(parquet(rows.set_column(rows.schema.get_field_index(name), name, pa.array(values)), said))
+    assert verify(store).others
+    with pytest.raises(StorageError, match=r"manifest\.parquet: this file can't be read .*calotype cache repair"):
+        LatentDataset(out, scaled=False)
 
 
 def test_a_manifest_that_disagrees(store: Store, data: Path, out: Path, vae: VAE, tmp_path: Path) -> None:
@@ -283,6 +350,7 @@ def test_only_caches_are_emptied_and_only_of_what_is_theirs(store: Store, out: P
     (out / "samples/mine.txt").write_text("x")
     (out / ".gitattributes").write_text("x")
     gc(store)
+    (out / ".calotype-000000000000-1-0-12345678").write_text("of a run on another machine that was killed")
     empty(store)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
         ".gitattributes", "samples/mine.txt",

@@ -328,6 +328,19 @@ def test_lightningdit_needs_labels(sd1: VAE, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_lightningdit_keeps_labels_apart_that_are_one_number(sd1: VAE, tmp_path: Path) -> None:
+    from cachekit import fill
+
+    for i, label in enumerate(("1", "01", "7")):
+        picture(tmp_path / "data" / label / f"{i}.png", seed=i)
+    fill(tmp_path / "data", tmp_path / "latents", sd1, rules=Rules(size=(16, 16), flip=True), folders=True)
+    given(open_cache(tmp_path / "latents"), tmp_path / "made", "lightningdit")
+    with safe_open(tmp_path / "made/latents_rank00_shard000.safetensors", "pt") as file:
+        labels = file.get_slice("labels")[:].tolist()
+    assert sorted(labels) == [0, 1, 2]
+    assert json.loads((tmp_path / "made/classes.json").read_text()) == ["01", "1", "7"]
+
+
 def read_mds(folder: Path) -> list[dict[str, bytes]]:
     """All samples of an MDS data set, as the format's description says they lie."""
     found = []

@@ -14,6 +14,7 @@ from cachekit import fill, folder, picture
 
 from calotype.cache import open_cache
 from calotype.cache.words import words
+from calotype.errors import UsageError
 from calotype.sources import open_source
 from calotype.vae import VAE
 
@@ -53,7 +54,8 @@ def test_texts_beside_pictures(tmp_path: Path) -> None:
     (data / "cats/f.json").write_text("[1, 2]")  # another program's
     lines = [
         {"file_name": "cats/g.png", "text": "of a line", "label": "tabby"},
-        {"file_name": "a.png", "text": "first"},
+        {"file_name": "a.png", "text": "first", "label": float("nan")},
+        {"file_name": "b.png", "caption": float("nan")},
     ]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nno JSON\n")
     assert told(data) == {
@@ -95,7 +97,32 @@ def test_webdataset(tmp_path: Path, out: Path, vae: VAE, monkeypatch: pytest.Mon
     assert looked == []  # nothing was read again
     tar(tmp_path / "data/1.tar", {"000.seg.png": png(10, tmp_path), "001.seg.png": png(99, tmp_path)})
     assert fill(tmp_path / "data", out, vae).made == 1
-    assert looked == [2, 3]
+    assert sorted(looked) == [2, 3]  # threads look
+
+
+def test_a_list_that_is_not_read_to_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that stand after what is read would have no captions."""
+    picture(tmp_path / "data/a.png")
+    line = json.dumps({"file_name": "a.png", "text": "a cat"}) + "\n"
+    (tmp_path / "data/metadata.jsonl").write_text(line * 10)
+    for module in ("calotype.sources.local", "calotype.cache.words"):
+        monkeypatch.setattr(f"{module}.MOST_TEXT", 200)
+    with pytest.raises(UsageError, match=r"metadata\.jsonl: this file has more than the 200 bytes"):
+        told(tmp_path / "data")
+    monkeypatch.setattr("calotype.sources.local.MOST_TEXT", 2**28)
+    monkeypatch.setattr("calotype.cache.words.MOST_TEXT", 2**28)
+    assert told(tmp_path / "data") == {"a.png": ("a cat", None)}
+
+
+def test_a_tar_among_several_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for shard in "ab":
+        tar(tmp_path / f"data/{shard}.tar", {"cat/0.png": png(0, tmp_path), "1.png": png(1, tmp_path)})
+    assert told(tmp_path / "data", folders=True) == {
+        f"{shard}.tar/{name}": (None, label)
+        for shard in "ab"
+        for name, label in (("cat/0.png", "cat"), ("1.png", None))
+    }
 
 
 def test_zips(tmp_path: Path, out: Path, vae: VAE) -> None:

@@ -80,6 +80,23 @@ def test_verify_names_the_unit_and_repair(
     assert calotype("cache", "verify", "out").code == 0
 
 
+@pytest.mark.parametrize("words", ["--decode 1 --vae nothing", "--decode 1 --vae {vae} --data nowhere"])
+def test_verify_says_what_it_cannot_do_before_it_reads_all(
+    words: str, made: tuple[object, ...], vae: Path, calotype: Calotype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calotype.cache.check.verify", lambda *args: pytest.fail("it was read"))
+    ran = calotype("cache", "verify", "out", *words.format(vae=vae).split())
+    assert ran.code == 2
+
+
+def test_names_are_one_line_each(vae: Path, calotype: Calotype) -> None:
+    draw("data/new\nline.png")
+    calotype(*MAKE, "--vae", vae)
+    ran = calotype("cache", "verify", "out", "--decode", "1", "--vae", vae)
+    assert len(ran.out.splitlines()) == 2
+    assert "new\\nline.png': " in ran.out
+
+
 def test_stats_beside_the_vaes_own(made: tuple[object, ...], calotype: Calotype) -> None:
     ran = calotype("cache", "stats", "out")
     assert ran.out.startswith("3 pictures, raw latents (samples):\nchannel 0  mean")
@@ -92,7 +109,12 @@ def test_gc(made: tuple[object, ...], calotype: Calotype) -> None:
     calotype(*made)
     ran = calotype("cache", "gc", "out")
     assert ran.out.startswith("out: removed 0 stray files and 1 row of 1 unit, ")
-    assert calotype("cache", "gc", "out", "--all").out == "out is empty.\n"
+    Path("out/notes.txt").write_text("x")
+    assert "what others have put there is not" in calotype("cache", "gc", "out", "--all").out
+    assert files("out") == ["notes.txt"]
+    Path("out/notes.txt").unlink()
+    calotype(*made)
+    assert calotype("cache", "gc", "out", "--all").out == "out: empty.\n"
     assert files("out") == []
 
 
@@ -158,7 +180,8 @@ def test_report(made: tuple[object, ...], vae: Path, calotype: Calotype) -> None
     assert "it is empty: 0 bytes." in text
     told = calotype("cache", "report", "out", "--samples", 0, "--report", "none", "--json").json
     assert told["notes"] == ["No VAE was given, so no samples are decoded."]
-    ran = calotype("cache", "report", "data", "--report", "other")
-    assert ran.code == 2
-    one_sentence(ran.said[0])
-    assert not Path("other").exists()
+    for words in (("data",), ("out", "--data", "nowhere")):
+        ran = calotype("cache", "report", *words, "--report", "other", "--vae", vae)
+        assert ran.code == 2
+        one_sentence(ran.said[0])
+        assert not Path("other").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any
 
 from calotype.cache.guard import alone
 from calotype.cache.job import Job
-from calotype.cache.manifest import manifest_rows, state, write_manifest
+from calotype.cache.manifest import manifest_rows, state, summary, write_manifest
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Receipt, receipts
-from calotype.cache.seen import scanned
+from calotype.cache.seen import scanned, summarised
 from calotype.cache.shards import look
 from calotype.cache.store import (
     MANIFEST,
@@ -28,7 +27,7 @@ from calotype.cache.store import (
     samples_name,
     unreadable,
 )
-from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS, metadata, read
+from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS, read
 from calotype.cache.units import held
 from calotype.errors import StorageError
 
@@ -72,7 +71,7 @@ def verify(store: Store, tell: Tell = lambda done, total: None) -> Faults:
     faults.units |= _damaged(store, job, good, tell)
     sound = {unit: receipt for unit, receipt in good.items() if unit not in faults.units}
     faults.rows = sum(receipt.count for receipt in sound.values())
-    faults.others += _of_manifest(store, good, sound, bool(faults.units))
+    faults.others += _of_manifest(store, job, good, sound, bool(faults.units))
     return faults
 
 
@@ -146,7 +145,9 @@ def _wrong(store: Store, job: Job, receipt: Receipt) -> str:
     return ""
 
 
-def _of_manifest(store: Store, good: Mapping[str, Receipt], sound: Mapping[str, Receipt], damaged: bool) -> list[str]:
+def _of_manifest(
+    store: Store, job: Job, good: Mapping[str, Receipt], sound: Mapping[str, Receipt], damaged: bool
+) -> list[str]:
     """What is wrong with the manifest, held against what units hold.
 
     Args:
@@ -155,8 +156,8 @@ def _of_manifest(store: Store, good: Mapping[str, Receipt], sound: Mapping[str, 
     if store.size(MANIFEST) is None:
         return [f"{MANIFEST} is missing: the run that began this cache was never finished"]
     try:
-        told = metadata(store.path(MANIFEST)).get("summary")
-        if told and json.loads(told).get("state") != state(store, good):
+        told = summarised(store)
+        if told and told.get("state") != state(store, good):
             return [f"{MANIFEST} is older than the last run, which was not finished: the same command goes on"]
         there = read(store.path(MANIFEST), COLUMNS)
         lost = set(there["unit"].combine_chunks().unique().to_pylist()) - {
@@ -164,8 +165,12 @@ def _of_manifest(store: Store, good: Mapping[str, Receipt], sound: Mapping[str, 
         }
         if lost and not damaged:
             return [f"{MANIFEST} has rows of {len(lost)} units that are not there, such as {min(lost)}"]
-        if not damaged and not _same(there, manifest_rows(store, held(store, sound))):
-            return [f"{MANIFEST} and the units' samples disagree"]
+        if not damaged:
+            has = held(store, sound)
+            if not _same(there, manifest_rows(store, has)):
+                return [f"{MANIFEST} and the units' samples disagree"]
+            if told != summary(store, job, sound, has):
+                return [f"{MANIFEST} sums its samples up wrongly; calotype cache repair makes it anew"]
     except StorageError as error:
         return [str(error)]
     return []

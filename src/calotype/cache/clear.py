@@ -33,6 +33,7 @@ from calotype.cache.tables import SAMPLES as COLUMNS, read
 from calotype.cache.units import Held, Sample, Unit, held, sample_id, unit_id
 from calotype.cache.worker import Attempt
 from calotype.errors import UsageError
+from calotype.temporaries import is_temporary
 from calotype.texts import TextError, json_table
 
 
@@ -104,6 +105,7 @@ def empty(store: Store) -> None:
     folders = (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS)
     with alone(store, "clearing up"):
         found = [name for folder in folders for name in store.files(folder) if of_cache(name)]
+        found += [path.name for path in store.root.glob(".*") if path.is_file() and is_temporary(path.name)]
         for name in (MANIFEST, *found, SCAN, LOOKED, JOB):
             store.remove(name)
         for folder in folders:

@@ -14,7 +14,6 @@ for epoch in range(10):
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections import OrderedDict
@@ -32,8 +31,8 @@ from torch.utils.data import Dataset, default_collate
 from calotype.cache.buckets import Size
 from calotype.cache.job import Job
 from calotype.cache.reader import Cache, Shard
-from calotype.cache.store import MANIFEST, RECEIPTS, shard_name
-from calotype.cache.tables import metadata
+from calotype.cache.seen import summarised
+from calotype.cache.store import RECEIPTS, shard_name
 from calotype.errors import CalotypeWarning, LatentsError, StorageError, UsageError
 from calotype.latents import LatentFormat, latent_format_from_dict
 
@@ -91,7 +90,7 @@ class _Opened:
     """What a process holds of the manifest."""
 
     cache: Cache
-    state: str  # of the manifest
+    state: dict[str, Any]  # the manifest's summary
     numbers: NDArray[np.int32]  # [N, 8], see `_NUMBERS`
     units: NDArray[np.int32]  # of each sample, its number in `names`
     names: list[str]  # of units
@@ -349,7 +348,7 @@ class LatentDataset(Dataset[LatentSample]):
 
 def _open(path: str) -> _Opened:
     cache = Cache(path)
-    state = metadata(cache.store.path(MANIFEST)).get("summary", "")
+    state = summarised(cache.store)
     columns = cache.columns("unit", "key", "name", "caption", "label", *_NUMBERS)
     if not columns.num_rows:
         raise UsageError(f"{path}: this cache has no samples; calotype cache status says what became of its pictures.")
@@ -377,8 +376,7 @@ def _require_complete(opened: _Opened) -> None:
             f"{store}: {len(lost):,} units of the manifest have no receipt, such as {min(lost)}; calotype cache repair "
             "makes a manifest of what is there."
         )
-    missing = json.loads(opened.state).get("missing", 0) if opened.state else 0
-    if missing:
+    if missing := opened.state.get("missing", 0):
         warnings.warn(
             f"{store}: {missing:,} pictures are not cached yet, and training goes without them; calotype cache make "
             "makes them.",

@@ -24,7 +24,7 @@ from calotype.evaluate.report.drawn import drawn
 from calotype.evaluate.report.markup import Markup, document, element, join, number
 from calotype.evaluate.report.parts import Column, details, facts, heading, section, table
 from calotype.evaluate.report.pictures import BUDGET
-from calotype.files import write_bytes
+from calotype.files import make_folder, write_bytes
 from calotype.pixels import to_pil, to_uint8
 from calotype.vae import VAE
 
@@ -60,6 +60,7 @@ def write_page(
     """Writes the page, one file that asks nothing of the network; gives what could not be shown, a sentence each.
 
     Args:
+        path: of the page; its folder is made if need be.
         vae: that made the cache, which decodes samples; without it none are shown.
         data: where the pictures are; None: where they were.
         samples: to show, evenly from first to last.
@@ -67,7 +68,7 @@ def write_page(
         tell: called with how many samples are done, and of how many.
 
     Raises:
-        UsageError: there is no cache; the folder of `path` does not exist; the pictures are not there.
+        UsageError: there is no cache; the pictures are not there.
         StorageError: the cache is damaged, or the disk refuses the page.
     """
     store = Store(cache)
@@ -88,7 +89,9 @@ def write_page(
             for done, one in enumerate(again(opened, place, vae, samples, memory), 1):
                 _add(shown, one, opened, vae, memory)
                 tell(done, min(samples, len(opened)))
-    write_bytes(path, cache_page(told, numbers, shown))
+    content = cache_page(told, numbers, shown)
+    make_folder(path.parent)
+    write_bytes(path, content)
     return shown.notes
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from calotype.cache.store import RECEIPTS, Store, receipt_name, samples_name, shard_name, unreadable
+from calotype.cache.job import canonical
+from calotype.cache.store import RECEIPTS, Store, of_cache, receipt_name, samples_name, shard_name, unreadable
 from calotype.errors import StorageError
 from calotype.texts import TextError, flag, json_table, number, plain, shown, whole
 
@@ -102,17 +104,21 @@ class Receipt:
         return shard and store.size(samples_name(self.unit)) == self.samples_bytes
 
     def to_bytes(self) -> bytes:
-        """As it lies on the disk."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        """As it lies on the disk: with a checksum, since nothing else tells of its sums whether they were changed."""
+        told = asdict(self)
+        text = json.dumps({**told, "checksum": _checksum(told)}, indent=1, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def receipt_of(data: bytes) -> Receipt:
     """The inverse of `Receipt.to_bytes`.
 
     Raises:
-        TextError: it is no receipt.
+        TextError: it is no receipt, or was changed.
     """
     told = json_table(data, names=True)
+    if "checksum" in told and told.pop("checksum") != _checksum(told):  # the first ones have none
+        raise TextError("it was changed since it was written")
     try:
         bad = tuple(_bad(one) for one in told["bad"])
         receipt = Receipt(**{**told, "bucket": tuple(told["bucket"]), "bad": bad, "sums": _sums(told["sums"])})
@@ -129,6 +135,11 @@ def receipt_of(data: bytes) -> Receipt:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TextError(f"it is no receipt ({plain(str(error))})") from None
     return receipt
+
+
+def _checksum(told: Mapping[str, Any]) -> str:
+    """Of what is the same whenever the unit is made."""
+    return hashlib.sha256(canonical({key: value for key, value in told.items() if key != "made"})).hexdigest()
 
 
 def _bad(told: Mapping[str, Any]) -> Bad:
@@ -155,6 +166,8 @@ def receipts(store: Store, fingerprint: str) -> tuple[dict[str, Receipt], dict[s
     good: dict[str, Receipt] = {}
     wrong: dict[str, str] = {}
     for unit in store.names(RECEIPTS, ".json"):
+        if not of_cache(receipt_name(unit)):  # another's file, of which nothing may be removed
+            continue
         try:
             receipt = receipt_of(store.read(receipt_name(unit)))
         except (FileNotFoundError, TextError) as error:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
 from calotype.cache.manifest import state, summary
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Sums, receipts, total
-from calotype.cache.seen import scanned_data
+from calotype.cache.seen import scanned_data, summarised
 from calotype.cache.store import MANIFEST, Store
-from calotype.cache.tables import metadata
 from calotype.cache.units import held
 from calotype.errors import UsageError
 
@@ -26,9 +24,8 @@ def status(store: Store) -> dict[str, Any]:
     """
     job = job_in(store)
     good, wrong = receipts(store, job.fingerprint)
-    said = metadata(store.path(MANIFEST)) if store.size(MANIFEST) is not None else None
-    told = json.loads(said["summary"]) if said and "summary" in said else {}
-    current = bool(told) and told["state"] == state(store, good)
+    told = summarised(store)
+    current = bool(told) and told.get("state") == state(store, good)
     if not current:
         told = summary(store, job, good, held(store, good))
     made = Counter(
@@ -40,7 +37,7 @@ def status(store: Store) -> dict[str, Any]:
         "data": scanned_data(store),
         **{key: value for key, value in job.to_dict().items() if key != "versions"},
         **{key: value for key, value in told.items() if key != "state"},
-        "manifest": "missing" if said is None else "current" if current else "old",
+        "manifest": "missing" if store.size(MANIFEST) is None else "current" if current else "old",
         "units": len(good),
         "broken": wrong,
         "bytes": sum(receipt.shard_bytes + receipt.samples_bytes for receipt in good.values()),

@@ -56,6 +56,8 @@ SCAN: Mapping[str, str] = {
 }
 """Columns of scan.parquet: every picture of the data in its order; `reason` says why one is bad, whose sizes are 0."""
 
+_NULLS = ("caption", "label", "reason")  # what a row may lack
+
 
 @cache
 def arrow() -> tuple[Any, Any]:
@@ -117,13 +119,18 @@ def read(path: Path, kinds: Mapping[str, str], columns: Sequence[str] | None = N
         with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             found = file.read(columns=list(columns or kinds))
         found.validate(full=True)  # texts are such
+        if nothing := next((name for name in found.column_names if name not in _NULLS and found[name].null_count), ""):
+            raise ValueError(f"{nothing} is null in a row")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from None
     schema = _schema(tuple((name, kind) for name, kind in kinds.items() if columns is None or name in columns))
     if set(found.column_names) != set(schema.names):
         lacking = ", ".join(sorted(set(schema.names) - set(found.column_names)))
         raise StorageError(f"{path}: this file lacks {lacking}; calotype cache repair makes it anew.")
-    return found.select(schema.names).cast(schema)
+    try:
+        return found.select(schema.names).cast(schema)
+    except (ValueError, pa.ArrowException) as error:  # columns of other types
+        raise _unreadable(path, error) from None
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -2,18 +2,21 @@
 
 In this order: a line of ``metadata.jsonl`` in the picture's folder or above (with ``file_name``, as Hugging Face's
 imagefolder has it); a ``.txt`` or ``.caption`` of the picture's name; a ``.json`` of its name, as in WebDataset's
-samples, where a ``.cls`` is a label; columns of a dataset. Without a label of its own, a picture has its folder's name
-where all pictures lie in folders of one level (class folders), if that was asked for.
+samples, where a ``.cls`` is a label; columns of a dataset. Without a label of its own, a picture has the name of the
+folder it lies in, if that was asked for.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from calotype.sources import Beside
+from calotype.errors import UsageError
+from calotype.sources import MOST_TEXT, Beside
 from calotype.texts import TextError, json_table
 
 Words = tuple[str | None, str | None]
@@ -21,6 +24,7 @@ Words = tuple[str | None, str | None]
 
 CAPTIONS = ("caption", "text", "prompt", "txt", "description")  # keys and columns, the first that there is
 LABELS = ("label", "class", "cls")
+_TAR = re.compile(r"\.(tar(\.\w+)?|tgz)$", re.IGNORECASE)
 
 
 def words(names: Sequence[str], beside: Beside, *, folders: bool = False) -> Callable[[int], Words]:
@@ -39,10 +43,16 @@ def words(names: Sequence[str], beside: Beside, *, folders: bool = False) -> Cal
     def of(i: int) -> Words:
         caption, label = _beside(PurePosixPath(names[i]), beside.texts, lines)
         if label is None and folders:
-            label = PurePosixPath(names[i]).parent.name or None
+            label = _folder(PurePosixPath(names[i]))
         return caption, label
 
     return of
+
+
+def _folder(name: PurePosixPath) -> str | None:
+    """The folder that a picture lies in; a tar among several is none."""
+    above = name.parent
+    return None if len(above.parts) == 1 and _TAR.search(above.name) else above.name or None
 
 
 def _column(beside: Beside, keys: Sequence[str]) -> Sequence[Any] | None:
@@ -85,8 +95,14 @@ class _Lines:
 
     def _of(self, folder: PurePosixPath) -> dict[str, Words]:
         if folder not in self._read:
+            content = self._files[folder]()
+            if len(content) >= MOST_TEXT:  # it was cut
+                raise UsageError(
+                    f"{folder / 'metadata.jsonl'}: this file has more than the {MOST_TEXT:,} bytes that are read of "
+                    "one; give each folder of pictures a metadata.jsonl of its own."
+                )
             found = self._read[folder] = {}
-            for line in self._files[folder]().splitlines():
+            for line in content.splitlines():
                 told = _table(line)
                 if isinstance(file := told.get("file_name"), str):
                     found[str(PurePosixPath(file))] = _of_table(told)
@@ -95,9 +111,9 @@ class _Lines:
 
 def _of_table(told: Mapping[str, Any]) -> Words:
     caption, label = (
-        next((told[key] for key in keys if told.get(key) is not None), None) for keys in (CAPTIONS, LABELS)
+        next((text for key in keys if (text := _text(told.get(key))) is not None), None) for keys in (CAPTIONS, LABELS)
     )
-    return _text(caption), _text(label)
+    return caption, label
 
 
 def _table(content: bytes) -> dict[str, Any]:
@@ -109,12 +125,14 @@ def _table(content: bytes) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """A text, or a number as one; of several texts the first."""
+    """A text, or a number as one; of several texts the first. NaN, as tables have it where there is none, is none."""
     if isinstance(value, list | tuple):
         value = next(iter(value), None)
     if isinstance(value, bytes):
         return _plain(value)
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value) if isinstance(value, str | int | float) else None
 
 
 def _plain(content: bytes) -> str:

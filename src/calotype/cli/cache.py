@@ -224,31 +224,37 @@ def verify(
 
     With --decode, samples are compared with their pictures beside the VAE's own round trip of the same pixels.
     """
+    from calotype.addresses import is_address
     from calotype.cache.check import verify as look
     from calotype.cache.reader import Cache, job_in
     from calotype.cache.seen import scanned_data
     from calotype.cache.store import MANIFEST, Store
+    from calotype.sources import open_source
 
     store = Store(out)
     job = job_in(store)
-    with bar("Reading") as tell:
-        faults = look(store, tell)
-    samples: list[dict[str, Any]] = []
-    others = list(faults.others)
-    if data is not None or decode:
-        from calotype.cache.decoded import changed, compare
-
+    place, loaded = data or scanned_data(store), None
+    if data is not None or decode:  # what can't be done is told before everything is read
         if job.rules.seed < 0:
             raise UsageError(
                 f"{out}: this cache was taken over from another program, so there is nothing to make again."
             )
-        place = data or scanned_data(store)
         if not place:
             raise UsageError(f"{out}: nothing tells where its pictures are; give --data.")
+        if not is_address(place):
+            open_source(place)
+    if decode:
+        loaded = load_vae(vae, latent_format, device, Dtype.float32, prefix, which, Dtype(job.dtype))
+    with bar("Reading") as tell:
+        faults = look(store, tell)
+    samples: list[dict[str, Any]] = []
+    others = list(faults.others)
+    if data is not None or loaded is not None:
+        from calotype.cache.decoded import changed, compare
+
         if data is not None:
             others += changed(store, data)
-        if decode and not faults and store.size(MANIFEST) is not None:
-            loaded = load_vae(vae, latent_format, device, Dtype.float32, prefix, which, Dtype(job.dtype))
+        if loaded is not None and not faults and store.size(MANIFEST) is not None:
             compared = compare(Cache(out), place, loaded, decode, memory)
             samples = [vars(one) for one in compared.samples]
             others += compared.faults
@@ -257,7 +263,7 @@ def verify(
 
     def text() -> None:
         for one in samples:
-            print(f"{one['name']}: {one['psnr']:.2f} dB decoded, {one['own']:.2f} dB the VAE's own round trip")
+            print(f"{plain(one['name'])}: {one['psnr']:.2f} dB decoded, {one['own']:.2f} dB the VAE's own round trip")
         seen = f"{counted(faults.units_seen, 'unit')} with {counted(faults.rows, 'sample')}"
         print(f"{out}: {seen}: {_verdict(faults.units, others)}")
 
@@ -311,12 +317,10 @@ def report(
     from calotype.cache.page import write_page
     from calotype.cache.reader import job_in
     from calotype.cache.store import Store
-    from calotype.cli.common import make_folder
 
     job = job_in(Store(out))
     require_folder(folder, "--report")
     loaded = load_vae(vae, latent_format, device, Dtype.float32, prefix, which, Dtype(job.dtype)) if samples else None
-    make_folder(folder)
     page = folder / "index.html"
     with bar("Decoding") as tell:
         notes = write_page(out, page, loaded, data=data, samples=samples, memory=memory, tell=tell)
@@ -357,7 +361,8 @@ def gc(
 
     if everything:
         empty(Store(out))
-        finish({"cache": str(out), "all": True}, as_json=json, text=lambda: print(f"{out} is empty."))
+        told = "the cache is gone, what others have put there is not" if any(out.iterdir()) else "empty"
+        finish({"cache": str(out), "all": True}, as_json=json, text=lambda: print(f"{out}: {told}."))
         return
     done = clear(Store(out))
     rows = f"{counted(done.rows, 'row')} of {counted(done.units, 'unit')}"

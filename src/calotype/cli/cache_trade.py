@@ -26,6 +26,7 @@ from calotype.cli.common import (
     stop,
 )
 from calotype.cli.measuring import bar
+from calotype.texts import plain
 
 EXPORT_EXAMPLE = "Example: [bold]calotype cache export latents/ --to sd-scripts photos/[/]"
 IMPORT_EXAMPLE = "Example: [bold]calotype cache import photos/ latents/ --vae sdxl-vae[/]"
@@ -157,7 +158,7 @@ def take(
 
     def text() -> None:
         for one in done.checked:
-            print(f"{one.name}: {one.psnr:.2f} dB decoded, {one.own:.2f} dB the VAE's own round trip")
+            print(f"{plain(one.name)}: {one.psnr:.2f} dB decoded, {one.own:.2f} dB the VAE's own round trip")
         print(f"{out}: {done.samples:,} {done.value}s that {done.program} cached, made raw.")
 
     finish({"cache": str(out), "source": str(source), **vars(done), "checked": samples}, as_json=json, text=text)

@@ -29,6 +29,7 @@ from calotype.sources.stored import (
     Pictures,
     Sorting,
     Stored,
+    require_distinct,
     rgb_levels,
     rgba_levels,
 )
@@ -110,7 +111,9 @@ def _here(path: Path) -> Stored:
     if zipfile.is_zipfile(path):
         return zipped(path)
     if not path.exists() and archives.RANGE.search(str(path)):
-        return tars(str(path), archives.shards(str(path)))
+        shards = archives.shards(str(path))
+        require_distinct(str(path), [shard.name for shard in shards])
+        return tars(str(path), shards)
     if path.is_file():
         raise UsageError(f"{path}: this is a file, and no zip or tar; give the folder that the pictures are in.")
     if address := flat_address(path):

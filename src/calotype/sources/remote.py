@@ -16,7 +16,7 @@ from calotype import archives
 from calotype.addresses import RemoteFile, at_once, listed, look_up, look_up_all
 from calotype.errors import PictureError, RemoteError, UsageError
 from calotype.sources.local import stamp_in_tars
-from calotype.sources.stored import MOST_TEXT, TEXTS, Beside, Sorting, Stored
+from calotype.sources.stored import MOST_TEXT, TEXTS, Beside, Sorting, Stored, require_distinct
 
 _ZIP, _TAR = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.(tar(\.\w+)?|tgz)$", re.IGNORECASE)
 _BEGINS_A_ZIP = (b"PK\3\4", b"PK\5\6")
@@ -32,7 +32,9 @@ def at_address(address: str) -> Stored:
     if archives.RANGE.search(address):
         shards = archives.expanded(address)
         found = look_up_all(shards)
-        archives.require_all(address, [one.rpartition("/")[2] for one in shards], [one is not None for one in found])
+        names = [one.rpartition("/")[2] for one in shards]
+        archives.require_all(address, names, [one is not None for one in found])
+        require_distinct(address, names)
         return _tars(address, [one for one in found if one is not None], Sorting())
     file = look_up(address) if not address.endswith("/") else None
     if file is None:

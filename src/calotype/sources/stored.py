@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.errors import PictureError, RemoteError
+from calotype.errors import PictureError, RemoteError, UsageError
 from calotype.pixels import PictureRows, picture_size, read_picture_rows, to_uint8
 from calotype.pixels.kinds import HEAD, Listing
 
@@ -203,6 +203,19 @@ def rgba_levels(picture: PictureRows) -> Array:
     alpha = picture.alpha
     levels = np.full(picture.size, 255, dtype=np.uint8) if alpha is None else alpha.numpy()
     return np.concatenate([rgb_levels(picture), levels[..., None]], axis=2)
+
+
+def require_distinct(pattern: str, shards: Sequence[str]) -> None:
+    """Checks that all tars of a range have names of their own, by which their pictures and captions are called.
+
+    Raises:
+        UsageError: two are called alike.
+    """
+    if twice := [name for name, n in Counter(shards).items() if n > 1]:
+        raise UsageError(
+            f"{pattern}: several of these tars are called {twice[0]}, in folders of their own; put them into one "
+            "folder under names of their own."
+        )
 
 
 class Sorting:

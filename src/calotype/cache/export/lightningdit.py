@@ -94,7 +94,8 @@ def _labels(rows: Rows) -> tuple[Tensor, list[str]]:
             f"{plain(name)}; run calotype cache make again, with --folders where their folders are classes."
         )
     distinct = sorted(set(told))
-    if all(label.isdecimal() and len(label) < 10 for label in distinct):
+    numeric = all(label.isdecimal() and len(label) < 10 for label in distinct)
+    if numeric and len({int(label) for label in distinct}) == len(distinct):  # and not both 1 and 01
         return torch.tensor([int(label) for label in told]), sorted(distinct, key=int)
     numbers = {label: i for i, label in enumerate(distinct)}
     return torch.tensor([numbers[label] for label in told]), distinct

@@ -36,7 +36,7 @@ class Musubi:
         def content(row: Row) -> bytes:
             return musubi.content(model, row.latents, row.stored)
 
-        pictures.write(rows, folder, lambda stem, row: musubi.file_name(stem, row.stored, model), content, self.title)
+        pictures.write(rows, folder, lambda stem, size: musubi.file_name(stem, size, model), content, self.title)
 
 
 def _model(job: Job, model: str | None) -> str:

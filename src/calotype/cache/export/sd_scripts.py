@@ -37,9 +37,7 @@ class SdScripts:
             crop = sd_scripts.letterbox(row.stored, row.bucket)
             return sd_scripts.packed(suffix, row.latents, row.stored, crop, flipped=row.flip)
 
-        pictures.write(
-            rows, folder, lambda stem, row: sd_scripts.name_of(stem, row.stored, suffix), content, self.title
-        )
+        pictures.write(rows, folder, lambda stem, size: sd_scripts.name_of(stem, size, suffix), content, self.title)
 
 
 def _suffix(job: Job, model: str | None) -> str:
