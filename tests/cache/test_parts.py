@@ -215,10 +215,10 @@ from calotype.cache.worker import Worker
 from calotype.vae import load
 for module in (tables, parts, looked, manifest):
     module.GROUP = 2**12  # or memory would grow until the first one is full
-zeros = torch.zeros(4, 8, 8, dtype=torch.float16)
 Worker.encode = lambda self, pictures: [{name: zeros for name in self.job.tensors} for _ in pictures]
 vae = load(device="cpu")
 job = job_of(vae, Rules(size=(64, 64)))
+zeros = torch.zeros(job.shape((64, 64)), dtype=torch.float16)
 def memory(name): return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 before = memory("VmRSS")
 make(sys.argv[1], sys.argv[2], vae, job, memory="512MB")
