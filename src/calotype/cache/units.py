@@ -113,7 +113,8 @@ class Held:
     units: Sequence[str]
 
     def places(self, ids: Ids) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The number of the unit that has each of these samples, and the row in its shard; -1 where none has it."""
+        """The number of the unit that has each of these samples, and the row in its shard: int32 [N] each, -1 where
+        none has it."""
         there, at = among(self.ids, ids)
         numbers, rows = np.full((2, len(ids)), -1, dtype=np.int32)
         numbers[there], rows[there] = self.numbers[at[there]], self.rows[at[there]]
@@ -163,7 +164,7 @@ def ids_in(scan: Parted) -> Ids:
 
 
 def among(ids: Ids, asked: Ids) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which of those that are asked for are among sorted ids, and where each is then."""
+    """Which of those that are asked for are among sorted ids, bool [N], and where each is then, int64 [N]."""
     if not len(ids):
         return np.zeros(len(asked), dtype=bool), np.zeros(len(asked), dtype=np.int64)
     at = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
