@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,32 +151,27 @@ class Known:
     """
 
     def __init__(self, store: Store) -> None:
-        self._groups: list[tuple[Parted, int]] = []
+        self._groups: list[tuple[Path, int]] = []
         self._open: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
         self._lock = threading.Lock()
         hashes, starts = array("q"), [0]
         for name in (*map(looked_name, map(int, _kept(store))), SCAN):
+            path = store.path(name)
             try:
-                file = Parted(store.path(name), COLUMNS)
-                for part in file.parts("name", "stamp"):
-                    names, stamps = (part[column].to_pylist() for column in ("name", "stamp"))
-                    hashes.extend(map(hash, zip(names, stamps, strict=True)))
+                with Parted(path, COLUMNS) as file:
+                    for part in file.parts("name", "stamp"):
+                        names, stamps = (part[column].to_pylist() for column in ("name", "stamp"))
+                        hashes.extend(map(hash, zip(names, stamps, strict=True)))
+                    groups = file.groups
             except StorageError:
                 del hashes[starts[-1] :]
                 continue
-            self._groups += [(file, group) for group in range(len(file.groups) - 1)]
-            starts += (starts[-1] + file.groups[1:]).tolist()
+            self._groups += [(path, group) for group in range(len(groups) - 1)]
+            starts += (starts[-1] + groups[1:]).tolist()
         self._starts = np.array(starts)
         every = np.array(hashes, dtype=np.int64)
         self._order = np.argsort(every, kind="stable").astype(np.int32)
         self._hashes = every[self._order]
-
-    def __enter__(self) -> Known:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file, _ in self._groups:
-            file.close()
 
     def get(self, name: str, stamp: str) -> Found | None:
         """What was found of a picture, if nothing tells that it changed since."""
@@ -198,8 +194,9 @@ class Known:
         """A group's columns: asked for in order, mostly."""
         with self._lock:
             if group not in self._open:
-                file, number = self._groups[group]
-                rows = file.group(number, *_TOLD)
+                path, number = self._groups[group]  # of a long scan there are more than a process may have open
+                with Parted(path, COLUMNS) as file:
+                    rows = file.group(number, *_TOLD)
                 self._open[group] = tuple(rows[column].chunk(0) for column in _TOLD)
                 if len(self._open) > _OPEN:
                     self._open.popitem(last=False)

@@ -117,6 +117,7 @@ def write(file: Any, kinds: Mapping[str, str], parts: Iterable[Any], metadata: M
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for part in _grouped(parts, schema):
             writer.write_table(part, row_group_size=GROUP)
+            del part  # before there is the next one
 
 
 def _grouped(parts: Iterable[Any], schema: Any) -> Iterator[Any]:
@@ -126,10 +127,14 @@ def _grouped(parts: Iterable[Any], schema: Any) -> Iterator[Any]:
     for part in parts:
         waiting.append(part)
         count += len(part)
+        del part  # as below: each may be of tens of megabytes
         while count >= GROUP:
             joined = pa.concat_tables(waiting)
-            yield joined.slice(0, GROUP).combine_chunks()
             waiting, count, none = [joined.slice(GROUP)], count - GROUP, False
+            group = joined.slice(0, GROUP).combine_chunks()
+            del joined
+            yield group
+            del group
     if count or none:
         yield pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
 

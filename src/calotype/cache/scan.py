@@ -76,16 +76,16 @@ def scan(
     say = words(source.names, beside, folders=folders)
     rows, places = Rows(store), array("q")
     twice, seen = _twice(source.names, numbers), set()
-    with Known(store) as known:
-        for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
-            name = as_text(source.names[i])
-            tell(done, len(numbers))
-            if hash(name) in twice:
-                if (id_ := sample_id(name, found.key)) in seen:
-                    continue
-                seen.add(id_)
-            places.append(i)
-            rows.add((found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, *said))
+    known = Known(store)
+    for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
+        name = as_text(source.names[i])
+        tell(done, len(numbers))
+        if hash(name) in twice:
+            if (id_ := sample_id(name, found.key)) in seen:
+                continue
+            seen.add(id_)
+        places.append(i)
+        rows.add((found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, *said))
     rows.write(as_text(data))
     return numbers if len(places) == len(numbers) else places
 

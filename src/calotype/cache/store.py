@@ -28,7 +28,7 @@ CLAIMS, RUNS = "claims", "runs"  # locks
 _STEP = 2**20
 _UNIT = r"[0-9a-f]{32}"
 _OWN = re.compile(
-    rf"cache\.json|(scan|looked|manifest)\.parquet|looked/\d{{6,}}\.parquet|receipts/{_UNIT}\.json"
+    rf"cache\.json|(scan|manifest)\.parquet|looked/\d{{6,}}\.parquet|receipts/{_UNIT}\.json"
     rf"|samples/{_UNIT}\.parquet"
     rf"|shards/\d+x\d+/{_UNIT}\.safetensors|(runs/|claims/)?\.(?!alone\.)[^/]*\.lock"
 )
