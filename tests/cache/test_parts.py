@@ -202,7 +202,8 @@ def test_pictures_take_little_each(tmp_path: Path) -> None:
         words = [sys.executable, "-c", GROWTH, str(data), str(tmp_path / f"out {count}")]
         ran = subprocess.run(words, check=True, capture_output=True, text=True)
         peaks.append(float(ran.stdout))
-    assert (peaks[1] - peaks[0]) * 1e6 / 30_000 <= 250
+    # ten megabytes more or less are the allocators' own; objects for each picture would take 1,500 bytes
+    assert (peaks[1] - peaks[0]) * 1e6 / 30_000 <= 600
 
 
 GROWTH = """
