@@ -1,6 +1,6 @@
 """What a cache of latents gives, beside other ways to keep and to make them.
 
-    python bench/cache.py [read] [make] [memory] [sd-scripts] [--samples 2048] [--repeats 5] [--keep]
+    python bench/cache.py [read] [make] [memory] [growth] [sd-scripts] [--samples 2048] [--repeats 5] [--keep]
                           [--sd-scripts PATH]
 
 read: batches of 64 samples of 512x512 pixels (4x64x64 numbers) in random order, in one process, by torch's DataLoader,
@@ -18,6 +18,9 @@ hundredth of them at 512x512, where one takes more than a second.
 memory: the most that `calotype cache make` takes beside the weights, in a process of its own: the network of Stable
 Diffusion's size at 512x512 and 1024x1024, by default and with --memory 512MB; and so many small pictures by the
 built-in VAE.
+
+growth: the same of 150,000 and of 300,000 pictures of 96x64 with captions of 100 letters, hard links of a few, at 64x64
+with --memory 512MB, where zeros stand for what the built-in VAE would give: what each picture more takes.
 
 sd-scripts: seconds of a cache (JPEGs of 640x480 with captions, Stable Diffusion's network with random weights, 512x512,
 float32, a sixty-fourth of the samples) beside sd-scripts' npz files of them, each turn in processes of their own,
@@ -68,6 +71,7 @@ from calotype.posterior import DiagonalGaussian
 from calotype.weights.save import save_weights
 
 SIDE, BATCH, SHAPE = 512, 64, (4, 64, 64)
+GROWING = 150_000, 300_000  # pictures: more than lie together in tables' files, a group of which is held
 
 
 def made_up(folder: Path, value: Value, samples: int) -> Store:
@@ -283,6 +287,43 @@ def table_of_memory(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def linked(folder: Path, count: int) -> Path:
+    """So many pictures with captions, of which a thousand each are one."""
+    for i in range(count):
+        inner, name = folder / f"folder-{i // 10_000:04d}", f"picture-number-{i:08d}"
+        if i % 1000 == 0:
+            inner.mkdir(parents=True, exist_ok=True)
+            first = inner / name
+            Image.new("RGB", (96, 64), (i // 1000 % 256, 0, 0)).save(first.with_suffix(".png"))
+            first.with_suffix(".txt").write_text(f"{i:99d}\n")
+        else:
+            for suffix in (".png", ".txt"):
+                (inner / name).with_suffix(suffix).hardlink_to(first.with_suffix(suffix))
+    return folder
+
+
+def growth(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bytes that caches of few and of many pictures take beside the weights while they are made."""
+    rows = []
+    for count in GROWING:
+        with tempfile.TemporaryDirectory() as name:
+            data, out = linked(Path(name) / "data", count), str(Path(name) / "out")
+            task = {"weights": "", "side": 64, "data": str(data), "out": out, "memory": "512MB", "encodes": False}
+            rows.append({"pictures": count, **apart({**task, "way": "calotype"})})
+            say(f"growth: {count:,} pictures: {rows[-1]['peak'] / 1e6:.0f} MB in {rows[-1]['seconds']:.0f} s")
+    return rows
+
+
+def table_of_growth(rows: Sequence[dict[str, Any]]) -> Table:
+    """What a reader wants of it."""
+    shown = Table("pictures", "beside the weights at most", "each more than before")
+    for before, row in zip([None, *rows], rows, strict=False):
+        each = (row["peak"] - before["peak"]) / (row["pictures"] - before["pictures"]) if before else None
+        told = "" if each is None else f"{each:.0f} bytes"
+        shown.add_row(f"{row['pictures']:,}", f"{row['peak'] / 1e6:,.0f} MB ({row['how']})", told)
+    return shown
+
+
 def sd_scripts(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of a cache, and of sd-scripts' files, by turns."""
     count = given.samples // 64
@@ -334,6 +375,7 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], list[dict[str, Any]]], 
     "read": (read, table_of_read),
     "make": (make, table_of_make),
     "memory": (memory, table_of_memory),
+    "growth": (growth, table_of_growth),
     "sd-scripts": (sd_scripts, table_of_sd_scripts),
 }
 

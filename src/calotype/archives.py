@@ -10,7 +10,8 @@ import struct
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from calotype.addresses import RemoteFile, at_once
 from calotype.errors import CalotypeError, PictureError, UsageError
+from calotype.names import Names, Readers, in_parts
 from calotype.pixels.kinds import HEAD
 from calotype.pixels.spliced import Spliced
 
@@ -226,7 +228,7 @@ def require_all(pattern: str, names: Sequence[str], there: Sequence[bool]) -> No
         )
 
 
-def of_tars(paths: Sequence[Place], takes: Takes) -> tuple[list[str], Callable[[int], IO[bytes]]]:
+def of_tars(paths: Sequence[Place], takes: Takes) -> tuple[Names, Callable[[int], IO[bytes]]]:
     """Names of the pictures in tars, in their order, and what opens one.
 
     Raises:
@@ -238,7 +240,7 @@ def of_tars(paths: Sequence[Place], takes: Takes) -> tuple[list[str], Callable[[
 
 def with_texts(
     paths: Sequence[Place], takes: Takes, suffixes: Sequence[str], most: int
-) -> tuple[list[str], Callable[[int], IO[bytes]], dict[str, Callable[[], bytes]]]:
+) -> tuple[Names, Callable[[int], IO[bytes]], Readers]:
     """The same, and what reads texts among the members, in one pass; small ones are kept, up to 32 MB of them.
 
     Args:
@@ -248,9 +250,9 @@ def with_texts(
     Raises:
         UsageError: a tar is damaged, or compressed.
     """
-    names: list[str] = []
-    found: list[tuple[int, int, int]] = []
-    texts: dict[str, Callable[[], bytes]] = {}
+    names, found, texts = Names(), _Places(), _Places()
+    said: list[str] = []
+    kept: dict[int, bytes] = {}
     room = _Room()
     for number, members in enumerate(_of_each(paths, takes, suffixes, room)):
         path = paths[number]
@@ -258,11 +260,34 @@ def with_texts(
             name = member if len(paths) == 1 else f"{path.name}/{member}"
             if text is None:
                 names.append(name)
-                found.append((number, offset, size))
+                found.add(number, offset, size)
             else:
-                texts[name] = partial(bytes, text) if text else partial(_text, path, offset, min(size, most))
-    places = np.array(found, dtype=np.int64)  # the same in a tenth of the memory
-    return names, partial(_in_tar, paths, places), texts
+                if text:
+                    kept[len(said)] = text
+                said.append(name)
+                texts.add(number, offset, min(size, most))
+    order = sorted(
+        {name: i for i, name in enumerate(said)}.items(), key=lambda one: in_parts(one[0])
+    )  # the last of each
+    last = np.array([i for _, i in order], dtype=np.int64)
+    read = partial(_text, paths, texts.array, last, kept)
+    return names, partial(_in_tar, paths, found.array), Readers(Names(name for name, _ in order), read)
+
+
+class _Places:
+    """Where members lie: number of the tar, offset and size in bytes."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+
+    def add(self, number: int, offset: int, size: int) -> None:
+        """One more."""
+        self._numbers.extend((number, offset, size))
+
+    @property
+    def array(self) -> NDArray[np.int64]:
+        """All of them, int64 [N, 3]."""
+        return np.array(self._numbers, dtype=np.int64).reshape(-1, 3)
 
 
 def _in_tar(paths: Sequence[Place], places: NDArray[np.int64], i: int) -> IO[bytes]:
@@ -270,7 +295,7 @@ def _in_tar(paths: Sequence[Place], places: NDArray[np.int64], i: int) -> IO[byt
     return _member(paths[number], offset, size)
 
 
-def texts_of_tars(paths: Sequence[Path], suffixes: Sequence[str], most: int) -> dict[str, Callable[[], bytes]]:
+def texts_of_tars(paths: Sequence[Path], suffixes: Sequence[str], most: int) -> Readers:
     """Members of tars with such a suffix, by the names `of_tars` would give them, and what reads one.
 
     Raises:
@@ -279,8 +304,12 @@ def texts_of_tars(paths: Sequence[Path], suffixes: Sequence[str], most: int) -> 
     return with_texts(paths, lambda member, look: False, suffixes, most)[2]
 
 
-def _text(path: Place, offset: int, size: int) -> bytes:
-    with _member(path, offset, size) as file:
+def _text(
+    paths: Sequence[Place], places: NDArray[np.int64], order: NDArray[np.int64], kept: Mapping[int, bytes], i: int
+) -> bytes:
+    if (number := int(order[i])) in kept:
+        return kept[number]
+    with _in_tar(paths, places, number) as file:
         return file.read()
 
 

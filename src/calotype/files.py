@@ -248,7 +248,7 @@ def _all_or_none(paths: Sequence[StrPath], error: type[CalotypeError]) -> Iterat
         for path in paths:
             target = Path(os.path.realpath(path))
             if target.is_file():
-                copies[target] = stack.enter_context(_copy(target, path, error))
+                copies[target] = stack.enter_context(same_file(target, path, error))
         before = {target: target.stat() for target in copies}
         try:
             yield
@@ -264,8 +264,15 @@ def _all_or_none(paths: Sequence[StrPath], error: type[CalotypeError]) -> Iterat
 
 
 @contextmanager
-def _copy(target: Path, path: StrPath, error: type[CalotypeError]) -> Iterator[Path]:
-    """The same file under another name, or else a copy of it; it goes away."""
+def same_file(target: Path, path: StrPath, error: type[CalotypeError] = StorageError) -> Iterator[Path]:
+    """The same file under another name in its folder, or else a copy of it; it goes away.
+
+    Args:
+        path: what the file is called in messages.
+
+    Raises:
+        error: the disk refuses it.
+    """
     with temporary_path(target.parent, target.suffix) as copy:
         with _refusals(path, error):
             try:

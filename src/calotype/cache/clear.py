@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from calotype.cache.check import drop, strays
 from calotype.cache.guard import alone
 from calotype.cache.job import Job
@@ -30,7 +32,7 @@ from calotype.cache.store import (
     samples_name,
 )
 from calotype.cache.tables import SAMPLES as COLUMNS, read
-from calotype.cache.units import Held, Sample, Unit, held, sample_id, unit_id
+from calotype.cache.units import Held, Ids, Sample, Unit, among, held, ids_in, ids_of, sample_id, unit_id
 from calotype.cache.worker import Attempt
 from calotype.errors import UsageError
 from calotype.temporaries import is_temporary
@@ -78,10 +80,8 @@ def gc(store: Store) -> Cleared:
             done.files += 1
         if store.size(SCAN) is not None:
             has = held(store, good)
-            seen = scanned(store)
-            ids = {
-                sample_id(name, key) for name, key in zip(*(seen[c].to_pylist() for c in ("name", "key")), strict=True)
-            }
+            with scanned(store) as seen:
+                ids = np.sort(ids_in(seen))
             written: set[str] = set()
             for number, unit in enumerate(has.units):
                 if unit not in written:
@@ -102,11 +102,11 @@ def empty(store: Store) -> None:
         StorageError: something can't be removed.
     """
     _require_own(store)
-    folders = (RECEIPTS, SAMPLES, SHARDS, RUNS, CLAIMS)
+    folders = (RECEIPTS, SAMPLES, SHARDS, LOOKED, RUNS, CLAIMS)
     with alone(store, "clearing up"):
         found = [name for folder in folders for name in store.files(folder) if of_cache(name)]
         found += [path.name for path in store.root.glob(".*") if path.is_file() and is_temporary(path.name)]
-        for name in (MANIFEST, *found, SCAN, LOOKED, JOB):
+        for name in (MANIFEST, *found, SCAN, JOB):
             store.remove(name)
         for folder in folders:
             for place in (*sorted(store.path(folder).glob("*")), store.path(folder)):
@@ -137,18 +137,21 @@ def _keep(
     unit: str,
     has: Held,
     number: int,
-    ids: set[bytes],
+    ids: Ids,
     done: Cleared,
 ) -> set[str]:
     """Leaves of a unit what is needed; gives the unit that has it then, if that is another one."""
     receipt = good[unit]
-    rows = read(store.path(samples_name(receipt.unit)), COLUMNS).to_pylist()
-    needed = []
-    for row in rows:
-        id_ = sample_id(row["name"], row["key"])
-        if id_ in ids and has.rows[id_] == (number, row["row"]):
-            needed.append((id_, row))
-    bad = [one for one in receipt.bad if not one.again and sample_id(one.name, bytes.fromhex(one.key)) in ids]
+    found = read(store.path(samples_name(receipt.unit)), COLUMNS)
+    own, rows = ids_of(found), found.to_pylist()
+    wanted = among(ids, own)[0].tolist()
+    needed = [
+        (sample_id(row["name"], row["key"]), row)
+        for row, one, place in zip(rows, wanted, zip(*has.places(own), strict=True), strict=True)
+        if one and place == (number, row["row"])
+    ]
+    reasons = [(sample_id(one.name, bytes.fromhex(one.key)), one) for one in receipt.bad if not one.again]
+    bad = [one for id_, one in reasons if among(ids, np.array([id_], dtype=ids.dtype))[0][0]]
     if len(needed) == len(rows) and (needed or bad or not receipt.bad):
         return set()
     done.rows += len(rows) - len(needed)

@@ -158,10 +158,11 @@ def changed(store: Store, data: str | Path) -> list[str]:
             f"{store}: nothing tells what pictures this cache is of; calotype cache make looks at them anew."
         )
     source, numbers = pictures(data, store.path("."))
-    seen = scanned(store)
     before: dict[str, set[bytes]] = {}
-    for name, key in zip(seen["name"].to_pylist(), seen["key"].to_pylist(), strict=True):
-        before.setdefault(name, set()).add(key)
+    with scanned(store) as seen:
+        for part in seen.parts("name", "key"):
+            for name, key in zip(part["name"].to_pylist(), part["key"].to_pylist(), strict=True):
+                before.setdefault(name, set()).add(key)
     now = {as_text(source.names[i]): i for i in numbers}
     return [
         *_told(

@@ -20,15 +20,18 @@ from calotype.cache.guard import running, waiting
 from calotype.cache.job import Job, Made, Stored as StoredType, Value
 from calotype.cache.local import work
 from calotype.cache.manifest import write_manifest
+from calotype.cache.parts import give_back
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Bad, Receipt, receipts
 from calotype.cache.rules import Rules
 from calotype.cache.scan import pictures, scan
+from calotype.cache.seen import scanned_now
 from calotype.cache.store import CLAIMS, JOB, RUNS, SCAN, Store
 from calotype.cache.tables import arrow
 from calotype.cache.units import Cut, Plan, Unit, held, of_part, plan, unit
 from calotype.cache.worker import FINISH, Step, Worker, versions
 from calotype.cluster import joined, the_ray
+from calotype.engine.memory import trim
 from calotype.errors import CalotypeError, CalotypeWarning, UsageError
 from calotype.files import write_bytes
 from calotype.texts import plain
@@ -279,9 +282,12 @@ def make(
             tell(progress)
 
         with waiting(store.path(f".{SCAN}.lock"), tell=lambda: tell(progress)):
-            seen, places = scan(source, numbers, store, os.fspath(data), folders=folders, tell=scanning)
+            places = scan(source, numbers, store, os.fspath(data), folders=folders, tell=scanning)
+            seen = joining.enter_context(scanned_now(store))
         planned = plan(job, seen, held(store, receipts(store, job.fingerprint)[0]))
-        of = seen.num_rows
+        give_back()
+        trim()
+        of = len(seen)
         _require_some(planned, source.title)
         require_few(planned.bad, limit := allowed(max_bad, of), of)
         cuts = of_part(planned.units, part)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import numpy as np
 
 from calotype.addresses import AT_ONCE, is_address, local_path
 from calotype.cache.looked import NOTHING, Found, Known, Rows
-from calotype.cache.store import LOOKED, SCAN, Store
-from calotype.cache.tables import parquet
+from calotype.cache.store import Store
 from calotype.cache.units import sample_id
 from calotype.cache.words import Words, words
 from calotype.errors import PictureError, UsageError
@@ -24,14 +26,14 @@ THREADS = 4
 _STEP = 2**20
 
 
-def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[int]]:
+def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, Sequence[int]]:
     """Opens a source, and the numbers of its pictures that do not lie in the cache itself.
 
     Raises:
         UsageError: as `open_source`, or all of them do.
     """
     source = open_source(data)
-    numbers = list(range(len(source)))
+    numbers: Sequence[int] = range(len(source))
     folder = local_path(str(data)) if is_address(data) else Path(data)
     if out is not None and folder is not None and folder.is_dir():
         inside = out.resolve()
@@ -41,7 +43,8 @@ def pictures(data: str | Path, out: Path | None = None) -> tuple[Stored, list[in
             )
         if inside.is_relative_to(folder.resolve()):
             own = f"{inside.relative_to(folder.resolve()).as_posix()}/"
-            numbers = [i for i in numbers if not source.names[i].startswith(own)]
+            outside = array("q", (i for i, name in enumerate(source.names) if not name.startswith(own)))
+            numbers = numbers if len(outside) == len(source) else outside
     if not numbers:
         raise UsageError(f"{source.title}: there is no picture in it but the cache's own; give another place.")
     return source, numbers
@@ -55,12 +58,12 @@ def scan(
     *,
     folders: bool = False,
     tell: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Any, list[int]]:
+) -> Sequence[int]:
     """Looks at all pictures, reading those of which nothing tells that they are as they were.
 
     A scan that was killed goes on where it was, but for its last minute.
 
-    Gives a pyarrow Table, which is written to the store too, and the number of each row's picture in the source. Rows
+    What it finds is written to the store, a row a picture; gives the number of each row's picture in the source. Rows
     are in the source's order; a picture that stands twice in it, with one name and the same bytes, has one row.
 
     Args:
@@ -69,28 +72,29 @@ def scan(
         folders: see `words`.
         tell: called with how many are done, and of how many.
     """
-    known = Known(store)
     beside = source.beside
     say = words(source.names, beside, folders=folders)
-    rows = Rows(store)
-    seen: set[bytes] = set()
-    places: list[int] = []
+    rows, places = Rows(store), array("q")
+    twice, seen = _twice(source.names, numbers), set()
+    known = Known(store)
     for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
         name = as_text(source.names[i])
         tell(done, len(numbers))
-        if (id_ := sample_id(name, found.key)) in seen:
-            continue
-        seen.add(id_)
+        if hash(name) in twice:
+            if (id_ := sample_id(name, found.key)) in seen:
+                continue
+            seen.add(id_)
         places.append(i)
         rows.add((found.key, name, stamp, found.size, *found.stored, *found.upright, found.reason, *said))
-    made = rows.table()
-    # of what counts: a picture that is looked at once more may get another stamp, or its first
-    stamps = made.column_names.index("stamp")
-    counts = made.set_column(stamps, made.schema.field(stamps), [[""] * len(places)])
-    digest = hashlib.sha256(parquet(counts)).hexdigest()
-    store.write(SCAN, parquet(made, {"data": as_text(data), "digest": digest}))
-    store.remove(LOOKED)
-    return made, places
+    rows.write(as_text(data))
+    return numbers if len(places) == len(numbers) else places
+
+
+def _twice(names: Sequence[str], numbers: Sequence[int]) -> set[int]:
+    """Hashes of names that stand there several times."""
+    hashes = np.fromiter((hash(as_text(names[i])) for i in numbers), dtype=np.int64, count=len(numbers))
+    hashes.sort()
+    return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
 def _looked(

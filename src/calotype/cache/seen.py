@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from calotype.cache.parts import Parted
 from calotype.cache.store import MANIFEST, SCAN, Store
-from calotype.cache.tables import SCAN as COLUMNS, metadata, read
+from calotype.cache.tables import SCAN as COLUMNS, metadata
+from calotype.files import same_file
 
 
-def scanned(store: Store) -> Any:
-    """What the last scan found, a pyarrow Table.
+def scanned(store: Store) -> Parted:
+    """What the last scan found.
 
     Raises:
         StorageError: there is none, or it can't be read.
     """
-    return read(store.path(SCAN), COLUMNS)
+    return Parted(store.path(SCAN), COLUMNS)
+
+
+@contextmanager
+def scanned_now(store: Store) -> Iterator[Parted]:
+    """The same, which stays as it is when another run writes its own: on NFS what was open would be gone.
+
+    Raises:
+        StorageError: there is none, or it can't be read.
+    """
+    path = store.path(SCAN)
+    with same_file(path, path) as kept, Parted(kept, COLUMNS) as scan:
+        yield scan
 
 
 def scanned_data(store: Store) -> str:

@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from calotype.addresses import require_local
 from calotype.errors import StorageError
-from calotype.files import atomic_path, make_folder, refusal, write_bytes
+from calotype.files import atomic_path, make_folder, refusal, write_bytes, writing
 from calotype.temporaries import is_temporary
 
 JOB = "cache.json"
 SCAN = "scan.parquet"
-LOOKED = "looked.parquet"  # what a scan that is under way, or was killed, has found so far
+LOOKED = "looked"  # what a scan that is under way, or was killed, has found so far
 MANIFEST = "manifest.parquet"
 RECEIPTS, SAMPLES, SHARDS = "receipts", "samples", "shards"
 CLAIMS, RUNS = "claims", "runs"  # locks
@@ -27,7 +28,8 @@ CLAIMS, RUNS = "claims", "runs"  # locks
 _STEP = 2**20
 _UNIT = r"[0-9a-f]{32}"
 _OWN = re.compile(
-    rf"cache\.json|(scan|looked|manifest)\.parquet|receipts/{_UNIT}\.json|samples/{_UNIT}\.parquet"
+    rf"cache\.json|(scan|manifest)\.parquet|looked/\d{{6,}}\.parquet|receipts/{_UNIT}\.json"
+    rf"|samples/{_UNIT}\.parquet"
     rf"|shards/\d+x\d+/{_UNIT}\.safetensors|(runs/|claims/)?\.(?!alone\.)[^/]*\.lock"
 )
 
@@ -69,6 +71,17 @@ class Store:
         """
         make_folder(self.path(name).parent)
         write_bytes(self.path(name), data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write to, which is put when the block ends well.
+
+        Raises:
+            StorageError: the disk refuses it.
+        """
+        make_folder(self.path(name).parent)
+        with writing(self.path(name)) as file:
+            yield file
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
@@ -148,6 +161,11 @@ def of_cache(name: str) -> bool:
 def unreadable(path: Path, error: OSError) -> str:
     """That a file can't be looked at, though it may be there."""
     return f"{path} can't be read ({error.strerror or error}); look at the disk and its permissions."
+
+
+def looked_name(number: int) -> str:
+    """A file of what a scan has found, which is the one after those of lower numbers."""
+    return f"{LOOKED}/{number:06d}.parquet"
 
 
 def receipt_name(unit: str) -> str:

@@ -13,6 +13,9 @@ from calotype.errors import StorageError, UsageError
 
 KEY = "binary32"  # a sha256
 
+GROUP = 2**17
+"""Rows of a file that lie together."""
+
 SAMPLES: Mapping[str, str] = {
     "key": KEY,
     "name": "string",
@@ -74,6 +77,11 @@ def arrow() -> tuple[Any, Any]:
         ) from None
 
 
+def schema_of(kinds: Mapping[str, str]) -> Any:
+    """The pyarrow Schema of columns of these kinds."""
+    return _schema(tuple(kinds.items()))
+
+
 @cache
 def _schema(columns: tuple[tuple[str, str], ...]) -> Any:
     pa, _ = arrow()
@@ -92,7 +100,7 @@ def _schema(columns: tuple[tuple[str, str], ...]) -> Any:
 def table(columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> Any:
     """A pyarrow Table of columns of these kinds."""
     pa, _ = arrow()
-    schema = _schema(tuple(kinds.items()))
+    schema = schema_of(kinds)
     return pa.table([pa.array(columns[one.name], type=one.type) for one in schema], schema=schema)
 
 
@@ -102,7 +110,7 @@ def parquet(rows: Any, metadata: Mapping[str, str] | None = None) -> bytes:
     target = io.BytesIO()
     pq.write_table(
         rows.replace_schema_metadata(dict(metadata or {})), target,
-        compression="zstd", row_group_size=2**17, write_page_checksum=True,
+        compression="zstd", row_group_size=GROUP, write_page_checksum=True,
     )  # fmt: skip
     return target.getvalue()
 
@@ -118,19 +126,26 @@ def read(path: Path, kinds: Mapping[str, str], columns: Sequence[str] | None = N
         # read_table would import pandas
         with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             found = file.read(columns=list(columns or kinds))
-        found.validate(full=True)  # texts are such
-        if nothing := next((name for name in found.column_names if name not in _NULLS and found[name].null_count), ""):
-            raise ValueError(f"{nothing} is null in a row")
+        return checked(found, path, {name: kind for name, kind in kinds.items() if columns is None or name in columns})
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
-    schema = _schema(tuple((name, kind) for name, kind in kinds.items() if columns is None or name in columns))
-    if set(found.column_names) != set(schema.names):
+        raise unreadable(path, error) from None
+
+
+def checked(found: Any, path: Path, kinds: Mapping[str, str]) -> Any:
+    """A pyarrow Table that was read of a file, with columns of these kinds and no others.
+
+    Raises:
+        StorageError: it lacks some.
+        ValueError, pyarrow.ArrowException: what is in them is of other kinds, no text, or nothing where there must be.
+    """
+    found.validate(full=True)  # texts are such
+    if nothing := next((name for name in found.column_names if name not in _NULLS and found[name].null_count), ""):
+        raise ValueError(f"{nothing} is null in a row")
+    schema = schema_of(kinds)
+    if not set(found.column_names) >= set(schema.names):
         lacking = ", ".join(sorted(set(schema.names) - set(found.column_names)))
         raise StorageError(f"{path}: this file lacks {lacking}; calotype cache repair makes it anew.")
-    try:
-        return found.select(schema.names).cast(schema)
-    except (ValueError, pa.ArrowException) as error:  # columns of other types
-        raise _unreadable(path, error) from None
+    return found.select(schema.names).cast(schema)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -153,9 +168,10 @@ def count(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> StorageError:
+def unreadable(path: Path, error: Exception) -> StorageError:
+    """That a file of a table can't be read."""
     reason = " ".join(str(error).split())[:200].rstrip(".")
     return StorageError(f"{path}: this file can't be read ({reason}); calotype cache repair makes it anew.")

@@ -7,8 +7,9 @@ once they are there, what is left of a run that was stopped is cut as it was bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from calotype.cache.buckets import Size
 from calotype.cache.job import Job
+from calotype.cache.parts import Parted
 from calotype.cache.receipts import Bad, Receipt
 from calotype.cache.rules import Placed
 from calotype.cache.store import Store, samples_name
@@ -27,6 +29,11 @@ UNIT_BYTES = 2**28
 
 UNIT_SAMPLES = 1024
 """Samples of a unit at most: what is lost with it shall take minutes, where a picture takes long."""
+
+_ID = "S16"
+
+Ids = NDArray[np.bytes_]
+"""Ids of samples, 16 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,13 @@ class Cut:
 
     Attributes:
         id, bucket: of the unit.
-        rows: of its samples in the scan.
+        rows: of its samples in the scan, ascending.
         number: of the unit in a cache that is made at once; says which part does it.
     """
 
     id: str
     bucket: Size
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int32]
     number: int
 
 
@@ -93,14 +100,25 @@ class Held:
     """What a cache has.
 
     Attributes:
-        rows: sample id -> (number of the unit, row in its shard).
+        ids: of samples, sorted.
+        numbers, rows: the number of the unit that has each, and the row in its shard.
         bad: sample id -> why it is not in a shard.
         units: ids, in the order of their numbers.
     """
 
-    rows: Mapping[bytes, tuple[int, int]]
+    ids: Ids
+    numbers: NDArray[np.int32]
+    rows: NDArray[np.int32]
     bad: Mapping[bytes, Bad]
     units: Sequence[str]
+
+    def places(self, ids: Ids) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The number of the unit that has each of these samples, and the row in its shard: int32 [N] each, -1 where
+        none has it."""
+        there, at = among(self.ids, ids)
+        numbers, rows = np.full((2, len(ids)), -1, dtype=np.int32)
+        numbers[there], rows[there] = self.numbers[at[there]], self.rows[at[there]]
+        return numbers, rows
 
 
 @dataclass
@@ -134,7 +152,26 @@ def sample_id(name: str, key: bytes) -> bytes:
     return hashlib.blake2b(key + name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def unit_id(job: Job, ids: Sequence[bytes]) -> str:
+def ids_of(rows: Any) -> Ids:
+    """Ids of the samples of a pyarrow Table with `name` and `key`."""
+    names, keys = (rows[column].to_pylist() for column in ("name", "key"))
+    return np.frombuffer(b"".join(map(sample_id, names, keys)), dtype=_ID)
+
+
+def ids_in(scan: Parted) -> Ids:
+    """Ids of all samples of a scan, in its order."""
+    return np.concatenate([np.empty(0, dtype=_ID), *map(ids_of, scan.parts("name", "key"))])
+
+
+def among(ids: Ids, asked: Ids) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which of those that are asked for are among sorted ids, bool [N], and where each is then, int64 [N]."""
+    if not len(ids):
+        return np.zeros(len(asked), dtype=bool), np.zeros(len(asked), dtype=np.int64)
+    at = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
+    return ids[at] == asked, at
+
+
+def unit_id(job: Job, ids: Iterable[bytes]) -> str:
     """What names a unit of these samples, by their ids."""
     return hashlib.sha256(job.fingerprint.encode() + b"".join(ids)).hexdigest()[:32]
 
@@ -145,57 +182,90 @@ def held(store: Store, receipts: Mapping[str, Receipt]) -> Held:
     Raises:
         StorageError: a file of samples can't be read.
     """
-    rows: dict[bytes, tuple[int, int]] = {}
+    ids: list[Ids] = [np.empty(0, dtype=_ID)]
+    rows: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
     bad: dict[bytes, Bad] = {}
-    for number, (unit, receipt) in enumerate(receipts.items()):
+    for unit, receipt in receipts.items():
         found = read(store.path(samples_name(unit)), SAMPLES, ["key", "name", "row"])
-        columns = (found[name].to_pylist() for name in ("name", "key", "row"))
-        for name, key, row in zip(*columns, strict=True):
-            rows.setdefault(sample_id(name, key), (number, row))
+        ids.append(ids_of(found))
+        rows.append(np.asarray(found["row"], dtype=np.int32))
         for one in receipt.bad:
             if not one.again:
                 bad[sample_id(one.name, bytes.fromhex(one.key))] = one
-    return Held(rows, bad, list(receipts))
+    numbers = np.repeat(np.arange(len(ids), dtype=np.int32) - 1, [len(part) for part in ids])
+    every, first = np.unique(np.concatenate(ids), return_index=True)  # of a sample in several units the first one
+    return Held(every, numbers[first], np.concatenate(rows)[first], bad, list(receipts))
 
 
-def plan(job: Job, scan: Any, has: Held) -> Plan:
+def plan(job: Job, scan: Parted, has: Held) -> Plan:
     """What is to be done.
 
     Args:
-        scan: a pyarrow Table, see `scan`.
+        scan: see `scan`.
         has: what is there already.
     """
     made = Plan()
-    missing: dict[Size, list[tuple[int, int, bytes]]] = {}  # row of the scan, rank among all of its bucket, id
-    for i, (key, name, upright, reason) in enumerate(_rows(scan)):
-        if reason is not None:
-            made.bad.append(Bad(name, key.hex(), reason))
-            continue
-        placed = job.rules.place(*upright, key)
-        if placed.enlarged and not job.rules.enlarge:
-            made.bad.append(Bad(name, key.hex(), too_small(upright, placed)))
-            continue
-        rank = made.buckets.get(placed.bucket, 0)
-        made.buckets[placed.bucket] = rank + 1
-        id_ = sample_id(name, key)
-        if id_ in has.bad and id_ not in has.rows:
-            made.bad.append(has.bad[id_])
-            continue
-        made.wanted += 1
-        made.enlarged += placed.enlarged
-        if id_ in has.rows:
-            made.done += 1
-        else:
-            missing.setdefault(placed.bucket, []).append((i, rank, id_))
+    missing: dict[Size, _Missing] = {}
+    row = -1
+    for part in scan.parts("key", "name", "width", "height", "reason"):
+        ids = ids_of(part)
+        there = (has.places(ids)[0] >= 0).tolist()
+        for (key, name, upright, reason), id_, done in zip(_rows(part), _each(ids), there, strict=True):
+            row += 1
+            if reason is not None:
+                made.bad.append(Bad(name, key.hex(), reason))
+                continue
+            placed = job.rules.place(*upright, key)
+            if placed.enlarged and not job.rules.enlarge:
+                made.bad.append(Bad(name, key.hex(), too_small(upright, placed)))
+                continue
+            rank = made.buckets.get(placed.bucket, 0)
+            made.buckets[placed.bucket] = rank + 1
+            if id_ in has.bad and not done:
+                made.bad.append(has.bad[id_])
+                continue
+            made.wanted += 1
+            made.enlarged += placed.enlarged
+            made.done += done
+            if not done:
+                if placed.bucket not in missing:
+                    missing[placed.bucket] = _Missing(job, placed.bucket)
+                missing[placed.bucket].add(row, rank, id_)
     before = 0  # units of buckets before this one
     for bucket in sorted(made.buckets):
-        most = unit_samples(job, bucket)
-        for start in range(0, len(missing.get(bucket, ())), most):
-            part = missing[bucket][start : start + most]
-            rows = np.array([i for i, _, _ in part], dtype=np.int64)
-            made.units.append(Cut(unit_id(job, [id_ for *_, id_ in part]), bucket, rows, before + part[0][1] // most))
-        before += -(-made.buckets[bucket] // most)
+        if bucket in missing:
+            made.units += missing[bucket].units(before)
+        before += -(-made.buckets[bucket] // unit_samples(job, bucket))
     return made
+
+
+class _Missing:
+    """What is missing of a bucket, cut as it comes."""
+
+    def __init__(self, job: Job, bucket: Size) -> None:
+        self._job, self._bucket, self._most = job, bucket, unit_samples(job, bucket)
+        self._cuts: list[Cut] = []
+        self._rows, self._ids, self._number = array("i"), bytearray(), 0
+
+    def add(self, row: int, rank: int, id_: bytes) -> None:
+        """A row of the scan, which has this rank among all of the bucket."""
+        if not self._rows:
+            self._number = rank // self._most
+        self._rows.append(row)
+        self._ids += id_
+        if len(self._rows) == self._most:
+            self._cut()
+
+    def units(self, before: int) -> list[Cut]:
+        """All of them; those of other buckets before them are so many."""
+        if self._rows:
+            self._cut()
+        return [replace(cut, number=before + cut.number) for cut in self._cuts]
+
+    def _cut(self) -> None:
+        rows = np.array(self._rows, dtype=np.int32)
+        self._cuts.append(Cut(unit_id(self._job, [bytes(self._ids)]), self._bucket, rows, self._number))
+        self._rows, self._ids = array("i"), bytearray()
 
 
 def unit_samples(job: Job, bucket: Size) -> int:
@@ -203,13 +273,20 @@ def unit_samples(job: Job, bucket: Size) -> int:
     return max(1, min(UNIT_SAMPLES, UNIT_BYTES // job.sample_bytes(bucket)))
 
 
-def unit(cut: Cut, scan: Any, places: Sequence[int]) -> Unit:
+def unit(cut: Cut, scan: Parted, places: Sequence[int]) -> Unit:
     """A unit with its samples.
 
     Args:
+        scan: which it was cut of.
         places: numbers of the scan's pictures in the source.
+
+    Raises:
+        StorageError: the scan can't be read.
     """
-    return Unit(cut.id, cut.bucket, tuple(_sample(scan, int(i), places[i]) for i in cut.rows))
+    rows = scan.taken(cut.rows).to_pylist()
+    return Unit(
+        cut.id, cut.bucket, tuple(_sample(row, places[i]) for i, row in zip(cut.rows.tolist(), rows, strict=True))
+    )
 
 
 def of_part(units: Sequence[Cut], part: str) -> list[Cut]:
@@ -239,17 +316,21 @@ def too_small(upright: Size, placed: Placed) -> str:
     )
 
 
-def _rows(scan: Any) -> Iterator[tuple[bytes, str, Size, str | None]]:
-    """Key, name, (width, height) and reason of each row, a part of them as Python's objects at a time."""
-    for part in scan.select(["key", "name", "width", "height", "reason"]).to_batches(2**14):
-        width, height = (np.asarray(part[name]).tolist() for name in ("width", "height"))
-        keys, names, reasons = (part[name].to_pylist() for name in ("key", "name", "reason"))
-        for key, name, w, h, reason in zip(keys, names, width, height, reasons, strict=True):
-            yield key, name, (w, h), reason
+def _rows(part: Any) -> Iterator[tuple[bytes, str, Size, str | None]]:
+    """Key, name, (width, height) and reason of each row."""
+    width, height = (np.asarray(part[name]).tolist() for name in ("width", "height"))
+    keys, names, reasons = (part[name].to_pylist() for name in ("key", "name", "reason"))
+    for key, name, w, h, reason in zip(keys, names, width, height, reasons, strict=True):
+        yield key, name, (w, h), reason
 
 
-def _sample(scan: Any, i: int, place: int) -> Sample:
-    row = {name: scan[name][i].as_py() for name in scan.column_names}
+def _each(ids: Ids) -> Iterator[bytes]:
+    """Each id whole: numpy's own texts end before zeros."""
+    content = ids.tobytes()
+    return (content[start : start + ids.itemsize] for start in range(0, len(content), ids.itemsize))
+
+
+def _sample(row: Mapping[str, Any], place: int) -> Sample:
     return Sample(
         place,
         row["key"],

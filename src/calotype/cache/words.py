@@ -78,8 +78,8 @@ class _Lines:
     """What metadata.jsonl of folders say, each read once."""
 
     def __init__(self, texts: Mapping[str, Callable[[], bytes]]) -> None:
-        self._files = {PurePosixPath(name).parent: read for name, read in texts.items()
-                       if PurePosixPath(name).name == "metadata.jsonl"}  # fmt: skip
+        self._files = {PurePosixPath(name).parent: texts[name] for name in texts
+                       if name.rpartition("/")[2] == "metadata.jsonl"}  # fmt: skip
         self._read: dict[PurePosixPath, dict[str, Words]] = {}
         self._lock = threading.Lock()
 

@@ -38,6 +38,7 @@ from calotype.engine.budget import parse_memory
 from calotype.engine.run import Engine
 from calotype.errors import CalotypeError, NonFiniteError, PictureError, RemoteError, StorageError
 from calotype.files import refusal
+from calotype.names import Names
 from calotype.pixels import AlphaMode, alpha_mode, from_array, luma, read_picture_rows
 from calotype.posterior import DiagonalGaussian, Posterior
 from calotype.sources import Stored, rgb_levels, rgba_levels
@@ -50,6 +51,7 @@ _PACKAGES = ("torch", "pillow", "numpy")
 _AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
+_NAMED, _LISTED = 64, 1000  # bytes that are held of each picture: of a source whose names are packed, and of others
 
 _TURNS = 8  # of the engine's threads, for what is encoded together: at the end of each they wait for the last
 _TOGETHER = 2**26  # bytes of pixels of these at most
@@ -96,6 +98,9 @@ class Worker:
         limit = None if memory is None else parse_memory(memory)
         self._reading = _READING if limit is None else min(_READING, limit // 4)
         self._memory = None if limit is None else limit - self._reading
+        if limit is not None:  # what encodes has no less for it, or pictures could be too many for one to be encoded
+            known = len(source) * (_NAMED if isinstance(source.names, Names) else _LISTED)
+            self._reading = max(0, self._reading - known)
         self._alpha: AlphaMode = alpha_mode(vae.picture_channels, None)
         self._wide: Engine | None = None
 

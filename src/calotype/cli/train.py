@@ -62,9 +62,9 @@ def command(
     OUT/weights.safetensors holds the averaged weights with recipe, seed, quality and latent statistics, OUT/diffusers
     the same as diffusers loads it, and OUT/README.md a card. Runs unchanged under torchrun.
 
-    A recipe with a table denoiser trains a model for `calotype draw`, on one device: `draw` goes on from the one that ships
-    with pictures of one's own, `emoji` made that one. DATA has a text beside each picture or a captions.jsonl, or is a
-    cache of latents (`calotype cache make`). OUT has the weights at every checkpoint.
+    A recipe with a table denoiser trains a model for `calotype draw`, on one device: `draw` goes on from the one that
+    ships with pictures of one's own, `emoji` made that one. DATA has a text beside each picture or a captions.jsonl, or
+    is a cache of latents (`calotype cache make`). OUT has the weights at every checkpoint.
     """
     from calotype.draw.recipe import is_drawing_recipe
     from calotype.errors import UsageError

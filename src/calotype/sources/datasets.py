@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from calotype.errors import UsageError
+from calotype.names import Names
 from calotype.sources.stored import Beside, Stored
 
 HUB = "hf:"
@@ -56,7 +57,7 @@ def dataset(title: str, place: Path | str, split: str, column: str) -> Stored:
     # undecoded, so that orientation, profiles and alpha are treated as they are everywhere
     encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return Stored(
-        title, [f"row {i}" for i in range(len(rows))], partial(_row, encoded, column),
+        title, Names(f"row {i}" for i in range(len(rows))), partial(_row, encoded, column),
         beside=partial(_beside, rows, column),
     )  # fmt: skip
 

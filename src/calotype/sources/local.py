@@ -11,6 +11,7 @@ from typing import IO
 
 from calotype import archives
 from calotype.errors import UsageError
+from calotype.names import Names, Readers
 from calotype.sources.datasets import dataset, is_saved
 from calotype.sources.stored import MOST_TEXT, TEXTS, Beside, Sorting, Stored
 
@@ -21,28 +22,32 @@ def folder(path: Path) -> Stored:
     """Pictures in a folder, or in the tars in it."""
     if is_saved(path):
         return dataset(str(path), path, "", "")
-    files, sorting = sorted(files_in(path)), Sorting()
-    pictures = [file for file in files if sorting.takes(file, partial(opened, path / file))]
-    shards = [path / file for file in files if file.suffix.lower() == ".tar" and len(file.parts) == 1]
-    if shards and pictures:
+    sorting, names, texts = Sorting(), Names(), Names()
+    shards: list[Path] = []
+    for file in files_in(path):
+        suffix = file.suffix.lower()
+        if sorting.takes(file, partial(_opened_in, path, file)):
+            names.append(file.as_posix())
+        if suffix in TEXTS:
+            texts.append(file.as_posix())
+        elif suffix == ".tar" and len(file.parts) == 1:
+            shards.append(path / file)
+    if shards and names:
         raise UsageError(f"{path}: both pictures and .tar are in it; give a folder with one of them.")
     if shards:
         return tars(str(path), shards, sorting)
-    names = [file.as_posix() for file in pictures]
     return Stored(
-        str(path), names, partial(_nth, path, pictures), sorting.left_out,
-        beside=partial(_beside_folder, path, pictures, [file for file in files if file.suffix.lower() in TEXTS]),
+        str(path), names, partial(_nth, path, names), sorting.left_out,
+        beside=partial(_beside_folder, path, names, texts),
     )  # fmt: skip
 
 
-def _nth(folder: Path, files: Sequence[Path], i: int) -> IO[bytes]:
-    return (folder / files[i]).open("rb")
+def _nth(folder: Path, names: Sequence[str], i: int) -> IO[bytes]:
+    return (folder / names[i]).open("rb")
 
 
-def _beside_folder(folder: Path, pictures: Sequence[Path], texts: Sequence[Path]) -> Beside:
-    return Beside(
-        lambda i: _stamp(folder / pictures[i]), {file.as_posix(): partial(_content, folder / file) for file in texts}
-    )
+def _beside_folder(folder: Path, names: Sequence[str], texts: Names) -> Beside:
+    return Beside(lambda i: _stamp(folder / names[i]), Readers(texts, partial(_content, folder, texts)))
 
 
 def _stamp(path: Path) -> str:
@@ -54,9 +59,13 @@ def _stamp(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns}" if time.time_ns() - found.st_mtime_ns > _TICK else ""
 
 
-def _content(path: Path) -> bytes:
-    with opened(path) as file:
+def _content(folder: Path, names: Sequence[str], i: int) -> bytes:
+    with opened(folder / names[i]) as file:
         return file.read(MOST_TEXT)
+
+
+def _opened_in(folder: Path, file: Path) -> IO[bytes]:
+    return opened(folder / file)
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -70,7 +79,8 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def files_in(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder that are not hidden, relative to it; links to folders are followed, but not upwards.
+    """All files below a folder that are not hidden, relative to it and sorted; links to folders are followed, but not
+    upwards.
 
     Args:
         inner: where in the folder to look.
@@ -78,15 +88,22 @@ def files_in(folder: Path, inner: Path = Path(), above: tuple[Path, ...] = ()) -
     """
     here = folder / inner
     way = (*above, here.resolve())
+    names, folders = [], set()
     try:
-        entries = [entry for entry in os.scandir(here) if not entry.name.startswith(".")]
+        with os.scandir(here) as entries:
+            for entry in entries:  # which are larger than their names
+                if not entry.name.startswith("."):
+                    names.append(entry.name)
+                    if _is_folder(entry):
+                        folders.add(entry.name)
     except OSError as error:
         raise UsageError(f"{here}: this folder can't be listed ({error.strerror}); check its permissions.") from None
-    for entry in entries:
-        if not _is_folder(entry):
-            yield inner / entry.name
-        elif Path(entry.path).resolve() not in way:  # a link to where it lies itself would never end
-            yield from files_in(folder, inner / entry.name, way)
+    names.sort()
+    for name in names:
+        if name not in folders:
+            yield inner / name
+        elif (here / name).resolve() not in way:  # a link to where it lies itself would never end
+            yield from files_in(folder, inner / name, way)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
