@@ -66,9 +66,12 @@ def _seed() -> None:
 def interruptible() -> Iterator[None]:
     """Signals stop this process, and those it starts, as they do from a terminal.
 
-    A shell without job control starts what runs in its background with SIGINT ignored, and children inherit that.
+    A shell without job control starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and children
+    inherit that.
     """
     ordinary = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):
+        ordinary[signal.SIGHUP] = signal.SIG_DFL
     before = {number: signal.signal(number, handler) for number, handler in ordinary.items()}
     yield
     for number, handler in before.items():
