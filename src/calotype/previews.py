@@ -31,7 +31,7 @@ BUILTIN = Path(__file__).parent / "weights" / "builtin" / "factors.json"  # thos
 _LARGEST = 256  # pixels along a side that a latent stands for
 _PACKED = "flux2"  # whose format comes with the weights, and not from `KNOWN`
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, float, float]  # red, green and blue: what a latent channel adds to each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import textwrap
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from docs_pages.api import callables
+from docs_pages.api import callables, modules
 
 from calotype import errors
 
@@ -138,3 +139,24 @@ def test_arguments_that_are_told_are_there(written: list[One]) -> None:
         }
         wrong += [f"{one.where}: {name}" for text in names for name in text.split(", ") if name not in given]
     assert not wrong
+
+
+def test_constants_say_what_they_are() -> None:
+    """By a comment in their line, or a text after them."""
+    silent, every = [], 0
+    for name in modules():
+        module = importlib.import_module(name)
+        source = inspect.getsource(module)
+        lines, body = source.splitlines(), ast.parse(source).body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            own = [one.id for one in targets if isinstance(one, ast.Name) and one.id[0] != "_"]
+            if not (own := [one for one in own if one in getattr(module, "__all__", own)]):
+                continue
+            every += 1
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            beside = lines[node.lineno - 1] + lines[(node.end_lineno or 1) - 1]
+            if not said and not re.search(r"  # (?!fmt:|type:|noqa)", beside):
+                silent += [f"{name}.{one}" for one in own]
+    assert every > 100
+    assert silent == []

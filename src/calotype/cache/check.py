@@ -31,9 +31,9 @@ from calotype.cache.tables import MANIFEST as COLUMNS, SAMPLES as SAMPLE_COLUMNS
 from calotype.cache.units import held
 from calotype.errors import StorageError
 
-THREADS = 4
+THREADS = 4  # that read shards
 
-Tell = Callable[[int, int], None]
+Tell = Callable[[int, int], None]  # called with how many are done, and of how many
 
 
 @dataclass

@@ -38,7 +38,7 @@ from calotype.texts import plain
 from calotype.vae import VAE
 from calotype.weights.mapped import dtype_name
 
-MOST_BAD = "1%"
+MOST_BAD = "1%"  # of pictures, unless something else is said
 A_FEW = 3  # pictures may be bad in any case
 
 

@@ -36,7 +36,7 @@ from calotype.latents import Packed, same_space
 from calotype.sources import Stored as Pictures, open_source
 from calotype.vae import VAE
 
-PROGRAMS = ("sd-scripts", "musubi-tuner")
+PROGRAMS = ("sd-scripts", "musubi-tuner")  # whose caches are taken over
 UNKNOWN = -1
 """The seed of what was taken over, which no cache of `make` has: nobody knows how it was drawn and cropped, and nothing
 that is made here is mixed with it."""

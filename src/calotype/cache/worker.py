@@ -57,7 +57,7 @@ _TURNS = 8  # of the engine's threads, for what is encoded together: at the end 
 _TOGETHER = 2**26  # bytes of pixels of these at most
 
 Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Ten
     return posterior.sample([torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)])[0]
 
 
-def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def _groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """So many at a time, and at last what is left."""
     waiting = iter(items)
     while group := list(islice(waiting, size)):

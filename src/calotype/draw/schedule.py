@@ -14,11 +14,11 @@ from typing import ClassVar, Literal, get_args
 
 from calotype.errors import UsageError
 
-Sampler = Literal["ddim", "euler", "dpm++"]
-Betas = Literal["scaled_linear", "linear", "cosine"]
-Spacing = Literal["leading", "linspace", "trailing"]
+Sampler = Literal["ddim", "euler", "dpm++"]  # DDIM, Euler's method, DPM-Solver++(2M)
+Betas = Literal["scaled_linear", "linear", "cosine"]  # how variances grow over training's steps
+Spacing = Literal["leading", "linspace", "trailing"]  # which of training's steps a drawing takes
 
-SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)  # all of them
 TRAINING_STEPS = 1000  # of every `Diffusion`
 
 

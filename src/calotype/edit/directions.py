@@ -29,7 +29,7 @@ from calotype.texts import TextError, json_of, number, shown, whole
 from calotype.vae import VAE
 from calotype.weights.mapped import dtype_name
 
-KIND = "direction/1"
+KIND = "direction/1"  # what the file of a direction says it is
 LEAST = 4  # pictures a set
 EVERY = 5  # one of so many is held out
 

@@ -27,7 +27,7 @@ from calotype.engine.places import Policy, consumers_of, grouped, is_widened, lo
 from calotype.errors import MemoryLimitError
 from calotype.steps import Attention, Conv, LinearAttention, Program, SpatialNorm, Step
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 SMALLEST_SPILL = 2**20  # bytes of a map that is worth not keeping
 SPILL_COST = 100.0  # operations in the time that a byte takes to the temporary file or from it
@@ -285,7 +285,7 @@ CEILINGS_TRIED = 6  # of what passes take beside kept maps
 STRIPES = (512, 128, 64, 32, 16, 8)  # rows of pixels at a time, about
 
 
-def _some(values: list[T], most: int) -> list[T]:
+def _some(values: list[_T], most: int) -> list[_T]:
     """The first, the last, and evenly many between."""
     if len(values) <= most:
         return values

@@ -35,7 +35,7 @@ from calotype.vae import VAE
 Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
 
 
-DIRECTIONS: tuple[Direction, ...] = ("encode", "decode")
+DIRECTIONS: tuple[Direction, ...] = ("encode", "decode")  # in the order in which they are timed
 KEPT = 2**21  # pixels of a picture at most of which features are kept for several VAEs
 LISTED = 5  # names at most in a sentence
 

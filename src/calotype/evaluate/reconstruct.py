@@ -36,7 +36,7 @@ from calotype.rows import require_rows_writable, write_rows
 from calotype.steps import Map
 from calotype.vae import VAE, picture_generator
 
-LABEL_HEIGHT = 24
+LABEL_HEIGHT = 24  # pixels of the line of words above a panel
 
 _BAND = 2**17  # pixels that are compared or drawn at a time
 

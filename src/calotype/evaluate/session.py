@@ -37,7 +37,7 @@ from calotype.previews import find_factors, latents_rgb
 from calotype.sources import files_of, open_source
 from calotype.vae import VAE
 
-REPORT = ("index.html", "results.csv", "results.json")
+REPORT = ("index.html", "results.csv", "results.json")  # files of a report
 SHOWN = 24  # pictures at most whose crops the page shows
 SIDE = 320  # pixels of a crop
 

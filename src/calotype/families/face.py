@@ -12,8 +12,10 @@ from calotype.errors import WeightsError
 from calotype.steps import Direction, Program
 from calotype.texts import shown
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by their names
 Layout = Literal["ldm", "diffusers", "diffusers-2d", "keras", "taesd", "taehv", "calotype"]
+"""Whose names tensors have."""
+
 Parts = frozenset[str]  # "encoder", "decoder" or both
 
 

@@ -180,6 +180,7 @@ CLASSES: tuple[type[DropIn], ...] = (
     AutoencoderKLHunyuanImage,
     AutoencoderTiny,
 )
+"""Those that stand in the place of diffusers' classes."""
 
 
 def accelerate(pipe: Pipeline) -> Pipeline:

@@ -153,3 +153,4 @@ RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim": _ssim,
     "ms_ssim": _ms_ssim,
 }
+"""What may be asked for as `loss.reconstruction`: of two batches [N, C, H, W] a number."""

@@ -21,9 +21,9 @@ from calotype.train.configs import TRAINABLE, ConvConfig, DenseConfig, Trainable
 NONE = "none"  # leaves out what a recipe has
 PICTURES = (3, 4)  # channels of pictures to train on
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}  # for messages
 
-NAMED = Path(__file__).parent / "recipes"
+NAMED = Path(__file__).parent / "recipes"  # where those with names lie
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ from calotype.weights.keras_file import KerasFile
 from calotype.weights.mapped import dtype_name
 from calotype.weights.places import find, locate, open_place
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights are computed in
 
 TRAINING = "calotype_training_"  # what begins the keys of facts about a training
 

@@ -9,16 +9,16 @@ from calotype.errors import UsageError
 from calotype.families.numbers import require_counts, require_flags
 from calotype.texts import shown
 
-Variant = Literal["f8", "f16", "f32"]
+Variant = Literal["f8", "f16", "f32"]  # pixels a side that a latent stands for
 
 STEM = 32  # channels between the two strides with which f32 begins
 
-# channels of each level of the encoder, from full resolution down, and of the decoder, from the smallest up
 WIDTHS: dict[Variant, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "f8": ((64, 64, 64, 64), (64, 64, 64, 64)),
     "f16": ((64, 64, 128, 256), (256, 128, 64, 64)),
     "f32": ((64, 64, 64, 64), (256, 128, 64, 64, 64, 64)),
 }
+"""Channels of each level of the encoder, from full resolution down, and of the decoder, from the smallest up."""
 
 
 @dataclass(frozen=True, kw_only=True)
