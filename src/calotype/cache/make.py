@@ -20,7 +20,7 @@ from calotype.cache.guard import running, waiting
 from calotype.cache.job import Job, Made, Stored as StoredType, Value
 from calotype.cache.local import work
 from calotype.cache.manifest import write_manifest
-from calotype.cache.parts import give_back
+from calotype.cache.parts import release
 from calotype.cache.reader import job_in
 from calotype.cache.receipts import Bad, Receipt, receipts
 from calotype.cache.rules import Rules
@@ -285,7 +285,7 @@ def make(
             places = scan(source, numbers, store, os.fspath(data), folders=folders, tell=scanning)
             seen = joining.enter_context(scanned_now(store))
         planned = plan(job, seen, held(store, receipts(store, job.fingerprint)[0]))
-        give_back()
+        release()
         trim()
         of = len(seen)
         _require_some(planned, source.title)

@@ -139,6 +139,6 @@ def _grouped(parts: Iterable[Any], schema: Any) -> Iterator[Any]:
         yield pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
 
 
-def give_back() -> None:
+def release() -> None:
     """Has pyarrow give back what it keeps of freed memory, for those who need it for something else."""
     arrow()[0].default_memory_pool().release_unused()
