@@ -124,26 +124,6 @@ def test_a_picture_that_kills_its_workers_is_found_and_bad(
     assert fill(many, out, vae).made == 0  # nor does one process try it again
 
 
-def test_a_node_that_is_killed_and_one_that_comes(
-    many: Path, whole: dict[str, Any], out: Path, tmp_path: Path, vae: VAE, cluster: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Both have units in hand, which wait until it is."""
-    mark = tmp_path / "mark"
-    meeting(monkeypatch, waits(mark))
-
-    def tell(now: Progress) -> None:
-        if now.workers == 2 and not mark.exists():
-            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            cluster.add_node(**NODE)
-            mark.touch()
-
-    outcome = fill(many, out, vae, engine="ray", device="cpu", tell=tell)
-    assert mark.exists()
-    assert outcome.held == COUNT - 1
-    assert contents(out) == whole
-
-
 def test_what_an_actor_meets_is_told_as_it_is(
     many: Path, out: Path, vae: VAE, cluster: Any, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -206,3 +186,23 @@ def test_workers_that_can_not_begin(
     with pytest.raises(CalotypeError, match=r"workers end before they have begun \(.*No module named 'calotype'\)"):
         fill(many, out, vae, engine="ray", device="cpu")
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_a_node_that_is_killed_and_one_that_comes(
+    many: Path, whole: dict[str, Any], out: Path, tmp_path: Path, vae: VAE, cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Both have units in hand, which wait until it is. The last test here: Ray prints that a node died long after."""
+    mark = tmp_path / "mark"
+    meeting(monkeypatch, waits(mark))
+
+    def tell(now: Progress) -> None:
+        if now.workers == 2 and not mark.exists():
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.add_node(**NODE)
+            mark.touch()
+
+    outcome = fill(many, out, vae, engine="ray", device="cpu", tell=tell)
+    assert mark.exists()
+    assert outcome.held == COUNT - 1
+    assert contents(out) == whole
