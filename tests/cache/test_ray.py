@@ -77,12 +77,21 @@ def meeting(patch: pytest.MonkeyPatch, meets: Any) -> None:
 
 
 def test_the_same_bytes_as_from_one_process(
-    many: Path, whole: dict[str, Any], out: Path, vae: VAE, cluster: Any
-) -> None:
+    many: Path, whole: dict[str, Any], out: Path, tmp_path: Path, vae: VAE, cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     told: list[tuple[int, int | None]] = []
     first = fill(many, out, vae, engine="ray", part="1/3", device="cpu")
     assert 0 < first.made < COUNT - 1
-    rest = fill(many, out, vae, engine="ray", device="cpu", tell=lambda now: told.append((now.done, now.workers)))
+    both = tmp_path / "both"
+    meeting(monkeypatch, waits(both))  # or one may be done before the other begins
+
+    def tell(now: Progress) -> None:
+        told.append((now.done, now.workers))
+        if now.workers == 2:
+            both.touch()
+
+    rest = fill(many, out, vae, engine="ray", device="cpu", tell=tell)
     assert first.made + rest.made == rest.held == COUNT - 1
     assert [one.name for one in rest.bad] == ["7.png"]
     assert contents(out) == whole
