@@ -10,13 +10,17 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import griffe
 import pytest
-from docs_pages.api import callables, modules
+from docs_pages.api import callables, modules, public_names
+from docs_pages.written import Written
 
 from calotype import errors
 
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
 ARRAY = re.compile(r"(?<!\w)(Tensor|NDArray|ndarray|Array)\b")  # of which a shape is to be told
 BY_NAME = re.compile(r"Mapping\[|dict\[|Callable\[")  # many of them: what each is their names say
@@ -160,3 +164,14 @@ def test_constants_say_what_they_are() -> None:
                 silent += [f"{name}.{one}" for one in own]
     assert every > 100
     assert silent == []
+
+
+def test_attributes_say_what_they_are() -> None:
+    """All that the pages show, which leave out layers of networks (`docs_pages.written`)."""
+    extensions = griffe.load_extensions(Written)
+    package = griffe.load("calotype", search_paths=[SOURCE], extensions=extensions, docstring_parser="google")
+    classes = [package[f"{module}.{name}".partition(".")[2]] for module in modules() for name in public_names(module)]
+    members = [one for of in classes if of.is_class for one in of.all_members.values()]
+    every = {one.canonical_path: one for one in members if one.is_attribute and not one.name.startswith("_")}
+    assert len(every) > 500
+    assert [path for path, one in every.items() if not one.docstring] == []

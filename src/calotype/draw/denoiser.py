@@ -286,6 +286,9 @@ class Denoiser(nn.Module):
     """What noise, or which way out of it, there is in latents x at time t, given a text.
 
     Residual branches and the last convolution begin as zeros, so an untrained network predicts zero.
+
+    Args:
+        config: its sizes.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:

@@ -64,6 +64,10 @@ class Drawer:
 
     Every picture is drawn alone, so what a seed gives does not depend on how many are drawn, bit by bit.
 
+    Args:
+        model: as `load_model` gives it; it is moved to the VAE's device.
+        vae: the one in whose latents the model draws.
+
     Raises:
         UsageError: if the model draws in the latents of another VAE, or its pictures are not RGB.
     """
@@ -78,7 +82,7 @@ class Drawer:
         require_as_large(vae.config, "Drawing")
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
-        self.schedule = Flow()
+        self._schedule = Flow()
 
     def embed(self, *texts: str) -> Context:
         """What the denoiser is told of texts."""
@@ -151,7 +155,7 @@ class Drawer:
 
         told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance)
         model_latents = sample(
-            told, noise.to(self.vae.device), self.schedule,
+            told, noise.to(self.vae.device), self._schedule,
             steps=settings.steps, sampler=settings.sampler, start=start, strength=strength, keep=keep, on_step=on_step,
         )  # fmt: skip
         raw = self.vae.latent_format.to_raw(model_latents)[0].float().cpu()

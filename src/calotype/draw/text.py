@@ -136,6 +136,8 @@ class TextEncoder(nn.Module):
     Norms stand before attention and feed-forward, as in GPT-2 and CLIP.
 
     Args:
+        config: its sizes.
+        tokenizer: as `make_tokenizer` makes it; a copy is kept, which cuts and pads texts to `context_length` tokens.
         channels: of the latents that are sketched.
     """
 

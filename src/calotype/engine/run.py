@@ -120,6 +120,10 @@ class Engine:
             float32; all is float32 where that is faster (`half_available`), which is said once.
         name: which executor; "auto" is the fastest there is.
 
+    Attributes:
+        asked: the executor that was asked for, which may be "auto".
+        name: the executor that runs: "winograd", "fused" or "reference".
+
     Raises:
         UsageError: if that executor can't run here.
     """

@@ -70,6 +70,8 @@ class Group:
     """The tensors of one network in a file.
 
     Attributes:
+        family: whose sign was seen.
+        sign: which of the family's signs that was.
         keys: name within the network -> key in the file, in the file's order.
         prefix: what stands before the names.
         other: what the network is, where it is none that is read.
@@ -89,6 +91,9 @@ class Told:
     """What names and shapes tell of a network.
 
     Attributes:
+        layout: whose names the tensors have.
+        config: the numbers of the network.
+        parts: the halves that are there.
         keys: our key -> key in the file.
         joined: our key -> keys in the file of tensors whose rows, one after another, are its own.
         assumed: what nothing in the file tells, for people; a config.json or the file's metadata do.
@@ -114,10 +119,10 @@ class Preset:
 
     repo: str  # repository on the Hugging Face hub, or on GitHub where `sha256` is given
     files: tuple[str, ...]  # what is fetched from it
-    latent_format: str
+    latent_format: str  # name of its latents' format; ``model:NAME`` where they are NAME's model latents
     config: NetworkConfig  # its architecture, which is known without its weights
-    licence: str
-    about: str
+    licence: str  # of the weights, as its publisher calls it
+    about: str  # which models it belongs to, for people
     gated: bool = False  # the hub asks for a login and consent
     tiny: bool = False  # for previews
     sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)

@@ -66,11 +66,7 @@ def enough_memory(shape: Sequence[int]) -> Iterator[None]:
 
 
 class Coder:
-    """What a VAE does with tensors; see `VAE`, which people get.
-
-    Attributes:
-        module, name, sha256: as there.
-    """
+    """What a VAE does with tensors; see `VAE`, which people get, and what it says of attributes."""
 
     def __init__(
         self,
