@@ -224,7 +224,12 @@ def _is_number(value: object) -> bool:
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """One value a channel, shaped [C, 1, 1] for broadcasting over latents."""
+    """One value a channel, shaped [C, 1, 1] for broadcasting over latents.
+
+    Args:
+        values: C of them.
+        like: whose dtype and device it gets.
+    """
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
@@ -239,7 +244,12 @@ def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...], eps: 
 
 
 def same_as_model(name: str, channels: int) -> LatentFormat:
-    """The format of a TAESD: its raw latents are the model latents of the VAE it imitates."""
+    """The format of a TAESD: its raw latents are the model latents of the VAE it imitates.
+
+    Args:
+        name: of that VAE's format.
+        channels: of the raw latents.
+    """
     if name == "flux2":
         n = 4 * channels
         return Packed(name=name, channels=channels, running_mean=(0.0,) * n, running_var=(1.0,) * n, eps=0.0)

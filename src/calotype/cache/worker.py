@@ -398,7 +398,7 @@ class _Dropped(Exception):
 
 
 def samples_columns(rows: Sequence[tuple[Sample, Placed, Row]]) -> dict[str, list[Any]]:
-    """Columns of samples/UNIT.parquet."""
+    """Columns of samples/UNIT.parquet, by their names, from the rows that a shard got."""
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLES}
     for number, (sample, placed, row) in enumerate(rows):
         values = (

@@ -226,7 +226,11 @@ class Drawer:
         return [word for word in dict.fromkeys(words_of(prompt)) if word not in known and word not in _SMALL]
 
     def nearest(self, prompt: str, count: int = 3) -> list[str]:
-        """The trained names whose words are most like those of a prompt, by the letters they share."""
+        """The trained names whose words are most like those of a prompt, by the letters they share.
+
+        Args:
+            count: names at most; the likest comes first.
+        """
         asked = _trigrams(prompt)
         likeness = {name: _likeness(asked, _trigrams(name)) for name in self.model.names}
         return sorted(likeness, key=lambda name: (-likeness[name], len(name), name))[:count]

@@ -295,7 +295,7 @@ class Spill:
             data = data[moved:]
 
     def forget(self, one: str) -> None:
-        """Gives a map's room on the disk back."""
+        """Gives the room on the disk back of one map, by its name."""
         if one in self._files:
             self._files.pop(one).close()
 

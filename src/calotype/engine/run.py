@@ -58,7 +58,7 @@ def one_dnn() -> bool:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type in which `reference` multiplies: float32 for halves for which the CPU has no convolutions."""
+    """The type in which `reference` multiplies: `dtype`, or float32 for halves that the CPU can't convolve."""
     if device.type != "cpu" or dtype == torch.float32 or not one_dnn():
         return dtype
     mkldnn: Any = torch.ops.mkldnn

@@ -51,6 +51,9 @@ def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
 def enough_memory(shape: Sequence[int]) -> Iterator[None]:
     """Turns what torch raises when memory runs out into one sentence.
 
+    Args:
+        shape: of what is computed, for the sentence.
+
     Raises:
         MemoryLimitError: if it did.
     """
@@ -412,6 +415,7 @@ class Coder:
 
         Args:
             dtype: what was too narrow; that of decodes where not given.
+            stacklevel: of the warning, as `warnings.warn` counts it.
         """
         if self._wide is not None:
             return
