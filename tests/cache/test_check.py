@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cachekit import contents, fill, picture, spoilt
+from support import one_sentence
 
 from calotype.cache import LatentDataset, Rules, clear, open_cache
 from calotype.cache.check import drop, repair, verify
@@ -21,7 +22,7 @@ from calotype.cache.guard import running
 from calotype.cache.status import stats, status
 from calotype.cache.store import Store
 from calotype.cache.tables import metadata, parquet
-from calotype.errors import StorageError, UsageError
+from calotype.errors import CalotypeError, StorageError, UsageError
 from calotype.vae import VAE, load
 
 
@@ -216,6 +217,26 @@ def test_what_is_no_cache(tmp_path: Path, store: Store, out: Path) -> None:
         (out / "cache.json").write_text(changed_)
         with pytest.raises(StorageError, match=r"cache\.json can't be used"):
             open_cache(out)
+
+
+def test_a_lost_cache_json_is_written_again(data: Path, store: Store, out: Path, vae: VAE, other: VAE) -> None:
+    whole = contents(out)
+    for spoil in (Path.unlink, lambda path: path.write_text("{")):
+        spoil(out / "cache.json")
+        for look in (open_cache, lambda path: fill(data, path, other), lambda path: verify(Store(path))):
+            with pytest.raises(CalotypeError) as refused:
+                look(out)
+            one_sentence(str(refused.value))
+        (out / "cache.json").unlink(missing_ok=True)
+        with pytest.raises(StorageError, match=r"this cache lost its cache\.json; calotype cache make writes it again"):
+            open_cache(out)
+        with pytest.raises(
+            UsageError, match=r"lost its cache\.json, and was made of another VAE or with other options"
+        ):
+            fill(data, out, vae, rules=Rules(size=(16, 16), flip=True))
+        assert not (out / "cache.json").exists()
+        assert fill(data, out, vae).made == 0
+        assert contents(out) == whole
 
 
 def test_samples_decode_as_the_vaes_own_round_trip(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_it_says_what_is_not_there_and_what_is_wrong(square: Path, out: Path, tm
     text = page.read_text("utf-8")
     assert notes == ["0.png is no longer among the pictures."]
     assert "0.png is no longer among the pictures." in text
-    assert re.search(r"1 can(&#x27;|')t be cached; 1 rows are of pictures that are gone", text)
+    assert re.search(r"1 can(&#x27;|')t be cached; 1 row is of a picture that is gone", text)
     assert "&lt;bad&gt;.png" in text
     assert "<bad>" not in text
     assert "Pictures of each size" in text

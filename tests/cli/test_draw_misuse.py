@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +120,11 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
     """A Stable Diffusion 1 with all its parts, very small."""
     pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "draw")
-    from checkpoint_models import format_of, parts_of, vae_weights
-    from support import import_diffusers
+    from checkpoint_models import saved
 
     from calotype.draw.checkpoints import load_checkpoint
-    from calotype.weights.save import save_weights
 
-    diffusers = import_diffusers()
-    save_weights(vae_weights("sd1"), tmp_path / "vae", layout="diffusers", format_=format_of("sd1"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        kept = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
-        pipe = diffusers.StableDiffusionPipeline(vae=kept, **parts_of("sd1", diffusers, tmp_path / "words"))
-        pipe.save_pretrained(tmp_path / "sd")
+    saved("sd1", tmp_path).rename(tmp_path / "sd")
     model = ["--model", tmp_path / "sd"]
     ran = calotype("draw", "a cat", "-n", 2, "--steps", 3, "--size", "80x64", "--preview", "now.png", *model)
     assert (ran.code, ran.err) == (0, "")

@@ -9,11 +9,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from checkpoint_models import KINDS, STEMS, format_of, only_configs, original, parts_of, vae_weights
+from checkpoint_models import KINDS, STEMS, only_configs, original, saved
 from support import import_diffusers, write
 
 from calotype.draw.checkpoints import Checkpoint, load_checkpoint
-from calotype.weights.save import save_weights
 
 
 @pytest.fixture
@@ -38,14 +37,7 @@ def diffusers() -> Any:
 def folders(diffusers: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A diffusers folder of each kind, saved by diffusers."""
     root = tmp_path_factory.mktemp("checkpoints")
-    made = {}
-    for kind in KINDS:
-        save_weights(vae_weights(kind), root / "vaes" / kind, layout="diffusers", format_=format_of(kind))
-        vae = diffusers.AutoencoderKL.from_pretrained(root / "vaes" / kind)
-        parts = parts_of(kind, diffusers, root / "words")
-        getattr(diffusers, f"{STEMS[kind]}Pipeline")(vae=vae, **parts).save_pretrained(root / kind)
-        made[kind] = root / kind
-    return made
+    return {kind: saved(kind, root) for kind in KINDS}
 
 
 @pytest.fixture(scope="session")

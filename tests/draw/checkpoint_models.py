@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from support import NARROW, kl, pictures, tensors_of
+from support import NARROW, import_diffusers, kl, pictures, tensors_of
 from torch import Tensor
 
 from calotype.draw.checkpoints import Checkpoint, Drawn
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.pixels import from_array, to_pil
+from calotype.weights.save import save_weights
 
 WIDE = AutoencoderConfig(ch=32, z_channels=16, quant_conv=False)
 KINDS = ("sd1", "sd2", "sdxl", "sd3")
@@ -146,6 +147,18 @@ def parts_of(kind: str, diffusers: Any, folder: Path, **unet: Any) -> dict[str, 
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
+
+
+def saved(kind: str, folder: Path) -> Path:
+    """A checkpoint with all its parts as diffusers saves it, in a folder of its kind's name."""
+    diffusers = import_diffusers()
+    save_weights(vae_weights(kind), folder / "vaes" / kind, layout="diffusers", format_=format_of(kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vae = diffusers.AutoencoderKL.from_pretrained(folder / "vaes" / kind)
+        parts = parts_of(kind, diffusers, folder / "words")
+        getattr(diffusers, f"{STEMS[kind]}Pipeline")(vae=vae, **parts).save_pretrained(folder / kind)
+    return folder / kind
 
 
 def vae_weights(kind: str, seed: int = 0) -> Any:

@@ -11,7 +11,6 @@ import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,13 +20,9 @@ from PIL import Image
 from studiokit import Served, Visitor, huge, left, photo, serving
 
 from calotype.cli.standing import run as command_line
-from calotype.draw.checkpoints import Checkpoint, Drawn
-from calotype.draw.model import load_model, save_model
 from calotype.edit.channels import Edit, edits_of
 from calotype.errors import UsageError
 from calotype.evaluate.metrics import psnr, ssim
-from calotype.latents import Latents
-from calotype.studio.draw import draw, redraw
 from calotype.studio.forms import number, size, text, whole
 from calotype.studio.jobs import Command
 from calotype.studio.shelf import Given, Shelf
@@ -292,132 +287,6 @@ def test_latents_are_changed_while_one_looks(visitor: Visitor, tmp_path: Path) -
     made = np.array(Image.open(BytesIO(visitor.bytes(job["results"][0]["url"]))))
     assert np.array_equal(live, made)
     assert edits_of(edits)[0] == Edit(do="shift", channel=1, by=1.5)
-
-
-FORMS: dict[str, dict[str, Any]] = {
-    "look": {"tab": "look", "picture": "a", "vaes": [0]},
-    "transparent": {"tab": "look", "picture": "alpha", "vaes": [0]},
-    "latents": {
-        "tab": "latents", "picture": "a", "second": "b", "size": "48x32",
-        "edits": [
-            {"do": "noise", "by": 0.5, "seed": 3}, {"do": "copy", "channel": 2},
-            {"do": "swap", "channel": 0, "with": 5}, {"do": "scale", "channel": 1, "by": 2},
-        ],
-    },
-    "morph": {"tab": "edit.morph", "pictures": ["a", "b"], "size": "32x32", "frames": 3, "end": "ping-pong"},
-    "vary": {"tab": "edit.vary", "picture": "a", "count": 2, "seed": 5, "size": "32x32"},
-    "blend": {"tab": "edit.blend", "first": "a", "second": "b", "mask": "mask", "size": "32x32", "feather": 4},
-    "transfer": {"tab": "edit.transfer", "content": "a", "style": "b", "strength": 0.7},
-    "draw": {"tab": "draw", "prompt": "a red apple", "seed": 3, "steps": 2, "guidance": 3},
-    "redraw": {"tab": "draw.redraw", "picture": "a", "prompt": "a pear", "steps": 2, "mask": "whole", "feather": 4},
-    "redraw all": {"tab": "draw.redraw", "picture": "a", "prompt": "-a pear", "steps": 2, "negative": "apple"},
-    "learn": {"tab": "edit.learn", "start": 0, "end": 1},
-    "apply": {"tab": "edit.apply", "picture": "a", "direction": "direction", "strength": -0.5},
-}  # fmt: skip
-
-
-QUICK = ("transparent", "transfer")
-
-
-@pytest.mark.parametrize("kind", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in FORMS])
-def test_what_is_shown_makes_what_is_given(
-    kind: str, visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path]
-) -> None:
-    """The command line gives the same bytes, and the lines of Python the same pixels."""
-    uploads = tmp_path / "uploads"
-    photo(uploads / "a.png")
-    photo(uploads / "b.png", seed=4)
-    photo(uploads / "alpha.png", alpha=True)
-    for name, size_ in (("mask", (32, 32)), ("whole", (64, 48))):
-        mask = Image.new("L", size_)
-        mask.paste(255, (8, 8, 24, 24))
-        mask.save(uploads / f"{name}.png")
-    ids = {one.stem: visitor.upload(one)["id"] for one in uploads.iterdir()}
-    if kind == "apply":
-        learned = visitor.run(**FORMS["learn"])["results"][0]
-        ids["direction"] = learned["thing"]["id"]
-        (uploads / "direction.safetensors").write_bytes(visitor.bytes(learned["url"]))
-
-    def named(value: Any) -> Any:
-        if isinstance(value, list):
-            return [named(one) for one in value]
-        return ids.get(value, value) if isinstance(value, str) else value
-
-    form = {key: value if key in ("tab", "prompt", "edits") else named(value) for key, value in FORMS[kind].items()}
-    end = visitor.run(**form)
-    assert end["state"] == "done", end
-    given = {one["file"]: visitor.bytes(one["url"]) for one in end["results"]}
-    assert given
-    for one in end["results"]:
-        if one["kind"] == "picture":  # and what the page saves
-            assert visitor.bytes(f"/api/things/{one['thing']['id']}/file") == given[one["file"]]
-
-    for way in ("command", "python"):
-        here = tmp_path / way
-        here.mkdir()
-        for one in uploads.iterdir():
-            os.link(one, here / one.name)
-        if "edits.json" in given:
-            (here / "edits.json").write_bytes(given["edits.json"])
-        monkeypatch.chdir(here)
-        if way == "command":
-            for line in end["command"].splitlines():
-                words = shlex.split(line)
-                assert words[0] == "calotype"
-                code, _, err = command_line(words[1:])
-                assert code == 0, err
-            for name, content in given.items():
-                assert (here / name).read_bytes() == content, name
-            continue
-        exec(compile(end["python"], kind, "exec"), {})
-        made = {one.relative_to(here).as_posix() for one in here.rglob("*.*")} - {one.name for one in uploads.iterdir()}
-        for name, content in given.items():
-            if name == "a-vary.png" or name == "edits.json":  # the sheet is the command's
-                continue
-            found = f"{FORMS[kind]['seed']}.png" if kind == "draw" else name
-            assert found in made, made
-            if Path(name).suffix == ".png":
-                before, after = (np.array(Image.open(one)) for one in (BytesIO(content), here / found))
-                assert np.array_equal(before, after), name
-            else:
-                assert (here / found).read_bytes() == content, name
-
-
-def test_models_of_ones_own_are_named_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "own.safetensors"
-    save_model(load_model(), path)
-    shelf = Shelf(vaes=[Given("builtin", "builtin")], models=[Given("builtin", "builtin"), Given.weights(str(path))])
-    form = {"prompt": "a red apple", "seed": 3, "steps": 1, "model": 1}
-    monkeypatch.chdir(tmp_path)
-    order = draw(shelf, Visit(tmp_path), form)
-    assert command_line(order.commands[0].argv())[0] == 0
-    exec(compile(order.python, "draw", "exec"), {})
-    before, after = (np.array(Image.open(tmp_path / name)) for name in ("red-apple-3.png", "3.png"))
-    assert np.array_equal(before, after)
-
-
-def test_checkpoints_draw_in_python_with_what_the_command_line_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visit, shelf = Visit(tmp_path), Shelf(vaes=[], models=[Given("builtin", "builtin"), Given("sd.ckpt", "/sd.ckpt")])
-    a, mask = (visit.add_picture(photo(tmp_path / "given" / name), name) for name in ("a.png", "mask.png"))
-    checkpoint = create_autospec(Checkpoint, instance=True)  # takes what the real one takes
-    picture = Image.new("RGB", (8, 8))
-    drawn = Drawn(picture=picture, latents=create_autospec(Latents, instance=True), prompt="", seed=0)
-    checkpoint.draw.return_value = checkpoint.redraw.return_value = [drawn]
-    monkeypatch.setattr("calotype.draw.checkpoints.load_checkpoint", lambda path: {"sd.ckpt": checkpoint}[path])
-    monkeypatch.chdir(tmp_path)
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "mask.png")
-    form = {"prompt": "a pear", "seed": 3, "steps": 2, "negative": "x", "model": 1, "size": "64x48"}
-    exec(compile(draw(shelf, visit, form).python, "draw", "exec"), {})
-    checkpoint.draw.assert_called_once_with(["a pear"], seeds=[3], steps=2, negative="x", size=(48, 64))
-    form = {"prompt": "a pear", "model": 1, "picture": a.id, "mask": mask.id, "strength": 0.5, "feather": 4}
-    exec(compile(redraw(shelf, visit, form).python, "redraw", "exec"), {})
-    [call] = checkpoint.redraw.call_args_list
-    assert call.kwargs.pop("mask").shape == (48, 64)
-    assert call.kwargs == {"seeds": [0], "strength": 0.5, "feather": 4}
-    assert {"3.png", "a-redraw-1.png"} <= {one.name for one in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

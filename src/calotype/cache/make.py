@@ -22,7 +22,7 @@ from calotype.cache.local import work
 from calotype.cache.manifest import write_manifest
 from calotype.cache.parts import release
 from calotype.cache.reader import job_in
-from calotype.cache.receipts import Bad, Receipt, receipts
+from calotype.cache.receipts import Bad, Receipt, holds, is_lost, receipts
 from calotype.cache.rules import Rules
 from calotype.cache.scan import pictures, scan
 from calotype.cache.seen import scanned_now
@@ -270,7 +270,7 @@ def make(
     source, numbers = pictures(data, store.path("."))
     if source.left_out:
         warnings.warn(source.left_out.sentence, CalotypeWarning, stacklevel=2)
-    _require_free(store)
+    _require_free(store, job)
     with running(store) as mark, ExitStack() as joining:
         job = _begun(store, job)
         if ray:
@@ -362,16 +362,22 @@ def _require_some(planned: Plan, title: str) -> None:
         raise CalotypeError(_all_bad(title, planned.bad))
 
 
-def _require_free(store: Store) -> None:
-    """Checks that a folder is a cache, or can become one.
+def _require_free(store: Store, job: Job) -> None:
+    """Checks that a folder is a cache, or can become one. A cache of this job that lost its cache.json is one.
 
     Raises:
         UsageError: there is something else in it.
     """
-    if store.root.is_dir() and store.size(JOB) is None:
-        own = (RUNS, CLAIMS)
-        if other := sorted(path.name for path in store.root.iterdir() if path.name not in own and path.name[0] != "."):
-            raise UsageError(f"{store}: this folder is no cache and not empty (it has {other[0]}); give another one.")
+    if not store.root.is_dir() or store.size(JOB) is not None or holds(store, job.fingerprint):
+        return
+    if is_lost(store):
+        raise UsageError(
+            f"{store}: this cache lost its {JOB}, and was made of another VAE or with other options; give those that "
+            "it was made with, or another OUT."
+        )
+    own = (RUNS, CLAIMS)
+    if other := sorted(path.name for path in store.root.iterdir() if path.name not in own and path.name[0] != "."):
+        raise UsageError(f"{store}: this folder is no cache and not empty (it has {other[0]}); give another one.")
 
 
 def _begun(store: Store, job: Job) -> Job:

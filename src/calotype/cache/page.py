@@ -147,13 +147,19 @@ def cache_page(told: Mapping[str, Any], numbers: Mapping[str, Any] | None, shown
 def _state(told: Mapping[str, Any]) -> str:
     """What is to be done about it."""
     found = [
-        f"{told[key]:,} {what}" for key, what in (
-            ("missing", "are missing, which calotype cache make makes"), ("bad", "can't be cached"),
-            ("stale", "rows are of pictures that are gone, which calotype cache gc removes"),
-            ("enlarged", "had to be enlarged"),
+        f"{told[key]:,} {one if told[key] == 1 else many}" for key, one, many in (
+            ("missing", "is missing, which calotype cache make makes", "are missing, which calotype cache make makes"),
+            ("bad", "can't be cached", "can't be cached"),
+            (
+                "stale", "row is of a picture that is gone, which calotype cache gc removes",
+                "rows are of pictures that are gone, which calotype cache gc removes",
+            ),
+            ("enlarged", "had to be enlarged", "had to be enlarged"),
         ) if told[key]
     ]  # fmt: skip
-    found += [f"{len(told['broken']):,} units are damaged, which calotype cache repair drops"] * bool(told["broken"])
+    if broken := len(told["broken"]):
+        units = "unit is" if broken == 1 else "units are"
+        found.append(f"{broken:,} {units} damaged, which calotype cache repair drops")
     return f"{'; '.join(found)}." if found else "Nothing is missing, and nothing is wrong."
 
 

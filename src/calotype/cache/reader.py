@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from calotype.cache.job import Job, job_from_dict
-from calotype.cache.receipts import receipt_of
+from calotype.cache.receipts import is_lost, receipt_of
 from calotype.cache.store import JOB, MANIFEST, Store, receipt_name, shard_name
 from calotype.cache.tables import MANIFEST as COLUMNS, count, metadata, read
 from calotype.errors import StorageError, UsageError
@@ -53,6 +53,11 @@ def job_in(store: Store) -> Job:
     try:
         return job_from_dict(json_table(store.read(JOB)))
     except (FileNotFoundError, NotADirectoryError):
+        if is_lost(store):
+            raise StorageError(
+                f"{store}: this cache lost its {JOB}; calotype cache make writes it again, given what the cache was "
+                "made of and with."
+            ) from None
         raise UsageError(
             f"{store}: there is no cache here ({JOB} is missing); calotype cache make makes one."
         ) from None
@@ -60,7 +65,8 @@ def job_in(store: Store) -> Job:
         raise StorageError(f"{store.path(JOB)} can't be read ({error.strerror or error}).") from None
     except TextError as error:
         raise StorageError(
-            f"{store.path(JOB)} can't be used: {error}; make the cache anew in another folder."
+            f"{store.path(JOB)} can't be used: {error}; remove it, and calotype cache make writes it again, given what "
+            "the cache was made of and with."
         ) from None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -184,6 +185,26 @@ def receipts(store: Store, fingerprint: str) -> tuple[dict[str, Receipt], dict[s
         else:
             good[unit] = receipt
     return good, wrong
+
+
+def holds(store: Store, fingerprint: str) -> bool:
+    """Whether a unit of a job is there, whatever the cache's cache.json says."""
+    return any(receipt.fingerprint == fingerprint for receipt in _readable(store))
+
+
+def is_lost(store: Store) -> bool:
+    """Whether there are units of a cache."""
+    return any(True for _ in _readable(store))
+
+
+def _readable(store: Store) -> Iterator[Receipt]:
+    names: list[str] = []
+    with suppress(OSError):
+        names = store.names(RECEIPTS, ".json")
+    for unit in names:
+        if of_cache(receipt_name(unit)):
+            with suppress(TextError, OSError):
+                yield receipt_of(store.read(receipt_name(unit)))
 
 
 def total(found: Sequence[Receipt]) -> Sums | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -139,8 +140,12 @@ def look(source: Stored, i: int) -> Found:
 
 def reason(source: Stored, i: int, error: Exception) -> str:
     """Why a picture is bad, without its name and where it lies."""
-    said = str(error).removeprefix(f"{source.title}: ").removeprefix(f"{source.names[i]}: ")
-    return as_text(said.removeprefix("The picture: "))
+    return as_text(unnamed(str(error).removeprefix(f"{source.title}: ").removeprefix(f"{source.names[i]}: ")))
+
+
+def unnamed(said: str) -> str:
+    """What is said of a picture that has no name, as it is said after one."""
+    return re.sub(r"^The picture:? ", lambda found: "" if ":" in found[0] else "it ", said)
 
 
 def _hashed(file: IO[bytes]) -> tuple[bytes, int]:

@@ -29,7 +29,7 @@ from calotype.addresses import AT_ONCE
 from calotype.cache.job import Job
 from calotype.cache.receipts import Bad, Receipt, Sums
 from calotype.cache.rules import Placed, Rules
-from calotype.cache.scan import reason
+from calotype.cache.scan import reason, unnamed
 from calotype.cache.shards import Row, Writer, look
 from calotype.cache.store import Store, receipt_name, samples_name, shard_name
 from calotype.cache.tables import SAMPLES, parquet, table
@@ -428,10 +428,11 @@ def picture(source: Stored, sample: Sample, rules: Rules, placed: Placed, alpha:
     try:
         read = read_picture_rows(io.BytesIO(content), alpha=alpha, background=rules.background)
         if read.size != (sample.upright[1], sample.upright[0]):
-            return bad(f"it has {read.size[1]}x{read.size[0]} pixels, and its header says {sample.upright}.")
+            said = "x".join(map(str, sample.upright))
+            return bad(f"it has {read.size[1]}x{read.size[0]} pixels, and its header says {said}.")
         levels = rgba_levels(read) if alpha == "keep" else rgb_levels(read)
     except PictureError as error:
-        return bad(str(error).removeprefix("The picture "))
+        return bad(unnamed(str(error)))
     return resized(levels, placed)
 
 
