@@ -22,7 +22,8 @@ class Decoder:
         enlarges: how many times as large along each side pictures come out as they went in.
         alpha: whether its pictures have alpha.
         tiny: whether it is one for previews.
-        licence, about: for people.
+        licence: of its weights, for people.
+        about: what it is, for people.
     """
 
     name: str

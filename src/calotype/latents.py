@@ -48,7 +48,7 @@ class LatentFormat(ABC):
         except TextError as error:
             raise UsageError(f"Latent format {self.name!r}: {error}.") from None
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # which of these classes it is, in files
     patch: ClassVar[int] = 1  # raw latents folded into one model latent, along each side
 
     def fits(self, model: Tensor) -> bool:
@@ -70,10 +70,14 @@ class LatentFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleShift(LatentFormat):
-    """model = (raw - shift_factor) * scaling_factor."""
+    """model = (raw - shift_factor) * scaling_factor.
 
-    scaling_factor: float
-    shift_factor: float = 0.0
+    Raises:
+        UsageError: a number is not finite in float32, or the factor is zero.
+    """
+
+    scaling_factor: float  # what makes the latents' standard deviation about 1; not zero
+    shift_factor: float = 0.0  # about the latents' mean
 
     kind: ClassVar[str] = "scale_shift"
 
@@ -100,9 +104,9 @@ class PerChannel(LatentFormat):
         UsageError: there are not as many numbers as channels, or a deviation is not above zero.
     """
 
-    mean: tuple[float, ...]  # one a channel
-    std: tuple[float, ...]  # one a channel, above zero
-    scaling_factor: float = 1.0
+    mean: tuple[float, ...]  # of raw latents: one a channel, [C]
+    std: tuple[float, ...]  # of raw latents: one a channel, [C], above zero
+    scaling_factor: float = 1.0  # not zero
 
     kind: ClassVar[str] = "per_channel"
 
@@ -138,8 +142,8 @@ class Packed(LatentFormat):
         UsageError: there are not four numbers for each channel, or a variance is not above zero.
     """
 
-    running_mean: tuple[float, ...]  # four a channel, of packed latents
-    running_var: tuple[float, ...]  # likewise
+    running_mean: tuple[float, ...]  # of packed latents: four a channel, [4C]
+    running_var: tuple[float, ...]  # four a channel, [4C], above zero together with eps
     eps: float = 1e-4  # is added to the variances
 
     kind: ClassVar[str] = "packed"
@@ -220,7 +224,12 @@ def _is_number(value: object) -> bool:
 
 
 def column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """One value a channel, shaped [C, 1, 1] for broadcasting over latents."""
+    """One value a channel, shaped [C, 1, 1] for broadcasting over latents.
+
+    Args:
+        values: C of them.
+        like: whose dtype and device it gets.
+    """
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
@@ -235,7 +244,12 @@ def flux2(running_mean: tuple[float, ...], running_var: tuple[float, ...], eps: 
 
 
 def same_as_model(name: str, channels: int) -> LatentFormat:
-    """The format of a TAESD: its raw latents are the model latents of the VAE it imitates."""
+    """The format of a TAESD: its raw latents are the model latents of the VAE it imitates.
+
+    Args:
+        name: of that VAE's format.
+        channels: of the raw latents.
+    """
     if name == "flux2":
         n = 4 * channels
         return Packed(name=name, channels=channels, running_mean=(0.0,) * n, running_var=(1.0,) * n, eps=0.0)

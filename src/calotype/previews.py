@@ -43,10 +43,12 @@ class Factors:
         bias: R, G and B of latents that are 0.
         format: name of the latent format.
         space: which latents: those of published factors, as ComfyUI has them, are model latents.
-        vae, vae_name: sha256 and name of the VAE to whose latents they were fitted; empty of published ones.
+        vae: sha256 of the VAE to whose latents they were fitted; empty of published ones.
+        vae_name: what that VAE is called; empty of published ones.
         pictures: to so many.
-        rmse, r2: what is left of those pictures, averaged to a pixel a latent: the root mean square difference in
-            levels of 255, and the part of their variance that is explained. None of published ones.
+        rmse: how far RGB is from those pictures, averaged to a pixel a latent: the root mean square difference in
+            levels of 255. None of published ones.
+        r2: the part of their variance that is explained, at most 1. None of published ones.
     """
 
     factors: tuple[Colour, ...]
@@ -116,6 +118,12 @@ class Factors:
 def save_factors(path: str | os.PathLike[str], factors: Factors) -> Path:
     """Writes a file that `load_factors` reads, and from which ComfyUI's two lists can be copied.
 
+    Args:
+        path: of the file; what was there is replaced.
+
+    Returns:
+        That path.
+
     Raises:
         UsageError, StorageError: it can't be written.
     """
@@ -123,7 +131,7 @@ def save_factors(path: str | os.PathLike[str], factors: Factors) -> Path:
 
 
 def load_factors(path: str | os.PathLike[str]) -> Factors:
-    """Reads what `save_factors` wrote.
+    """Reads what `save_factors` wrote to a path.
 
     Raises:
         LatentsError: there is no such file, or it is another or damaged.
@@ -174,7 +182,11 @@ def builtin() -> Factors:
 
 
 def published(format_: str) -> Factors | None:
-    """Published ones of a latent format, by its name."""
+    """Published ones; None where there are none.
+
+    Args:
+        format_: name of the latent format.
+    """
     found = FACTORS.get(format_)
     return None if found is None else Factors(format=format_, **found)
 
@@ -252,7 +264,7 @@ def latents_rgb(raw: Tensor, format_: LatentFormat, factors: Factors) -> Tensor:
 
 
 def enlarged(rgb: Tensor, size: tuple[int, int]) -> Tensor:
-    """[3, h, w] -> [3, height, width], bilinear."""
+    """[3, h, w] -> [3, height, width], bilinear; `size` is (height, width)."""
     return functional.interpolate(rgb[None], size=size, mode="bilinear", align_corners=False)[0]
 
 

@@ -10,13 +10,17 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import griffe
 import pytest
-from docs_pages.api import callables, modules
+from docs_pages.api import callables, modules, public_names
+from docs_pages.written import Written
 
 from calotype import errors
 
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
 ARRAY = re.compile(r"(?<!\w)(Tensor|NDArray|ndarray|Array)\b")  # of which a shape is to be told
 BY_NAME = re.compile(r"Mapping\[|dict\[|Callable\[")  # many of them: what each is their names say
@@ -105,17 +109,20 @@ def test_shapes_are_told(written: list[One]) -> None:
             continue
         types_ = [ast.unparse(arg.annotation) for arg in one.arguments if arg.annotation]
         types_ += [ast.unparse(one.tree.returns)] if one.tree.returns else []
-        arrays = [text for text in types_ if ARRAY.search(text) and not BY_NAME.search(text)]
-        if arrays and not SHAPE.search(one.doc) and not ELSEWHERE.search(one.doc):
+        if any(map(_is_array, types_)) and not SHAPE.search(one.doc) and not ELSEWHERE.search(one.doc):
             wrong.append(one.where)
     assert not wrong
 
 
+def _is_array(annotation: str) -> bool:
+    return bool(ARRAY.search(annotation)) and not BY_NAME.search(annotation)
+
+
 def test_arguments_are_told(written: list[One]) -> None:
-    """Of three arguments and more, those whose type does not say what they are appear by name."""
+    """Those whose type does not say what they are appear by name."""
     wrong = []
     for one in written:
-        if one.tree is None or len(one.arguments) < 3 or ELSEWHERE.search(one.doc):
+        if one.tree is None or ELSEWHERE.search(one.doc):
             continue
         plain = [arg.arg for arg in one.arguments if arg.annotation and _is_plain(ast.unparse(arg.annotation))]
         missing = [name for name in plain if not re.search(rf"\b{name}\b", one.doc + one.about)]
@@ -160,3 +167,17 @@ def test_constants_say_what_they_are() -> None:
                 silent += [f"{name}.{one}" for one in own]
     assert every > 100
     assert silent == []
+
+
+def test_attributes_say_what_they_are() -> None:
+    """All that the pages show, which leave out layers of networks (`docs_pages.written`); of arrays a shape too."""
+    extensions = griffe.load_extensions(Written)
+    package = griffe.load("calotype", search_paths=[SOURCE], extensions=extensions, docstring_parser="google")
+    classes = [package[f"{module}.{name}".partition(".")[2]] for module in modules() for name in public_names(module)]
+    members = [one for of in classes if of.is_class for one in of.all_members.values()]
+    every = {one.canonical_path: one for one in members if one.is_attribute and not one.name.startswith("_")}
+    assert len(every) > 500
+    said = {path: one.docstring.value if one.docstring else "" for path, one in every.items()}
+    assert [path for path, words in said.items() if not words] == []
+    arrays = {path for path, one in every.items() if _is_array(str(one.annotation))}
+    assert [path for path in arrays if not SHAPE.search(said[path]) and not ELSEWHERE.search(said[path])] == []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import griffe
 import pytest
 from docs_pages import api, written
 
@@ -88,7 +89,83 @@ def test_names_that_are_described_together_are_described_one_by_one() -> None:
     ]
 
 
-def test_comments_after_code_are_found_and_others_are_not(tmp_path: Path) -> None:
-    path = tmp_path / "some.py"
-    path.write_text('# above\nside: int = 3  # in pixels\nname = "# none"\n')
-    assert written.comments(path) == {2: "in pixels"}
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("side: int = 3  # in pixels", "in pixels"),
+        ("    sides = (\n        3,  # above\n    )  # in pixels", "in pixels"),
+        ("sides = (\n    3,  # above\n)", ""),
+        ('name = "# none"', ""),
+    ],
+)
+def test_comments_after_code_are_found_and_others_are_not(code: str, said: str) -> None:
+    assert written.comment(code) == said
+
+
+CODE = '''
+from torch import Tensor, nn
+
+class Block(nn.Module):
+    """A block."""
+
+class Wide(Block):
+    """A network.
+
+    Args:
+        width: of its maps.
+        depth: in blocks, at most.
+
+    Attributes:
+        depth: in blocks.
+        head: what the last map [N, C, H, W] goes through.
+        way: out of it.
+
+    Raises:
+        ValueError: never.
+    """
+
+    shift: Tensor
+
+    def __init__(self, width: int, depth: int):
+        self.width, self.depth = width, depth or 3
+        self.block, self.last = Block(), nn.Identity() if width else Block()
+        self.body = nn.ModuleList(Block() for _ in range(depth))
+        self.head = nn.Identity()
+        self.silent = width + 1
+
+class Wider(Wide):
+    """A wider one."""
+
+    def __init__(self):
+        self.width = 3
+
+class Plain:
+    """No network."""
+
+    def __init__(self):
+        self.block = Block()
+'''
+
+
+def test_attributes_have_their_words_and_layers_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(CODE)
+    some = griffe.load("some", search_paths=[tmp_path], extensions=griffe.load_extensions(written.Written))
+
+    def told(name: str) -> dict[str, tuple[str, str]]:
+        found = {key: one for key, one in some[name].members.items() if one.is_attribute}
+        return {
+            key: (str(one.annotation or ""), one.docstring.value if one.docstring else "") for key, one in found.items()
+        }
+
+    assert told("Wide") == {
+        "width": ("int", "of its maps."),
+        "depth": ("", "in blocks."),
+        "head": ("", "what the last map [N, C, H, W] goes through."),
+        "silent": ("", ""),
+    }
+    assert told("Wider") == {"width": ("", "of its maps.")}
+    assert told("Plain") == {"block": ("", "")}
+    _, rest = some["Wide"].docstring.value.split("at most.\n")
+    assert [line for line in rest.splitlines() if line] == [
+        *("Attributes:", "    way: out of it.", "Raises:", "    ValueError: never."),
+    ]

@@ -43,7 +43,8 @@ class Faults:
     Attributes:
         units: by unit, what is wrong with it; `repair` drops it and the next make makes it again.
         others: what is wrong beside units, a sentence each.
-        units_seen, rows: that were looked at.
+        units_seen: how many units were looked at.
+        rows: samples of those with which nothing is wrong.
     """
 
     units: dict[str, str] = field(default_factory=dict)

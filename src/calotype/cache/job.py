@@ -86,7 +86,7 @@ class Job:
         return self.vae.channels, bucket[1] // self.vae.factor, bucket[0] // self.vae.factor
 
     def sample_bytes(self, bucket: tuple[int, int]) -> int:
-        """Bytes of one sample in a shard."""
+        """Bytes of one sample in a shard of a bucket, (width, height) in pixels."""
         channels, height, width = self.shape(bucket)
         return len(self.tensors) * channels * height * width * ITEMSIZE[self.store]
 

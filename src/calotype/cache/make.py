@@ -48,7 +48,8 @@ class Progress:
 
     Attributes:
         doing: "scan", "make" or "manifest".
-        done, total: pictures; of a part those of the part.
+        done: pictures that are done; of a part those of the part.
+        total: pictures there are; of a part those of the part.
         made: of these, by this process.
         bad: pictures that could not be cached so far.
         waiting: units that other processes make, while there is nothing else to do.

@@ -33,6 +33,9 @@ _OPEN = 64  # shards that stay open
 def open_cache(path: str | os.PathLike[str]) -> Cache:
     """Opens a cache for reading; a run may write it meanwhile, of which it sees nothing.
 
+    Args:
+        path: of the cache's folder.
+
     Raises:
         UsageError: there is no cache, or none that was finished.
         StorageError: it is damaged.
@@ -208,7 +211,11 @@ class Shard:
         return n, c, h, w
 
     def mapped(self, name: str) -> Tensor:
-        """A tensor [rows, C, h, w] as it lies in the file, of which nothing is read yet; copy what is kept of it."""
+        """A tensor [rows, C, h, w] as it lies in the file, of which nothing is read yet; copy what is kept of it.
+
+        Args:
+            name: as for `rows`.
+        """
         found: Tensor = self._slices[name][:]
         return found
 

@@ -38,7 +38,13 @@ class BucketBatchSampler(Sampler[list[int]]):
         world: how many processes there are; by default likewise.
         shuffle: orders samples and steps anew each epoch; else they are bucket by bucket in the data's order.
         seed: of this order; the same in all processes.
-        drop_last: see above.
+        drop_last: gives no batches but whole ones; see above.
+
+    Attributes:
+        rank: of this process, from 0 to below `world`.
+        world: how many processes there are.
+        epoch: the one whose batches come, from 0 on; `set_epoch` chooses it.
+        start: how many of this process's batches are left out of it.
 
     Raises:
         UsageError: a number can't be, or there are not enough samples for every process to have one at each step.

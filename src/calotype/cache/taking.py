@@ -51,7 +51,8 @@ class Taken:
     """What was taken over.
 
     Attributes:
-        program, model: that the files are of.
+        program: whose files they are.
+        model: that the latents are for; "" where nothing names one.
         samples: how many.
         value: sample or mode, as that program keeps it.
         flips: whether latents of mirrored pictures came along.

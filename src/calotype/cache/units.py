@@ -44,7 +44,8 @@ class Sample:
         place: its number in the source.
         key: sha256 of its bytes.
         name: in the source.
-        stored, upright: (width, height) in its file, and once it is upright.
+        stored: (width, height) in its file, in pixels.
+        upright: (width, height) once it is upright.
         caption, label: what the source says of it.
     """
 
@@ -84,8 +85,9 @@ class Cut:
     """A unit, as long as nobody works on it.
 
     Attributes:
-        id, bucket: of the unit.
-        rows: of its samples in the scan, ascending.
+        id: of the unit.
+        bucket: of the unit, (width, height) in pixels.
+        rows: of its samples in the scan, ascending: [N].
         number: of the unit in a cache that is made at once; says which part does it.
     """
 
@@ -101,7 +103,8 @@ class Held:
 
     Attributes:
         ids: of samples, sorted.
-        numbers, rows: the number of the unit that has each, and the row in its shard.
+        numbers: of the unit that has each: [N].
+        rows: of each in its unit's shard: [N].
         bad: sample id -> why it is not in a shard.
         units: ids, in the order of their numbers.
     """
@@ -148,7 +151,7 @@ class Plan:
 
 
 def sample_id(name: str, key: bytes) -> bytes:
-    """What tells a sample from all others."""
+    """What tells a sample from all others: 16 bytes, of its name and its key, the sha256 of its encoded bytes."""
     return hashlib.blake2b(key + name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 

@@ -94,7 +94,7 @@ class Worker:
         threads: int | None = None,
     ) -> None:
         self.job, self.vae, self.source, self.store = job, vae, source, store
-        self.threads = threads or (AT_ONCE if source.far else THREADS)
+        self._threads = threads or (AT_ONCE if source.far else THREADS)
         limit = None if memory is None else parse_memory(memory)
         self._reading = _READING if limit is None else min(_READING, limit // 4)
         self._memory = None if limit is None else limit - self._reading
@@ -126,7 +126,7 @@ class Worker:
         attempt = Attempt(self.job, unit, self.store)
         try:
             at_once = self._at_once(unit)
-            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once, 2 * self.threads)), at_once):
+            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once, 2 * self._threads)), at_once):
                 made = iter(self.encode([(levels, one.key) for one, _, levels in group if not isinstance(levels, Bad)]))
                 for sample, placed, levels in group:
                     result = levels if isinstance(levels, Bad) else next(made)
@@ -245,7 +245,7 @@ class Worker:
         waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
         taken, rest = 0, deque(unit.samples)
         known = {(one.name, one.key): one for one in unit.bad}
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             try:
                 while rest or waiting:
                     while rest and len(waiting) < ahead:
@@ -305,7 +305,7 @@ class Attempt:
     """
 
     def __init__(self, job: Job, unit: Unit, store: Store) -> None:
-        self.job, self.unit, self.store = job, unit, store
+        self._job, self._unit, self._store = job, unit, store
         self.bad: list[Bad] = []
         self._rows: list[tuple[Sample, Placed, Row]] = []
         self._began = time.monotonic()
@@ -327,7 +327,7 @@ class Attempt:
         try:
             row = self._writer.add(tensors)
         except OSError as error:
-            raise StorageError(refusal(self.store.path(self._name), error)) from None
+            raise StorageError(refusal(self._store.path(self._name), error)) from None
         self._rows.append((sample, placed, row))
 
     def drop(self) -> None:
@@ -351,25 +351,26 @@ class Attempt:
         if count:
             try:
                 self._writer.finish()
-                digest, size = look(self._path, self.job, self.unit.bucket, count)
+                digest, size = look(self._path, self._job, self._unit.bucket, count)
             except OSError as error:
                 self.drop()
-                raise StorageError(refusal(self.store.path(self._name), error)) from None
+                raise StorageError(refusal(self._store.path(self._name), error)) from None
             except StorageError as error:
                 self.drop()
                 raise StorageError(
-                    f"{self.store.path(self._name)}: the disk did not keep what was written: {error}; look at the disk."
+                    f"{self._store.path(self._name)}: the disk did not keep what was written: {error}; look at the "
+                    f"disk."
                 ) from None
             self._end(None)
         else:
             self.drop()
         samples = parquet(table(samples_columns(self._rows), SAMPLES))
-        self.store.write(samples_name(self.unit.id), samples)
-        writer, shape = self._writer, self.job.shape(self.unit.bucket)
+        self._store.write(samples_name(self._unit.id), samples)
+        writer, shape = self._writer, self._job.shape(self._unit.bucket)
         receipt = Receipt(
-            unit=self.unit.id,
-            fingerprint=self.job.fingerprint,
-            bucket=self.unit.bucket,
+            unit=self._unit.id,
+            fingerprint=self._job.fingerprint,
+            bucket=self._unit.bucket,
             count=count,
             shard_bytes=size,
             shard_sha256=digest,
@@ -379,7 +380,7 @@ class Attempt:
                 count * shape[1] * shape[2],
                 tuple(map(float, writer.sum)),
                 tuple(map(float, writer.squares)),
-                tuple(map(float, writer.variance)) if self.job.value == "moments" else (),
+                tuple(map(float, writer.variance)) if self._job.value == "moments" else (),
             ),
             bad=tuple(self.bad),
             made={
@@ -388,7 +389,7 @@ class Attempt:
                 "seconds": round(time.monotonic() - self._began, 3),
             },
         )
-        self.store.write(receipt_name(self.unit.id), receipt.to_bytes())
+        self._store.write(receipt_name(self._unit.id), receipt.to_bytes())
         return receipt
 
 
@@ -397,7 +398,7 @@ class _Dropped(Exception):
 
 
 def samples_columns(rows: Sequence[tuple[Sample, Placed, Row]]) -> dict[str, list[Any]]:
-    """Columns of samples/UNIT.parquet."""
+    """Columns of samples/UNIT.parquet, by their names, from the rows that a shard got."""
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLES}
     for number, (sample, placed, row) in enumerate(rows):
         values = (

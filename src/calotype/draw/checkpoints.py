@@ -171,9 +171,11 @@ class Checkpoint:
         pipe: diffusers' pipeline, whose VAE is calotype's.
         kind: sd1, sd2, sdxl, sd3, flux, ...: a name of `kinds.KINDS`.
         inpainting: whether it was trained to fill holes; such a checkpoint only redraws.
-        factor: pixels along a side that one latent stands for; multiple: what sides of pictures are multiples of.
+        factor: pixels along a side that one latent stands for.
+        multiple: sides of pictures are multiples of so many pixels.
         latent_format: how the VAE's raw latents and the model's differ.
-        vae_name, vae_sha256: of the VAE.
+        vae_name: how the VAE was asked for, for people.
+        vae_sha256: of its weights.
     """
 
     def __init__(self, pipe: Any, found: Found, vae: VAE) -> None:

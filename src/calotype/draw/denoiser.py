@@ -168,7 +168,12 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """x, gated by the GELU of another projection of it (Shazeer 2020, arXiv:2002.05202)."""
+    """x, gated by the GELU of another projection of it (Shazeer 2020, arXiv:2002.05202).
+
+    Args:
+        width: of the positions that go in.
+        inner: width of those that come out.
+    """
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -242,7 +247,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width, by a convolution of stride 2 with a border of one on every side."""
+    """Half the height and width, by a convolution of stride 2 with a border of one on every side; as many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -255,7 +260,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: every value four times, then a convolution."""
+    """Twice the height and width: every value four times, then a convolution; as many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -286,6 +291,9 @@ class Denoiser(nn.Module):
     """What noise, or which way out of it, there is in latents x at time t, given a text.
 
     Residual branches and the last convolution begin as zeros, so an untrained network predicts zero.
+
+    Args:
+        config: its sizes.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:

@@ -64,6 +64,10 @@ class Drawer:
 
     Every picture is drawn alone, so what a seed gives does not depend on how many are drawn, bit by bit.
 
+    Args:
+        model: as `load_model` gives it; it is moved to the VAE's device.
+        vae: the one in whose latents the model draws.
+
     Raises:
         UsageError: if the model draws in the latents of another VAE, or its pictures are not RGB.
     """
@@ -78,7 +82,7 @@ class Drawer:
         require_as_large(vae.config, "Drawing")
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
-        self.schedule = Flow()
+        self._schedule = Flow()
 
     def embed(self, *texts: str) -> Context:
         """What the denoiser is told of texts."""
@@ -151,7 +155,7 @@ class Drawer:
 
         told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance)
         model_latents = sample(
-            told, noise.to(self.vae.device), self.schedule,
+            told, noise.to(self.vae.device), self._schedule,
             steps=settings.steps, sampler=settings.sampler, start=start, strength=strength, keep=keep, on_step=on_step,
         )  # fmt: skip
         raw = self.vae.latent_format.to_raw(model_latents)[0].float().cpu()
@@ -222,7 +226,11 @@ class Drawer:
         return [word for word in dict.fromkeys(words_of(prompt)) if word not in known and word not in _SMALL]
 
     def nearest(self, prompt: str, count: int = 3) -> list[str]:
-        """The trained names whose words are most like those of a prompt, by the letters they share."""
+        """The trained names whose words are most like those of a prompt, by the letters they share.
+
+        Args:
+            count: names at most; the likest comes first.
+        """
         asked = _trigrams(prompt)
         likeness = {name: _likeness(asked, _trigrams(name)) for name in self.model.names}
         return sorted(likeness, key=lambda name: (-likeness[name], len(name), name))[:count]

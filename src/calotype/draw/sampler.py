@@ -207,6 +207,10 @@ def _estimate(prediction: Prediction, level: _Level) -> tuple[float, float]:
 def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Noise from N(0, I), float32 on the CPU: [N, *shape], each picture's from a generator with its own seed.
 
+    Args:
+        seeds: one for each picture, from 0 to 2^64 - 1.
+        shape: of one picture's noise.
+
     Raises:
         UsageError: no seed, or one outside 0 to 2^64 - 1.
     """

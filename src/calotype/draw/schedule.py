@@ -116,7 +116,8 @@ class Diffusion(Schedule):
     Attributes:
         betas: "scaled_linear" (Stable Diffusion: the root of beta rises linearly), "linear" (DDPM), or "cosine"
             (Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17; "squaredcos_cap_v2" in diffusers).
-        beta_start, beta_end: the first and the last beta; the cosine's are its own.
+        beta_start: the first beta, in (0, 1); the cosine's are its own.
+        beta_end: the last beta, from `beta_start` to below 1.
         spacing: of the times; None takes the usual one, "leading" for "ddim" and "linspace" for the others.
         offset: added to the times of "leading".
 

@@ -116,6 +116,10 @@ class Sketch(nn.Sequential):
     It is a regression, learned in cheap steps before the denoiser, which is then told about each latent what the text
     leaves no doubt of, and has the rest to find. (A picture of less detail as a condition: Ho et al. 2021, "Cascaded
     Diffusion Models", arXiv:2106.15282; a network from text to it: Ramesh et al. 2022, arXiv:2204.06125, section 2.2.)
+
+    Args:
+        config: its sizes.
+        channels: of the latents.
     """
 
     def __init__(self, config: TextConfig, channels: int) -> None:
@@ -136,6 +140,8 @@ class TextEncoder(nn.Module):
     Norms stand before attention and feed-forward, as in GPT-2 and CLIP.
 
     Args:
+        config: its sizes.
+        tokenizer: as `make_tokenizer` makes it; a copy is kept, which cuts and pads texts to `context_length` tokens.
         channels: of the latents that are sketched.
     """
 

@@ -41,7 +41,8 @@ class Direction:
     Attributes:
         tensor: raw latents, [C, 1, 1] (by channel) or [C, h, w] (by position), float32; the whole way between the
             means.
-        vae, vae_name: sha256 and name of the VAE whose latents they are.
+        vae: sha256 of the VAE whose latents they are.
+        vae_name: what that VAE is called, for people.
         names: of the sets, from and to.
         counts: pictures it was learned from, of each set.
         held_out: pictures it was measured on, of each set.
@@ -230,6 +231,12 @@ def d_prime(a: Tensor, b: Tensor) -> float | None:
 def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
     """Writes a direction as safetensors: tensor ``direction``, everything else as JSON in the metadata.
 
+    Args:
+        path: of the file; what was there is replaced.
+
+    Returns:
+        That path.
+
     Raises:
         LatentsError: if the file can't be written.
         UsageError: if its folder does not exist.
@@ -248,7 +255,7 @@ def save_direction(path: str | os.PathLike[str], direction: Direction) -> Path:
 
 
 def load_direction(path: str | os.PathLike[str]) -> Direction:
-    """Reads what `save_direction` wrote.
+    """Reads what `save_direction` wrote to a path.
 
     Raises:
         LatentsError: if the file is missing, damaged, or holds anything but a direction.

@@ -55,12 +55,15 @@ class Way:
             raise UsageError("A morph goes back the way it came or on to the first picture, not both.")
 
     def decoded(self, pictures: int) -> int:
-        """How many different frames there are."""
+        """How many different frames there are between so many pictures."""
         ways = pictures if self.closed else pictures - 1
         return ways * (self.frames - 1) + (not self.closed)
 
     def count(self, pictures: int) -> int:
-        """How many frames are shown. Those that return end one before the first frame, so that repeats join."""
+        """How many frames are shown of a way between so many pictures.
+
+        Those that return end one before the first frame, so that repeats join.
+        """
         n = self.decoded(pictures)
         return 2 * n - 2 if self.ping_pong else n
 
@@ -71,8 +74,8 @@ class Frame:
 
     Attributes:
         pixels: [C, H, W] in [-1, 1].
-        before, after: the decoded pictures that it lies between, likewise.
-        t: where between them.
+        before, after: the decoded pictures that it lies between, [C, H, W] in [-1, 1].
+        t: where between them, from 0 to 1.
     """
 
     pixels: Tensor
@@ -90,7 +93,8 @@ class Steps:
     """Distances from frame to frame.
 
     Attributes:
-        morph, cross_fade: one a step.
+        morph: from each of its frames to the next.
+        cross_fade: the same of a cross-fade of the pictures, to compare with.
     """
 
     morph: list[float] = field(default_factory=list)
@@ -103,7 +107,8 @@ class Morph:
 
     Attributes:
         frames: in the animation.
-        width, height: of each.
+        width: of each frame, in pixels.
+        height: of each frame, in pixels.
         steps: by measure (rmse in levels, lpips), where asked for.
     """
 

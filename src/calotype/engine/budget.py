@@ -10,7 +10,7 @@ from calotype.errors import UsageError
 
 
 def parse_memory(text: str | int) -> int:
-    """Bytes from a number of them or from words: 512MB, 1.5 GB, 2GiB.
+    """Bytes from a number of them, or from a text that says them: 512MB, 1.5 GB, 2GiB.
 
     Raises:
         UsageError: if it is no such amount.
@@ -30,7 +30,12 @@ def parse_memory(text: str | int) -> int:
 
 
 def in_words(size: int, *, up: bool = False) -> str:
-    """Bytes as people write them, in powers of 1000: 512MB, 1.5GB."""
+    """Bytes as people write them, in powers of 1000: 512MB, 1.5GB.
+
+    Args:
+        size: in bytes.
+        up: rounds up, and not to the nearest hundredth of a unit.
+    """
     for unit, value in (("GB", 10**9), ("MB", 10**6)):
         if size >= value:
             hundredths = -(-size * 100 // value) if up else round(size * 100 / value)

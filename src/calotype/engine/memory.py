@@ -76,6 +76,14 @@ class Memory:
     On the CPU a block of moderate size stays mapped when it is closed, for the next run: touching new pages costs more
     than a tenth of a decode. The system is told that it may take them whenever it likes.
 
+    Args:
+        size: in bytes.
+        device: where it is.
+
+    Attributes:
+        bytes: all of it, uint8 [size] or a little longer; empty once it is closed.
+        address: of its first byte, on the device.
+
     Raises:
         MemoryLimitError: if there is not so much.
     """
@@ -83,7 +91,6 @@ class Memory:
     _idle: ClassVar[list[mmap.mmap]] = []  # of one size, as many as runs were under way at once
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.device = device
         self._map: mmap.mmap | None = None
         try:
             if device.type == "cpu":
@@ -195,6 +202,7 @@ class Rows:
     """Rows of a map in memory: all of them, or a window that moves down.
 
     Attributes:
+        map: whose rows they are.
         tensor: [rows, width, channels].
         first: which row of the map the first one is.
         end: the row after the last that is there.
@@ -240,7 +248,7 @@ def spill_folder() -> str | None:
 class Spill:
     """Maps in temporary files that have no name any more, so that nothing is left of them however the process ends."""
 
-    folder: str | None = None
+    folder: str | None = None  # where the files are; None: where the system has temporary files
     _files: dict[str, IO[bytes]] = field(default_factory=dict)
 
     def write(self, one: Map, row: int, rows: Tensor) -> None:
@@ -287,7 +295,7 @@ class Spill:
             data = data[moved:]
 
     def forget(self, one: str) -> None:
-        """Gives a map's room on the disk back."""
+        """Gives the room on the disk back of one map, by its name."""
         if one in self._files:
             self._files.pop(one).close()
 

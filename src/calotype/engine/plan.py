@@ -44,13 +44,14 @@ class Plan:
     """How a program runs for one size.
 
     Attributes:
+        program: the steps that are run.
         passes: in order.
         places: of every map.
         offsets: of kept maps in memory; a map may lie over another that is read while it is written.
         kept: bytes of all kept maps together.
         peak: bytes at most, beyond the network's own weights and without what goes in and comes out.
         work: operations, with what moving bytes to the file and starting steps costs in them.
-        flops: operations of the products alone, as computed; `direct_flops`: of direct convolutions.
+        flops: operations of the products alone, as computed; `direct_flops` are those of direct convolutions.
         spill: bytes that go to the temporary file and come from it.
         attention: operations of attention over all positions.
         computed: operations of the products of each map, over all passes that make it.

@@ -58,7 +58,7 @@ def one_dnn() -> bool:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type in which `reference` multiplies: float32 for halves for which the CPU has no convolutions."""
+    """The type in which `reference` multiplies: `dtype`, or float32 for halves that the CPU can't convolve."""
     if device.type != "cpu" or dtype == torch.float32 or not one_dnn():
         return dtype
     mkldnn: Any = torch.ops.mkldnn
@@ -119,6 +119,10 @@ class Engine:
         dtype: of computation. By the CPU's kernels with bfloat16 the products are bfloat16, and sums, maps and norms
             float32; all is float32 where that is faster (`half_available`), which is said once.
         name: which executor; "auto" is the fastest there is.
+
+    Attributes:
+        asked: the executor that was asked for, which may be "auto".
+        name: the executor that runs: "winograd", "fused" or "reference".
 
     Raises:
         UsageError: if that executor can't run here.

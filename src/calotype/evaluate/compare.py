@@ -62,7 +62,7 @@ class Evaluation:
         encoder: the VAE whose latents all of `vaes` decode, of which it is the first; None: each its own.
         notices: what is to be said of the VAEs.
         pictures: all of them.
-        protocol, tools: how.
+        protocol, tools: how it is measured, and with what.
         boxes: subset -> picture's name -> parts of it, in pixels of the picture as prepared.
     """
 
@@ -111,7 +111,7 @@ class Evaluation:
         }  # fmt: skip
 
     def require(self, numbers: Sequence[int]) -> None:
-        """Checks, before anything is measured, that there are pictures enough, and that sizes and boxes fit them.
+        """Checks, before pictures of these `numbers` are measured, that they are enough, and that sizes and boxes fit.
 
         Raises:
             UsageError: they do not.
@@ -155,7 +155,7 @@ class Evaluation:
             give_back()  # a large picture's maps are not to lie beside what the next one takes
 
     def key(self, i: int, sha256: str) -> str:
-        """Under what a picture's rows are kept: a hash of its pixels and of the parts that are compared alone."""
+        """Under what rows of picture `i` are kept: a hash of its pixels' `sha256` and of parts compared alone."""
         parts = self._parts(i)
         return hashlib.sha256(f"{sha256} {json.dumps(parts)}".encode()).hexdigest() if parts else sha256
 
@@ -222,7 +222,7 @@ Engine = Callable[[Evaluation, Iterable[tuple[str, int, Array]]], Iterator[tuple
 
 
 def here(evaluation: Evaluation, tasks: Iterable[tuple[str, int, Array]]) -> Iterator[tuple[str, int, Taken]]:
-    """Tasks one after the other, in this process: a VAE's label, a picture's number, the picture [H, W, P], uint8."""
+    """Does `tasks` one after the other, here: a VAE's label, a picture's number, the picture [H, W, P], uint8."""
     at, original = -1, None
     for label, i, picture in tasks:
         if original is None or i != at:

@@ -80,7 +80,11 @@ class Reconstruction(Figures):
         return _image(self.reconstruction)
 
     def panel(self, amplify: float = 4.0) -> Image.Image:
-        """Original, reconstruction and their difference (amplified around mid-grey), side by side with labels."""
+        """Original, reconstruction and their difference, side by side with labels.
+
+        Args:
+            amplify: what the difference is multiplied by, around mid-grey.
+        """
         height, width = self.original.shape[1:]
         before, after = _rows_of(self.original), _rows_of(self.reconstruction)
         return _image(torch.cat(list(_panel(self, before, after, height, width, amplify)), dim=1))

@@ -49,7 +49,7 @@ def chosen(pictures: Pictures, every: int, limit: int) -> list[int]:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """ "2/4" -> the second of four parts.
+    """The text "2/4" -> (2, 4), the second of four parts.
 
     Raises:
         UsageError: if it is no such thing.

@@ -70,6 +70,8 @@ class Group:
     """The tensors of one network in a file.
 
     Attributes:
+        family: whose sign was seen.
+        sign: which of the family's signs that was.
         keys: name within the network -> key in the file, in the file's order.
         prefix: what stands before the names.
         other: what the network is, where it is none that is read.
@@ -89,6 +91,9 @@ class Told:
     """What names and shapes tell of a network.
 
     Attributes:
+        layout: whose names the tensors have.
+        config: the numbers of the network.
+        parts: the halves that are there.
         keys: our key -> key in the file.
         joined: our key -> keys in the file of tensors whose rows, one after another, are its own.
         assumed: what nothing in the file tells, for people; a config.json or the file's metadata do.
@@ -114,10 +119,10 @@ class Preset:
 
     repo: str  # repository on the Hugging Face hub, or on GitHub where `sha256` is given
     files: tuple[str, ...]  # what is fetched from it
-    latent_format: str
+    latent_format: str  # name of its latents' format; ``model:NAME`` where they are NAME's model latents
     config: NetworkConfig  # its architecture, which is known without its weights
-    licence: str
-    about: str
+    licence: str  # of the weights, as its publisher calls it
+    about: str  # which models it belongs to, for people
     gated: bool = False  # the hub asks for a login and consent
     tiny: bool = False  # for previews
     sha256: tuple[str, ...] = ()  # of the files, for what is not on the hub (whose client checks what it fetches)
@@ -136,8 +141,8 @@ class Space:
         title: for people.
         factor: pixels along each side that a raw latent stands for.
         models: whose latents are of it -> where that is written.
-        channels, patch: of raw latents, and how many along each side become one model latent; of a space whose numbers
-            come with the weights, so that its format does not say it.
+        channels: of raw latents; of a space whose numbers come with the weights, so that its format does not say it.
+        patch: how many raw latents along each side become one model latent; of such a space.
     """
 
     title: str
@@ -176,7 +181,8 @@ class Diffusers:
         untold: which of them no tensor tells.
         written: config -> fields for a config.json; None where the family is not written in this layout.
         flax: as `written`, for the Flax class of older versions, with its name; None where there is none.
-        theirs, ours: (our key, config) -> the key in diffusers' files, and back; None where there is none.
+        theirs: (our key, config) -> the key in diffusers' files; None where there is none.
+        ours: (a key in diffusers' files, config) -> our key; None where there is none.
         parted: (our key, config) -> the keys in diffusers' files of several tensors whose rows it holds, in equal
             parts; () where it is one.
         linear: whether diffusers has a linear layer for a 1x1 convolution, by our key.
@@ -235,7 +241,8 @@ class Family:
             where any format of the family, or of all, may be.
         diffusers: what diffusers has of it.
         original: (our key, config) -> the key in the original files, where that is another.
-        taken, given: (config, our key, tensor) -> a tensor of a file as the network has it, and back.
+        taken: (config, our key, tensor) -> a tensor of a file as the network has it.
+        given: (config, our key, tensor) -> a tensor of the network as a file has it.
         copies: whether what is taken of a file is copied, and not mapped into memory: for most of it is left there.
         video: what its files hold beside what one picture needs, if it is of videos.
         trains: what of it can be trained: "all", "encoder", "decoder".
@@ -274,7 +281,7 @@ class Family:
 
 
 def on_the_hub(folder: str = "") -> tuple[str, ...]:
-    """The files of a VAE in diffusers' layout."""
+    """The files of a VAE in diffusers' layout, in a folder that ends with a slash, or at the top."""
     return tuple(f"{folder}{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors"))
 
 
@@ -282,7 +289,7 @@ def on_the_hub(folder: str = "") -> tuple[str, ...]:
 
 
 def shape_of(shapes: Shapes, key: str) -> tuple[int, ...]:
-    """A convolution's shape.
+    """A convolution's shape, by the key of its weight.
 
     Raises:
         WeightsError: it is missing, or no convolution.
@@ -306,6 +313,10 @@ def picture_channels(shapes: Shapes, parts: Parts, first: str, last: str) -> int
 
 def require_one_picture(taken: int, made: int | None = None) -> None:
     """Checks that a decoder makes as many channels as its encoder takes.
+
+    Args:
+        taken: channels of the encoder's pictures, or of the decoder's where there is no encoder.
+        made: channels of the decoder's; None: there is one half only.
 
     Raises:
         WeightsError: if it does not.

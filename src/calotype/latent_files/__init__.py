@@ -116,7 +116,11 @@ def save_latents(path: str | os.PathLike[str], latents: Latents, *, to: Program 
 
 
 def stored_space(to: Program, latent_format: str) -> Space:
-    """In which space another program keeps latents of a format.
+    """In which space another program keeps latents.
+
+    Args:
+        to: which program.
+        latent_format: the name of their format.
 
     Raises:
         UsageError: it has no such latents.

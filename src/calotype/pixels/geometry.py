@@ -21,8 +21,10 @@ class Padding:
     """What `pad` did, so that `crop` can undo it.
 
     Attributes:
-        height, width: the size before padding.
-        bottom, right: rows and columns added.
+        height: of the picture before padding, in pixels.
+        width: of it, likewise.
+        bottom: rows added below.
+        right: columns added at the right.
         mode: how they were filled.
     """
 

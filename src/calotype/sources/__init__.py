@@ -122,7 +122,11 @@ def _here(path: Path) -> Stored:
 
 
 def files_of(spec: str | Path, root: str | Path = Path()) -> Iterator[Path]:
-    """Files that `open_source` reads of a source, as far as they are there; of what lies elsewhere none."""
+    """Files that `open_source` reads of a source, as far as they are there; of what lies elsewhere none.
+
+    Args:
+        spec, root: as for `open_source`.
+    """
     text = str(spec)
     path = Path(root) / text.removeprefix(HUB).partition(":")[0] if text.startswith(HUB) else _place(spec, root)
     if isinstance(path, str):

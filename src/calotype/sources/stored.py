@@ -161,6 +161,7 @@ class Stored:
         """The encoded file of a picture; what is wrong with either is told by its name.
 
         Args:
+            i: the picture's number.
             header: no more of it will be read than its header.
 
         Raises:

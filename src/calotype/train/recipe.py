@@ -52,9 +52,7 @@ class Teacher:
 
     weights: str  # a preset's name or a path
     latents: float = 1.0  # weight of the mean squared difference of latents
-    target: Literal["pictures", "teacher"] = (
-        "pictures"  # what the decoder is to give: pictures, or what the teacher does
-    )
+    target: Literal["pictures", "teacher"] = "pictures"  # what the decoder is to give: pictures, or what it gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +61,10 @@ class Adversarial:
 
     start: int  # first step in which the network is trained against it
     warm_up: int = 0  # steps before that in which it is trained alone
-    weight: float = 0.5
+    weight: float = 0.5  # of its logits' mean in the loss; see docs/training.md, Losses
     adaptive: bool = True  # times the ratio of gradients at the last layer (Esser et al. 2021, arXiv:2012.09841, eq. 7)
-    loss: Literal["hinge", "vanilla"] = "hinge"
-    norm: Literal["batch", "group", "spectral", "none"] = "batch"
+    loss: Literal["hinge", "vanilla"] = "hinge"  # its own; see `discriminator_loss`
+    norm: Literal["batch", "group", "spectral", "none"] = "batch"  # between its convolutions
     ndf: int = 64  # channels after its first convolution
     layers: int = 3  # convolutions of stride 2
     lecam: float = 0.0  # weight of LeCam's regularisation (arXiv:2104.03310)
@@ -95,7 +93,7 @@ class Alignment:
 class Shift:
     """AF-LDM (arXiv:2503.09419): shifting by a fraction of a pixel before or after is to be the same."""
 
-    weight: float = 1.0
+    weight: float = 1.0  # of the squared differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +109,16 @@ class Phase:
     """What changes at a step and stays so until the next phase."""
 
     start: int  # the first step it holds for
-    crop: int | None = None
-    batch: int | None = None
-    muon_rate: float | None = None
+    crop: int | None = None  # side of the crops, in pixels; None, here and below: as before
+    batch: int | None = None  # crops a step
+    muon_rate: float | None = None  # Muon's learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what a training run gives."""
 
-    name: str
+    name: str  # of the recipe, and of the latent format that a run of it measures
     network: Trainable  # a file may leave it out where it names weights to begin from, whose it is
     sources: tuple[Source, ...]  # pictures
     start: Start | None = None  # weights to begin from
@@ -136,19 +134,19 @@ class Recipe:
     steps: int = 10_000  # optimiser steps; each trains the network once, and the discriminator once
     seed: int = 0  # of weights, order, crops and posterior samples
 
-    reconstruction: Literal["l1", "l2", "charbonnier", "ssim", "ms_ssim"] = "l1"
+    reconstruction: Literal["l1", "l2", "charbonnier", "ssim", "ms_ssim"] = "l1"  # see `losses.reconstruction`
     reconstruction_weight: float = 1.0  # of the reconstruction; see docs/training.md, Losses
     perceptual: float = 0.0  # weight of LPIPS
-    perceptual_net: Literal["vgg", "alex"] = "vgg"
+    perceptual_net: Literal["vgg", "alex"] = "vgg"  # of LPIPS: VGG-16 or AlexNet
     kl_weight: float = 1e-6  # on KL summed over latents, against the reconstruction summed over pixels
     logvar: Literal["fixed", "learned"] = "fixed"  # of the reconstruction, a scalar; fixed at 0
     latent: Literal["sample", "mode"] = "sample"  # what is decoded
     quiet: bool = True  # fresh networks begin with little posterior noise
-    adversarial: Adversarial | None = None  # None, here and in the four below: no such loss
-    equivariance: Equivariance | None = None
-    alignment: Alignment | None = None
-    shift: Shift | None = None
-    activation_range: Range | None = None
+    adversarial: Adversarial | None = None  # against a discriminator; None, here and in the four below: no such loss
+    equivariance: Equivariance | None = None  # of decoding, to scaling and turning
+    alignment: Alignment | None = None  # of latents with a frozen network's features
+    shift: Shift | None = None  # by parts of a pixel
+    activation_range: Range | None = None  # of activations, so that float16 holds them
 
     optimiser: Literal["adam", "adamw", "muon"] = "adamw"  # muon: for hidden convolutions; AdamW for the rest
     muon_rate: float = 2e-2  # its learning rate

@@ -101,6 +101,9 @@ def locate(vae: str | os.PathLike[str] | None, latent_format: str | None) -> tup
 
     Presets are fetched.
 
+    Args:
+        vae, latent_format: as for `load`.
+
     Raises:
         UsageError: it is no file, no folder and no preset; the message has names that are like it.
         FetchError: a preset can't be fetched.

@@ -48,7 +48,8 @@ class VAE(Coder):
         module: the network (for training or a look inside); its weights do not require gradients until they are told to
             (`requires_grad_`). Its `encode` and `decode` take and give what the VAE's do, but pad, check and clamp
             nothing, need memory for all maps at once, and are of `dtype`.
-        dtype, encode_dtype: what it decodes and what it encodes in; the latter may be set.
+        dtype: what it decodes in.
+        encode_dtype: what it encodes in; it may be set.
         name: what it was loaded as.
         sha256: of its weights; the same whatever layout they came in.
     """

@@ -51,6 +51,9 @@ def posterior_of(config: NetworkConfig, moments: Tensor) -> Posterior:
 def enough_memory(shape: Sequence[int]) -> Iterator[None]:
     """Turns what torch raises when memory runs out into one sentence.
 
+    Args:
+        shape: of what is computed, for the sentence.
+
     Raises:
         MemoryLimitError: if it did.
     """
@@ -66,11 +69,7 @@ def enough_memory(shape: Sequence[int]) -> Iterator[None]:
 
 
 class Coder:
-    """What a VAE does with tensors; see `VAE`, which people get.
-
-    Attributes:
-        module, name, sha256: as there.
-    """
+    """What a VAE does with tensors; see `VAE`, which people get, and what it says of attributes."""
 
     def __init__(
         self,
@@ -416,6 +415,7 @@ class Coder:
 
         Args:
             dtype: what was too narrow; that of decodes where not given.
+            stacklevel: of the warning, as `warnings.warn` counts it.
         """
         if self._wide is not None:
             return

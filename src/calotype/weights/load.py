@@ -67,21 +67,21 @@ class Whole:
 class Loaded:
     """A network with its weights, and where they came from."""
 
-    module: Network
-    layout: Layout
+    module: Network  # for inference, on the CPU; without the half that is not there
+    layout: Layout  # whose names the tensors had
     parts: frozenset[str]  # "encoder", "decoder" or both
     sha256: str  # of the tensors under our keys, so the same in every layout
     dtypes: tuple[str, ...]  # as stored: torch's names, or those of the file's own types
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # what was read, a half after the other
     container: str = ""  # the kind of file, for people
-    prefix: str = ""
+    prefix: str = ""  # what stood before the VAE's names
     format: LatentFormat | None = None  # None: the weights do not say
     format_source: str = ""  # how the format is known, for people
     question: str = ""  # why it is not, where more can be said than that nothing tells
     notes: tuple[str, ...] = ()  # sentences for people: what was assumed, and what was not read
     kept: Mapping[str, Any] = field(default_factory=dict)  # fields of a config.json that a conversion keeps
     said: Mapping[str, Any] = field(default_factory=dict)  # all fields of the config.json that was read beside them
-    metadata: Mapping[str, str] | None = None
+    metadata: Mapping[str, str] | None = None  # texts by name, as the file has them beside its tensors
     averaged: bool = False  # whether these are weights averaged over a training (EMA)
     twin: str | None = None  # the prefix of the raw weights beside averaged ones, or of the averaged beside raw ones
     beside: str = ""  # what else is in the file, for people

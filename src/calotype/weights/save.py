@@ -206,7 +206,7 @@ def require_layout(family: Family, layout: WriteLayout, whole: Mapping[str, Tens
 
 
 def files_of(path: str | os.PathLike[str], layout: WriteLayout) -> list[Path]:
-    """The files that `save_weights` writes at most."""
+    """The files that `save_weights` writes at most, given that path and layout."""
     names = {
         "ldm": [""],
         "gguf": [""],

@@ -41,7 +41,9 @@ class Exported:
 
     Attributes:
         samples: how many.
-        value, space, dtype: of the latents.
+        value: of each posterior, its mode or a sample.
+        space: of the latents, raw or model.
+        dtype: in which they are stored.
         model: that they are for; "" where the format names none.
         flips: whether those of mirrored pictures came along.
         notes: what is to be known of it, a sentence each.

@@ -15,6 +15,7 @@ class Number:
     """One result, or one for each channel, colour or step.
 
     Attributes:
+        name: what it is, for people and for `Finding.value`.
         value: infinite for the PSNR of equal pictures.
         unit: empty for shares, ratios and counts.
     """

@@ -34,8 +34,10 @@ class Probe:
     """What a VAE's latent space does.
 
     Attributes:
-        vae, sha256: which VAE.
-        factor, latent_channels: its f and C.
+        vae: what the VAE is called.
+        sha256: of its weights.
+        factor: its f, pixels along a side that one latent stands for.
+        latent_channels: its C, of raw latents.
         pictures: names, in the order of charts that number them (by content, whatever order they were given in).
         side: of the pictures as they were used, in pixels.
         seed: of all that is drawn.

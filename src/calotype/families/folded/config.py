@@ -18,14 +18,14 @@ class FoldedConfig:
         UsageError: a number can't be.
     """
 
-    kind: ClassVar[str] = "folded"
-    has_posterior: ClassVar[bool] = True
-    in_model_space: ClassVar[bool] = False
+    kind: ClassVar[str] = "folded"  # its name in files
+    has_posterior: ClassVar[bool] = True  # whether the encoder gives moments
+    in_model_space: ClassVar[bool] = False  # whether raw latents are model latents already
 
     z_channels: int = 16  # channels of the latents
     ch: tuple[int, int] = (96, 160)  # channels at a quarter and at an eighth of the resolution
     encoder_blocks: tuple[int, int] = (2, 3)  # residual blocks at these two, in the encoder
-    decoder_blocks: tuple[int, int] = (4, 5)  # and in the decoder
+    decoder_blocks: tuple[int, int] = (4, 5)  # residual blocks at these two, in the decoder
 
     def __post_init__(self) -> None:
         require_counts(self, "z_channels")

@@ -29,9 +29,9 @@ class TinyConfig:
         UsageError: if there is no such network.
     """
 
-    kind: ClassVar[str] = "taesd"
-    has_posterior: ClassVar[bool] = False
-    in_model_space: ClassVar[bool] = True
+    kind: ClassVar[str] = "taesd"  # its name in files
+    has_posterior: ClassVar[bool] = False  # whether the encoder gives moments
+    in_model_space: ClassVar[bool] = True  # whether raw latents are model latents already, of the VAE it imitates
 
     z_channels: int = 4  # channels of the latents
     pool: bool = False  # pooled group-norm branches at the lowest resolution (TAEF2)
