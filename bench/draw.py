@@ -1,6 +1,6 @@
-"""How well a drawing model draws what it is told: the nearest picture of its training to each of its drawings.
+"""How well a drawing model draws what it is told, and how finished its drawings look.
 
-    python bench/draw.py --data DATA [--names 200] [--keep]
+    python bench/draw.py --data DATA [--model NEW] [--beside OLD] [--names 200] [--drawings 500] [--keep]
 
 DATA is the folder with captions.jsonl that `scripts/emoji.py` makes. Names are taken evenly from those that the model
 was trained on. Each is drawn, and the pictures are sorted by how near they are to the drawing, at the model's size: a
@@ -10,13 +10,21 @@ does. Pictures that are the same file count as one. Near is measured twice:
 - lpips-vgg: the last of LPIPS's five terms (VGG16's relu5_3). CALOTYPE_LPIPS may name a folder with its weights.
 - efficientnet-lite0: the cosine of EfficientNet-Lite0's pooled features.
 
-Told with guidance 1 and 4, for held-out combinations, and how far two seeds lie apart. What could be reached at most is
-told by the pictures themselves, encoded and decoded. Prints tables and one JSON line, kept in bench/results/.
+Told for each guidance, for held-out combinations, and how far two seeds lie apart. What could be reached at most is
+told by the pictures themselves, encoded and decoded. How finished drawings look is told by more of them:
+
+- kernel distance: KID of EfficientNet-Lite0's features, of drawings to the pictures of their names.
+- ground: of pixels that are white in a picture, and so is all that is within 8 pixels, the share that differ from white
+  by more than 4 levels in its drawing; and the same of the picture encoded and decoded.
+- gradients: energy of differences of neighbours, of all drawings over that of the pictures encoded and decoded.
+
+--beside measures another model in the same run. Prints tables and one JSON line, kept in bench/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -28,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -35,7 +44,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from engine import processor
+from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -47,6 +57,7 @@ from calotype.draw.data import shown_small
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.edit.sheet import sheet
+from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import Extractor, load_extractor
 from calotype.evaluate.lpips import LPIPS, load_lpips
 from calotype.pixels import from_array, to_pil, write_picture
@@ -111,6 +122,30 @@ def drawings(drawer: Drawer, captions: list[Caption], settings: Settings, doing:
     return made
 
 
+def off_white(images: list[Image.Image], pictures: list[Image.Image]) -> float:
+    """The share of pixels that should be white ground and differ from it by more than 4 levels."""
+    wrong = count = 0
+    for image, picture in zip(images, pictures, strict=True):
+        darkest = Image.fromarray(np.asarray(picture.convert("RGB")).min(axis=-1))
+        ground = np.asarray(darkest.filter(ImageFilter.MinFilter(17))) == 255
+        wrong += int((np.asarray(image.convert("RGB"))[ground].min(axis=-1) < 251).sum())
+        count += int(ground.sum())
+    return wrong / count
+
+
+def energy(images: list[Image.Image]) -> float:
+    """Squared differences of neighbours, summed over all pictures."""
+    levels = [np.asarray(one.convert("RGB"), np.float64) for one in images]
+    return sum(float(np.square(np.diff(one, axis=axis)).sum()) for one in levels for axis in (0, 1))
+
+
+@torch.no_grad()
+def features_of(extractor: Extractor, images: list[Image.Image]) -> Tensor:
+    """[N, D], as they are pooled."""
+    pixels = (torch.from_numpy(np.array(one.convert("RGB"))).permute(2, 0, 1)[None] for one in images)
+    return torch.cat([extractor(one).float() for one in pixels])
+
+
 def seconds_of_one() -> float:
     """What `calotype draw` takes in a process of its own, with its imports."""
     with tempfile.TemporaryDirectory() as folder:
@@ -121,12 +156,114 @@ def seconds_of_one() -> float:
         return time.perf_counter() - began
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What models are measured by.
+
+    Attributes:
+        data: the folder of pictures.
+        every: all their captions.
+        names, drawings: how many are judged by what is nearest, and how many by how they look.
+        steps, guidance: of drawings.
+        grid: where held-out names are written.
+    """
+
+    data: Path
+    every: list[Caption]
+    names: int
+    drawings: int
+    steps: int
+    guidance: list[float]
+    grid: Path | None
+    console: Console
+
+    def measured(self, drawer: Drawer, title: str) -> dict[str, Any]:
+        """All figures of one model."""
+        size, usual = drawer.model.config.size, Settings(steps=self.steps)
+        apart = set(drawer.model.about.get("held_out", []))
+        many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
+        trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
+        nearest = Nearest(self.data, self.every, size)
+        table = Table("features", "names", "guidance", "drawn", "nearest is right", "among five", title=title)
+        results: list[dict[str, Any]] = []
+
+        def judge(kind: str, guidance: float | None, captions: list[Caption], images: list[Image.Image]) -> None:
+            ranks = [nearest.ranks(image, one) for image, one in zip(images, captions, strict=True)]
+            parts = {kind: list(range(len(captions)))}
+            if captions is trained:
+                parts[f"{kind}, without skin tone"] = [i for i, one in enumerate(captions) if not is_variant(one)]
+                parts[f"{kind}, with skin tone"] = [i for i, one in enumerate(captions) if is_variant(one)]
+            for features, (part, places) in itertools.product(nearest.features, parts.items()):
+                if places:
+                    first, five = (sum(ranks[i][features] < n for i in places) / len(places) for n in (1, 5))
+                    told = "-" if guidance is None else f"{guidance:g}"
+                    table.add_row(features, part, told, str(len(places)), f"{first:.1%}", f"{five:.1%}")
+                    results.append(
+                        {
+                            "features": features, "names": part, "guidance": guidance, "count": len(places),
+                            "first": first, "five": five,
+                        }
+                    )  # fmt: skip
+
+        looks = None
+        for guidance in self.guidance:
+            settings = Settings(steps=self.steps, guidance=guidance)
+            wanted = many if guidance == usual.guidance else trained
+            images = drawings(drawer, wanted, settings, f"{title}: trained, guidance {guidance:g}")
+            judge("trained", guidance, trained, images[: self.names])
+            if guidance == usual.guidance:
+                looks = self.looks(drawer, many[: self.drawings], images[: self.drawings])
+            images = drawings(drawer, held, settings, f"{title}: held out, guidance {guidance:g}")
+            if self.grid and guidance == usual.guidance:
+                shown = range(min(8, len(images)))
+                pictures = [shown_small(self.data / held[i].file, size) for i in shown]
+                write_picture(self.grid, sheet([images[i] for i in shown] + pictures, columns=len(shown)))
+                self.console.print("In the grid: " + "; ".join(held[i].name for i in shown))
+            judge("held out", guidance, held, images)
+        judge("pictures themselves", None, trained, self.decoded(drawer, trained))
+        self.console.print(table)
+        pairs = [
+            [np.asarray(drawer.vae.decode_image(drawer.draw(one.name, seed, usual)), np.float32) for seed in (1, 2)]
+            for one in track(trained[:20], "Two seeds", transient=True)
+        ]
+        return {
+            "model": title,
+            "trained_steps": drawer.model.about.get("steps"),
+            "results": results,
+            "looks": looks,
+            "seeds_apart_levels": statistics.median(float(np.sqrt(np.square(a - b).mean())) for a, b in pairs),
+        }
+
+    def looks(self, drawer: Drawer, captions: list[Caption], images: list[Image.Image]) -> dict[str, float]:
+        """How finished drawings look."""
+        pictures = [shown_small(self.data / one.file, drawer.model.config.size) for one in captions]
+        decoded, extractor = self.decoded(drawer, captions), load_extractor("efficientnet-lite0")
+        of_drawings, of_pictures = (features_of(extractor, shown) for shown in (images, pictures))
+        found = kernel_distance(of_drawings, of_pictures).value
+        assert found is not None
+        return {
+            "drawings": len(images),
+            "kernel_distance": found,
+            "ground_off_white": off_white(images, pictures),
+            "ground_off_white_decoded": off_white(decoded, pictures),
+            "gradients": energy(images) / energy(decoded),
+        }
+
+    def decoded(self, drawer: Drawer, captions: list[Caption]) -> list[Image.Image]:
+        """The pictures themselves, encoded and decoded."""
+        size = drawer.model.config.size
+        prepared = [from_array(np.asarray(shown_small(self.data / one.file, size))[None]) for one in captions]
+        return [to_pil(drawer.vae.decode(drawer.vae.encode(one).mode())[0].float().cpu()) for one in prepared]
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl")
     parser.add_argument("--model", type=Path, help="a drawing model; the built-in one where none is given")
+    parser.add_argument("--beside", type=Path, help="another one, measured in the same run")
     parser.add_argument("--names", type=int, default=200)
+    parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the default guidance")
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
@@ -134,64 +271,33 @@ def main() -> None:
     parser.add_argument("--stamp", type=Path, help="write the model here, with these figures in its header")
     arguments = parser.parse_args()
     console = Console()
+    bench = Bench(
+        arguments.data, read_captions(arguments.data), arguments.names, arguments.drawings, arguments.steps,
+        arguments.guidance, arguments.grid, console,
+    )  # fmt: skip
     drawer = load_drawer(arguments.model)
-    every = read_captions(arguments.data)
-    apart = set(drawer.model.about.get("held_out", []))
-    trained = chosen([one for one in every if one.name not in apart], arguments.names)
-    held = chosen([one for one in every if one.name in apart], arguments.names)
-    nearest = Nearest(arguments.data, every, drawer.model.config.size)
-    results: list[dict[str, Any]] = []
-    table = Table("features", "names", "guidance", "drawn", "nearest is right", "among five")
-
-    def judge(kind: str, guidance: float | None, captions: list[Caption], images: list[Image.Image]) -> None:
-        ranks = [nearest.ranks(image, one) for image, one in zip(images, captions, strict=True)]
-        parts = {kind: list(range(len(captions)))}
-        if captions is trained:
-            parts[f"{kind}, without skin tone"] = [i for i, one in enumerate(captions) if not is_variant(one)]
-            parts[f"{kind}, with skin tone"] = [i for i, one in enumerate(captions) if is_variant(one)]
-        for features, (part, places) in itertools.product(nearest.features, parts.items()):
-            if places:
-                first, five = (sum(ranks[i][features] < n for i in places) / len(places) for n in (1, 5))
-                told = "-" if guidance is None else f"{guidance:g}"
-                table.add_row(features, part, told, str(len(places)), f"{first:.1%}", f"{five:.1%}")
-                results.append(
-                    {
-                        "features": features, "names": part, "guidance": guidance, "count": len(places),
-                        "first": first, "five": five,
-                    }
-                )  # fmt: skip
-
-    size = drawer.model.config.size
-    for guidance in arguments.guidance:
-        settings = Settings(steps=arguments.steps, guidance=guidance)
-        for kind, captions in (("trained", trained), ("held out", held)):
-            images = drawings(drawer, captions, settings, f"{kind}, guidance {guidance:g}")
-            if arguments.grid and kind == "held out" and guidance == Settings().guidance:
-                shown = range(min(8, len(images)))
-                pictures = [shown_small(arguments.data / captions[i].file, size) for i in shown]
-                write_picture(arguments.grid, sheet([images[i] for i in shown] + pictures, columns=len(shown)))
-                console.print("In the grid: " + "; ".join(captions[i].name for i in shown))
-            judge(kind, guidance, captions, images)
-    prepared = [from_array(np.asarray(shown_small(arguments.data / one.file, size))[None]) for one in trained]
-    decoded = [to_pil(drawer.vae.decode(drawer.vae.encode(one).mode())[0].float().cpu()) for one in prepared]
-    judge("pictures themselves", None, trained, decoded)
+    measured = [bench.measured(drawer, "built-in" if arguments.model is None else arguments.model.name)]
+    if arguments.beside:
+        other = dataclasses.replace(bench, grid=None)
+        measured.append(other.measured(load_drawer(arguments.beside), arguments.beside.name))
+    table = Table("model", "kernel distance", "ground off white", "decoded", "gradients", "two seeds, levels apart")
+    for one in measured:
+        if looks := one["looks"]:
+            table.add_row(
+                one["model"], f"{looks['kernel_distance']:.4f}", f"{looks['ground_off_white']:.2%}",
+                f"{looks['ground_off_white_decoded']:.2%}", f"{looks['gradients']:.2f}",
+                f"{one['seeds_apart_levels']:.1f}",
+            )  # fmt: skip
     console.print(table)
-    settings = Settings(steps=arguments.steps)
-    few = trained[:20]
-    pairs = [
-        [np.asarray(drawer.vae.decode_image(drawer.draw(one.name, seed, settings)), np.float32) for seed in (1, 2)]
-        for one in track(few, "Two seeds", transient=True)
-    ]
-    apart_by = statistics.median(float(np.sqrt(np.square(a - b).mean())) for a, b in pairs)
     times = [seconds_of_one() for _ in range(3)] if arguments.model is None else []
-    console.print(f"Two seeds of a name lie {apart_by:.1f} levels apart (median RMS of {len(few)} names).")
     if times:
         console.print(
             f"`calotype draw` takes {statistics.median(times):.1f} s for one picture, with imports (median of 3)."
         )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    first, *others = measured
     line = {
-        "command": f"python bench/draw.py --data DATA --names {arguments.names}",
+        "command": f"python bench/draw.py --data DATA --names {arguments.names} --drawings {arguments.drawings}",
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "versions": {
@@ -199,18 +305,18 @@ def main() -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "processor": processor(),
         "device": str(drawer.vae.device),
         "processors": os.cpu_count(),
         "steps": arguments.steps,
-        "trained_steps": drawer.model.about.get("steps"),
-        "results": results,
-        "seeds_apart_levels": apart_by,
+        **first,
+        "beside": others,
         "seconds_one_picture": times,
     }
     print(json.dumps(line))
     if arguments.stamp:
-        figures: dict[str, Any] = {"guidance": Settings().guidance, "steps": arguments.steps}
-        for one in results:
+        figures: dict[str, Any] = {"guidance": Settings().guidance, "steps": arguments.steps, "looks": first["looks"]}
+        for one in first["results"]:
             if one["guidance"] == Settings().guidance:
                 of_names = {key: one[key] for key in ("count", "first", "five")}
                 figures.setdefault(one["features"], {})[one["names"]] = of_names
