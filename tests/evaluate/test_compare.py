@@ -18,8 +18,8 @@ from support import fill, one_sentence, tiny
 
 from calotype import load
 from calotype.errors import NonFiniteError, PictureError, UsageError, WeightsError
-from calotype.evaluate import compare, features, session
-from calotype.evaluate.compare import Evaluation, Seen, here, results, run
+from calotype.evaluate import compare, features, session, together
+from calotype.evaluate.compare import Evaluation, Seen, here, run
 from calotype.evaluate.lpips import LPIPS
 from calotype.evaluate.measure import Features, Taken, Tools
 from calotype.evaluate.metrics import psnr, ssim
@@ -27,6 +27,7 @@ from calotype.evaluate.protocol import Protocol, preset
 from calotype.evaluate.report import Crop
 from calotype.evaluate.session import evaluate
 from calotype.evaluate.store import Store
+from calotype.evaluate.together import results
 from calotype.pixels import from_array, to_uint8
 from calotype.sources import open_source
 from calotype.vae import VAE, picture_generator
@@ -400,8 +401,8 @@ def test_a_slow_first_picture_of_two_is_no_speed() -> None:
         {"height": 10, "width": 100, "where": "cpu", "encode_seconds": seconds, "decode_seconds": 2 * seconds}
         for seconds in (9.0, 1.0)
     ]
-    found = compare._speed(rows, None)
+    found = together._speed(rows, None)
     assert found["encode_seconds_per_megapixel"] == pytest.approx(1000.0)
     assert found["decode_seconds_per_megapixel"] == pytest.approx(2000.0)
-    found = compare._speed([*rows, {**rows[0], "encode_seconds": 2.0}], "cpu")
+    found = together._speed([*rows, {**rows[0], "encode_seconds": 2.0}], "cpu")
     assert found["encode_seconds_per_megapixel"] == pytest.approx(2000.0)

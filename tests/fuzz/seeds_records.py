@@ -23,11 +23,11 @@ from calotype.draw.captions import held_out, prompt_for, read_captions, weights_
 from calotype.draw.record import KEYWORD
 from calotype.edit.directions import load_direction
 from calotype.errors import UsageError
-from calotype.evaluate.compare import _latents, _means, _speed
 from calotype.evaluate.measure import METRICS
 from calotype.evaluate.probe.labelling import labelling
 from calotype.evaluate.setup import read_boxes
 from calotype.evaluate.store import REFERENCE, Store
+from calotype.evaluate.together import _latents, _means, _speed
 from calotype.latent_files import load_latents, save_latents
 from calotype.latents import KNOWN, Latents
 from calotype.locks import lock

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from calotype import __version__
 from calotype.apart import require_apart, weights_files
 from calotype.errors import CalotypeWarning, LatentsError, StorageError, UsageError
-from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, results, run
+from calotype.evaluate.compare import Engine, Evaluation, Pictures, Seen, here, run
 from calotype.evaluate.measure import ALL_METRICS, FAILURES, Array, Metric, Original, Taken, decoded, looks
 from calotype.evaluate.report import Crop, evaluation_page, evaluation_sheet
 from calotype.evaluate.setup import Setup
 from calotype.evaluate.store import Store
+from calotype.evaluate.together import results
 from calotype.files import writing_all
 from calotype.locks import lock
 from calotype.pixels import to_channels, to_uint8
