@@ -51,8 +51,9 @@ class Page:
                 return [one for one in self.driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()]
 
     def one(self, selector: str) -> WebElement:
-        """The first that can be seen."""
-        return self.each(selector)[0]
+        """The first that can be seen, as soon as there is one."""
+        found: list[WebElement] = self.wait(lambda: self.each(selector))
+        return found[0]
 
     def go(self, tab: str) -> None:
         """To a tab."""
