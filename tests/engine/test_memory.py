@@ -306,11 +306,11 @@ ENGINES = [
 @pytest.mark.parametrize(
     ("way", "rows", "columns", "memory", "dtype"),
     [
-        ("decode", 48, 48, None, "float32"),
+        ("decode", 64, 64, None, "float32"),
         ("decode", 64, 96, 200_000_000, "float32"),
-        ("decode", 48, 48, None, "bfloat16"),
-        ("decode", 48, 48, None, "float16"),
-        ("encode", 48, 48, None, "float32"),
+        ("decode", 64, 64, None, "bfloat16"),
+        ("decode", 64, 64, None, "float16"),
+        ("encode", 64, 64, None, "float32"),
         ("encode", 24, 200, 190_000_000, "float32"),
     ],
 )
