@@ -179,6 +179,7 @@ def test_other_decoders_take_no_picture(tmp_path: Path) -> None:
 # Files
 
 
+@pytest.mark.slow
 def test_every_layout_there_and_back(both: tuple[Any, Loaded], tmp_path: Path) -> None:
     module, loaded = both
     save_weights(loaded.module, tmp_path / "x.safetensors", layout="ldm", kept=loaded.kept)
@@ -200,6 +201,7 @@ def test_every_layout_there_and_back(both: tuple[Any, Loaded], tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_the_original_names_are_read(prefix: str, tmp_path: Path) -> None:
     """Those of the project's own checkpoints, which have the decoder's levels twice."""

@@ -325,6 +325,7 @@ def least(engine: Engine, height: int, width: int) -> str:
 # --- weights ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_conversions_keep_the_channels(tmp_path: Path, channels: int) -> None:
     pytest.importorskip("h5py")

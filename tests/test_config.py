@@ -42,6 +42,7 @@ configs: st.SearchStrategy[NetworkConfig] = (
 )
 
 
+@pytest.mark.slow
 @given(config=configs)
 def test_a_config_survives_json(config: NetworkConfig) -> None:
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -43,6 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_makes_page_pictures_and_numbers_and_trains_nothing_twice(data: Path, tmp_path: Path) -> None:
     main = runpy.run_path(str(ROOT / "scripts" / "family.py"))["main"]
     work, out = tmp_path / "work", tmp_path / "docs"

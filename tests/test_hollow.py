@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ def test_nothing_is_there_yet() -> None:
     assert made.weight.std() > 0
 
 
+@pytest.mark.slow
 def test_models_are_read_without_the_compiler() -> None:
     code = (
         "import sys, calotype, calotype.draw.model\n"

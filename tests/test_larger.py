@@ -99,6 +99,7 @@ def test_pictures(mode: str, size: tuple[int, int], vae: VAE, tmp_path: Path) ->
         assert abs(np.asarray(again)[..., 3].mean() - mean) < 0.1 * mean
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_network_without_it(vae: VAE, tmp_path: Path) -> None:
     """Decoders of one space can be swapped: both decode what the other encoded."""
     theirs("wan-2.1").save_pretrained(tmp_path)

@@ -1012,6 +1012,7 @@ print(memory("VmHWM") - before, memory("VmRSS") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_reading_by_rows_takes_7_bytes_a_pixel_and_keeps_3(tmp_path: Path, orientation: int) -> None:
@@ -1179,6 +1180,7 @@ def test_padding_of_odd_sizes(size: tuple[int, int], expected: tuple[int, int], 
     assert torch.equal(crop(padded, padding), pixels)
 
 
+@pytest.mark.slow
 @given(height=st.integers(1, 40), width=st.integers(1, 40), factor=st.sampled_from([1, 2, 3, 8, 16, 32]))
 @settings(deadline=None, max_examples=200)
 def test_padding_by_rows_is_the_same(height: int, width: int, factor: int) -> None:

@@ -256,6 +256,7 @@ def test_a_folder_of_them(tmp_path: Path) -> None:
     assert [pictures.side(i) for i in range(5)] == [40] * 5
 
 
+@pytest.mark.slow
 def test_plugins_are_loaded_when_they_are_needed_and_by_one_thread(tmp_path: Path) -> None:
     """In a process of its own: here they are loaded already."""
     image = Image.fromarray(ramp())

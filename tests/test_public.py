@@ -51,6 +51,7 @@ def test_other_names_are_attribute_errors(name: str) -> None:
         exec(f"from calotype import {name}")
 
 
+@pytest.mark.slow
 def test_names_are_imported_when_used() -> None:
     code = (
         "import sys, calotype\n"

@@ -222,6 +222,7 @@ def test_tiff_is_big_where_its_offsets_need_it(tmp_path: Path, monkeypatch: pyte
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_the_picture_is_never_held(tmp_path: Path, suffix: str) -> None:

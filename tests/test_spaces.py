@@ -283,6 +283,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 def test_qwens_latents_by_wans_decoders_and_their_imitation(wan: dict[str, Path], tmp_path: Path) -> None:
     qwen = load(wan["qwen-image"], device="cpu")
     latents = qwen.encode_image(image(16, 8))

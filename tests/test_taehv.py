@@ -28,6 +28,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return name, write(tmp_path_factory.mktemp(name) / "x.safetensors", taekit.tensors(name))
 
 
+@pytest.mark.slow
 def test_it_is_what_its_project_makes_of_one_picture(files: tuple[str, Path]) -> None:
     name, path = files
     loaded = load_weights(path)

@@ -186,6 +186,7 @@ def test_the_larger_ones_are_read_in_every_form(name: str, form: str, tmp_path: 
     assert loaded.format == same_as_model(imitated, PUBLISHED[name].z_channels)
 
 
+@pytest.mark.slow
 def test_pictures_of_four_channels(tmp_path: Path) -> None:
     """Alpha goes in and comes out, whatever the variant."""
     for config in (TinyConfig(in_channels=4), PUBLISHED["taeqi2_1"]):

@@ -76,6 +76,7 @@ def of(found: list[Trial], **wanted: str) -> Iterator[Trial]:
     return (one for one in found if all(getattr(one, key) == value for key, value in wanted.items()))
 
 
+@pytest.mark.slow
 def test_the_cpu_is_right_in_every_type(loaded: Loaded) -> None:
     parts: list[float] = []
     found = try_device(loaded, "cpu", progress=parts.append)
@@ -101,6 +102,7 @@ def test_a_device_that_is_silently_wrong_is_named(loaded: Loaded) -> None:
     assert all(one.db is not None and one.db < 12 for one in of(found, direction="encode"))
 
 
+@pytest.mark.slow
 def test_what_devices_say_themselves(loaded: Loaded) -> None:
     def run(coder: Coder, direction: Direction, x: Tensor, way: Way) -> Tensor:
         if way == "network":
@@ -141,6 +143,7 @@ def test_half_a_vae(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) 
     assert {one.verdict for one in found} == {"right"}
 
 
+@pytest.mark.slow
 def test_load_refuses_what_was_wrong(path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(CPU, loaded, "x.safetensors", try_device(loaded, "cpu", run=in_float16_only))
     half = torch.float16
@@ -226,6 +229,7 @@ def test_a_record_of_something_else_is_none(path: Path, loaded: Loaded, trial: o
     calotype.load(path, device="cpu")
 
 
+@pytest.mark.slow
 def test_the_engine_is_what_counts(path: Path, loaded: Loaded) -> None:
     """A plain network in another memory format is not what `encode` computes with."""
 

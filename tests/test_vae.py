@@ -260,6 +260,7 @@ def test_another_vaes_latents_are_refused_unless_asked_for(tmp_path: Path) -> No
     assert np.abs(np.asarray(result) - (127.5 * expected + 127.5).permute(1, 2, 0).numpy()).max() < 1
 
 
+@pytest.mark.slow
 def test_latents_pass_through_model_space(tmp_path: Path) -> None:
     sd, taesd = make(tmp_path, name="sd"), make(tmp_path, TinyConfig(), format_=same_as_model("sd1", 4), name="taesd")
     latents = sd.encode_image(image(16, 16))
@@ -377,6 +378,7 @@ def test_dtypes_are_checked(vae: VAE, tmp_path: Path) -> None:
 # Loading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_the_missing_half_is_told(tmp_path: Path, side: str) -> None:
     own = {"encoder": ("encoder", "quant"), "decoder": ("decoder", "post")}[side]

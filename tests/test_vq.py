@@ -46,6 +46,7 @@ def compare(vae: VAE, theirs: Any, height: int, width: int, as_they_are: VAE, *,
                 assert_close(as_they_are.decode(z, clamp=False), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_it_agrees_with_diffusers(name: str, tmp_path: Path) -> None:
     theirs = reference(SMALL[name])
@@ -134,6 +135,7 @@ def test_the_gradient_goes_past_the_choice() -> None:
     assert torch.allclose(through, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_memory_and_every_batch_give_the_same_picture(tmp_path: Path) -> None:
     module = small(ch=32, spatial_norm=True, norm_groups=32)
     save_weights(module, tmp_path / "x.safetensors", layout="ldm")

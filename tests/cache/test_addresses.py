@@ -129,6 +129,7 @@ def members_of(data: Path) -> dict[str, bytes]:
 # What is read
 
 
+@pytest.mark.slow
 def test_a_folder(bucket: Bucket, data: Path, there: str) -> None:
     source = open_source(there)
     assert [method for method, _, _ in bucket.seen] == ["HEAD", "GET", "GET"]  # no object, a folder, its listing
@@ -182,6 +183,7 @@ def test_a_zip(packing: int, bucket: Bucket, data: Path, tmp_path: Path) -> None
         assert "this zip is damaged (" in refused(f"s3://{BUCKET}/{name}")
 
 
+@pytest.mark.slow
 def test_tars(bucket: Bucket, data: Path, tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     for i in (8, 9, 10):
@@ -237,6 +239,7 @@ def test_other_file_systems(data: Path, bucket: Bucket) -> None:
     assert "there is no such folder, zip or tar of pictures" in refused("memory://set")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes(start: str, bucket: Bucket, there: str, data: Path) -> None:
     source, here = open_source(there), open_source(data)
@@ -257,6 +260,7 @@ def test_processes(start: str, bucket: Bucket, there: str, data: Path) -> None:
 # Caches
 
 
+@pytest.mark.slow
 def test_a_cache_is_that_of_the_folder(
     bucket: Bucket, there: str, data: Path, out: Path, tmp_path: Path, vae: VAE
 ) -> None:
@@ -273,6 +277,7 @@ def test_a_cache_is_that_of_the_folder(
     assert not compared.faults
 
 
+@pytest.mark.slow
 def test_what_did_not_change_is_not_fetched_again(bucket: Bucket, there: str, out: Path, vae: VAE, data: Path) -> None:
     prefix = there.removeprefix(f"s3://{BUCKET}/")
     bucket.put(**{f"{prefix}/9.bmp": picture(data / "9.bmp", seed=1).read_bytes()})
@@ -317,6 +322,7 @@ def test_an_object_that_vanishes(bucket: Bucket, there: str, out: Path, vae: VAE
     assert "2.png: it is shorter than when it was listed (of 2,385 bytes 10 came); run" in reasons[2]
 
 
+@pytest.mark.slow
 def test_the_command_line(
     bucket: Bucket, there: str, out: Path, weights: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -390,6 +396,7 @@ def test_what_is_not_there(bucket: Bucket) -> None:
     assert "there is no picture in it; those of files end in" in refused(f"s3://{BUCKET}/texts")
 
 
+@pytest.mark.slow
 def test_denied_and_without_credentials(
     bucket: Bucket, there: str, anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +419,7 @@ def test_denied_and_without_credentials(
     assert len(open_source(there)) == 8
 
 
+@pytest.mark.slow
 def test_what_fails_for_a_while_is_tried_again(bucket: Bucket, there: str, out: Path, vae: VAE) -> None:
     counts: dict[str, int] = {}
 

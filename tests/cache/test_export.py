@@ -67,6 +67,7 @@ def test_samples_are_those_that_make_would_draw(root: Path, sd1: VAE, several: C
             assert not torch.equal(sample_of(row, end=end), sample_of(row, 1, end))
 
 
+@pytest.mark.slow
 def test_webdataset_by_both_readers(several: Cache, tmp_path: Path) -> None:
     done = given(several, tmp_path / "tars", "webdataset")
     assert (done.samples, done.value, done.space, done.dtype, done.flips) == (5, "mode", "raw", "float16", True)
@@ -95,6 +96,7 @@ def test_webdataset_by_both_readers(several: Cache, tmp_path: Path) -> None:
         assert np.array_equal(np.array(one["npy"], dtype=np.float16), several.row(i)["mean"].numpy())
 
 
+@pytest.mark.slow
 def test_webdataset_in_several_shards(several: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from calotype.cache.export import webdataset as module
 

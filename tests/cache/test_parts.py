@@ -120,6 +120,7 @@ def test_a_cache_of_several_groups(kind: str, tmp_path: Path, tared: Path, vae: 
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("groups_of_four")
 def test_a_scan_that_is_killed_again_and_again(
     data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_what_is_no_table(name: str) -> None:
         Rules(buckets=name).sizes  # noqa: B018
 
 
+@pytest.mark.slow
 @given(SIDES, SIDES, st.sampled_from(["centre", "top", "random"]), st.sampled_from(["sdxl", "sd1", ""]))
 def test_every_crop_lies_in_a_picture_that_just_covers_it(width: int, height: int, crop: str, buckets: str) -> None:
     rules = Rules(size=None if buckets else (96, 64), buckets=buckets, crop=crop)  # type: ignore[arg-type]

@@ -43,6 +43,7 @@ def dealt(counts: list[int], size: int, world: int, epoch: int = 0, **more: Any)
 COUNTS = st.lists(st.integers(1, 70), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(COUNTS, st.integers(1, 9), st.integers(1, 5), st.booleans(), st.integers(0, 3))
 @example([2, 3], 3, 3, False, 0)  # where the second bucket alone would come out even

@@ -95,6 +95,7 @@ def test_convert_into_a_presets_cache(weights: None, calotype: Calotype, monkeyp
     refused(calotype, "convert sdxl-vae cache/snapshot --layout diffusers", "would be overwritten; give another OUT.")
 
 
+@pytest.mark.slow
 def test_other_layouts_may_stand_in_the_same_folder(weights: None, calotype: Calotype) -> None:
     """And are replaced when they are written again: they are not what is read."""
     before = content()

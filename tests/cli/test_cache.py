@@ -56,6 +56,7 @@ def test_status(made: tuple[object, ...], vae: Path, calotype: Calotype) -> None
     assert calotype("cache", "status", "out", "--json").json["done"] == 3
 
 
+@pytest.mark.slow
 def test_verify_names_the_unit_and_repair(
     made: tuple[object, ...], vae: Path, other_vae: Path, calotype: Calotype
 ) -> None:
@@ -104,6 +105,7 @@ def test_stats_beside_the_vaes_own(made: tuple[object, ...], calotype: Calotype)
     assert "the VAE's own: format small (per_channel)" in ran.out
 
 
+@pytest.mark.slow
 def test_gc(made: tuple[object, ...], calotype: Calotype) -> None:
     Path("data/1.png").unlink()
     calotype(*made)

@@ -30,6 +30,7 @@ def made(sd1: Path, calotype: Calotype) -> Path:
     return Path("out")
 
 
+@pytest.mark.slow
 def test_there_and_back(made: Path, sd1: Path, calotype: Calotype) -> None:
     ran = calotype("cache", "export", "out", "data", "--to", "sd-scripts")
     assert (ran.code, ran.said) == (0, [])

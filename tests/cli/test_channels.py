@@ -49,6 +49,7 @@ def pixels(path: str | Path) -> Any:
         return image.mode, np.asarray(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "kind"), KINDS)
 def test_there_and_back(calotype: Calotype, channels: int, kind: str) -> None:
     vae, photo = save(channels, kind), draw("p.png", mode="RGBA")
@@ -82,6 +83,7 @@ def test_there_and_back(calotype: Calotype, channels: int, kind: str) -> None:
     assert pixels("o/p-panel.png")[0] == "RGB"
 
 
+@pytest.mark.slow
 def test_alpha_and_background(calotype: Calotype) -> None:
     vae, photo = save(4), glass("p.png")
     for command in ("encode", "reconstruct"):
@@ -127,6 +129,7 @@ def test_errors_of_alpha_in_json(calotype: Calotype) -> None:
     assert {found[key] for key in told} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_conversions(calotype: Calotype, channels: int) -> None:
     pytest.importorskip("h5py")
@@ -143,6 +146,7 @@ def test_conversions(calotype: Calotype, channels: int) -> None:
     assert first.sha256 == last.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_edits(calotype: Calotype, channels: int) -> None:
     vae = save(channels)
@@ -208,6 +212,7 @@ def test_directions(calotype: Calotype, channels: int) -> None:
     assert pixels("moved.png")[0] == MODES[channels]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::calotype.errors.CalotypeWarning")
 @pytest.mark.parametrize("channels", [1, 4])
 def test_measuring(calotype: Calotype, channels: int) -> None:
@@ -232,6 +237,7 @@ def test_measuring(calotype: Calotype, channels: int) -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 5])
 def test_other_channels_are_one_sentence(calotype: Calotype, channels: int) -> None:
     vae, photo = save(channels), draw("p.png")

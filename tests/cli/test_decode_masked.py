@@ -63,6 +63,7 @@ def near(first: np.ndarray, second: np.ndarray) -> bool:
     return first.shape == second.shape and bool(np.abs(first - second).max() <= 1)
 
 
+@pytest.mark.slow
 def test_what_is_white_is_decoded_and_the_rest_is_the_picture(
     calotype: Calotype, weights: Path, words: list[object]
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_device_that_is_right(calotype: Calotype, vae: Path) -> None:
     assert calotype("encode", "a.png", "--vae", vae, "--device", "cpu").code == 0
 
 
+@pytest.mark.slow
 def test_a_device_that_is_wrong(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         broken(patch)

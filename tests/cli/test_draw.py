@@ -25,6 +25,7 @@ pytest_plugins = ["drawing_fixtures"]
 pytestmark = pytest.mark.usefixtures("builtin_drawing")
 
 
+@pytest.mark.slow
 def test_pictures_are_what_the_drawer_draws(calotype: Calotype, drawer: Drawer, model: Path) -> None:
     ran = calotype("draw", "a red apple", "-n", 3, "--seed", 5, "--steps", 2, "--out", "o")
     assert (ran.code, ran.err) == (0, "")
@@ -42,6 +43,7 @@ def test_pictures_are_what_the_drawer_draws(calotype: Calotype, drawer: Drawer, 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_setting_counts(calotype: Calotype, drawer: Drawer, other_model: Path) -> None:
     words = ["draw", "sun", "-n", 1, "--steps", 2]
     cases: list[tuple[list[object], dict[str, Any]]] = [
@@ -93,6 +95,7 @@ def test_several_prompts(calotype: Calotype, drawer: Drawer) -> None:
     assert levels("sun.png").shape == (2 * 88 - 4, 2 * 68 - 4, 3)
 
 
+@pytest.mark.slow
 def test_like_draws_it_again_bit_by_bit(calotype: Calotype, other_model: Path) -> None:
     settings = ["--steps", 2, "--guidance", 2.5, "--sampler", "ddim", "--negative", "sun", "--size", "48x64"]
     calotype("draw", "a green  apple", "-n", 2, "--seed", 3, *settings, "--model", other_model)
@@ -103,6 +106,7 @@ def test_like_draws_it_again_bit_by_bit(calotype: Calotype, other_model: Path) -
     assert Path("thrice/green-apple-4.png").read_bytes() == Path("green-apple-4.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_given_beside_like_wins(calotype: Calotype, drawer: Drawer) -> None:
     calotype("draw", "sun", "-n", 1, "--steps", 2, "--guidance", 2, "--negative", "red", "--sampler", "euler")
     base = {"prompt": "sun", "seed": 0, "steps": 2, "guidance": 2.0, "negative": "red", "sampler": "euler"}
@@ -129,6 +133,7 @@ def test_what_is_given_beside_like_wins(calotype: Calotype, drawer: Drawer) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_like_wants_the_same_model(calotype: Calotype, model: Path, other_model: Path) -> None:
     calotype("draw", "sun", "-n", 1, "--steps", 1)
     ran = calotype("draw", "--like", "sun-0.png", "--model", other_model, "--out", "o")
@@ -157,6 +162,7 @@ def test_like_wants_the_same_vae(calotype: Calotype, vae: Path, model: Path, mon
     assert "draws in the latents of the VAE with sha256" in ran.err
 
 
+@pytest.mark.slow
 def test_pictures_that_like_can_not_take(calotype: Calotype, vae: Path) -> None:
     draw("photo.png")
     draw("photo.jpg")
@@ -213,6 +219,7 @@ def test_an_empty_prompt_is_drawn_without_words(calotype: Calotype, drawer: Draw
     assert np.array_equal(levels("drawing-0.png"), pixels(drawer, "", 0, steps=1))
 
 
+@pytest.mark.slow
 def test_unknown_words_are_named_with_what_is_near(calotype: Calotype) -> None:
     ran = calotype("draw", "a xyzzy aple", "-n", 1, "--steps", 1)
     assert ran.code == 0
@@ -229,6 +236,7 @@ def test_unknown_words_are_named_with_what_is_near(calotype: Calotype) -> None:
     assert "tokens, and the first 12 are read." in ran.err
 
 
+@pytest.mark.slow
 def test_a_prompt_without_words_is_said_to_be_one(calotype: Calotype) -> None:
     for prompt in ("🍎", "...?", "🍎 🌙"):
         ran = calotype("draw", prompt, "--steps", 1)

@@ -87,6 +87,7 @@ def test_a_checkpoint_draws(calotype: Calotype, checkpoint: FakeCheckpoint) -> N
     assert "was drawn with the model sd" in calotype("draw", "--like", "sun-1.png", "--model", "sd", "--out", "x").err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_redraws(calotype: Calotype, checkpoint: FakeCheckpoint) -> None:
     draw("a.png", 32, 24)
     mask = Image.new("L", (32, 24))
@@ -116,6 +117,7 @@ def test_a_checkpoint_redraws(calotype: Calotype, checkpoint: FakeCheckpoint) ->
     assert "sd is a checkpoint" in ran.err
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Stable Diffusion 1 with all its parts, very small."""
     pytest.importorskip("transformers")

@@ -187,6 +187,7 @@ def test_a_blend_keeps_what_the_mask_keeps(calotype: Calotype, vae: Path) -> Non
     assert not np.array_equal(levels("d.png")[:, :20], levels("a.png")[:, :20])
 
 
+@pytest.mark.slow
 def test_a_blend_by_alpha(calotype: Calotype, vae: Path) -> None:
     draw("a.png", 60, 40)
     draw("b.png", 60, 40, seed=1)
@@ -256,6 +257,7 @@ def test_transfer(calotype: Calotype, vae: Path) -> None:
     assert not np.array_equal(levels("transfer.png"), levels("same.png"))
 
 
+@pytest.mark.slow
 def test_the_built_in_vae_does_it_all(calotype: Calotype) -> None:
     """And is what latents and directions are by where nothing else is said."""
     folders(4)
@@ -332,6 +334,7 @@ def test_misuse_is_one_sentence_and_leaves_nothing(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_a_vae_without_a_posterior_says_what_to_do(calotype: Calotype, tmp_path: Path) -> None:
     from support import tiny
 

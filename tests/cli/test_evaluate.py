@@ -27,6 +27,7 @@ def pictures(count: int = 3, side: int = 48) -> None:
         draw(f"photos/{i}.png", side + 2 * i, side)
 
 
+@pytest.mark.slow
 def test_vaes_are_compared_and_the_page_is_written(calotype: Calotype, vae: Path, other_vae: Path) -> None:
     pictures()
     ran = calotype("evaluate", "photos", "--vae", vae, "--vae", other_vae, "--report", "report", *PLAIN)
@@ -230,6 +231,7 @@ def full(*arguments: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_no_report(
     calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +297,7 @@ def test_of_many_failures_some_are_said(calotype: Calotype, vae: Path) -> None:
     assert len(part.json["failures"]) == 23
 
 
+@pytest.mark.slow
 def test_each_vae_gets_its_share_of_what_is_said(
     calotype: Calotype, vae: Path, other_vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +319,7 @@ def test_each_vae_gets_its_share_of_what_is_said(
     assert ran.said[-1] == "calotype: other: 1.png: It failed with RuntimeError: no room."
 
 
+@pytest.mark.slow
 def test_the_kernel_distance_alone_over_weights_of_ones_own(calotype: Calotype, vae: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
@@ -374,6 +378,7 @@ def test_a_report_that_is_a_file(calotype: Calotype, words: tuple[str, ...]) -> 
     assert (ran.code, ran.said) == (2, ["calotype: --report taken: taken is a file; give a folder."])
 
 
+@pytest.mark.slow
 def test_a_vae_is_probed(calotype: Calotype, vae: Path) -> None:
     pictures(2, side=64)
     Path("labels.json").write_text(json.dumps({"0.png": "a", "1.png": "b"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from clikit import FOLDED, Calotype, draw
 from support import fill
 
@@ -65,6 +66,7 @@ def test_a_long_list_of_facts() -> None:
     assert found[-1] == ("  ...", "and 3 more")
 
 
+@pytest.mark.slow
 def test_nothing_of_python_is_printed(calotype: Calotype) -> None:
     out = calotype("inspect").out
     assert "trained: choice" in out

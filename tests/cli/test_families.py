@@ -30,6 +30,7 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
     return {key: container.read(key) for key in container.shapes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_is(calotype: Calotype, folders: dict[str, Path], name: str) -> None:
     kind, path = KINDS[name], folders[name]
@@ -53,6 +54,7 @@ def test_what_it_is(calotype: Calotype, folders: dict[str, Path], name: str) -> 
         assert (planned.json["height"], planned.json["width"]) == (height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_there_and_back(calotype: Calotype, folders: dict[str, Path], name: str) -> None:
     kind, path = KINDS[name], folders[name]
@@ -93,6 +95,7 @@ def test_an_evaluation(calotype: Calotype, folders: dict[str, Path], name: str) 
     assert 0 < row["psnr"] < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layout_there_and_back(calotype: Calotype, folders: dict[str, Path], name: str) -> None:
     kind, first = KINDS[name], folders[name]

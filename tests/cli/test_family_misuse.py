@@ -64,6 +64,7 @@ def rewritten(path: Path, tensor: torch.Tensor) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan-2.1", "wan-2.2", "qwen-image-2.1"])
 def test_a_file_with_latents_of_frames(calotype: Calotype, folders: dict[str, Path], name: str) -> None:
     draw("p.png", mode="RGBA")
@@ -97,6 +98,7 @@ def test_model_latents_of_one_frame(folders: dict[str, Path], tmp_path: Path) ->
 # --- sizes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_of_any_size_come_back_in_it(folders: dict[str, Path], name: str) -> None:
     kind, vae = KINDS[name], load(folders[name], device="cpu")
@@ -163,6 +165,7 @@ def test_latents_of_another_space_are_refused_by_both_names(
         assert vae.decode_image(latents, any_vae=True).size == (2 * vae.factor, 2 * vae.factor)
 
 
+@pytest.mark.slow
 def test_tensors_of_another_space_are_refused_by_their_channels(folders: dict[str, Path]) -> None:
     for path in folders.values():
         vae = load(path, device="cpu")
@@ -182,6 +185,7 @@ def test_a_latent_format_of_another_space_is_refused(calotype: Calotype, folders
 HALVES = [("wan-2.1", "quant_conv"), ("wan-2.2", "quant_conv"), ("sana", ""), ("hunyuan", ""), ("flux2", "quant_conv")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), HALVES)
 def test_half_a_vae_does_its_half(calotype: Calotype, folders: dict[str, Path], name: str, more: str) -> None:
     with safe_open(folders[name] / "diffusion_pytorch_model.safetensors", "pt") as opened:

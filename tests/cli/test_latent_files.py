@@ -84,6 +84,7 @@ def test_latents_of_other_programs_are_decoded(name: str, calotype: Calotype, sd
         assert not Path("none").exists()
 
 
+@pytest.mark.slow
 def test_what_is_said_counts_for_weights_that_do_not_tell(calotype: Calotype, unknown: Path, sd1: Path) -> None:
     path, said, raw = made("torch")
     assert calotype("decode", path, "--vae", unknown, *said, "--out", "o").code == 0
@@ -115,6 +116,7 @@ def test_a_taesd_decodes_them_through_model_space(here: Path) -> None:
         vae.own(load_latents(sd_scripts(here / "a_0064x0048_flux.npz", latents(16, 6, 8), sized=True)))
 
 
+@pytest.mark.slow
 def test_raw_latents_of_a_tiny_autoencoder_in_one_command(calotype: Calotype, here: Path) -> None:
     """Nothing tells the format of the latents nor of the weights, and one option says both."""
     weights = save_weights(tiny(), here / "mine.safetensors", layout="ldm")[0]
@@ -188,6 +190,7 @@ def test_raw_latents_of_flux2_are_not_those_of_a_taef2(shared: Path, calotype: C
     assert (ran.code, ran.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_file_with_several(calotype: Calotype, sd1: Path) -> None:
     comfyui(Path("batch.latent"), batch := latents(3, 4, 6, 8))
     words = ("decode", "batch.latent", "--vae", sd1, "--latent-format", "sd1", "--out", "o")
@@ -295,6 +298,7 @@ def test_inspect_of_calotypes_own(calotype: Calotype, vae: Path) -> None:
     assert (ran.code, len(ran.said)) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["comfyui", "sd-scripts"])
 def test_encode_for_another_program(to: str, calotype: Calotype, sd1: Path) -> None:
     draw("a.png", 40, 24)
@@ -337,6 +341,7 @@ def test_latents_of_others_are_edited_as_the_vaes_own(here: Path, sd1: Path) -> 
     assert vae.decode_image(one).size == (16, 12)
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_is_edited(calotype: Calotype, sd1: Path) -> None:
     made("numpy")
     paths = [sd_scripts(Path("b_0064x0048_sd.npz"), Z, sized=False), comfyui(Path("a.latent"), Z[None], version=False)]

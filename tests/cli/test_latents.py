@@ -245,6 +245,7 @@ def test_a_failed_write_leaves_nothing(calotype: Calotype, vae: Path) -> None:
     assert files() == ["a.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_stopping_in_the_middle(vae: Path) -> None:
     names = [f"{i:03}.png" for i in range(400)]

@@ -46,6 +46,7 @@ def test_evaluate(calotype: Calotype, vae: Path) -> None:
     assert (ran.json["left_out"], ran.json["warnings"], ran.err) == ([], [], "")
 
 
+@pytest.mark.slow
 def test_probe(calotype: Calotype, vae: Path) -> None:
     mixed("d", 3)
     ran = calotype("probe", vae, "d", "--report", "r", "--lpips", "none")

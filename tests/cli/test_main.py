@@ -88,6 +88,7 @@ def test_help_names_all_latent_formats() -> None:
     assert ", ".join(str(one["name"]) for one in FORMATS) == common.LATENT_FORMATS
 
 
+@pytest.mark.slow
 def test_help_comes_at_once() -> None:
     """In 0.3 s, or where a processor takes long for it, in twice the time of the smallest program of this kind."""
     smallest = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
@@ -106,6 +107,7 @@ def test_help_comes_at_once() -> None:
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not PAGES.is_file() or "[madvise]" not in PAGES.read_text(encoding="utf-8"),
     reason="large pages are not given to those who ask for them here",

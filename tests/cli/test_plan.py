@@ -21,6 +21,7 @@ def narrow(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_it_takes(calotype: Calotype) -> None:
     narrow(Path("v.safetensors"))
     plain = calotype("plan", "v.safetensors", "500x300", "--json").json
@@ -35,6 +36,7 @@ def test_a_plan_says_what_it_takes(calotype: Calotype) -> None:
     assert encode["passes"][-1]["makes"] == "quant_conv"
 
 
+@pytest.mark.slow
 def test_a_plan_is_readable(calotype: Calotype) -> None:
     narrow(Path("v.safetensors"))
     ran = calotype("plan", "v.safetensors", "4096x4096", "--memory", "2GB")
@@ -59,6 +61,7 @@ def test_what_can_not_be_planned(calotype: Calotype, words: tuple[str, ...], cod
     assert said in ran.err
 
 
+@pytest.mark.slow
 def test_a_program_lists_every_step(calotype: Calotype) -> None:
     narrow(Path("v.safetensors"))
     document = calotype("inspect", "v.safetensors", "--program", "--size", "64x32", "--json").json
@@ -111,6 +114,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "empty"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_planned_without_their_weights(name: str, calotype: Calotype) -> None:
@@ -124,6 +128,7 @@ def test_presets_are_planned_without_their_weights(name: str, calotype: Calotype
     assert calotype("inspect", name, "--program").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("config", [NARROW, TinyConfig(), TinyConfig(z_channels=32, pool=True)])
 def test_a_preset_is_planned_as_its_weights_are(

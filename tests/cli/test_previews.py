@@ -66,6 +66,7 @@ def test_factors_that_were_fitted(calotype: Calotype, vae: Path, monkeypatch: py
     assert np.array_equal(levels("a-preview.png"), np.asarray(preview(load_latents(latents), made)))
 
 
+@pytest.mark.slow
 def test_published_factors(calotype: Calotype) -> None:
     z = torch.randn(16, 6, 7, generator=torch.Generator().manual_seed(0))
     for i, padding in enumerate((Padding(48, 56, 0, 0, "reflect"), Padding(41, 50, 7, 6, "reflect"))):
@@ -75,6 +76,7 @@ def test_published_factors(calotype: Calotype) -> None:
     assert [(one["width"], one["height"]) for one in ran.json["results"]] == [(7, 6), (7, 6)]
 
 
+@pytest.mark.slow
 def test_what_is_refused(calotype: Calotype, vae: Path) -> None:
     latents = encoded(calotype, vae)
     made = fitted(latents)
@@ -148,6 +150,7 @@ def test_not_after_every_step(calotype: Calotype, monkeypatch: pytest.MonkeyPatc
     assert steps == [3, 6, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("builtin_drawing")
 def test_previews_that_make_no_sense(calotype: Calotype, vae: Path) -> None:
     save_factors("f.json", replace(builtin(), vae="0" * 64))

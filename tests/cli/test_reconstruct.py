@@ -200,6 +200,7 @@ def test_amplify_scales_the_difference(calotype: Calotype, vae: Path) -> None:
     assert np.unique(levels("a-panel.png")[LABELS:, 80:]).tolist() == [128]
 
 
+@pytest.mark.slow
 def test_little_memory_gives_the_same(calotype: Calotype, vae: Path) -> None:
     draw("a.png", 500, 300)
     for memory in ("28MB", "1GB"):

@@ -46,6 +46,7 @@ def test_redrawing_is_what_the_drawer_does(calotype: Calotype, drawer: Drawer) -
     assert read_record("o/a-redraw-1.png")["prompts"] == ["a sun"]
 
 
+@pytest.mark.slow
 def test_strength_0_is_the_reconstruction_and_1_a_drawing(calotype: Calotype, drawer: Drawer) -> None:
     draw("a.png", SIZE, SIZE)
     calotype("redraw", "a.png", "sun", "--steps", 2, "--strength", 0)
@@ -55,6 +56,7 @@ def test_strength_0_is_the_reconstruction_and_1_a_drawing(calotype: Calotype, dr
     assert np.array_equal(levels("a-redraw-1.png"), pixels(drawer, "sun", 3))
 
 
+@pytest.mark.slow
 def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
     draw("a.png", 96, 40)
     mask = Image.new("L", (96, 40))
@@ -79,6 +81,7 @@ def test_beyond_the_feather_no_pixel_changes(calotype: Calotype) -> None:
     assert (told["picture"], told["model"], told["strength"]) == ("a.png", "builtin", 0.6)
 
 
+@pytest.mark.slow
 def test_latents_go_in_and_come_out(calotype: Calotype, drawer: Drawer) -> None:
     draw("a.png", 64, 48)
     mask = Image.new("L", (64, 48))
@@ -145,6 +148,7 @@ def masked(*boxes: tuple[int, int, int, int]) -> Image.Image:
     return mask
 
 
+@pytest.mark.slow
 def test_a_picture_is_redrawn_where_it_has_a_hole(calotype: Calotype) -> None:
     draw("a.png", 96, 40)
     hole = masked((60, 8, 85, 30))
@@ -171,6 +175,7 @@ def test_a_picture_is_redrawn_where_it_has_a_hole(calotype: Calotype) -> None:
     assert (ran.code, len(ran.said)) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_mask_can_be_inverted(calotype: Calotype) -> None:
     draw("a.png", 96, 40)
     mask = masked((0, 0, 59, 39))
@@ -191,6 +196,7 @@ def test_a_mask_can_be_inverted(calotype: Calotype) -> None:
         assert said in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
 @pytest.mark.parametrize("latents", [False, True])
 def test_a_thin_mask_is_drawn_and_told(latents: bool, calotype: Calotype) -> None:
@@ -216,6 +222,7 @@ def test_a_thin_mask_is_drawn_and_told(latents: bool, calotype: Calotype) -> Non
 # --- morph --prompts ---
 
 
+@pytest.mark.slow
 def test_a_walk_begins_and_ends_as_draw_says(calotype: Calotype, drawer: Drawer) -> None:
     words = ["morph", "--prompts", "red apple", "sun", "--steps", 2, "--frames", 4, "--out", "m.png"]
     ran = calotype(*words, "--seed", 3, "--seed", 7, "--guidance", 2, "--sheet", "s.png")
@@ -230,6 +237,7 @@ def test_a_walk_begins_and_ends_as_draw_says(calotype: Calotype, drawer: Drawer)
     assert (told["steps"], told["guidance"], told["size"]) == (2, 2.0, [SIZE, SIZE])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ways_of_walks(calotype: Calotype, other_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["morph", "--prompts", "red apple", "sun", "moon", "--steps", 1, "--frames", 3]
@@ -255,6 +263,7 @@ def test_ways_of_walks(calotype: Calotype, other_model: Path, monkeypatch: pytes
 # --- records of edits ---
 
 
+@pytest.mark.slow
 def test_edits_say_how_they_were_made(calotype: Calotype, vae: Path) -> None:
     draw("a.png")
     draw("b.png", seed=1)

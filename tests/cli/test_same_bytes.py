@@ -94,6 +94,7 @@ def made(folder: Path, commands: list[str], seed: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", [COMMANDS[3:5], pytest.param(COMMANDS, marks=pytest.mark.slow)])
 def test_two_processes_give_the_same_files(commands: list[str], here: Path) -> None:
     for name in ("a.png", "b.png"):

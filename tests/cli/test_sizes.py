@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from clikit import Calotype
 from PIL import Image
 from wankit import theirs
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_what_comes_out(calotype: Calotype, tmp_path: Path) -> None:
     """Of an encoder, those of what goes in."""
     folder = tmp_path / "larger"

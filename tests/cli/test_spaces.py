@@ -145,6 +145,7 @@ def test_an_edit_is_what_the_other_vae_makes_of_these_latents(calotype: Calotype
     )
 
 
+@pytest.mark.slow
 def test_a_direction_of_the_space(calotype: Calotype, vae: Path, other_vae: Path, custom: Path) -> None:
     encoded(calotype, vae)
     for i in range(5):

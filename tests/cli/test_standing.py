@@ -49,6 +49,7 @@ def standing(interruptible: None) -> Iterator[Standing]:
     made.process.stdout.close()
 
 
+@pytest.mark.slow
 def test_commands_are_what_they_are_alone(standing: Standing, calotype: Calotype, here: Path, vae: Path) -> None:
     draw("a.png")
     words = ["vary", "a.png", "--vae", str(vae), "--count", "2", "--json"]
@@ -71,6 +72,7 @@ def test_commands_are_what_they_are_alone(standing: Standing, calotype: Calotype
         assert standing.end()[1]["code"] != 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_the_command_and_not_the_process(standing: Standing, here: Path, vae: Path) -> None:
     draw("a.png")
     standing.process.send_signal(signal.SIGINT)  # between commands it is nobody's

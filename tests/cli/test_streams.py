@@ -91,6 +91,7 @@ def test_names_that_an_encoding_lacks_are_escaped(
     assert "does not exist" in ran.err
 
 
+@pytest.mark.slow
 @posix_only
 def test_the_locale_that_knows_ascii_alone(strange: str, vae: Path) -> None:
     ran = shell(
@@ -138,6 +139,7 @@ def test_latents_remember_weights_of_such_names(strange: str, vae: Path, run: Ca
     assert "\\udcff.safetensors (sha256" in ran.err
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("words", ["--help", "plan sdxl-vae 4096x4096 --memory 1GB --json"])
 def test_a_reader_that_is_gone_is_no_error(words: str) -> None:
@@ -148,6 +150,7 @@ def test_a_reader_that_is_gone_is_no_error(words: str) -> None:
     assert (ran.stdout, ran.stderr) == ("1\n", "")
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_closed_stream_takes_everything(vae: Path) -> None:
     draw("a.png")
@@ -160,6 +163,7 @@ def test_a_closed_stream_takes_everything(vae: Path) -> None:
     assert Path("code").read_text() == "1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 @pytest.mark.parametrize("words", ["--version", "evaluate --protocols"])
 def test_a_full_disk_under_standard_output(words: str) -> None:

@@ -46,6 +46,7 @@ def _material(here: Path) -> None:
         draw(f"data/pictures/{i}.png", 32, 24, seed=i)
 
 
+@pytest.mark.slow
 def test_from_a_recipe_to_weights(calotype: Calotype) -> None:
     ran = subprocess.run([sys.executable, "-m", "calotype", *WORDS], capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (0, "run/weights.safetensors\n")
@@ -71,6 +72,7 @@ def test_settings_change_the_recipe(calotype: Calotype) -> None:
     assert (told["latent_channels"], told["training"]["steps"]) == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_and_resume(calotype: Calotype) -> None:
     long = [*WORDS, "--set", "steps=100000"]
@@ -147,6 +149,7 @@ def test_named_recipes(calotype: Calotype) -> None:
     assert f"{names}, qwen-decoder, sd3-like-16ch, sdxl-like, tiny-distill" in ran.said[0]
 
 
+@pytest.mark.slow
 def test_a_start_by_its_path(calotype: Calotype) -> None:
     """The network is that of the weights, whatever the recipe's is."""
     config = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)

@@ -40,6 +40,7 @@ def small() -> str:
     return "small.toml"
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(calotype: Calotype, small: str) -> None:
     before = files()
     ran = calotype("train", small, "--data", "pictures", "--out", "run", "--dry-run")
@@ -48,6 +49,7 @@ def test_a_dry_run_writes_nothing(calotype: Calotype, small: str) -> None:
     assert files() == before
 
 
+@pytest.mark.slow
 def test_it_trains_on_pictures_with_texts(calotype: Calotype, small: str) -> None:
     ran = calotype("train", small, "--data", "pictures", "--out", "run")
     assert ran.code == 0

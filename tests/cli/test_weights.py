@@ -28,6 +28,7 @@ def module(here: Path) -> AutoencoderKL:
     return module
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_built_in_weights(calotype: Calotype) -> None:
     ran = calotype("inspect", "--json")
     assert (ran.code, ran.err) == (0, "")
@@ -133,6 +134,7 @@ def test_there_and_back_changes_no_bit(module: AutoencoderKL, calotype: Calotype
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_what_was_converted_loads_in_diffusers(module: AutoencoderKL, calotype: Calotype) -> None:
     assert calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers", "--latent-format", "sd1").code == 0
     diffusers = import_diffusers()
@@ -150,6 +152,7 @@ def test_types_are_changed_when_asked(module: AutoencoderKL, calotype: Calotype)
     assert calotype("inspect", "h.safetensors", "--json").json["dtypes"] == ["float16"]
 
 
+@pytest.mark.slow
 def test_keras(here: Path, calotype: Calotype) -> None:
     from support import NARROW
 
@@ -183,6 +186,7 @@ def test_a_path_that_does_not_fit_the_layout(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_the_built_in_network_has_a_layout_of_its_own(calotype: Calotype) -> None:
     ran = calotype("convert", "builtin", "d", "--layout", "diffusers")
     assert (ran.code, len(ran.said)) == (2, 1)
@@ -204,6 +208,7 @@ def test_a_failed_write_leaves_the_old_file(module: AutoencoderKL, calotype: Cal
     assert Path("out.safetensors").read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_what_is_assumed_and_what_is_asked_is_told(here: Path, calotype: Calotype) -> None:
     module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=8))
     save_file(tensors_of(module), here / "lone.safetensors")
@@ -239,6 +244,7 @@ def test_what_is_assumed_and_what_is_asked_is_told(here: Path, calotype: Calotyp
 # Files with more than one VAE
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
 def test_raw_or_averaged_weights_are_chosen_and_shown(here: Path, calotype: Calotype) -> None:
     raw, averaged = (tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1,)), seed)) for seed in (1, 2))
@@ -261,6 +267,7 @@ def test_raw_or_averaged_weights_are_chosen_and_shown(here: Path, calotype: Calo
     assert "raw.safetensors: there are no averaged weights in it" in ran.err
 
 
+@pytest.mark.slow
 def test_one_of_two_vaes_is_chosen(here: Path, calotype: Calotype) -> None:
     photo = draw("photo.png")
     first, second = (tensors_of(kl(AutoencoderConfig(ch=32, ch_mult=(1, 1)), seed)) for seed in (1, 2))

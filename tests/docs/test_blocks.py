@@ -226,6 +226,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("presets", "one_thread")
 @pytest.mark.parametrize(
     "page",

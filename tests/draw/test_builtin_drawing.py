@@ -72,6 +72,7 @@ def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
         assert np.abs(image.astype(np.int16) - cell).mean() < 4, prompt
 
 
+@pytest.mark.slow
 def test_words_change_the_picture_and_seeds_do(drawer: Drawer) -> None:
     few = Settings(steps=6)
     apple, again, other, cat = (

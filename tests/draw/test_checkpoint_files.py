@@ -113,6 +113,7 @@ def test_other_files_are_named(shapes: dict[str, tuple[int, ...]], what: str, tm
     one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_kinds_are_told_from_names_and_shapes(files: dict[str, Path], folders: dict[str, Path], tmp_path: Path) -> None:
     from calotype.weights.container import open_container
 
@@ -142,6 +143,7 @@ def test_other_folders_are_named(folders: dict[str, Path], tmp_path: Path) -> No
         load_checkpoint(folders["sd1"], config=folders["sd1"], device="cpu")
 
 
+@pytest.mark.slow
 def test_nothing_that_lacks_is_filled_at_random(
     files: dict[str, Path], folders: dict[str, Path], theirs: Any, tmp_path: Path
 ) -> None:
@@ -183,6 +185,7 @@ def test_a_damaged_part_is_one_sentence(folders: dict[str, Path], tmp_path: Path
 # --- configurations of single files ---
 
 
+@pytest.mark.slow
 def test_without_a_cache_or_network_the_sentence_says_what_is_needed(files: dict[str, Path]) -> None:
     repos = {"sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
     for kind, repo in repos.items():
@@ -194,6 +197,7 @@ def test_without_a_cache_or_network_the_sentence_says_what_is_needed(files: dict
     one_sentence(str(unsaid.value))
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_hub_is_enough(files: dict[str, Path], ours: Any, tmp_path: Path) -> None:
     repo = tmp_path / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0"
     only_configs(files["sdxl"].parent / "configs", repo / "snapshots" / "abc")
@@ -203,6 +207,7 @@ def test_the_cache_of_the_hub_is_enough(files: dict[str, Path], ours: Any, tmp_p
     assert_close(result.latents.tensor, expected.latents.tensor, 1e-5)
 
 
+@pytest.mark.slow
 def test_wrong_configurations_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
     configs = files["sdxl"].parent / "configs"
     with pytest.raises(
@@ -228,6 +233,7 @@ def test_a_file_says_by_its_marks_that_it_predicts_v(files: dict[str, Path], the
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", ["both", "shared"])
 def test_the_third_text_encoder_is_used_where_it_is(
     tied: str, diffusers: Any, folders: dict[str, Path], theirs: Any, ours: Any, tmp_path: Path
@@ -250,6 +256,7 @@ def test_the_third_text_encoder_is_used_where_it_is(
     assert_close(drawn(single)[0].latents.tensor[None], expected)
 
 
+@pytest.mark.slow
 def test_a_torch_file_is_read_too(files: dict[str, Path], ours: Any, theirs: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": original("sd1", theirs("sd1")), "global_step": 1}, path)
@@ -260,6 +267,7 @@ def test_a_torch_file_is_read_too(files: dict[str, Path], ours: Any, theirs: Any
     assert_close(result.latents.tensor, expected.latents.tensor, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrower_dtype_draws_nearly_the_same(dtype: torch.dtype, ours: Any, folders: dict[str, Path]) -> None:
     (expected,) = redrawn(ours("sd1"), [photo()], strength=0.4)
@@ -273,6 +281,7 @@ def test_a_narrower_dtype_draws_nearly_the_same(dtype: torch.dtype, ours: Any, f
     assert wide.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_folder_of_float16_files_is_read(diffusers: Any, ours: Any, theirs: Any, tmp_path: Path) -> None:
     theirs("sd1").to(torch.float16, silence_dtype_warnings=True).save_pretrained(tmp_path / "half", variant="fp16")
     (result,) = drawn(load_checkpoint(tmp_path / "half", device="cpu"))

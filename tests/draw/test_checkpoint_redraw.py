@@ -60,6 +60,7 @@ def grown(checkpoint: Checkpoint, hole: torch.Tensor) -> torch.Tensor:
     return found[None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str, ours: Any, theirs: Any) -> None:
     hole = torch.zeros(64, 80)
@@ -83,6 +84,7 @@ def test_a_filled_hole_is_that_of_diffusers_and_the_rest_is_untouched(kind: str,
     assert np.array_equal(after[inside], array(to_pil(whole))[inside])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd3"])
 def test_a_thin_mask_is_drawn_in_full(kind: str, ours: Any) -> None:
     before = array(photo())
@@ -103,6 +105,7 @@ def test_a_thin_mask_is_drawn_in_full(kind: str, ours: Any) -> None:
             assert np.abs(after - before)[inside].mean() > 0.7 * np.abs(array(whole.picture) - before)[inside].mean()
 
 
+@pytest.mark.slow
 def test_masks_are_files_and_tensors_of_any_type(ours: Any, tmp_path: Path) -> None:
     mask = torch.zeros(64, 80, dtype=torch.uint8)
     mask[21:37] = 255
@@ -132,6 +135,7 @@ def test_sizes_that_are_no_multiple_come_back(strength: float, ours: Any) -> Non
     assert not np.array_equal(array(filled.picture), array(images[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3"])
 def test_little_strength_is_about_the_round_trip(kind: str, ours: Any, folders: dict[str, Path]) -> None:
     vae = calotype.load(folders[kind] / "vae", device="cpu")
@@ -148,6 +152,7 @@ def test_little_strength_is_about_the_round_trip(kind: str, ours: Any, folders: 
     assert apart == sorted(apart)
 
 
+@pytest.mark.slow
 def test_full_strength_draws_anew(ours: Any) -> None:
     for kind in ("sd2", "sd3"):
         (result,) = ours(kind).redraw(photo(), "a cat", seeds=[3], steps=5, strength=1.0)
@@ -169,6 +174,7 @@ def test_every_sampler_redraws_with_flow_too(sampler: str, ours: Any) -> None:
     assert (result.latents.tensor - own.latents.tensor).abs().mean() < 0.2
 
 
+@pytest.mark.slow
 def test_an_inpainting_checkpoint_only_redraws(diffusers: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     parts = parts_of("sd1", diffusers, tmp_path / "words", in_channels=9, out_channels=4)
     vae = diffusers.AutoencoderKL.from_pretrained(folders["sd1"] / "vae")
@@ -202,6 +208,7 @@ def test_an_inpainting_checkpoint_only_redraws(diffusers: Any, folders: dict[str
         assert_close(one.latents.tensor, result.latents.tensor, 1e-5)
 
 
+@pytest.mark.slow
 def test_latents_scaled_by_channel_are_those_of_diffusers(
     theirs: Any, folders: dict[str, Path], tmp_path: Path
 ) -> None:

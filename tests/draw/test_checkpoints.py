@@ -34,6 +34,7 @@ pytest_plugins = ("checkpoint_fixtures",)
 pytestmark = pytest.mark.usefixtures("offline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_draws_what_diffusers_draws(kind: str, ours: Any, theirs: Any) -> None:
     checkpoint = ours(kind)
@@ -54,6 +55,7 @@ def test_a_folder_draws_what_diffusers_draws(kind: str, ours: Any, theirs: Any) 
     assert array(result.picture).std() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_file_draws_what_its_folder_draws(kind: str, ours: Any, files: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(files[kind], config=files[kind].parent / "configs", device="cpu")
@@ -64,6 +66,7 @@ def test_a_single_file_draws_what_its_folder_draws(kind: str, ours: Any, files: 
     assert checkpoint.vae_sha256 == ours(kind).vae_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3"])
 def test_a_picture_does_not_depend_on_its_batch(kind: str, ours: Any) -> None:
     prompts = ["a cat", "dog", "a dog"]
@@ -103,6 +106,7 @@ def test_ddim_does_not_clip_latents_where_the_checkpoint_does_not_say(ours: Any)
     assert result.latents.tensor.abs().max() > 1.5
 
 
+@pytest.mark.slow
 def test_samplers_of_flow(ours: Any) -> None:
     def latents(sampler: str | None, steps: int) -> Tensor:
         return drawn(ours("sd3"), sampler=sampler, steps=steps, guidance=1.0)[0].latents.tensor
@@ -168,6 +172,7 @@ def test_what_interrupts_keeps_finished_pictures(ours: Any) -> None:
 # --- VAEs put in ---
 
 
+@pytest.mark.slow
 def test_another_vae_is_used(ours: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     (path,) = save_weights(vae_weights("sdxl", 7), tmp_path / "other.safetensors", layout="ldm")
     other = calotype.load(path, latent_format="sdxl", device="cpu")
@@ -184,6 +189,7 @@ def test_another_vae_is_used(ours: Any, folders: dict[str, Path], tmp_path: Path
         assert_close(again.latents.tensor, KNOWN["sdxl"].to_model(raw)[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_other_latents_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     save_weights(vae_weights("sd3"), tmp_path / "wide", layout="diffusers", format_=KNOWN["sd3"])
     save_weights(vae_weights("sd1"), tmp_path / "scaled", layout="diffusers", format_=KNOWN["sd1"])
@@ -202,6 +208,7 @@ def test_other_latents_are_refused(folders: dict[str, Path], tmp_path: Path) -> 
         one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_a_file_without_a_vae_wants_one(files: dict[str, Path], theirs: Any, ours: Any, tmp_path: Path) -> None:
     tensors = {k: v for k, v in original("sd1", theirs("sd1")).items() if not k.startswith("first_stage_model.")}
     path, configs = write(tmp_path / "bare.safetensors", tensors), files["sd1"].parent / "configs"

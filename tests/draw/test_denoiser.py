@@ -108,6 +108,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Denoiser, Any]:
     return module, of_diffusers(module)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_as_diffusers(pair: tuple[Denoiser, Any]) -> None:
     ours, theirs = pair

@@ -79,6 +79,7 @@ def test_a_step_draws_anew_around_the_modes(cache: Path, vae: VAE) -> None:
         assert 0 < float((drawn - modes).square().mean()) < 0.1 * float(modes.square().mean())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, pictures: Path, cache: Path, vae: VAE) -> None:
     def stop(line: dict[str, float]) -> None:
         if (line["part"], line["step"]) == (2, 2):

@@ -170,6 +170,7 @@ def guidance(kind: str, amount: float) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_folder_draws_what_diffusers_draws(kind: str, ours: Any) -> None:
     checkpoint = ours(kind)

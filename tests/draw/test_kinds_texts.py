@@ -75,6 +75,7 @@ def test_prompts_are_read(kind: str, pipes: Any, monkeypatch: pytest.MonkeyPatch
     assert np.abs(array(Image.open(preview)) - array(picture)).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_in_a_sentence(
     pipes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_is_too_long_is_said(pipes: Any) -> None:
     one_sentence(str(warned[0].message))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_a_narrower_type_draws_nearly_the_same(kind: str, pipes: Any) -> None:
     folder = pipes[kind][1]

@@ -88,6 +88,7 @@ def test_pictures_without_a_text_are_refused(tmp_path: Path) -> None:
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_it_begins_with_a_models_weights_and_words(pictures: Path, vae: VAE, begun: Path, tmp_path: Path) -> None:
     """Without a step nothing of it changes; with some only the weights do, and it knows new names beside the old."""
     data = write_data(tmp_path / "data")
@@ -142,6 +143,7 @@ def test_a_model_of_another_vae_is_refused(begun: Path) -> None:
         start_of(replace(RECIPE, start=str(begun)), other)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_another_model_is_not_gone_on_with(
     pictures: Path, vae: VAE, begun: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +159,7 @@ def test_a_run_that_began_with_another_model_is_not_gone_on_with(
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_what_a_training_will_take(pictures: Path, vae: VAE) -> None:
     found = look_ahead(RECIPE, pictures, vae)
     assert (found.pictures, found.held_out) == (4, 0)

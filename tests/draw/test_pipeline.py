@@ -237,6 +237,7 @@ def masks_of_widths() -> Iterator[tuple[str, Tensor]]:
     yield "edges", mask
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The mask is nowhere")
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 def test_what_a_mask_selects_is_new_however_thin_it_is(
@@ -367,6 +368,7 @@ def test_noise_on_sketches_stays_as_strong_on_a_walk(drawer: Drawer, monkeypatch
         torch.testing.assert_close(sketch[1] - negative, 0.3 * found, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_walk_is_even_near_its_ends(drawer: Drawer) -> None:
     """Texts of different lengths: a token that only one has must come in slowly, not at once."""
     frames = list(walk(drawer, ["red", "green triangle on white"], [1, 1], FEW, Way(frames=41)))

@@ -51,6 +51,7 @@ def test_diffusion_by_its_definition(betas: str) -> None:
     assert [schedule.sigma(t) for t in range(1000)] == pytest.approx(np.sqrt(1 - kept), rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("betas", list(BETAS))
 def test_diffusion_has_diffusers_table(betas: str) -> None:
     table = import_diffusers().DDIMScheduler(**BETAS[betas]).alphas_cumprod

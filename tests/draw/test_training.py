@@ -65,6 +65,7 @@ def drawing(data: Path, recipe: DrawingRecipe = RECIPE, count: int = 4) -> Drawi
     return Drawing(recipe, captions, latents.clone(), "0" * 64, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_loss_falls(tmp_path: Path, vae: VAE) -> None:
     """Four pictures learned by heart, measured on noise and times that are the same before and after."""
     recipe = replace(
@@ -102,6 +103,7 @@ def test_loss_falls(tmp_path: Path, vae: VAE) -> None:
     assert float((sketches - quarters).square().mean()) < 0.1 * float(usual)
 
 
+@pytest.mark.slow
 def test_files_of_a_run(finished: Path, data: Path, vae: VAE) -> None:
     assert names(finished) == FILES
     model = load_model(finished / "weights.safetensors")
@@ -128,6 +130,7 @@ def test_weights_are_the_averaged_ones(finished: Path) -> None:
     assert any(not torch.equal(value, state["model"][key].half().float()) for key, value in written.items())
 
 
+@pytest.mark.slow
 def test_pictures_at_an_address(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for name in names(data):
@@ -144,6 +147,7 @@ def test_pictures_at_an_address(data: Path, finished: Path, vae: VAE, tmp_path: 
     memory.rm("/drawing", recursive=True)
 
 
+@pytest.mark.slow
 def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:
     reported: list[dict[str, float]] = []
     recipe = replace(RECIPE, steps=5, log_every=2)
@@ -163,6 +167,7 @@ def test_figures(data: Path, vae: VAE, tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx((before + of_each[line["part"], line["step"]]) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "part", "step"),
@@ -240,6 +245,7 @@ def test_another_recipe_is_refused(data: Path, finished: Path, vae: VAE, changes
     assert next(iter(changes)) in message
 
 
+@pytest.mark.slow
 def test_other_captions_are_refused(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     """A token would be another word than the one it was trained as."""
     other = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
@@ -266,6 +272,7 @@ def test_two_trainings_in_one_folder(data: Path, vae: VAE, tmp_path: Path) -> No
         assert names(tmp_path / "run") == [LOCK]
 
 
+@pytest.mark.slow
 def test_longer_runs_go_on(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train_drawing(replace(RECIPE, steps=2), data, out, vae)
@@ -273,6 +280,7 @@ def test_longer_runs_go_on(data: Path, finished: Path, vae: VAE, tmp_path: Path)
     assert load_model(out / "weights.safetensors").about["steps"] == 4
 
 
+@pytest.mark.slow
 def test_words_are_not_learned_again(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     """A denoiser that has begun was told of texts as they are; before, their part may get longer."""
     assert "word_steps" in refused(replace(RECIPE, word_steps=5), data, finished, vae, True)
@@ -287,6 +295,7 @@ def test_words_are_not_learned_again(data: Path, finished: Path, vae: VAE, tmp_p
     assert torch.load(out / "checkpoint.pt", weights_only=True)["word_step"] == 5
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint_in_either_part(
     data: Path, finished: Path, vae: VAE, tmp_path: Path
 ) -> None:
@@ -333,6 +342,7 @@ def test_damaged_files_beside_a_checkpoint_are_made_again(data: Path, finished: 
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_latents_are_made_again_when_a_picture_changes(
     vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +378,7 @@ def test_latents_are_made_again_when_a_picture_changes(
         train_drawing(recipe, data, out, vae)
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_in_no_batch(data: Path, vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the latents and by the words that training gets to see."""
     seen: list[Tensor] = []

@@ -100,6 +100,7 @@ def levels_of(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+@pytest.mark.slow
 def test_frames_are_decoded_one_at_a_time(vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the morph is, few pictures are alive at once."""
     decode, most, count = vae.decode, 0, 0
@@ -160,6 +161,7 @@ def test_a_stopped_morph_leaves_nothing(vae: VAE, tmp_path: Path, monkeypatch: p
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_progress_ends_with_one(vae: VAE, tmp_path: Path) -> None:
     for way in (Way(frames=3), Way(frames=3, closed=True), Way(frames=3, ping_pong=True)):
         told: list[float] = []

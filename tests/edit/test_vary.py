@@ -86,6 +86,7 @@ def test_latents_vary_too(vae: VAE) -> None:
     assert torch.equal(alone.tensor, found[1].tensor)
 
 
+@pytest.mark.slow
 def test_what_can_not_vary_is_refused(vae: VAE, taesd: VAE) -> None:
     latents = latents_of(vae, picture())
     foreign = replace(latents, vae="0" * 64, format=replace(latents.format, name="custom"))

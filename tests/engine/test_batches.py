@@ -52,6 +52,7 @@ def given(one: Engine, direction: Direction, n: int, side: int = 64) -> Tensor:
     return torch.rand(n, source.channels, side // source.factor, side // source.factor, generator=generator) * 2 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("name", ["built-in", "kl"])
 def test_each_is_what_it_is_alone(name: str, direction: Direction, computing: set[int]) -> None:
@@ -66,6 +67,7 @@ def test_each_is_what_it_is_alone(name: str, direction: Direction, computing: se
     assert torch.equal(one(direction, x), alone)
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_moment() -> None:
     one = engine("kl")
     x = given(one, "encode", 3)
@@ -78,6 +80,7 @@ def test_weights_are_those_of_the_moment() -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["budget", "size"])
 def test_what_takes_much_comes_one_after_another(
     limit: str, computing: set[int], monkeypatch: pytest.MonkeyPatch

@@ -132,6 +132,7 @@ def test_every_plan_size_and_input(name: str, kernels: Any, direction: Direction
             assert error(execute(module, one, x), expected) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("name", ["small", "folded", "tiny-pool"])
@@ -263,6 +264,7 @@ def vae(tmp_path: Path) -> VAE:
     return VAE(load_weights(path), name="test")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 def test_any_memory_that_is_enough_gives_the_same_picture(vae: VAE) -> None:
     z = torch.randn(1, 4, 40, 24)
@@ -388,6 +390,7 @@ def test_progress_of_many_pictures_is_one(vae: VAE) -> None:
     assert told[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.usefixtures("spill_everything")
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
@@ -413,6 +416,7 @@ def test_an_interrupted_run_leaves_nothing(kernels: Any, stop: type[BaseExceptio
     assert error(execute(module, spilled[-1], x), exact(module, "decode", x)) <= TOLERANCE
 
 
+@pytest.mark.slow
 @linux_only
 def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memories, "IDLE", 0)  # nothing is kept for the next run

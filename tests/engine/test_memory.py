@@ -40,6 +40,7 @@ def numbered(start: int, end: int, width: int = 5) -> torch.Tensor:
 # Windows
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data(), capacity=st.integers(1, 12))
 def test_a_window_moves_down(data: Any, capacity: int) -> None:
@@ -126,6 +127,7 @@ print(*(now - before for now in (freed, enough, held())))
 """
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 @pytest.mark.parametrize("kept", [True, False])

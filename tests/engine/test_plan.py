@@ -84,6 +84,7 @@ def test_nothing_is_read_that_is_not_there_in_many_candidates(name: str, kernels
             Replay(one).run()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -99,6 +100,7 @@ def test_nothing_is_read_that_is_not_there_in_any_network(data: Any) -> None:
         Replay(one).run()
 
 
+@pytest.mark.slow
 def test_the_replay_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spill_everything: None) -> None:
     def caught() -> bool:
         plans._candidates.cache_clear()
@@ -127,6 +129,7 @@ def test_the_replay_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spill_e
     plans._candidates.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 def test_maps_are_written_over_what_is_not_needed_any_more() -> None:
     kept = candidates(CONFIGS["narrow"], "decode", 16, 16)[0]
@@ -148,6 +151,7 @@ def test_maps_are_written_over_what_is_not_needed_any_more() -> None:
 # Promises
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(config=configs(), direction=DIRECTIONS, kernels=KERNELS, height=st.integers(1, 120), width=st.integers(1, 60))
 def test_a_plan_keeps_within_its_memory(
@@ -179,6 +183,7 @@ def test_a_plan_keeps_within_its_memory(
     within(parse_memory(named[1]))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(config=configs(), direction=DIRECTIONS, height=st.integers(1, 200), width=st.integers(1, 40))
 def test_places_make_sense(config: NetworkConfig, direction: Direction, height: int, width: int) -> None:
@@ -201,6 +206,7 @@ def test_places_make_sense(config: NetworkConfig, direction: Direction, height: 
         assert one.flops >= one.attention
 
 
+@pytest.mark.slow
 def test_what_is_free_bounds_a_plan_that_is_not_told() -> None:
     steps = program(KL, "decode")
     smallest = min(one.peak for one in candidates(KL, "decode", 256, 256))
@@ -211,6 +217,7 @@ def test_what_is_free_bounds_a_plan_that_is_not_told() -> None:
     assert plan(steps, 2048, 2048, threads=2, memory=smallest, free=10**6).peak == smallest
 
 
+@pytest.mark.slow
 def test_a_plan_takes_less_where_that_costs_little() -> None:
     """Above a gigabyte; below it the fastest is taken."""
     for size in (512, 4096):
@@ -232,6 +239,7 @@ def test_less_memory_is_enough_for_more_work() -> None:
     assert large.flops - large.attention < (large.direct_flops - large.attention) / 2
 
 
+@pytest.mark.slow
 def test_attention_that_costs_more_than_all_else_is_told() -> None:
     assert plan(program(KL, "decode"), 512, 512).notices() == []
     (notice,) = plan(program(KL, "decode"), 8192, 8192).notices()

@@ -90,6 +90,7 @@ def test_grey_is_measured_in_grey(tmp_path: Path) -> None:
     assert "in grey (luma)" in page
 
 
+@pytest.mark.slow
 def test_grey_and_rgb_are_compared_in_grey(tmp_path: Path) -> None:
     paths, data = [file_of(tmp_path, GREY), file_of(tmp_path, SMALL)], folder_of(tmp_path / "data")
     found = evaluated(tmp_path, paths, data)
@@ -107,6 +108,7 @@ def test_grey_and_rgb_are_compared_in_grey(tmp_path: Path) -> None:
         evaluated(tmp_path, paths, data, "rgb")
 
 
+@pytest.mark.slow
 def test_rgba_is_measured_over_white_and_over_black(tmp_path: Path) -> None:
     path, data = file_of(tmp_path, RGBA), folder_of(tmp_path / "data")
     found = evaluated(tmp_path, [path], data)
@@ -160,6 +162,7 @@ def test_errors_of_alpha_are_told_apart(tmp_path: Path, without_lpips: list[str]
     ]
 
 
+@pytest.mark.slow
 def test_beside_a_vae_of_rgb_alpha_is_that_of_opaque_pictures(tmp_path: Path, without_lpips: list[str]) -> None:
     paths, data = [file_of(tmp_path, RGBA), file_of(tmp_path, SMALL)], folder_of(tmp_path / "data")
     alone = evaluated(tmp_path, paths[1:], data, metrics=None)
@@ -281,6 +284,7 @@ def test_reconstructions(tmp_path: Path, channels: int) -> None:
     assert np.array_equal(middle, seen(whole.original)[:3].expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_probes(tmp_path: Path, channels: int) -> None:
     vae = vae_of(tmp_path, channels)

@@ -170,6 +170,7 @@ class Here:
         return task()
 
 
+@pytest.mark.slow
 def test_a_picture_is_encoded_once_for_all_its_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = weights(tmp_path, 3)
     setup = Setup(
@@ -217,6 +218,7 @@ def test_threads_that_no_node_has(cluster: None, tmp_path: Path, monkeypatch: py
         evaluate(drawn(tmp_path / "data", 1), setup, tmp_path / "r", engine="ray")
 
 
+@pytest.mark.slow
 def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from calotype.evaluate.cluster import on_ray
 

@@ -34,6 +34,7 @@ from calotype.vae import VAE, picture_generator
 from calotype.weights.save import save_weights
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_each_picture(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes), tmp_path / "r")
     assert [one["label"] for one in found["vaes"]] == ["vae0", "vae1"]
@@ -65,6 +66,7 @@ def test_figures_are_those_of_each_picture(data: Path, vaes: tuple[str, ...], tm
     assert "vae1" in (tmp_path / "r" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_one_goes_on_and_measures_nothing_twice(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_stopped_one_goes_on_and_measures_nothing_twice(
     assert figures(whole) == figures(again)
 
 
+@pytest.mark.slow
 def test_the_page_decodes_nothing_twice(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +122,7 @@ def test_the_page_decodes_nothing_twice(
             assert all(np.array_equal(a.reconstructions[key], b.reconstructions[key]) for key in a.reconstructions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_features_of_a_picture_are_computed_once_for_all_vaes(
     kept: bool, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +150,7 @@ def test_features_of_a_picture_are_computed_once_for_all_vaes(
         assert alone["vaes"][0]["rows"] == both["vaes"][i]["rows"]  # to the last bit
 
 
+@pytest.mark.slow
 def test_parts_and_one_more_vae_come_to_the_same(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     whole = evaluate(data, setup(vaes), tmp_path / "whole")
     for part in ("2/3", "1/3", "3/3"):
@@ -174,6 +179,7 @@ def test_samples_have_a_seed(data: Path, vaes: tuple[str, ...], tmp_path: Path) 
     assert rows[0] == rows[2] != rows[1]
 
 
+@pytest.mark.slow
 def test_a_vae_that_fails_on_a_picture_is_listed_and_others_go_on(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +253,7 @@ def test_a_picture_that_can_not_be_read_is_listed_and_others_go_on(vaes: tuple[s
     one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lightningdit", "dc-ae", "llamagen"])
 def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], tmp_path: Path) -> None:
     """By the libraries those tables were made with."""
@@ -278,6 +285,7 @@ def test_presets_measure_as_their_tables_were(name: str, vaes: tuple[str, ...], 
     assert row["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_distances_are_over_features_of_all_pictures(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     extractors: dict[str, Features] = {"means": Means()}
     tools = Tools(metrics=("psnr",), lpips={}, extractors=extractors)
@@ -331,6 +339,7 @@ def test_memory_is_given_back_after_every_task(
     assert done == ["measured", "given back"] * 6
 
 
+@pytest.mark.slow
 def test_too_few_pictures_are_refused_before_any_is_measured(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_worst_part_by_trying_all(height: int, width: int, count: int, monke
         assert np.array_equal(crop.reconstructions[key], part)
 
 
+@pytest.mark.slow
 def test_it_takes_no_time() -> None:
     """A picture of six megapixels, against what adding up each of its parts takes."""
     generator = torch.Generator().manual_seed(0)

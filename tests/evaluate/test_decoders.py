@@ -93,6 +93,7 @@ def by_hand(encoder: VAE, decoder: VAE, path: Path, seed: int | None = None) -> 
     return to_uint8(x), to_uint8(y if n == 1 else avg_pool2d(y, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 7])
 def test_figures_are_those_of_the_same_latents(
     seed: int | None, sd: dict[str, str], data: Path, tmp_path: Path
@@ -132,6 +133,7 @@ def test_of_a_decoder_only_its_half_counts(sd: dict[str, str], data: Path, tmp_p
     assert set(other["speed"]) == {"device", "n", "decode_seconds_per_megapixel"}
 
 
+@pytest.mark.slow
 def test_a_picture_is_encoded_once(
     sd: dict[str, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +149,7 @@ def test_a_picture_is_encoded_once(
     assert count == {"a.safetensors": 6}
 
 
+@pytest.mark.slow
 def test_decoders_are_added_to_what_there_is(
     sd: dict[str, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +188,7 @@ def test_a_key_is_of_both_halves_and_of_what_latents_pass_through(sd: dict[str, 
     assert rows_key(a, other) != rows_key(a, b)
 
 
+@pytest.mark.slow
 def test_parts_are_joined(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     asked = through(sd, "b")
     parts = [evaluate(data, asked, tmp_path / "r", part=f"{i}/2") for i in (1, 2)]
@@ -199,6 +203,7 @@ def test_parts_are_joined(sd: dict[str, str], data: Path, tmp_path: Path) -> Non
         ]
 
 
+@pytest.mark.slow
 def test_a_decoder_that_fails_is_listed_and_the_others_go_on(
     sd: dict[str, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +231,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {path.name: str(path) for path in root.iterdir()}
 
 
+@pytest.mark.slow
 def test_what_is_larger_is_averaged_and_that_is_said(wan: dict[str, str], data: Path, tmp_path: Path) -> None:
     asked = through(wan, "wan-2.1", "wan-2.1-larger", vae="qwen-image")
     with pytest.warns(
@@ -264,6 +270,7 @@ def transparent(folder: Path, count: int = 3) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_alpha_has_an_error_of_its_own(wan: dict[str, str], tmp_path: Path) -> None:
     """Two decoders of RGBA, and beside them one of RGB, where all are compared over white."""
     theirs("qwen-image-layered", 9).save_pretrained(tmp_path / "other")
@@ -288,6 +295,7 @@ def test_alpha_has_an_error_of_its_own(wan: dict[str, str], tmp_path: Path) -> N
     assert all("error" not in row for one in found["vaes"] for row in one["rows"])
 
 
+@pytest.mark.slow
 def test_packed_latents_of_odd_sides(data: Path, tmp_path: Path) -> None:
     """FLUX.2's model latents pack 2x2, and a picture may have an odd number of raw ones."""
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
@@ -300,6 +308,7 @@ def test_packed_latents_of_odd_sides(data: Path, tmp_path: Path) -> None:
 # --- what is written ---
 
 
+@pytest.mark.slow
 def test_the_files(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     found = evaluate(data, through(sd, "b", "taesd", metrics=ALL), tmp_path / "r")
     rows = sheet(tmp_path / "r")
@@ -394,6 +403,7 @@ def test_several_vaes_and_an_enlarging_one(wan: dict[str, str], sd: dict[str, st
     refused(UsageError, "An evaluation needs pictures that come out as large", asked, data, tmp_path)
 
 
+@pytest.mark.slow
 def test_others_are_compared_all_the_same_and_that_is_said(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     with pytest.warns(match="Nothing tells that"):
         found = evaluate(data, through(sd, "unknown", any_vae=True), tmp_path / "r")
@@ -412,6 +422,7 @@ def test_labels_of_decoders() -> None:
         labels(("a",), (" ",))
 
 
+@pytest.mark.slow
 def test_rows_of_other_versions_of_a_decoder_are_none_of_it(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     """The store holds each under a key of its own."""
     asked = through(sd, "b", "taesd")

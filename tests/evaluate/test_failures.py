@@ -64,6 +64,7 @@ def test_any_failure_of_a_vae_is_listed(
     assert figures(again) == figures(evaluate(data, setup(vaes[:1]), tmp_path / "whole", limit=3))
 
 
+@pytest.mark.slow
 def test_a_failure_of_a_metric_or_an_extractor_is_listed(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_failure_of_a_metric_or_an_extractor_is_listed(
     assert found["vaes"][0]["distances"]["fid_means"]["n"] == 5
 
 
+@pytest.mark.slow
 def test_a_crop_that_fails_is_left_out(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_part_that_can_not_be_read_is_listed(vaes: tuple[str, ...], tmp_path: 
     assert [one["sha256"] is None for one in whole["pictures"]] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_part_that_was_stopped_is_to_be_run(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def as_torch_fidelity(pictures: Tensor) -> Tensor:
     return (pictures.float() - 128.0) / 128.0
 
 
+@pytest.mark.slow
 def test_values_are_those_of_an_independent_implementation(inception: Inception) -> None:
     found = inception.features(as_torch_fidelity(patterns()))
     assert found.shape == (2, 2048)
@@ -175,10 +176,12 @@ def inception_stub() -> Inception:
         return Inception()
 
 
+@pytest.mark.slow
 def test_a_picture_of_299_pixels_is_not_resized(inception: Inception) -> None:
     assert torch.equal(inception(patterns()), inception.features(2.0 * (patterns().float() / 255.0) - 1.0))
 
 
+@pytest.mark.slow
 def test_features_are_of_each_picture_alone_and_frozen(inception: Inception) -> None:
     pictures = photos("astronaut", "coffee", "chelsea")[:, :, 30:174, 40:200]
     together = inception(pictures)
@@ -286,6 +289,7 @@ def file(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return path
 
 
+@pytest.mark.slow
 def test_a_file_a_folder_or_the_environment_name_the_weights(
     inception: Inception, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +305,7 @@ def test_a_file_a_folder_or_the_environment_name_the_weights(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_once(
     inception: Inception, content: bytes, file: Path, server: Server, cache: Path
 ) -> None:
@@ -338,6 +343,7 @@ def test_a_cache_that_can_not_be_written_is_said(cache: Path) -> None:
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_other_bytes_are_refused(
     file: Path, content: bytes, tensors: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

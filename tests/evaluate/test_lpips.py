@@ -253,6 +253,7 @@ def published() -> Path:
     return Path(spec.submodule_search_locations[0]) / "weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 def test_values_are_those_of_an_independent_implementation(published: Path, net: Net) -> None:
     lpips = load_lpips(net, published)
@@ -261,6 +262,7 @@ def test_values_are_those_of_an_independent_implementation(published: Path, net:
         assert lpips(x, y).item() == pytest.approx(GOLDEN[net][name], abs=5e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(101, 138), pytest.param((300, 411), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("net", NETS)
 def test_photographs_are_as_far_as_in_float64(published: Path, net: Net, size: tuple[int, int]) -> None:
@@ -470,6 +472,7 @@ def test_without_cache_and_network_there_is_one_clear_error(cache: Path) -> None
     assert names(cache) == []
 
 
+@pytest.mark.slow
 def test_the_servers_refusal_is_told(served: Server) -> None:
     served.files.clear()
     with pytest.raises(FetchError, match="the server answered 404 at http"):

@@ -76,6 +76,7 @@ def nothing_is_left() -> None:
     assert not list(Path().rglob(".calotype-*"))
 
 
+@pytest.mark.slow
 def test_what_is_written_says_how_it_was_made(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_what_is_written_says_how_it_was_made(
         assert text in page
 
 
+@pytest.mark.slow
 def test_cards_are_no_photographs(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_cards_are_no_photographs(
     assert "drawn cards, not photographs" in Path("report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_with_dots_keeps_its_name(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +122,7 @@ def test_a_folder_with_dots_keeps_its_name(
     assert "<h1>The latent space of my.vae.v1.5</h1>" in Path("report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_folders_are_labels(vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(4):
         draw(f"photos/{'cat' if i % 2 else 'dog'}/{i}.png", i)
@@ -138,6 +142,7 @@ def test_folders_are_labels(vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (numbers["pictures"], numbers["labels"], numbers["pictures without a label, left out here"]) == (4, 2, 1)
 
 
+@pytest.mark.slow
 def test_labels_in_a_zip_are_of_all_its_pictures(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +164,7 @@ def test_labels_in_a_zip_are_of_all_its_pictures(
     assert "gone.png" in Path("report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_labels_stay_with_their_pictures(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +179,7 @@ def test_labels_stay_with_their_pictures(
     assert (numbers["pictures"], numbers["labels"]) == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_none_of_labels_is_told(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +191,7 @@ def test_a_file_that_is_none_of_labels_is_told(
     assert written()["left_out"]["labels"].startswith("labels.json in photos: labels must be JSON")
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_read(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +237,7 @@ def test_bad_pictures_are_one_sentence(
     nothing_is_left()
 
 
+@pytest.mark.slow
 def test_one_picture_says_what_it_is_too_few_for(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +284,7 @@ def test_two_probes_in_one_folder(
     nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_leaves_no_numbers(
     vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +299,7 @@ def test_a_page_that_fails_leaves_no_numbers(
     assert not Path("report").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_one_word_and_leaves_nothing(here: Path) -> None:
     for i in range(2):

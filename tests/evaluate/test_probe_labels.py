@@ -59,6 +59,7 @@ def picture(rng: np.random.Generator, level: float, contrast: float) -> np.ndarr
     return (level + contrast * noise).clip(0, 255).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_labels_that_are_separable_are_found() -> None:
     rng = np.random.default_rng(0)
     given, labels = [], []
@@ -77,6 +78,7 @@ def test_labels_that_are_separable_are_found() -> None:
     assert "as much as pixels do" in found.sentence
 
 
+@pytest.mark.slow
 def test_what_only_latents_hold_is_found_in_them_alone() -> None:
     rng = np.random.default_rng(1)
     given = [(f"{i}", picture(rng, 128 + rng.normal(), 6 + 12 * (i % 2))) for i in range(60)]
@@ -86,6 +88,7 @@ def test_what_only_latents_hold_is_found_in_them_alone() -> None:
     assert "more than pixels do" in found.sentence
 
 
+@pytest.mark.slow
 def test_labels_have_the_numbers_of_the_map() -> None:
     rng = np.random.default_rng(5)
     given = [(f"{i}", picture(rng, 60 + 2 * i, 8)) for i in range(6)]
@@ -97,6 +100,7 @@ def test_labels_have_the_numbers_of_the_map() -> None:
     assert _listed(many).endswith(", 18 label 18, 19 label 19, ... 20 label 20")
 
 
+@pytest.mark.slow
 def test_labels_that_say_nothing_are_not_found() -> None:
     rng = np.random.default_rng(2)
     given = [(f"{i}", picture(rng, 128 + 20 * rng.normal(), 10)) for i in range(60)]
@@ -105,6 +109,7 @@ def test_labels_that_say_nothing_are_not_found() -> None:
     assert found.value("NMI of k-means, latents") < 0.2
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(3)
     given = [(f"{i}", picture(rng, 100 + 20 * rng.normal() + 20 * (i % 2), 10)) for i in range(20)]

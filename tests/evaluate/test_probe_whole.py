@@ -75,6 +75,7 @@ def rough(i: int, height: int = 120, width: int = 96) -> np.ndarray[Any, Any]:
     return levels.repeat(4, 0).repeat(4, 1)
 
 
+@pytest.mark.slow
 def test_pictures_are_not_kept() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()  # it sees what NumPy holds, and pixels of pictures are that before anything is made of them
@@ -88,6 +89,7 @@ def test_pictures_are_not_kept() -> None:
     assert many - few < 6 * rough(0).nbytes  # of 32 more
 
 
+@pytest.mark.slow
 def test_pictures_read_when_asked_for_give_the_same() -> None:
     toy = Toy(logvar=-4.0)
     # a smaller one comes in the middle, so that what was cut before it is cut anew
@@ -128,6 +130,7 @@ def without_reading(found: Probe) -> dict[str, Any]:
     return {key: value for key, value in found.to_dict().items() if key != "unread"}
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_told_and_the_others_go_on() -> None:
     toy = Toy(logvar=-4.0)
     labels = ["a", "b", "a", "b", "a", "b"]
@@ -149,6 +152,7 @@ def test_a_picture_that_changes_meanwhile() -> None:
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_pictures_without_a_label_are_measured_in_all_else() -> None:
     toy, given = Toy(logvar=-4.0), named(9)
     labels = ["x", None, "y", "x", "y", None, "y", "x", "alone"]
@@ -241,6 +245,7 @@ def check(finding: Finding) -> None:
             assert all(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 for image in figure.images)
 
 
+@pytest.mark.slow
 def test_lpips_is_used_where_it_is_given() -> None:
     torch.manual_seed(0)
     found = probe(Toy(logvar=-4.0), named(2), lpips=LPIPS("alex"))  # with random weights: a distance all the same
@@ -259,6 +264,7 @@ def test_an_exact_vae_gives_sentences_and_json_too() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_built_in_vae_gives_finite_numbers() -> None:
     found = probe(
         calotype.load(device="cpu"), [(name, getattr(data, name)()) for name in ("astronaut", "coffee")], side=64

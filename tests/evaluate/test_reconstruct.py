@@ -329,6 +329,7 @@ def overflowing(bias: float) -> Network:
     return made
 
 
+@pytest.mark.slow
 def test_what_overflows_is_decoded_again(tmp_path: Path) -> None:
     image = drawn(24, 16)
     narrow = vae_of(overflowing(4e4), torch.float16)

@@ -134,6 +134,7 @@ def test_the_scripts_data_are_the_results(page: Page) -> None:
     assert data["values"]["psnr"][2][2] is None
 
 
+@pytest.mark.slow
 def test_of_many_pictures_the_page_names_some_and_its_means_are_of_all(tmp_path: Path) -> None:
     small, crops = example(count=4)
     count, wanted, worst = 20_000, (7, 8, 12_345), 13_001

@@ -340,6 +340,7 @@ def test_a_whole_page_opens_in_a_second(browser: webdriver.Chrome, tmp_path: Pat
     assert 0 < statistics.median(times) < max(1.0, statistics.median(turns))
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_on_a_phone(page: webdriver.Chrome, report: Path) -> None:
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

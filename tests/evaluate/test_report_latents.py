@@ -137,6 +137,7 @@ def by_hand(path: str, picture: Path, name: str, box: tuple[int, int, int, int])
     return rgb[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 def test_of_each_vae_whose_factors_are_known(
     again: bool, made: list[Crop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

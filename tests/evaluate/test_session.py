@@ -190,6 +190,7 @@ def test_the_order_of_metrics_is_no_matter(
     one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_the_sheet_says_of_what_each_row_is(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes), tmp_path / "r")
     rows = sheet(tmp_path / "r")
@@ -206,6 +207,7 @@ def test_the_sheet_says_of_what_each_row_is(data: Path, vaes: tuple[str, ...], t
     assert all(row["psnr_low"] == row["psnr_n"] == row["why"] == row["error"] == "" for row in rows[2:])
 
 
+@pytest.mark.slow
 def test_an_empty_cell_says_why(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     """MS-SSIM needs 161 pixels a side; one picture has them."""
     pictures = tmp_path / "data"
@@ -228,6 +230,7 @@ def test_an_empty_cell_says_why(data: Path, vaes: tuple[str, ...], tmp_path: Pat
     assert float(second["ms_ssim"]) == found["vaes"][0]["rows"][1]["ms_ssim"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear", "tensor", "adm"])
 def test_enlarged_pictures_are_said(resize: Any, data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     """The pictures' shorter sides are 33 to 38 pixels."""
@@ -276,6 +279,7 @@ def elsewhere(report: Path, vae: str, wanted: Callable[[int], bool]) -> None:
                 file.execute("UPDATE rows SET row = ? WHERE vae = ? AND picture = ?", (json.dumps(row), vae, key))
 
 
+@pytest.mark.slow
 def test_speed_is_of_one_device(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +358,7 @@ def test_a_report_is_whole_or_not_there(
     assert {name: (tmp_path / "r" / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.slow
 def test_two_evaluations_in_one_folder(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     """Parts go on side by side, each once."""
     report = tmp_path / "r"
@@ -370,6 +375,7 @@ def test_two_evaluations_in_one_folder(data: Path, vaes: tuple[str, ...], tmp_pa
     assert not list(report.glob(".calotype-*"))
 
 
+@pytest.mark.slow
 def test_a_part_says_what_it_holds(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes), tmp_path / "r", part="2/3")
     assert (found["shard"], found["pictures"], found["failures"], found["warnings"]) == ("2/3", 2, [], [])

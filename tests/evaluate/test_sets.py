@@ -59,6 +59,7 @@ def with_lpips(folder: Path, seed: int) -> str:
     return str(folder / "alex.safetensors")
 
 
+@pytest.mark.slow
 def test_other_weights_of_a_metric_are_another_evaluation(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ class Scaled(Means):
         return self.scale * super().__call__(pictures)
 
 
+@pytest.mark.slow
 def test_features_of_other_weights_are_measured_anew(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_missing_file_of_a_package_is_said(tmp_path: Path, monkeypatch: pytest
     assert str(caught.value) == said
 
 
+@pytest.mark.slow
 def test_the_kernel_distance_alone_needs_few_pictures(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +275,7 @@ def test_what_is_thrown_away_is_not_computed(monkeypatch: pytest.MonkeyPatch) ->
     assert distances.kernel_distance(x, y, whole=False).value == both.value  # too few for subsets
 
 
+@pytest.mark.slow
 def test_rows_are_parsed_once(
     data: Path, vaes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

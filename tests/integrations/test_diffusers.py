@@ -169,6 +169,7 @@ PIPELINES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments"), PIPELINES)
 def test_a_pipeline_makes_the_same_pictures(
     name: str, arguments: dict[str, Any], diffusers: Any, ours: Any, theirs: Any, tmp_path: Path, request: Any
@@ -197,6 +198,7 @@ def test_a_vae_put_in_later_makes_the_same_pictures(
     assert_close(run(pipe, **SIZE), expected)
 
 
+@pytest.mark.slow
 def test_a_shift_is_applied(diffusers: Any, ours: Any, theirs: Any, tmp_path: Path) -> None:
     torch.manual_seed(4)
     transformer = diffusers.SD3Transformer2DModel(
@@ -283,6 +285,7 @@ def test_a_saved_pipeline_is_diffusers_own(diffusers: Any, ours: Any, theirs: An
     assert_close(run(again, **SIZE), expected)
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_another_kind_takes_the_vae_over(diffusers: Any, ours: Any, sd: Any, tmp_path: Path) -> None:
     pipe = diffusers.StableDiffusionPipeline(vae=ours(calotype.load(make_folder(tmp_path), device="cpu")), **sd)
     with pytest.raises(ValueError, match="vae"):
@@ -297,6 +300,7 @@ def test_a_pipeline_of_another_kind_takes_the_vae_over(diffusers: Any, ours: Any
 MEANS = {"latents_mean": [-1.6, 1.1, 3.3, -2.6], "latents_std": [8.4, 5.9, 6.6, 5.2], "scaling_factor": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"])
 def test_means_and_a_factor_are_what_pipelines_of_sdxl_make_of_them(
     name: str, diffusers: Any, ours: Any, theirs: Any, sdxl: Any, tmp_path: Path
@@ -368,6 +372,7 @@ def test_decoded_pixels_are_those_of_diffusers(pair: tuple[Any, Any]) -> None:
     assert_close(result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_rgba_are_as_in_diffusers(channels: int, ours: Any, theirs: Any, tmp_path: Path) -> None:
     make_folder(tmp_path / "vae", replace(F8, in_channels=channels))
@@ -393,6 +398,7 @@ def test_outputs_may_be_tuples(pair: tuple[Any, Any]) -> None:
     assert torch.equal(pixels, vae.decode(z)["sample"])
 
 
+@pytest.mark.slow
 def test_tiling_and_slicing_change_nothing(pair: tuple[Any, Any]) -> None:
     vae, _ = pair
     x, z = pictures(0, 2, 64, 64), torch.randn(2, 4, 8, 8)
@@ -423,6 +429,7 @@ def test_means_and_stds_of_latents_are_in_the_config(ours: Any, tmp_path: Path) 
 # Moves
 
 
+@pytest.mark.slow
 def test_a_narrower_copy_computes_and_the_way_back_is_exact(pair: tuple[Any, Any]) -> None:
     vae, reference = pair
     z = torch.randn(1, 4, 4, 4)

@@ -128,6 +128,7 @@ def test_tiles_are_not_needed(pair: tuple[Any, Any], computed: list[str]) -> Non
 COPIES: list[Callable[[Any], Any]] = [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", COPIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_copies_are_their_own(
@@ -165,6 +166,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_changed_weights_count(name: str, dtype: torch.dtype, pair: tuple[Any, Any], computed: list[str]) -> None:
@@ -362,6 +364,7 @@ def test_without_a_gradient_nothing_changes(pair: tuple[Any, Any], computed: lis
 # from_pretrained
 
 
+@pytest.mark.slow
 def test_from_pretrained_reads_folders(ours: Any, theirs: Any, folder: Path) -> None:
     reference = theirs.from_pretrained(folder)
     for arguments in ((folder,), (str(folder),), (folder / f"{STABLE}.safetensors",)):

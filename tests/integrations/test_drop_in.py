@@ -116,6 +116,7 @@ def same(vae: Any, reference: Any, tolerance: float = 1e-4, **size: int) -> None
         assert_close(vae.decode(z).sample, reference.decode(z).sample, tolerance)
 
 
+@pytest.mark.slow
 @pairs(quick=(*QUICK, ("AutoencoderKLQwenImage", "loaded"), ("AutoencoderTiny", "loaded")))
 def test_it_computes_what_diffusers_computes(pair: tuple[Any, Any], computed: list[str]) -> None:
     vae, reference = pair
@@ -183,6 +184,7 @@ def test_a_narrower_copy_computes(pair: tuple[Any, Any], computed: list[str]) ->
 COPIES: list[Callable[[Any], Any]] = [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))]
 
 
+@pytest.mark.slow
 @pairs()
 def test_copies_are_their_own(pair: tuple[Any, Any], computed: list[str]) -> None:
     vae, reference = pair
@@ -362,6 +364,7 @@ def test_videos_are_diffusers_own_where_their_weights_are(
     assert computed == []
 
 
+@pytest.mark.slow
 def test_pictures_alone_take_a_third(classes: Any, folders: dict[str, Path]) -> None:
     def size(vae: Any) -> int:
         return sum(value.numel() for value in vae.state_dict().values())

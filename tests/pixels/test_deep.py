@@ -376,6 +376,7 @@ print(memory("VmHWM") - before, memory("VmRSS") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_reading_by_rows_takes_12_bytes_a_pixel_and_keeps_6(tmp_path: Path, kind: str) -> None:

@@ -236,11 +236,13 @@ def test_a_picture_of_one_colour_is_read(format_: str, options: dict[str, Any], 
     assert read_picture_rows(saved(image, format_, **options)).size == (600, 800)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(".jxl" not in suffixes(), reason="needs pillow-jxl-plugin")
 def test_jpeg_xl_of_one_colour_is_read() -> None:
     assert read_picture_rows(saved(Image.new("RGB", (1600, 1200)), "JXL")).size == (1200, 1600)
 
 
+@pytest.mark.slow
 def test_a_large_jpeg_2000_of_one_colour_is_read() -> None:
     """It is tried in a small size first."""
     data = saved(Image.new("L", (6400, 5600), 77), "JPEG2000")

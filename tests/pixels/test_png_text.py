@@ -67,6 +67,7 @@ def test_many_small_texts_that_are_large_together() -> None:
     assert notice.startswith("33 text chunks were skipped")  # 67 of a million bytes are less than 64 MiB
 
 
+@pytest.mark.slow
 def test_a_bomb_stays_harmless() -> None:
     bomb = zlib.compress(bytes(200_000_000))
     chunks = [(b"zTXt", b"a\0\0" + bomb), (b"iTXt", b"a\0\1\0\0\0" + bomb), (b"iCCP", b"a\0\0" + bomb)]

@@ -84,6 +84,7 @@ def saved_without(holder: str) -> bytes:
     return saved(image, "WEBP", lossless=True) if holder == "WebP" else saved(image.convert("CMYK"), "TIFF")
 
 
+@pytest.mark.slow
 def test_profiles_with_noise_in_them_are_used_or_told() -> None:
     noise = random.Random(5)
     for number in range(300):

@@ -172,6 +172,7 @@ def test_sizes_are_told_without_looking_at_the_data() -> None:
     assert picture_size(io.BytesIO(bytes(data))) == (12, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["ICO", "ICNS"])
 def test_icons_hold_pngs(format_: str) -> None:
     file = io.BytesIO()

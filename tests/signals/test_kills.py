@@ -27,6 +27,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 SECONDS = float(os.environ.get("CALOTYPE_TEST_SECONDS") or 30)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(winograd_available()), reason="no CPU kernels here")
 def test_the_spilled_decode_is_one() -> None:
     engine = Engine(kl(), torch.device("cpu"), torch.float32, "winograd")

@@ -155,6 +155,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"),
     [
@@ -168,6 +169,7 @@ def test_while_it_is_still_being_imported(name: str, number: signal.Signals, tmp
     assert (process.returncode, out, err) == (CODES[number], "", "calotype: Stopped.\n")
 
 
+@pytest.mark.slow
 def test_an_error_that_an_interrupt_became_is_no_error(tmp_path: Path) -> None:
     """As where a library's C code turns it into its own."""
     body = """
@@ -188,6 +190,7 @@ vae.load = load
         assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")
 
 
+@pytest.mark.slow
 def test_a_second_signal_while_it_ends(tmp_path: Path) -> None:
     body = """
 import os, signal, time
@@ -208,6 +211,7 @@ vae.load = load
     assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")
 
 
+@pytest.mark.slow
 def test_a_program_that_ignores_interrupts_ends_well(tmp_path: Path) -> None:
     body = """
 import os, signal, time
@@ -226,6 +230,7 @@ vae.load = load
     assert "builtin" in out
 
 
+@pytest.mark.slow
 def test_it_is_said_when_a_progress_bar_was_interrupted(tmp_path: Path) -> None:
     """rich takes standard error over, and an interrupt in the middle of it may leave it so and mute."""
     body = """
@@ -246,6 +251,7 @@ vae.load = load
     assert (process.returncode, out, err) == (143, "", "calotype: Stopped.\n")
 
 
+@pytest.mark.slow
 def test_it_is_the_last_thing_said(tmp_path: Path) -> None:
     """A bar in a generator ends with it, and on a terminal takes the lines that were said meanwhile away."""
     body = """

@@ -76,6 +76,7 @@ def averages(x: Tensor) -> Tensor:
 # Learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["muon", "adamw", "adam"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_loss_falls(optimiser: str, precision: str) -> None:
@@ -86,6 +87,7 @@ def test_the_loss_falls(optimiser: str, precision: str) -> None:
     assert losses[-1] < 0.75 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
@@ -108,6 +110,7 @@ def test_training_begins_with_little_noise() -> None:
     assert make(changed(quiet=False)).network.encode(x).std.mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bits() -> None:
     first, second = trained(TINY), trained(TINY)
     assert same_trainers(first, second)
@@ -167,6 +170,7 @@ def test_a_resumed_run_is_an_unbroken_one(stop: int, optimiser: str, tmp_path: P
     assert same_trainers(whole, trained(recipe, start=resumed(recipe, tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_so_it_is_with_everything_switched_on(tmp_path: Path) -> None:
     whole = trained(EVERYTHING, start=make(EVERYTHING, HELPERS))
@@ -428,6 +432,7 @@ def test_a_teacher_decides_what_latents_are() -> None:
         assert line["loss"] == pytest.approx(line["rec"] + line["latents"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_activations_are_brought_into_a_range() -> None:
     recipe = changed(
         network=SMALL,

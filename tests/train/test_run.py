@@ -205,6 +205,7 @@ def test_the_oldest_checkpoints_go_and_the_best_stays(data: Path, tmp_path: Path
     assert best["step"] == max(scores, key=lambda step: scores[step])
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_written_again(data: Path, tmp_path: Path) -> None:
     """A run that was killed has logged more than its last checkpoint holds."""
     out = tmp_path / "out"
@@ -284,6 +285,7 @@ def test_the_exported_weights_are_the_average(finished: Path) -> None:
     assert any(not torch.equal(value, state["model"][f"network.{name}"].half()) for name, value in stored.items())
 
 
+@pytest.mark.slow
 def test_an_autoencoder_kl_is_written_for_diffusers_too(data: Path, tmp_path: Path) -> None:
     path, _ = start(changed(network=SMALL, crop=16, steps=2, phases=(), optimiser="adam"), data, tmp_path / "out")
     assert path is not None
@@ -364,6 +366,7 @@ def kl_f8(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_taesd_learns_model_latents(data: Path, tmp_path: Path) -> None:
     """Which are what a TAESD's own are, and what its decoder's clamp at 3 is made for."""
     weights = kl_f8(tmp_path / "teacher.safetensors")
@@ -383,6 +386,7 @@ def test_a_taesd_learns_model_latents(data: Path, tmp_path: Path) -> None:
     assert (format_.name, format_.scaling_factor) == ("sd1", 1.0)
 
 
+@pytest.mark.slow
 def test_so_it_does_where_it_is_measured_by_channel(data: Path, tmp_path: Path) -> None:
     first, _ = start(changed(network=SMALL, steps=1, phases=(), optimiser="adam", crop=16), data, tmp_path / "first")
     assert first
@@ -409,6 +413,7 @@ def test_other_pictures_are_another_run(data: Path, tmp_path: Path) -> None:
         start(changed(steps=2, phases=()), data, out, resume=True)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_latent_format(data: Path, tmp_path: Path) -> None:
     weights = kl_f8(tmp_path / "start.safetensors")
     network = load(weights).config
@@ -424,6 +429,7 @@ def test_a_frozen_encoder_keeps_its_latent_format(data: Path, tmp_path: Path) ->
             assert (isinstance(format_, ScaleShift) and format_.scaling_factor == 0.18215) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_what_is_estimated_leaves_no_trace(
     norm: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -211,6 +211,7 @@ def is_decoder(key: str, layout: str) -> bool:
 # --- what comes out ---
 
 
+@pytest.mark.slow
 def test_the_loss_falls(run: Run) -> None:
     batch = torch.cat([centre_crop(picture(i), 32) for i in range(1, 5)])
     losses = []
@@ -326,6 +327,7 @@ def test_keras_files_come_out_as_keras_files(tmp_path: Path, data: Path) -> None
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begin",
     [
@@ -531,6 +533,7 @@ def test_alpha_comes_into_the_crops(mixed: Path) -> None:
             assert (b[..., 3] == 255).all()
 
 
+@pytest.mark.slow
 def test_an_rgba_decoder_learns_alpha(mixed: Path, tmp_path: Path) -> None:
     begin = CASES["qwen-image-2.1"].make(tmp_path / "begin")
     sources = (Source(path="pictures", hold_out=4),)
@@ -615,6 +618,7 @@ def test_recipes_for_decoders() -> None:
         assert recipe.adversarial is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "begin"),
     [
@@ -704,6 +708,7 @@ def test_grey_vaes_are_not_trained(tmp_path: Path) -> None:
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_weights_that_it_began_from_only(tmp_path: Path, data: Path) -> None:
     begin = CASES["sd1"].make(tmp_path / "begin")
     recipe = recipe_for(begin, steps=2, checkpoint_every=1)

@@ -199,6 +199,7 @@ def test_the_machine_makes_what_python_makes() -> None:
         assert Machine(content).load() == value
 
 
+@pytest.mark.slow
 def test_a_member_that_unpacks_to_much_more(tmp_path: Path) -> None:
     plain = io.BytesIO()
     torch.save({"a": torch.zeros(3)}, plain)

@@ -122,6 +122,7 @@ def test_diffusers_reads_what_is_written(name: str, tmp_path: Path) -> None:
     assert again.config.scaling_factor == theirs.config.scaling_factor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sana", "f32", "f64", "f128", "lite"])
 def test_the_published_kinds_are_told_without_a_config(name: str, tmp_path: Path) -> None:
     path = folder(name, tmp_path)
@@ -317,6 +318,7 @@ def test_sanas_latents_have_a_name(tmp_path: Path) -> None:
     assert (preset.latent_format, preset.config) == ("sana", DcaeConfig())
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_through_the_commands(tmp_path: Path) -> None:
     path = folder("sana", tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (70, 45, 3), dtype=np.uint8)

@@ -106,6 +106,7 @@ def check(folder: Path, theirs: Any) -> None:
     assert_close(vae.decode(z, clamp=False), pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBEYED)
 def test_what_it_says_of_the_network_is_obeyed(name: str, tmp_path: Path) -> None:
     theirs = reference(**OBEYED[name])

@@ -141,6 +141,7 @@ def test_a_preset_is_fetched_once(
     assert len(hub.asked) == asked
 
 
+@pytest.mark.slow
 def test_presets_of_one_repository_are_not_confused(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each is a file there, and all lie in one folder of the cache."""
     point_at(monkeypatch, hub.url)
@@ -389,6 +390,7 @@ def test_a_cache_that_cant_be_written_is_told(
 LENGTH = {"Content-Length": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "status", "body", "words"),
     [

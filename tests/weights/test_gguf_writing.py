@@ -136,6 +136,7 @@ def test_all_that_frames_need_comes_back(variant: str, tmp_path: Path) -> None:
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_written_as_numbers(tmp_path: Path) -> None:
     import ggufkit
 

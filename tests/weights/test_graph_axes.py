@@ -199,6 +199,7 @@ def test_a_bias_of_positions(way: str, shape: tuple[int, ...], tmp_path: Path) -
         load_weights(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "right"), [((16, 1, 1), True), ((16,), False), ((1, 16), False)])
 def test_a_bias_in_openvino(shape: tuple[int, ...], right: bool, tmp_path: Path) -> None:
     """After the first convolution."""

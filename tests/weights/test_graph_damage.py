@@ -61,6 +61,7 @@ def test_a_length_beyond_the_file(tmp_path: Path) -> None:
     refuse(written(tmp_path / "a.onnx", model(field(5, tensor))), "of a shape that nothing has")
 
 
+@pytest.mark.slow
 def test_a_graph_of_a_million_operations(tmp_path: Path) -> None:
     began = time.process_time()
     refuse(written(tmp_path / "a.onnx", model(field(1, b"") * 1_000_000)), "more than 50,000 operations")

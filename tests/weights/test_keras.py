@@ -163,10 +163,12 @@ def check_ours_reads_kerass(keras: Any, config: AutoencoderConfig, folder: Path)
     assert_close(loaded.module.decode(z), run(decoder, z))
 
 
+@pytest.mark.slow
 def test_a_keras_model_loads_what_is_written(keras: Any, tmp_path: Path) -> None:
     check_keras_reads_ours(keras, TEST, tmp_path / "h5")
 
 
+@pytest.mark.slow
 def test_what_keras_writes_is_loaded(keras: Any, tmp_path: Path) -> None:
     check_ours_reads_kerass(keras, TEST, tmp_path / "h5")
 
@@ -215,6 +217,7 @@ def by_hand(path: Path, module: AutoencoderKL, side: str, *, nested: bool) -> Pa
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [True, False], ids=["one nested group", "one group a layer"])
 def test_both_containers_in_circulation_are_read(tmp_path: Path, nested: bool) -> None:
     module = kl(TEST, 2)
@@ -258,6 +261,7 @@ def test_kernels_are_written_as_hwio(tmp_path: Path) -> None:
         assert kernel[y, x, i, o] == weight[o, i, y, x]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TEST, AutoencoderConfig(ch=32, ch_mult=(1, 2), z_channels=16, quant_conv=False)])
 def test_keras_files_come_back_bit_by_bit(tmp_path: Path, config: AutoencoderConfig) -> None:
     module = kl(config, 3)
@@ -269,11 +273,13 @@ def test_keras_files_come_back_bit_by_bit(tmp_path: Path, config: AutoencoderCon
     assert two.sha256 == again.sha256 == load_weights(one).sha256
 
 
+@pytest.mark.slow
 def test_the_latent_format_is_kept(tmp_path: Path) -> None:
     save_weights(kl(TEST), tmp_path / "h5", layout="keras", format_=KNOWN["sdxl"])
     assert load_weights(tmp_path / "h5").format == KNOWN["sdxl"]
 
 
+@pytest.mark.slow
 def test_half_a_vae_is_written_as_one_file(tmp_path: Path) -> None:
     module = kl(TEST)
     half = load_weights(by_hand(tmp_path / "x.h5", module, "decoder", nested=True)).module
@@ -287,6 +293,7 @@ def refuse(path: Path, message: str) -> None:
     one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_damaged_files(tmp_path: Path) -> None:
     path = by_hand(tmp_path / "x.h5", kl(TEST), "encoder", nested=True)
     path.write_bytes(path.read_bytes()[:2000])

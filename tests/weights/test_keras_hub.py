@@ -60,6 +60,7 @@ def test_a_file_alone(tmp_path: Path, dtype: torch.dtype) -> None:
     assert loaded.format is None  # nothing in it tells
 
 
+@pytest.mark.slow
 def test_two_blocks_a_level_and_half_a_vae(tmp_path: Path) -> None:
     module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 1), z_channels=4, quant_conv=False), 2)
     arrays, _ = hub_arrays(module)
@@ -69,6 +70,7 @@ def test_two_blocks_a_level_and_half_a_vae(tmp_path: Path) -> None:
     assert loaded.parts == {"decoder"}
 
 
+@pytest.mark.slow
 def test_a_preset_tells_how_latents_are_scaled(tmp_path: Path) -> None:
     loaded = load_weights(preset(tmp_path / "p", hub_config(MODULE)))
     assert same_tensors(loaded.module, MODULE)
@@ -82,6 +84,7 @@ def test_a_preset_tells_how_latents_are_scaled(tmp_path: Path) -> None:
     assert (again.sha256, again.format) == (loaded.sha256, loaded.format)
 
 
+@pytest.mark.slow
 def test_a_preset_of_the_whole_model(tmp_path: Path) -> None:
     """Stable Diffusion 3, whose config.json has the VAE's in it, and whose `shift` is of something else."""
     whole = {
@@ -121,6 +124,7 @@ def test_a_config_that_is_about_something_else(tmp_path: Path, more: dict[str, A
     refused(preset(tmp_path, hub_config(MODULE, **more)), message)
 
 
+@pytest.mark.slow
 def test_an_archive(tmp_path: Path) -> None:
     write_hub(tmp_path / "inner.h5", ARRAYS, TITLES)
     for name, packing in (("stored", zipfile.ZIP_STORED), ("packed", zipfile.ZIP_DEFLATED)):
@@ -134,6 +138,7 @@ def test_an_archive(tmp_path: Path) -> None:
     refused(tmp_path / "packed.keras", "its weights are packed; unpack the archive")
 
 
+@pytest.mark.slow
 def test_shards(tmp_path: Path) -> None:
     """As Keras splits what is larger than it was told; a layer's arrays may lie in two files."""
     places = sorted(ARRAYS)

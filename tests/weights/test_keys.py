@@ -35,6 +35,7 @@ def keras_keys(config: AutoencoderConfig) -> list[str]:
     return [f"{module}.{leaf}" for _, modules in layers for module in modules for leaf in ("weight", "bias")]
 
 
+@pytest.mark.slow
 @given(config=configs())
 @settings(deadline=None)
 def test_every_key_goes_to_diffusers_and_back(config: AutoencoderConfig) -> None:
@@ -51,6 +52,7 @@ def test_every_key_goes_to_diffusers_and_back(config: AutoencoderConfig) -> None
         assert diffusers_to_ldm(old, levels) == ours
 
 
+@pytest.mark.slow
 @given(config=configs())
 @settings(deadline=None)
 def test_kerass_order_covers_every_key_once(config: AutoencoderConfig) -> None:
@@ -60,6 +62,7 @@ def test_kerass_order_covers_every_key_once(config: AutoencoderConfig) -> None:
         assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @given(config=configs())
 @settings(deadline=None)
 def test_a_config_is_detected_from_its_shapes_in_both_layouts(config: AutoencoderConfig) -> None:

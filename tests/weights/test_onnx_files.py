@@ -65,6 +65,7 @@ def config_of(whole: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**whole.config, "_class_name": "AutoencoderKL"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("plain", "gelu"))) for name in VARIANTS]
 )
@@ -82,6 +83,7 @@ def in_channels(whole: Any, side: str) -> tuple[int, ...]:
     return (n, whole.config.in_channels if side == "encoder" else c, *size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_the_newer_exporter(side: str, tmp_path: Path) -> None:
     """Its numbers lie in a file beside the model."""
@@ -120,6 +122,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert load_weights(path).dtypes == ("float16",)
 
 
+@pytest.mark.slow
 def test_attention_before_torch_had_an_operation_for_it(tmp_path: Path) -> None:
     """Queries times keys by baddbmm, as diffusers' first processor has it."""
     processor = pytest.importorskip("diffusers.models.attention_processor")
@@ -170,12 +173,14 @@ class Whole(nn.Module):
         return self.vae(sample).sample
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_in_one_graph(tmp_path: Path) -> None:
     whole = vae(8)
     path = export(Whole(whole), "encoder", tmp_path / "model.onnx")
     same(open_container(path), dict(whole.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder(tmp_path: Path) -> None:
     whole = fill(import_diffusers().AutoencoderTiny(latent_channels=4), 9, gain=0.7)
 
@@ -213,6 +218,7 @@ def diffusers_of(module: Any, side: str) -> dict[str, Tensor]:
     return {key: value for key, value in diffusers_tensors(module).items() if key.startswith(own)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 @pytest.mark.parametrize("named", [True, False])
 def test_names_are_not_needed(named: bool, side: str, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ SHORT = [("onnx", "plain"), ("torch", "attention at levels")]
 LONG = [(way, variant) for way in ("onnx", "torch") for variant in VARIANTS if (way, variant) not in SHORT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "variant"), [*SHORT, *(pytest.param(*both, marks=pytest.mark.slow) for both in LONG)])
 def test_what_openvino_writes(way: str, variant: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
@@ -112,6 +113,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert_close(made("decoder", given, path), run_openvino(path, given))
 
 
+@pytest.mark.slow
 def test_norms_that_change_nothing_are_left_out_by_openvino(tmp_path: Path) -> None:
     """Of weights 1 and biases 0, as they are before a training."""
     pytest.importorskip("openvino")
@@ -176,6 +178,7 @@ def test_weights_in_eight_bits(tmp_path: Path) -> None:
     assert 0 < (read - kernel).abs().max() < 0.02 * kernel.abs().max()
 
 
+@pytest.mark.slow
 def test_eight_bits_are_openvinos(tmp_path: Path) -> None:
     """What it makes of a model whose kernels it holds in eight bits."""
     openvino = pytest.importorskip("openvino")

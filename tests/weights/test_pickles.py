@@ -138,6 +138,7 @@ def test_what_a_module_gives_as_its_state(tmp_path: Path, how: str) -> None:
     assert same_tensors(load_weights(store(tmp_path / "x.pt", MODULE.state_dict(), how)).module, MODULE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_an_archive_that_was_packed_again(tmp_path: Path, packing: int) -> None:
     path = store(tmp_path / "x.pt", LDM)
@@ -268,6 +269,7 @@ def test_tensors_in_other_dictionaries_are_found(tmp_path: Path, how: str, wrap:
         assert same_tensors(load_weights(store(tmp_path / f"{i}.pt", content, how)).module, MODULE)
 
 
+@pytest.mark.slow
 def test_numpy_arrays_are_tensors(tmp_path: Path) -> None:
     arrays = {key: np.asfortranarray(value.numpy()) for key, value in LDM.items()}
     for protocol in (2, 4):

@@ -321,6 +321,7 @@ def run(*command: str | Path) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_through_the_commands(tmp_path: Path) -> None:
     path = folder("movq-groups", tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (37, 45, 3), dtype=np.uint8)
@@ -338,6 +339,7 @@ def test_pictures_of_any_size_through_the_commands(tmp_path: Path) -> None:
     assert "decode" in run("plan", path, "64x64")
 
 
+@pytest.mark.slow
 def test_a_choice_is_kept_by_convert(tmp_path: Path) -> None:
     path, single, again = folder("movq-groups", tmp_path), tmp_path / "x.safetensors", tmp_path / "again"
     run("convert", path, single, "--layout", "ldm", "--choose", "quantize=false")
