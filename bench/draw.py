@@ -164,7 +164,7 @@ class Bench:
         data: the folder of pictures.
         every: all their captions.
         names, drawings: how many are judged by what is nearest, and how many by how they look.
-        steps, guidance: of drawings.
+        steps, guidance, above: of drawings; each guidance is measured, and counts above this part of noise.
         grid: where held-out names are written.
     """
 
@@ -174,12 +174,13 @@ class Bench:
     drawings: int
     steps: int
     guidance: list[float]
+    above: float
     grid: Path | None
     console: Console
 
     def measured(self, drawer: Drawer, title: str) -> dict[str, Any]:
         """All figures of one model."""
-        size, usual = drawer.model.config.size, Settings(steps=self.steps)
+        size, usual = drawer.model.config.size, Settings(steps=self.steps, guidance_above=self.above)
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
         trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
@@ -207,7 +208,7 @@ class Bench:
 
         looks = None
         for guidance in self.guidance:
-            settings = Settings(steps=self.steps, guidance=guidance)
+            settings = dataclasses.replace(usual, guidance=guidance)
             wanted = many if guidance == usual.guidance else trained
             images = drawings(drawer, wanted, settings, f"{title}: trained, guidance {guidance:g}")
             judge("trained", guidance, trained, images[: self.names])
@@ -266,6 +267,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the default guidance")
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
+    parser.add_argument("--guidance-above", type=float, default=Settings().guidance_above)
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
     parser.add_argument("--grid", type=Path, help="write held-out names here: drawings above, pictures below")
     parser.add_argument("--stamp", type=Path, help="write the model here, with these figures in its header")
@@ -273,7 +275,7 @@ def main() -> None:
     console = Console()
     bench = Bench(
         arguments.data, read_captions(arguments.data), arguments.names, arguments.drawings, arguments.steps,
-        arguments.guidance, arguments.grid, console,
+        arguments.guidance, arguments.guidance_above, arguments.grid, console,
     )  # fmt: skip
     drawer = load_drawer(arguments.model)
     measured = [bench.measured(drawer, "built-in" if arguments.model is None else arguments.model.name)]
@@ -309,13 +311,15 @@ def main() -> None:
         "device": str(drawer.vae.device),
         "processors": os.cpu_count(),
         "steps": arguments.steps,
+        "guidance_above": arguments.guidance_above,
         **first,
         "beside": others,
         "seconds_one_picture": times,
     }
     print(json.dumps(line))
     if arguments.stamp:
-        figures: dict[str, Any] = {"guidance": Settings().guidance, "steps": arguments.steps, "looks": first["looks"]}
+        figures: dict[str, Any] = {"guidance": Settings().guidance, "steps": arguments.steps}
+        figures |= {"guidance_above": arguments.guidance_above, "looks": first["looks"]}
         for one in first["results"]:
             if one["guidance"] == Settings().guidance:
                 of_names = {key: one[key] for key in ("count", "first", "five")}

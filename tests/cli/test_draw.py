@@ -37,7 +37,7 @@ def test_pictures_are_what_the_drawer_draws(calotype: Calotype, drawer: Drawer, 
     assert levels("o/red-apple.png").shape == (2 * 88 - 4, 2 * 68 - 4, 3)
     assert read_record("o/red-apple-6.png") == {
         "calotype": __import__("calotype").__version__, "kind": "draw", "prompt": "a red apple", "negative": "",
-        "seed": 6, "steps": 2, "guidance": 4.0, "sampler": "dpm++", "size": [SIZE, SIZE],
+        "seed": 6, "steps": 2, "guidance": 4.0, "guidance_above": 0.4, "sampler": "dpm++", "size": [SIZE, SIZE],
         "model": {"name": "builtin", "sha256": hashlib.sha256(model.read_bytes()).hexdigest()},
         "vae": {"name": "builtin", "sha256": drawer.vae.sha256},
     }  # fmt: skip
@@ -50,6 +50,7 @@ def test_every_setting_counts(calotype: Calotype, drawer: Drawer, other_model: P
         ([], {}),
         (["--steps", 4], {"steps": 4}),
         (["--guidance", 1.5], {"guidance": 1.5}),
+        (["--guidance-above", 0.6], {"guidance_above": 0.6}),
         (["--sampler", "euler", "--steps", 4], {"sampler": "euler", "steps": 4}),
         (["--negative", "red"], {"negative": "red"}),
         (["--size", "90x40"], {"size": (90, 40)}),
@@ -75,6 +76,7 @@ def test_defaults_are_those_of_settings(calotype: Calotype) -> None:
     told = calotype("draw", "sun", "--json").json
     default = Settings()
     assert (told["steps"], told["guidance"], told["sampler"]) == (default.steps, default.guidance, default.sampler)
+    assert told["guidance_above"] == default.guidance_above
     assert [one["seed"] for one in told["results"]] == [0]
 
 
@@ -106,16 +108,34 @@ def test_like_draws_it_again_bit_by_bit(calotype: Calotype, other_model: Path) -
     assert Path("thrice/green-apple-4.png").read_bytes() == Path("green-apple-4.png").read_bytes()
 
 
+def test_what_was_drawn_before_guidance_could_end_is_drawn_so_again(
+    calotype: Calotype, drawer: Drawer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calotype("draw", "sun", "--steps", 3).code == 0
+    told = read_record("sun-0.png")
+    del told["guidance_above"]
+    with monkeypatch.context() as patch:
+        patch.setattr("calotype.draw.record.read_record", lambda path: told)
+        assert calotype("draw", "--like", "sun-0.png", "--out", "again").code == 0
+    assert read_record("again/sun-0.png")["guidance_above"] == 0.0
+    assert np.array_equal(levels("again/sun-0.png"), pixels(drawer, "sun", 0, steps=3, guidance_above=0.0))
+    assert not np.array_equal(levels("again/sun-0.png"), levels("sun-0.png"))
+
+
 @pytest.mark.slow
 def test_what_is_given_beside_like_wins(calotype: Calotype, drawer: Drawer) -> None:
     calotype("draw", "sun", "-n", 1, "--steps", 2, "--guidance", 2, "--negative", "red", "--sampler", "euler")
-    base = {"prompt": "sun", "seed": 0, "steps": 2, "guidance": 2.0, "negative": "red", "sampler": "euler"}
+    base = {
+        "prompt": "sun", "seed": 0, "steps": 2, "guidance": 2.0, "guidance_above": 0.4, "negative": "red",
+        "sampler": "euler",
+    }  # fmt: skip
     for i, (more, change) in enumerate(
         (
             (["full moon"], {"prompt": "full moon"}),
             (["--seed", 9], {"seed": 9}),
             (["--steps", 3], {"steps": 3}),
             (["--guidance", 3], {"guidance": 3.0}),
+            (["--guidance-above", 0.7], {"guidance_above": 0.7}),
             (["--negative", ""], {"negative": ""}),
             (["--sampler", "dpm++"], {"sampler": "dpm++"}),
             (["--size", "32x48"], {"size": [32, 48]}),
@@ -125,7 +145,7 @@ def test_what_is_given_beside_like_wins(calotype: Calotype, drawer: Drawer) -> N
         told = read_record(one["picture"])
         assert {key: told[key] for key in base} == base | {key: change[key] for key in change if key != "size"}
         assert told["size"] == change.get("size", [SIZE, SIZE])
-        settings = {key: told[key] for key in ("steps", "guidance", "negative", "sampler")}
+        settings = {key: told[key] for key in ("steps", "guidance", "guidance_above", "negative", "sampler")}
         expected = pixels(drawer, told["prompt"], told["seed"], **settings, size=tuple(told["size"]))
         assert np.array_equal(levels(one["picture"]), expected)
     assert calotype("draw", "--like", "sun-0.png", "-n", 2, "--seed", 1).out.splitlines() == [
@@ -193,7 +213,8 @@ def test_pictures_that_like_can_not_take(calotype: Calotype, vae: Path) -> None:
     "change",
     [
         {"seed": -1}, {"seed": "0"}, {"seed": True}, {"steps": 0}, {"steps": 1e9}, {"size": [64]}, {"size": ["a", 1]},
-        {"sampler": "heun"}, {"guidance": "4"}, {"model": {"name": "builtin"}}, {"vae": None}, {"prompt": None},
+        {"sampler": "heun"}, {"guidance": "4"}, {"guidance_above": "0"}, {"model": {"name": "builtin"}}, {"vae": None},
+        {"prompt": None},
     ],
 )  # fmt: skip
 def test_a_record_that_makes_no_sense(

@@ -77,6 +77,7 @@ def test_a_checkpoint_draws(calotype: Calotype, checkpoint: FakeCheckpoint) -> N
     told = read_record("sun-1.png")
     assert (told["dtype"], told["steps"], told["sampler"], told["size"]) == ("float16", 30, None, [24, 16])
     assert (told["model"]["name"], told["vae"]["sha256"]) == ("sd", "1" * 64)
+    assert "sd is a checkpoint" in calotype("draw", "sun", "--model", "sd", "--guidance-above", 0.4).err
     checkpoint.asked.clear()
     assert calotype("draw", "--like", "sun-1.png", "--model", "sd", "--out", "o").code == 0
     opened, one = checkpoint.asked
@@ -164,6 +165,7 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
         ("draw sun --size 4x64", 2, "8 to 4096 pixels wide and high, not 4x64"),
         ("draw sun --guidance 101", 2, "from 0 to 100, not 101"),
         ("draw sun --guidance nan", 2, "from 0 to 100, not nan"),
+        ("draw sun --guidance-above 1", 2, "from 0 (to the end) to below 1, not 1"),
         ("draw sun --guidance 1 --negative red", 2, "does nothing at guidance 1"),
         ("draw sun --out text.png", 2, "text.png is a file; give a folder"),
         ("draw sun --preview folder", 2, "--preview folder: this is a folder"),
@@ -214,6 +216,7 @@ def test_a_real_checkpoint(calotype: Calotype, tmp_path: Path, monkeypatch: pyte
         ("morph a.png a.png --seed 1", 2, "--seed goes with --prompts, and these are pictures"),
         ("morph a.png a.png --steps 1", 2, "--steps goes with --prompts"),
         ("morph a.png a.png --guidance 1", 2, "--guidance goes with --prompts"),
+        ("morph a.png a.png --guidance-above 0", 2, "--guidance-above goes with --prompts"),
         ("morph a.png a.png --model x", 2, "--model goes with --prompts"),
     ],
 )

@@ -129,7 +129,7 @@ def test_norms_as_diffusers(pair: tuple[Denoiser, Any]) -> None:
     assert len(norms) > 20
     for name, one in norms.items():
         other = of_theirs[diffusers_key(f"{name}.weight", ours.config).removesuffix(".weight")]
-        assert type(one) is type(other)
+        assert isinstance(one, type(other))
         assert one.eps == other.eps
 
 

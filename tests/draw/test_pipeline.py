@@ -67,6 +67,7 @@ def test_a_drawing_is_of_prompt_seed_and_settings(drawer: Drawer) -> None:
         drawer.draw("blue square", 1, FEW),
         drawer.draw("red circle", 2, FEW),
         drawer.draw("red circle", 1, replace(FEW, guidance=1.0)),
+        drawer.draw("red circle", 1, replace(FEW, guidance_above=0.0)),
         drawer.draw("red circle", 1, replace(FEW, steps=4)),
         drawer.draw("red circle", 1, replace(FEW, negative="blue")),
         drawer.draw("red circle", 1, replace(FEW, steps=4, sampler="euler")),
@@ -123,6 +124,26 @@ def test_any_size_is_padded_and_cut(drawer: Drawer) -> None:
         made = drawer.draw("red circle", 1, replace(FEW, size=size))
         assert drawer.vae.decode_image(made).size == size
         assert torch.isfinite(made.tensor).all()
+        assert torch.isfinite(drawer.draw("red circle", 1, replace(FEW, size=size, guidance=1.0)).tensor).all()
+
+
+def test_guidance_counts_above_a_part_of_the_noise(drawer: Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the noise that a redraw begins with."""
+    seen: list[tuple[float, int]] = []
+    forward = drawer.model.forward
+
+    def watched(x: Tensor, t: Tensor, context: Context) -> Tensor:
+        seen.append((round(float(t[0]), 6), len(x)))
+        return forward(x, t, context)
+
+    monkeypatch.setattr(drawer.model, "forward", watched)
+    settings = Settings(steps=5, guidance=2.0, guidance_above=0.4)
+    source = drawer.draw("red circle", 1, settings)
+    assert seen == [(1.0, 2), (0.8, 2), (0.6, 2), (0.4, 1), (0.2, 1)]
+    for above, counts in ((0.5, [2, 2, 1, 1]), (0.0, [2, 2, 2, 2])):
+        seen.clear()
+        drawer.redraw(source, "blue square", 1, Settings(steps=8, guidance_above=above), strength=0.5)
+        assert seen == list(zip((0.5, 0.375, 0.25, 0.125), counts, strict=True))
 
 
 def test_another_vae_is_refused(drawer: Drawer) -> None:
@@ -133,7 +154,13 @@ def test_another_vae_is_refused(drawer: Drawer) -> None:
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"guidance": -1.0}, "Guidance"), ({"guidance": float("nan")}, "Guidance"), ({"size": (4, 64)}, "pixels wide")],
+    [
+        ({"guidance": -1.0}, "Guidance"),
+        ({"guidance": float("nan")}, "Guidance"),
+        ({"guidance_above": 1.0}, "a part of noise"),
+        ({"guidance_above": -0.1}, "a part of noise"),
+        ({"size": (4, 64)}, "pixels wide"),
+    ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -408,6 +408,13 @@ def test_guidance() -> None:
             assert torch.allclose(found, separate[1] + scale * (separate[0] - separate[1]), atol=1e-4)
             if scale == 1:
                 assert torch.equal(found, separate[0])
+        late = torch.full((3,), 0.4)
+        expected = network(x, late, yes)
+        for above, count in ((0.4, 3), (0.39, 6), (0.0, 6)):
+            calls.clear()
+            found = guided(network, yes, without, 3.5, above)(x, late)
+            assert calls == [count]
+            assert torch.equal(found, expected) == (count == 3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,10 +27,12 @@ from calotype.cli.drawing import (
     ConfigOption,
     DrawDtypeOption,
     DrawVaeOption,
+    GuidanceAboveOption,
     GuidanceOption,
     Model,
     ModelOption,
     NegativeOption,
+    OwnModel,
     PreviewByOption,
     PreviewEveryOption,
     PreviewOption,
@@ -67,6 +70,7 @@ def command(
     out: OutOption = Path(),
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_above: GuidanceAboveOption = None,
     negative: NegativeOption = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Of pictures, in pixels.", show_default="the model's")
@@ -106,6 +110,7 @@ def command(
     asked = Asked(
         steps=known.get("steps") if steps is None else steps,
         guidance=known.get("guidance") if guidance is None else guidance,
+        guidance_above=known.get("guidance_above") if guidance_above is None else guidance_above,
         sampler=known.get("sampler") if sampler is None else sampler.value,
         negative=known.get("negative", "") if negative is None else negative,
         size=(tuple(known["size"]) if known else None) if size is None else sized(size),
@@ -125,6 +130,8 @@ def command(
     if dtype is None and known.get("dtype") in list(Dtype):
         dtype = Dtype(known["dtype"])
     drawing = load_model(model, vae, config, device, dtype)
+    if known and isinstance(drawing, OwnModel) and asked.guidance_above is None:
+        asked = replace(asked, guidance_above=0.0)  # which all were drawn with before there was a choice
     if known:
         _require_same(drawing, known, like)
     for prompt in wanted:
@@ -196,6 +203,7 @@ def _known(like: Path) -> dict[str, Any]:
         right = all(isinstance(name, str) for name in names)
         right &= len(found["size"]) == 2 and all(type(side) is int for side in found["size"])
         right &= 0 <= found["seed"] <= MOST_SEED and 1 <= found["steps"] <= 1000
+        right &= type(found.get("guidance_above", 0.0)) in (int, float)
         right &= found["sampler"] is None or found["sampler"] in {one.value for one in SamplerName}
     if not right:
         raise PictureError(f"{like} does not say all that is needed to draw it again; give prompts and options.")

@@ -78,6 +78,14 @@ GuidanceOption = Annotated[
     float | None,
     typer.Option(help="How much the prompt counts; 1 is as it is.", show_default="4; checkpoints what is usual"),
 ]
+GuidanceAboveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-above",
+        help="It counts while more than this part of the noise is left; 0 is to the end. Not of checkpoints.",
+        show_default="0.4",
+    ),
+]
 NegativeOption = Annotated[str | None, typer.Option(help="What not to draw.", show_default="nothing")]
 SamplerOption = Annotated[
     SamplerName | None, typer.Option(help="How steps are taken.", show_default="dpm++; checkpoints their own")
@@ -106,6 +114,7 @@ class Asked:
 
     steps: int | None = None
     guidance: float | None = None
+    guidance_above: float | None = None
     sampler: str | None = None
     negative: str = ""
     size: tuple[int, int] | None = None  # width, height
@@ -210,7 +219,8 @@ class OwnModel(Model):
     def made_with(self, asked: Asked) -> dict[str, Any]:
         found = self.settings(asked)
         return {
-            "negative": found.negative, "steps": found.steps, "guidance": found.guidance, "sampler": found.sampler
+            "negative": found.negative, "steps": found.steps, "guidance": found.guidance,
+            "guidance_above": found.guidance_above, "sampler": found.sampler,
         }  # fmt: skip
 
     def draw(self, prompt: str, seed: int, asked: Asked, on_step: OnStep) -> Image.Image:
@@ -281,7 +291,13 @@ class CheckpointModel(Model):
         self.vae_name, self.vae_sha256 = checkpoint.vae_name, checkpoint.vae_sha256
 
     def options(self, asked: Asked) -> dict[str, Any]:
-        """What `Checkpoint.draw` and `Checkpoint.redraw` both take."""
+        """What `Checkpoint.draw` and `Checkpoint.redraw` both take.
+
+        Raises:
+            UsageError: there is something that they don't take.
+        """
+        if asked.guidance_above is not None:
+            raise UsageError(f"--guidance-above goes with calotype's own models, and {self.name} is a checkpoint.")
         return {
             "steps": asked.steps or CHECKPOINT_STEPS, "guidance": asked.guidance, "negative": asked.negative or None,
             "sampler": asked.sampler,

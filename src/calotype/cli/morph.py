@@ -27,6 +27,7 @@ from calotype.cli.common import (
 from calotype.cli.drawing import (
     MOST_SEED,
     Asked,
+    GuidanceAboveOption,
     GuidanceOption,
     Model,
     ModelOption,
@@ -100,6 +101,7 @@ def command(
     ] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_above: GuidanceAboveOption = None,
     model: ModelOption = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Say how even the steps are, by RMSE and LPIPS, beside a cross-fade.")
@@ -156,7 +158,7 @@ def command(
         from calotype.draw.walk import walk
 
         seeds = _seeds(seed, pictures)
-        asked = Asked(steps=steps, guidance=guidance, size=wanted)
+        asked = Asked(steps=steps, guidance=guidance, guidance_above=guidance_above, size=wanted)
         for prompt in pictures:
             require_text(prompt)
         drawing = _own(load_model(model, vae, None, device, None))
@@ -226,7 +228,7 @@ def _require_fitting(ctx: typer.Context, prompts: bool) -> None:
     """
     of_pictures, of_drawings = (
         ("way", "background", "dtype", "encode_dtype", "memory"),
-        ("seed", "steps", "guidance", "model"),
+        ("seed", "steps", "guidance", "guidance_above", "model"),
     )
     for name in of_pictures if prompts else of_drawings:
         option = f"--{name.replace('_', '-')}"

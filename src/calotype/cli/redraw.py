@@ -28,6 +28,7 @@ from calotype.cli.drawing import (
     DrawDtypeOption,
     DrawVaeOption,
     Edit,
+    GuidanceAboveOption,
     GuidanceOption,
     ModelOption,
     NegativeOption,
@@ -76,6 +77,7 @@ def command(
     out: OutOption = Path(),
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_above: GuidanceAboveOption = None,
     negative: NegativeOption = None,
     sampler: SamplerOption = None,
     size: SizeOption = None,
@@ -118,7 +120,11 @@ def command(
         require_text(prompt)
         _require_no_file(prompt)
     asked = Asked(
-        steps=steps, guidance=guidance, negative=negative or "", sampler=None if sampler is None else sampler.value
+        steps=steps,
+        guidance=guidance,
+        guidance_above=guidance_above,
+        negative=negative or "",
+        sampler=None if sampler is None else sampler.value,
     )
     stem = stem_of(picture)
     paths = [out / f"{stem}-redraw-{i}.png" for i in range(1, len(prompts) + 1)]

@@ -107,6 +107,13 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's, also of groups of a single number, which it refuses: the smallest pictures of the narrowest networks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ResBlock(nn.Module):
     """GroupNorm, SiLU, convolution; the embedding of the time is added; the same again; and the shortcut.
 
@@ -119,11 +126,11 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, emb_channels: int, out_channels: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            GroupNorm(32, out_channels),
             nn.SiLU(),
             nn.Identity(),  # where dropout stands in the original: it counts in the keys
             _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -231,7 +238,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, context_dim, heads)])
         self.proj_out = _zeroed(nn.Conv2d(channels, channels, 1))
@@ -339,7 +346,7 @@ class Denoiser(nn.Module):
                     factor //= 2
                 self.output_blocks.append(Stage(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+            GroupNorm(32, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
 
     def forward(

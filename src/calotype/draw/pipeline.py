@@ -38,16 +38,19 @@ class Settings:
     Attributes:
         steps: calls of the denoiser, each for two texts.
         guidance: how much the text counts against the negative one, as `sampler.guided` has it; 1 leaves that out.
+        guidance_above: it counts so while more than this part of the noise that a drawing begins with is left; then
+            the text counts as it is. 0 is to the end.
         sampler: see `schedule.SAMPLERS`.
         negative: what not to draw; the empty text where nothing is given.
         size: (width, height) in pixels; what the model was trained on where none is given.
 
     Raises:
-        UsageError: a guidance or size that can't be.
+        UsageError: a guidance, a part of noise or a size that can't be.
     """
 
     steps: int = 24
     guidance: float = 4.0
+    guidance_above: float = 0.4
     sampler: Sampler = "dpm++"
     negative: str = ""
     size: tuple[int, int] | None = None
@@ -55,6 +58,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.guidance <= 100.0:
             raise UsageError(f"Guidance is a number from 0 to 100, not {self.guidance:g}; 1 follows the text as it is.")
+        if not 0.0 <= self.guidance_above < 1.0:
+            raise UsageError(
+                f"Guidance counts above a part of noise from 0 (to the end) to below 1, not {self.guidance_above:g}."
+            )
         if self.size is not None and not all(8 <= side <= 4096 for side in self.size):
             raise UsageError(f"A picture is 8 to 4096 pixels wide and high, not {self.size[0]}x{self.size[1]}.")
 
@@ -153,7 +160,8 @@ class Drawer:
             made: Tensor = self.model(x, t, context)
             return made
 
-        told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance)
+        above = settings.guidance_above * strength  # a redraw begins with as much noise
+        told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance, above)
         model_latents = sample(
             told, noise.to(self.vae.device), self._schedule,
             steps=settings.steps, sampler=settings.sampler, start=start, strength=strength, keep=keep, on_step=on_step,

@@ -223,21 +223,26 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def guided(
-    network: Callable[[Tensor, Tensor, Context], Tensor], conditional: Context, unconditional: Context, scale: float
+    network: Callable[[Tensor, Tensor, Context], Tensor],
+    conditional: Context,
+    unconditional: Context,
+    scale: float,
+    above: float | None = None,
 ) -> Network:
     """Classifier-free guidance: unconditional + scale (conditional - unconditional), from one call with 2 N latents.
 
     (Ho & Salimans 2022, arXiv:2207.12598, equation 6, whose w is scale - 1.) At scale 1 only the conditional half is
-    computed.
+    computed, and so it is where noise has become little (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
     Args:
         network: of noisy latents [N, C, h, w], times [N] and the context of N texts.
         conditional: of N texts.
         unconditional: of N texts or of one; as many tokens long as the conditional one.
+        above: the scale counts at times above this one; at all where there is none.
     """
 
     def network_of_both(x: Tensor, t: Tensor) -> Tensor:
-        if scale == 1.0:
+        if scale == 1.0 or (above is not None and float(t[0]) <= above + 1e-6):  # times come in float32
             return network(x, t, conditional)
         parts = zip(unconditional, conditional, strict=True)
         both = Context(*(torch.cat([no.expand_as(yes), yes]) for no, yes in parts))
