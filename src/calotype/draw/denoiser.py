@@ -107,7 +107,7 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class GroupNorm(nn.GroupNorm):
+class _GroupNorm(nn.GroupNorm):
     """torch's, also of groups of a single number, which it refuses: the smallest pictures of the narrowest networks."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,11 +126,11 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, emb_channels: int, out_channels: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            _GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(32, out_channels),
+            _GroupNorm(32, out_channels),
             nn.SiLU(),
             nn.Identity(),  # where dropout stands in the original: it counts in the keys
             _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -238,7 +238,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(32, channels, eps=1e-6)
+        self.norm = _GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, context_dim, heads)])
         self.proj_out = _zeroed(nn.Conv2d(channels, channels, 1))
@@ -346,7 +346,7 @@ class Denoiser(nn.Module):
                     factor //= 2
                 self.output_blocks.append(Stage(*layers))
         self.out = nn.Sequential(
-            GroupNorm(32, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+            _GroupNorm(32, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
 
     def forward(
