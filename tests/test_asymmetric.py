@@ -107,6 +107,7 @@ def test_pictures_of_any_size_are_padded_and_cropped_back(vae: VAE) -> None:
     assert_close(vae.decode_masked(z, x, mask, clamp=False), expected[:, :, :21, :33])
 
 
+@pytest.mark.slow
 def test_it_goes_through_the_engine_without_a_mask(vae: VAE) -> None:
     z = torch.randn(1, 4, 5, 7)
     x = pictures(2, 1, 40, 56)
@@ -231,6 +232,7 @@ def test_a_decoder_without_its_other_half(tmp_path: Path) -> None:
     assert_close(vae.decode_masked(z, x, mask, clamp=False), expected)
 
 
+@pytest.mark.slow
 def test_two_halves_are_joined(tmp_path: Path) -> None:
     module = fill(make_network(replace(NARROW, ch=32, norm_groups=32, decoder_ch=64)), 0)
     for side in ("encoder", "decoder"):
@@ -282,6 +284,7 @@ def test_decoders_of_other_sizes_are_refused(tmp_path: Path) -> None:
         load_weights(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_diffusers_can_not_hold_is_written_to_one_file(tmp_path: Path) -> None:
     deeper = kl(replace(AutoencoderConfig(ch=32), decoder_num_res_blocks=3))
     without = fill(make_network(replace(NARROW, quant_conv=False)), 0)

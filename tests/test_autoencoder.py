@@ -111,6 +111,7 @@ def test_networks_of_full_width_agree_with_diffusers(name: str, tmp_path: Path) 
     check_parity(theirs, loaded.module, ((80, 48),), 1)
 
 
+@pytest.mark.slow
 def test_sdxl_is_the_network_of_sd_with_another_scale(tmp_path: Path) -> None:
     config = narrow(CONFIGS["sd"])
     theirs = reference(config, 2, scaling_factor=0.13025, force_upcast=True)

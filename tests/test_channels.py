@@ -247,6 +247,7 @@ def test_seen_is_over_white_and_over_black() -> None:
     assert torch.equal(seen(opaque), torch.cat([levels[:3], levels[:3]]))
 
 
+@pytest.mark.slow
 def test_rows_of_any_channels_are_written(tmp_path: Path) -> None:
     levels = torch.from_numpy(drawn(width=333, height=200)).permute(2, 0, 1)
     alpha = levels[3]
@@ -293,6 +294,7 @@ def test_a_written_picture_of_grey_with_alpha(tmp_path: Path) -> None:
 # --- the engine ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [*CONFIGS, replace(SMALL, in_channels=5)], ids=names_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["winograd", "reference"])

@@ -25,6 +25,7 @@ def sizes(levels: int) -> list[tuple[int, int]]:
     return [(3, 5), (4, 2), (1, 1)] if levels < 7 else [(3, 2), (1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_it_agrees_with_diffusers(name: str, tmp_path: Path) -> None:
     theirs = reference(SMALL[name])

@@ -54,6 +54,7 @@ def test_rows_say_it_too(path: Path) -> None:
         load(path, torch.bfloat16).encode_rows(lambda top, bottom: x[0, :, top:bottom], 16, 24)
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_taken_without_a_word(path: Path) -> None:
     x = pictures(0, 1, 16, 16)
     expected = load(path, torch.float32).encode(x).moments

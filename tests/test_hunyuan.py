@@ -53,6 +53,7 @@ def test_it_agrees_with_diffusers(name: str, size: tuple[int, int], tmp_path: Pa
         assert_close(loaded.module.encode(x).moments, theirs.encode(x).latent_dist.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 @pytest.mark.parametrize("config", [SMALLEST, WIDER])
 def test_every_layout_there_and_back(config: HunyuanImageConfig, prefix: str, tmp_path: Path) -> None:

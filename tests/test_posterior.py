@@ -78,6 +78,7 @@ def test_no_gradient_reaches_a_clamped_log_variance() -> None:
     assert gradient.flatten().tolist() == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_gradcheck_of_kl_and_nll() -> None:
     m, other, z = moments(0).requires_grad_(), moments(1).requires_grad_(), torch.randn(SHAPE, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: DiagonalGaussian(x).kl(), m)

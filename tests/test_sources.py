@@ -387,6 +387,7 @@ def table(datasets: Any, seeds: Iterable[int]) -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
+@pytest.mark.slow
 def test_a_saved_dataset_is_read(datasets: Any, tmp_path: Path) -> None:
     table(datasets, range(3)).save_to_disk(tmp_path / "a")
     pictures = open_source("a", tmp_path)

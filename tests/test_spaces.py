@@ -264,6 +264,7 @@ def test_a_decoder_of_the_space_decodes_and_says_so_once(pair: str, space: str, 
     assert torch.equal(other.own(adopted), adopted.tensor)
 
 
+@pytest.mark.slow
 def test_its_own_latents_are_decoded_without_a_word(tmp_path: Path) -> None:
     for format_ in (KNOWN["sd1"], replace(KNOWN["sd1"], name="custom"), same_as_model("none", 4), OWN):
         vae = make(tmp_path, format_)
@@ -386,6 +387,7 @@ def nameless(format_: LatentFormat, side: int = 2) -> Latents:
     return Latents(tensor=tensor, space="raw", format=format_, vae="", padding=padding)
 
 
+@pytest.mark.slow
 def test_any_vae_of_the_space_decodes_what_names_none(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -46,6 +46,7 @@ def test_it_is_what_its_project_makes_of_one_picture(files: tuple[str, Path]) ->
             assert_close(module.decode(z), taekit.decode(name, given, z) * 2 - 1)
 
 
+@pytest.mark.slow
 def test_two_frames_tell(files: tuple[str, Path]) -> None:
     """The frame before counts: with zeros in its place, or with the first frame taken, another picture comes."""
     name, path = files
@@ -65,6 +66,7 @@ def test_two_frames_tell(files: tuple[str, Path]) -> None:
             assert (taekit.encode(name, changed, x) - taekit.encode(name, given, x)).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "auto", "fused"])
 def test_a_picture_of_any_size_goes_through_the_engine(engine: EngineName, files: tuple[str, Path]) -> None:
     _, path = files
@@ -81,6 +83,7 @@ def test_a_picture_of_any_size_goes_through_the_engine(engine: EngineName, files
     assert_close(torch.cat(list(vae.decode_rows(z[0], memory=least)), 1), whole[0].clamp(-1, 1))
 
 
+@pytest.mark.slow
 def test_pixels_are_limited_as_its_project_limits_them(files: tuple[str, Path]) -> None:
     name, path = files
     given = {key: 2 * value if key == "decoder.22.weight" else value for key, value in taekit.tensors(name).items()}

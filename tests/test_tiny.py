@@ -144,6 +144,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_larger_ones_are_what_their_project_computes(name: str, tmp_path: Path) -> None:
     config, given = PUBLISHED[name], taekit.tensors(name)

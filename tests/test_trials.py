@@ -95,6 +95,7 @@ def test_the_cpu_is_right_in_every_type(loaded: Loaded) -> None:
     assert {weight.dtype for weight in loaded.module.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_device_that_is_silently_wrong_is_named(loaded: Loaded) -> None:
     found = try_device(loaded, "cpu", run=pads_wrong)
     assert {one.verdict for one in of(found, direction="encode")} == {"wrong"}
@@ -132,6 +133,7 @@ def test_decibels_by_hand() -> None:
     assert decibels(torch.ones(4), torch.zeros(4)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_half_a_vae(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "LEAST", {torch.float32: 45.0})

@@ -155,6 +155,7 @@ def test_a_size_that_the_latents_do_not_have(vae: VAE, size: tuple[int, int]) ->
 # Pictures
 
 
+@pytest.mark.slow
 def test_pictures_of_mixed_sizes_together_equal_those_alone(vae: VAE) -> None:
     images = [image(h, w, i) for i, (h, w) in enumerate([(16, 24), (7, 13), (16, 24), (1, 1), (15, 23), (16, 24)])]
     together = vae.encode_images(images, seed=3)
@@ -274,6 +275,7 @@ def test_latents_pass_through_model_space(tmp_path: Path) -> None:
     assert np.abs(np.asarray(back) - (127.5 * expected + 127.5).permute(1, 2, 0).numpy()).max() < 1
 
 
+@pytest.mark.slow
 def test_packed_latents_pass_through_model_space(tmp_path: Path) -> None:
     big = make(tmp_path, format_=PACKED, name="big")
     small = make(tmp_path, TinyConfig(pool=True), format_=same_as_model("flux2", 4), name="small")
@@ -323,6 +325,7 @@ def overflowing(tmp_path: Path) -> Path:
     return write(tmp_path / "x.safetensors", tensors, {"calotype_config": json.dumps(F8.to_dict())})
 
 
+@pytest.mark.slow
 def test_what_overflows_in_float16_is_computed_in_float32(tmp_path: Path) -> None:
     path = overflowing(tmp_path)
     half = torch.float16
@@ -352,6 +355,7 @@ def test_float16_that_fits_stays_float16(vae: VAE, tmp_path: Path) -> None:
     assert next(narrow.module.parameters()).dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_what_overflows_in_float32_too_is_an_error(vae: VAE) -> None:
     for half in (vae.module.encoder, vae.module.decoder):
         half.conv_out.bias.fill_(float("inf"))  # type: ignore[union-attr, operator]
@@ -369,6 +373,7 @@ def test_what_overflows_in_both_warns_and_is_an_error(tmp_path: Path) -> None:
         vae.encode(torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_dtypes_are_checked(vae: VAE, tmp_path: Path) -> None:
     assert vae.check_dtypes() == {"float32": True, "bfloat16": True, "float16": True}
     loaded = calotype.load(overflowing(tmp_path), device="cpu")

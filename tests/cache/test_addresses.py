@@ -140,6 +140,7 @@ def test_a_folder(bucket: Bucket, data: Path, there: str) -> None:
     assert list(files_of(there)) == []
 
 
+@pytest.mark.slow
 def test_each_picture_is_fetched_in_one_request(bucket: Bucket, there: str) -> None:
     source = open_source(there)
     bucket.clear()
@@ -295,6 +296,7 @@ def test_what_did_not_change_is_not_fetched_again(bucket: Bucket, there: str, ou
     assert open_cache(out).samples["caption"].to_pylist()[4] == "other words"
 
 
+@pytest.mark.slow
 def test_an_archive_that_did_not_change(bucket: Bucket, data: Path, out: Path, vae: VAE) -> None:
     bucket.put(**{"same.tar": tar_of(members_of(data))})
     fill(address := f"s3://{BUCKET}/same.tar", out, vae)
@@ -486,6 +488,7 @@ def test_nobody_answers(bucket: Bucket, anew: Callable[[], None], monkeypatch: p
     assert "was asked 3 times" in refused("http://127.0.0.1:9/a.zip", RemoteError)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_silent(
     bucket: Bucket, there: str, anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_samples_decode_as_the_vaes_own_round_trip(tmp_path: Path) -> None:
     assert all(one.psnr > 20 and abs(one.psnr - one.own) < 0.01 and one.apart < 1e-3 for one in compared.samples)
 
 
+@pytest.mark.slow
 def test_decoding_finds_other_latents_and_another_vae(
     store: Store, data: Path, out: Path, vae: VAE, other: VAE
 ) -> None:

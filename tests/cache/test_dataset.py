@@ -205,6 +205,7 @@ def test_caches_of_points_give_what_they_keep(value: str, data: Path, out: Path,
         LatentDataset(out, value=other)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, from Python 3.12 on
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_the_same_as_one_process(context: str, bucketed: Path) -> None:

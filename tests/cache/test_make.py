@@ -407,6 +407,7 @@ def test_latents_beyond_what_is_stored_are_bad_and_never_zero(
     assert float(open_cache(tmp_path / "wide").row(0)["mean"].abs().max()) > 65504
 
 
+@pytest.mark.slow
 def test_parts_are_the_same_however_much_is_done_and_together_the_whole(data: Path, tmp_path: Path, vae: VAE) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with units_of(1):
@@ -422,6 +423,7 @@ def test_parts_are_the_same_however_much_is_done_and_together_the_whole(data: Pa
                 fill(data, parts, vae, part=part)
 
 
+@pytest.mark.slow
 def test_moments_of_what_has_none_are_refused(data: Path, out: Path, vae: VAE) -> None:
     from support import network
 

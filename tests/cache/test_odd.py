@@ -158,6 +158,7 @@ def test_places_that_are_none(to: str, square: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
+@pytest.mark.slow
 def test_an_import_leaves_a_cache_alone(square: Path, sd1: VAE, tmp_path: Path) -> None:
     export(square, tmp_path / "npz", "sd-scripts")
     before = contents(square)

@@ -92,6 +92,7 @@ def tared(tmp_path: Path) -> Path:
     return tmp_path / "a.tar"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("groups_of_four")
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_a_cache_of_several_groups(kind: str, tmp_path: Path, tared: Path, vae: VAE) -> None:

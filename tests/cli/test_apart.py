@@ -46,6 +46,7 @@ def weights(here: Path) -> None:
     torch.save(NARROW_KL.state_dict(), "model.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,6 +76,7 @@ def test_convert(words: str, said: str, weights: None, calotype: Calotype) -> No
     refused(calotype, f"convert {words}", said)
 
 
+@pytest.mark.slow
 def test_convert_beside_what_describes_the_weights(weights: None, calotype: Calotype) -> None:
     """The config.json beside a file is read too."""
     Path("diffusers/diffusion_pytorch_model.safetensors").rename("diffusers/other.safetensors")
@@ -83,6 +85,7 @@ def test_convert_beside_what_describes_the_weights(weights: None, calotype: Calo
     )
 
 
+@pytest.mark.slow
 def test_convert_into_a_presets_cache(weights: None, calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose files are links to others, as huggingface_hub keeps them."""
     blobs = Path("cache/blobs")
@@ -195,6 +198,7 @@ def test_what_is_read_is_not_overwritten(words: str, said: str, calotype: Caloty
     refused(calotype, words, said)
 
 
+@pytest.mark.slow
 def test_a_run_beside_its_pictures(calotype: Calotype) -> None:
     """What is written beside pictures is none, and is written again."""
     for i in range(6):

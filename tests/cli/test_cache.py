@@ -174,6 +174,7 @@ def test_what_is_enlarged_is_counted(vae: Path, calotype: Calotype) -> None:
     assert "0.png: it has 8x8 pixels" in ran.said[0]
 
 
+@pytest.mark.slow
 def test_report(made: tuple[object, ...], vae: Path, calotype: Calotype) -> None:
     ran = calotype("cache", "report", "out", "--vae", vae, "--report", "page", "--samples", 2)
     assert (ran.code, ran.out) == (0, "page/index.html\n")

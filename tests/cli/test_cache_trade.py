@@ -86,6 +86,7 @@ def test_misuse_is_one_sentence_and_writes_nothing(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_a_wrong_vae_ends_with_one(made: Path, sd1: Path, tmp_path: Path, calotype: Calotype) -> None:
     calotype("cache", "export", "out", "data", "--to", "sd-scripts")
     other = weights_of(tmp_path / "other.safetensors", "sd1", seed=1)

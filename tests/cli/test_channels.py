@@ -115,6 +115,7 @@ def test_alpha_and_background(calotype: Calotype) -> None:
     assert pixels("p-reconstruction.png")[0] == "LA"
 
 
+@pytest.mark.slow
 def test_errors_of_alpha_in_json(calotype: Calotype) -> None:
     from calotype.evaluate.alpha import apart
 
@@ -197,6 +198,7 @@ def test_edits(calotype: Calotype, channels: int) -> None:
     assert np.array_equal(pixels("u.png")[1], pixels("t.png")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_directions(calotype: Calotype, channels: int) -> None:
     vae = save(channels)

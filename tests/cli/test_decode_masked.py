@@ -79,6 +79,7 @@ def test_what_is_white_is_decoded_and_the_rest_is_the_picture(
     assert near(levels("inverted/other-decoded.png"), expected(weights, 1 - mask))
 
 
+@pytest.mark.slow
 def test_the_document_says_what_was_around(calotype: Calotype, words: list[object]) -> None:
     (result,) = calotype(*words, "--json").json["results"]
     assert result == {
@@ -98,6 +99,7 @@ def test_the_pictures_own_holes_are_a_mask(calotype: Calotype, weights: Path, wo
     assert near(levels("o/other-decoded.png"), expected(weights, mask))  # what is under a hole does not count
 
 
+@pytest.mark.slow
 def test_alpha_that_was_kept_aside_comes_back(calotype: Calotype, weights: Path, words: list[object]) -> None:
     draw("clear.png", WIDTH, HEIGHT, mode="RGBA")
     assert calotype("encode", "clear.png", "--vae", weights, "--alpha", "keep").code == 0

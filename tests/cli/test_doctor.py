@@ -37,6 +37,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "try_device", lambda *given, **options: first(*given, run=run, **options))
 
 
+@pytest.mark.slow
 def test_a_device_that_is_right(calotype: Calotype, vae: Path) -> None:
     ran = calotype("doctor", "--device", "cpu", "--vae", vae)
     assert (ran.code, ran.err) == (0, "")

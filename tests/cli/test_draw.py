@@ -72,6 +72,7 @@ def test_every_setting_counts(calotype: Calotype, drawer: Drawer, other_model: P
     assert read_record("m/sun-0.png")["model"]["name"] == "other.safetensors"
 
 
+@pytest.mark.slow
 def test_defaults_are_those_of_settings(calotype: Calotype) -> None:
     told = calotype("draw", "sun", "--json").json
     default = Settings()
@@ -80,6 +81,7 @@ def test_defaults_are_those_of_settings(calotype: Calotype) -> None:
     assert [one["seed"] for one in told["results"]] == [0]
 
 
+@pytest.mark.slow
 def test_several_prompts(calotype: Calotype, drawer: Drawer) -> None:
     ran = calotype("draw", "a sun", "Full Moon!", "-n", 2, "--steps", 1, "--json")
     told = ran.json
@@ -108,6 +110,7 @@ def test_like_draws_it_again_bit_by_bit(calotype: Calotype, other_model: Path) -
     assert Path("thrice/green-apple-4.png").read_bytes() == Path("green-apple-4.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_was_drawn_before_guidance_could_end_is_drawn_so_again(
     calotype: Calotype, drawer: Drawer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def test_like_wants_the_same_model(calotype: Calotype, model: Path, other_model:
     assert np.array_equal(levels("o/sun-0.png"), levels("sun-0.png"))
 
 
+@pytest.mark.slow
 def test_like_wants_the_same_vae(calotype: Calotype, vae: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calotype("draw", "sun", "-n", 1, "--steps", 1)
     record_of = read_record("sun-0.png")
@@ -290,6 +294,7 @@ def test_pictures_that_are_there_are_replaced(calotype: Calotype) -> None:
     assert levels("sun-0.png").shape == (SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 def test_the_preview_shows_every_step(calotype: Calotype, monkeypatch: pytest.MonkeyPatch, drawer: Drawer) -> None:
     seen: list[tuple[list[str], np.ndarray]] = []
     first = Drawer.preview
@@ -308,6 +313,7 @@ def test_the_preview_shows_every_step(calotype: Calotype, monkeypatch: pytest.Mo
     assert np.abs(levels("deep/now.jpg") - levels("sun-1.png")).mean() < 5  # the last step is the picture
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(

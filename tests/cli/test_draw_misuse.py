@@ -62,6 +62,7 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> FakeCheckpoint:
     return made
 
 
+@pytest.mark.slow
 def test_a_checkpoint_draws(calotype: Calotype, checkpoint: FakeCheckpoint) -> None:
     words = ["draw", "sun", "-n", 2, "--model", "sd", "--vae", "v", "--config", "c", "--dtype", "float16"]
     ran = calotype(*words, "--device", "cpu", "--size", "24x16")

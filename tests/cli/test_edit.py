@@ -77,6 +77,7 @@ def test_an_mp4(calotype: Calotype, vae: Path) -> None:
         assert (container.streams.video[0].frames, container.streams.video[0].average_rate) == (6, 12)
 
 
+@pytest.mark.slow
 def test_latents_morph_too_and_name_their_vae(calotype: Calotype, vae: Path) -> None:
     draw("a.png")
     draw("b.png", seed=1)
@@ -89,6 +90,7 @@ def test_latents_morph_too_and_name_their_vae(calotype: Calotype, vae: Path) -> 
     assert all(np.array_equal(x, y) for x, y in zip(frames("x.png"), frames("y.png"), strict=True))
 
 
+@pytest.mark.slow
 def test_measured_steps(calotype: Calotype, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_lpips", lambda net: module.LPIPS(net))
     draw("a.png", 40, 32)
@@ -137,6 +139,7 @@ def test_ctrl_c_leaves_nothing(command: str, calotype: Calotype, vae: Path, monk
 # --- vary ---
 
 
+@pytest.mark.slow
 def test_variations_are_reconstructs_draws(calotype: Calotype, vae: Path) -> None:
     draw("a.png", 37, 21)
     ran = calotype("vary", "a.png", "--vae", vae, "--count", 3, "--seed", 5, "--out", "o")
@@ -157,6 +160,7 @@ def test_temperature_0_is_the_reconstruction(calotype: Calotype, vae: Path) -> N
     assert np.array_equal(levels("a-vary-0.png"), levels("a-reconstruction.png"))
 
 
+@pytest.mark.slow
 def test_latents_vary_with_their_own_noise(calotype: Calotype, vae: Path) -> None:
     draw("a.png")
     encoded(calotype, vae, "a.png")
@@ -220,6 +224,7 @@ def test_a_blend_by_alpha(calotype: Calotype, vae: Path) -> None:
 # --- direction ---
 
 
+@pytest.mark.slow
 def test_a_direction_is_learned_and_applied(calotype: Calotype, vae: Path) -> None:
     folders()
     other_vae = small_vae(Path("other.safetensors"), 1, "custom")

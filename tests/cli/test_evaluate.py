@@ -44,6 +44,7 @@ def test_vaes_are_compared_and_the_page_is_written(calotype: Calotype, vae: Path
     assert found["vaes"][0]["rows"] == json.loads(Path("report/results.json").read_text())["vaes"][0]["rows"]
 
 
+@pytest.mark.slow
 def test_parts_are_measured_alone(calotype: Calotype, vae: Path) -> None:
     pictures()
     words = ("evaluate", "photos", "--vae", vae, "--report", "report", *PLAIN)
@@ -87,6 +88,7 @@ def words_of(text: str) -> str:
     return " ".join("".join(" " if letter in "\u2502\u2503" else letter for letter in text).split())
 
 
+@pytest.mark.slow
 def test_the_table_says_what_figures_are_over(calotype: Calotype, vae: Path, other_vae: Path) -> None:
     pictures()
     draw("photos/3.png", 170, 165)
@@ -140,6 +142,7 @@ def test_the_best_is_that_of_the_page(
     assert "best:" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
 def test_enlarged_pictures_are_warned_of(calotype: Calotype, vae: Path) -> None:
     pictures()
@@ -204,6 +207,7 @@ def test_what_makes_no_sense_is_said(
     assert not Path("report").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::calotype.errors.CalotypeWarning")
 def test_a_seed_is_of_protocols_that_draw(calotype: Calotype, vae: Path) -> None:
     pictures(1)

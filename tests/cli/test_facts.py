@@ -89,6 +89,7 @@ def test_what_a_file_says_is_text(calotype: Calotype) -> None:
     assert "1, 2" in out
 
 
+@pytest.mark.slow
 def test_what_train_wrote_is_readable(calotype: Calotype) -> None:
     from test_train import RECIPE, WORDS
 

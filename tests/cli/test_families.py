@@ -82,6 +82,7 @@ def test_pictures_there_and_back(calotype: Calotype, folders: dict[str, Path], n
             assert np.abs(np.asarray(image).astype(int) - np.asarray(decoded)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_evaluation(calotype: Calotype, folders: dict[str, Path], name: str) -> None:
     kind = KINDS[name]

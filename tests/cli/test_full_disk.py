@@ -166,6 +166,7 @@ def test_a_disk_that_is_really_full(words: str, full: Path, calotype: Calotype) 
     assert {path: Path(path).read_bytes() for path in files() if not path.endswith(".sqlite")} == before
 
 
+@pytest.mark.slow
 def test_a_movie(calotype: Calotype) -> None:
     pytest.importorskip("av")
     words = "morph a.png b.png --vae v.safetensors --frames 2 --out o.mp4"

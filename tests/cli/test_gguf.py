@@ -12,6 +12,7 @@ from ggufkit import Type
 from calotype.weights.container import open_container
 
 
+@pytest.mark.slow
 def test_a_file_is_written_told_and_read_again(calotype: Calotype, vae: Path) -> None:
     assert calotype("convert", vae, "half.gguf", "--layout", "gguf", "--dtype", "float16").code == 0
     told = calotype("inspect", "half.gguf", "--json").json

@@ -132,6 +132,7 @@ def test_raw_latents_of_a_tiny_autoencoder_in_one_command(calotype: Calotype, he
     assert "are raw, and not model; leave out --space" in ran.err
 
 
+@pytest.mark.slow
 def test_a_format_may_be_said_of_weights_whose_own_names_no_space(calotype: Calotype, here: Path) -> None:
     """A folder's config.json has a scale, which diffusers writes for every network, and no name."""
     folder = here / "folder"
@@ -153,6 +154,7 @@ def test_inspect_tells_a_scale_by_a_name_that_may_be_said(calotype: Calotype) ->
         assert calotype("inspect", "z.npy", "--latent-format", name, "--json").json["latent_format"] == name
 
 
+@pytest.mark.slow
 def test_a_format_may_be_said_of_the_weights_of_calotypes_own_latents(
     calotype: Calotype, unknown: Path, sd1: Path
 ) -> None:
@@ -316,6 +318,7 @@ def test_encode_for_another_program(to: str, calotype: Calotype, sd1: Path) -> N
     assert np.array_equal(again, levels("again/a-decoded.png"))
 
 
+@pytest.mark.slow
 def test_encode_for_a_program_that_does_not_know_them(calotype: Calotype, vae: Path, sd1: Path) -> None:
     draw("a.png")
     for to in ("comfyui", "sd-scripts"):

@@ -20,6 +20,7 @@ from calotype.cli import common
 from calotype.latent_files import load_latents
 
 
+@pytest.mark.slow
 def test_latents_know_all_that_decoding_needs(calotype: Calotype) -> None:
     draw("photos/a.png", 37, 50)
     draw("photos/b.jpg", 13, 7)
@@ -101,6 +102,7 @@ def test_a_file_names_its_weights_no_further_than_by_name(calotype: Calotype, va
     assert files() == ["a.latents.safetensors", "a.png"]
 
 
+@pytest.mark.slow
 def test_latents_of_another_vae_are_refused_unless_wanted(calotype: Calotype, here: Path) -> None:
     vae, other_vae = (small_vae(here / f"{name}.safetensors", i, "custom") for i, name in enumerate(("small", "other")))
     draw("a.png")

@@ -24,6 +24,7 @@ def mixed(folder: str, count: int = 1) -> None:
         Path(folder, name).write_bytes(b"\0" * 40)
 
 
+@pytest.mark.slow
 def test_evaluate(calotype: Calotype, vae: Path) -> None:
     mixed("d")
     words = ["evaluate", "d", "--vae", vae, "--report", "r", "--metrics", "psnr"]

@@ -68,6 +68,7 @@ def test_the_version(calotype: Calotype) -> None:
     assert calotype("--version") == Ran(0, f"calotype {package.__version__}\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

@@ -75,6 +75,7 @@ def test_a_program_lists_every_step(calotype: Calotype) -> None:
     assert "in all" in ran.out
 
 
+@pytest.mark.slow
 def test_the_same_picture_in_less_memory(calotype: Calotype) -> None:
     small_vae(Path("v.safetensors"))
     draw("a.png", width=300, height=200)
@@ -151,6 +152,7 @@ def test_a_preset_is_planned_as_its_weights_are(
     assert known == loaded
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_a_file_called_like_a_preset_is_read(calotype: Calotype) -> None:
     Path("taesd").mkdir()

@@ -111,6 +111,7 @@ def test_other_files_go_on(calotype: Calotype) -> None:
 # --- of what is being drawn ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("builtin_drawing")
 def test_drawings_are_shown_by_factors(calotype: Calotype, monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(self: Drawer, step: Any) -> None:

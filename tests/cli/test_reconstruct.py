@@ -181,6 +181,7 @@ def test_a_seed_repeats_and_differs_from_the_mode(calotype: Calotype, vae: Path)
     assert len(set(seen)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_types_come_close(dtype: str, calotype: Calotype) -> None:
     draw("a.png", 24, 16)

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("builtin_drawing")
 # --- redraw ---
 
 
+@pytest.mark.slow
 def test_redrawing_is_what_the_drawer_does(calotype: Calotype, drawer: Drawer) -> None:
     draw("a.png", 70, 50)
     words = ["--steps", 2, "--strength", 0.5, "--seed", 4, "--guidance", 2, "--negative", "red", "--sampler", "ddim"]
@@ -124,6 +125,7 @@ def test_a_prompt_may_be_longer_than_a_files_name(calotype: Calotype) -> None:
     assert calotype("redraw", "a.png", "sun " * 100, "--steps", 1).code == 0
 
 
+@pytest.mark.slow
 def test_a_picture_is_brought_to_a_size(calotype: Calotype) -> None:
     draw("a.png", 100, 50)
     told = calotype("redraw", "a.png", "sun", "--steps", 1, "--size", "32x40", "--preview", "p.png", "--json").json

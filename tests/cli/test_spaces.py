@@ -105,6 +105,7 @@ def test_decode_by_an_imitation(calotype: Calotype, vae: Path, here: Path) -> No
     assert np.array_equal(levels("o/0-decoded.png"), levels("o/own-decoded.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

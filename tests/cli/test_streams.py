@@ -102,6 +102,7 @@ def test_the_locale_that_knows_ascii_alone(strange: str, vae: Path) -> None:
     assert [path.name for path in Path("o").iterdir()] == [f"{STRANGE}.latents.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
 def test_tables_and_help_are_printed_in_any_encoding(
     encoding: str, vae: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Printed]

@@ -68,6 +68,7 @@ def test_inspect_shows_a_small_vae(layout: str, module: AutoencoderKL, calotype:
     assert told["files"] == [name if layout == "ldm" else "diffusers/diffusion_pytorch_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_inspect_says_how_the_latent_format_is_known(
     module: AutoencoderKL, calotype: Calotype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def test_inspect_notices_overflow(here: Path, calotype: Calotype) -> None:
     assert "float32: finite, bfloat16: finite, float16: NaN or infinity" in ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["inspect"], ["convert", "--layout", "ldm"]])
 def test_what_is_no_vae_is_one_line(command: list[str], calotype: Calotype) -> None:
     Path("text.safetensors").write_text("weights? no")
@@ -121,6 +123,7 @@ def test_a_misspelt_preset(calotype: Calotype) -> None:
     assert "presets are sd-vae-ft-mse" in ran.err
 
 
+@pytest.mark.slow
 def test_there_and_back_changes_no_bit(module: AutoencoderKL, calotype: Calotype) -> None:
     ran = calotype("convert", "ldm.safetensors", "d", "--layout", "diffusers")
     assert (ran.code, ran.said[0].endswith("--latent-format sd1|sdxl|playground.")) == (2, True)
@@ -296,6 +299,7 @@ def test_one_of_two_vaes_is_chosen(here: Path, calotype: Calotype) -> None:
     assert "no VAE stands under the prefix 'c'; they stand under 'a.', 'b.'" in ran.err
 
 
+@pytest.mark.slow
 def test_a_videos_vae_is_converted_from_a_file_that_has_all_of_it(calotype: Calotype, here: Path) -> None:
     theirs("qwen-image").save_pretrained(here / "whole")
     done = calotype("convert", "whole", "again", "--layout", "diffusers", "--dtype", "float16")

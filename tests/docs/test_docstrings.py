@@ -82,6 +82,7 @@ def written() -> list[One]:
     return found
 
 
+@pytest.mark.slow
 def test_everything_public_says_what_it_is(written: list[One]) -> None:
     assert not [one.where for one in written if not one.doc]
 
@@ -169,6 +170,7 @@ def test_constants_say_what_they_are() -> None:
     assert silent == []
 
 
+@pytest.mark.slow
 def test_attributes_say_what_they_are() -> None:
     """All that the pages show, which leave out layers of networks (`docs_pages.written`); of arrays a shape too."""
     extensions = griffe.load_extensions(Written)

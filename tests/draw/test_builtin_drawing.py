@@ -28,6 +28,7 @@ def drawer() -> Drawer:
     return load_drawer()
 
 
+@pytest.mark.slow
 def test_it_ships_whole(drawer: Drawer) -> None:
     assert BUILTIN.stat().st_size <= 60e6
     assert drawer.model.config.size >= 128

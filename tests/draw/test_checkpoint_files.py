@@ -222,6 +222,7 @@ def test_wrong_configurations_are_refused(files: dict[str, Path], tmp_path: Path
         one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_a_file_says_by_its_marks_that_it_predicts_v(files: dict[str, Path], theirs: Any, tmp_path: Path) -> None:
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     path = write(tmp_path / "marked.safetensors", original("sdxl", theirs("sdxl")) | marks)

@@ -35,6 +35,7 @@ pytest_plugins = ("checkpoint_fixtures",)
 pytestmark = pytest.mark.usefixtures("offline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_redrawn_picture_is_that_of_diffusers(kind: str, ours: Any, theirs: Any) -> None:
     size = {"height": 64, "width": 80} if kind == "sd3" else {}
@@ -121,6 +122,7 @@ def test_masks_are_files_and_tensors_of_any_type(ours: Any, tmp_path: Path) -> N
     one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
 def test_sizes_that_are_no_multiple_come_back(strength: float, ours: Any) -> None:
     images = [photo(61, 70), photo(33, 50, 1)]
@@ -160,6 +162,7 @@ def test_full_strength_draws_anew(ours: Any) -> None:
         assert torch.equal(result.latents.tensor, expected.latents.tensor)
 
 
+@pytest.mark.slow
 def test_a_redrawn_picture_does_not_depend_on_the_others(ours: Any) -> None:
     images = [photo(seed=1), photo(seed=2)]
     together = redrawn(ours("sdxl"), images, strength=0.5)

@@ -100,6 +100,7 @@ def test_samplers_are_those_of_diffusers(sampler: str, name: str, diffusers: Any
     assert_close(result.latents.tensor[None], expected)
 
 
+@pytest.mark.slow
 def test_ddim_does_not_clip_latents_where_the_checkpoint_does_not_say(ours: Any) -> None:
     assert "clip_sample" not in ours("sdxl").pipe.scheduler.config
     (result,) = drawn(ours("sdxl"), sampler="ddim", steps=1)

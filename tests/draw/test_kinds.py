@@ -192,6 +192,7 @@ def test_a_folder_draws_what_diffusers_draws(kind: str, ours: Any) -> None:
     assert np.abs(array(alone.picture) - result).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some("flux", "flux2", "qwen-image"))
 def test_negative_prompts_count_where_there_are_any(kind: str, ours: Any) -> None:
     checkpoint = ours(kind)

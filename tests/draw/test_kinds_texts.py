@@ -60,6 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flux", "wan"])
 def test_prompts_are_read(kind: str, pipes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pipe, folder = pipes[kind]

@@ -131,6 +131,7 @@ def test_words_of_a_batch_do_not_meet() -> None:
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_numbers_that_halves_cannot_hold(tmp_path: Path) -> None:
     save_model(model(), tmp_path / "m.safetensors")
     before = (tmp_path / "m.safetensors").read_bytes()

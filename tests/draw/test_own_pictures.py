@@ -134,6 +134,7 @@ def test_models_that_cannot_be_begun_with(vae: VAE, settings: list[str], error: 
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_vae_is_refused(begun: Path) -> None:
     other = load("builtin", device="cpu")
     with torch.no_grad():

@@ -59,6 +59,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_drawing_is_of_prompt_seed_and_settings(drawer: Drawer) -> None:
     first = drawer.draw("red circle", 1, FEW)
     assert (first.padding.width, first.padding.height) == (48, 48)

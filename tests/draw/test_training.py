@@ -120,6 +120,7 @@ def test_files_of_a_run(finished: Path, data: Path, vae: VAE) -> None:
     assert {"red", "circle", "ball", "warm"} <= set(model.words)
 
 
+@pytest.mark.slow
 def test_weights_are_the_averaged_ones(finished: Path) -> None:
     state = torch.load(finished / "checkpoint.pt", weights_only=True)
     written = load_model(finished / "weights.safetensors").state_dict()
@@ -212,6 +213,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays(data: Path, finished: Path, vae: VAE) -> None:
     before = load_model(finished / "weights.safetensors")
     assert train_drawing(RECIPE, data, finished, vae, resume=True) == finished / "weights.safetensors"
@@ -332,6 +334,7 @@ def test_a_checkpoint_that_is_none_is_one_sentence(data: Path, finished: Path, v
         assert message == f"{out / 'checkpoint.pt'}: this checkpoint is damaged; give another --out."
 
 
+@pytest.mark.slow
 def test_damaged_files_beside_a_checkpoint_are_made_again(data: Path, finished: Path, vae: VAE, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -488,6 +491,7 @@ def test_sketches_with_noise_are_told(data: Path) -> None:
     torch.testing.assert_close(given["seen"][:, 16:], stretched(blur, 4, 4), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_part_leaves_the_other_as_it_is(data: Path) -> None:
     """Bit by bit: the denoiser in the first part, texts in the second."""
     made = drawing(data)
@@ -510,6 +514,7 @@ def test_each_part_leaves_the_other_as_it_is(data: Path) -> None:
     assert all(map(torch.equal, made.model.text(["red circle", ""]), told))
 
 
+@pytest.mark.slow
 def test_every_parameter_is_trained_once(data: Path) -> None:
     made = drawing(data)
     every = (*made.of_words, *made.optimisers)

@@ -56,6 +56,7 @@ def test_temperature_scales_the_posteriors_noise(vae: VAE) -> None:
     assert abs(float(unit.std()) - 1) < 0.08
 
 
+@pytest.mark.slow
 def test_noise_in_units_of_the_latents(vae: VAE, taesd: VAE) -> None:
     for one in (vae, taesd):
         source = picture(1, 160, 160)

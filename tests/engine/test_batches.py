@@ -97,6 +97,7 @@ def test_what_takes_much_comes_one_after_another(
     assert computing == {threading.get_ident()}
 
 
+@pytest.mark.slow
 def test_progress_ends_at_one_and_may_stop_it() -> None:
     one = engine("kl")
     x = given(one, "encode", 8)
@@ -125,6 +126,7 @@ def test_what_is_not_finite_is_told_of_any_picture() -> None:
         one("encode", x)
 
 
+@pytest.mark.slow
 def test_pictures_come_in_inference_mode_too() -> None:
     vae = calotype.load(device="cpu")
     x = given(vae.engine, "encode", 4)

@@ -76,6 +76,7 @@ def error(result: Tensor, expected: Tensor) -> float:
 # Numbers
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spill_everything")
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -230,6 +230,7 @@ def test_a_plan_takes_less_where_that_costs_little() -> None:
             assert one.peak < found[0].peak
 
 
+@pytest.mark.slow
 def test_less_memory_is_enough_for_more_work() -> None:
     steps = program(KL, "decode")
     large, small = (plan(steps, 4096, 4096, memory=memory, threads=2) for memory in (10**11, 10**9))

@@ -222,6 +222,7 @@ def test_a_latent_that_is_not_finite_is_not_hidden_by_an_entry() -> None:
 # Norms that follow a smaller map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("at_once", [1, 96, 2000])
 def test_blocks_of_a_spatial_norm_change_nothing(at_once: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ def test_parts_and_one_more_vae_come_to_the_same(data: Path, vaes: tuple[str, ..
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_and_limit(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     found = evaluate(data, setup(vaes[:1]), tmp_path / "r", every=2, limit=2)
     assert [one["name"] for one in found["pictures"]] == ["0.png", "2.png"]
@@ -170,6 +171,7 @@ def test_every_and_limit(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> N
     assert len(more["vaes"][0]["rows"]) == 3
 
 
+@pytest.mark.slow
 def test_samples_have_a_seed(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     rows = []
     for i, seed in enumerate((0, 1, 0)):
@@ -227,6 +229,7 @@ def test_an_error_of_a_part_gives_way_to_figures(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_picture_that_can_not_be_read_is_listed_and_others_go_on(vaes: tuple[str, ...], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -122,6 +122,7 @@ def test_figures_are_those_of_the_same_latents(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_of_a_decoder_only_its_half_counts(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     found = evaluate(data, through(sd, "b"), tmp_path / "r", limit=2)
     own, other = found["vaes"]
@@ -323,6 +324,7 @@ def test_the_files(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r" / "results.json").read_text())["encoder"]["space"] == "sd1"
 
 
+@pytest.mark.slow
 def test_without_decoders_nothing_changes(sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     asked = setup((sd["a"],), metrics=None).build
     with pytest.MonkeyPatch.context() as patch:
@@ -388,6 +390,7 @@ def test_what_can_not_be_compared_is_refused(case: str, sd: dict[str, str], data
     refused(kind, words, through({**sd, "nonsense": "nonsense"}, *decoders, **values), data, tmp_path)
 
 
+@pytest.mark.slow
 def test_other_channels_and_factors(wan: dict[str, str], sd: dict[str, str], data: Path, tmp_path: Path) -> None:
     both = {**wan, **sd}
     for any_vae in (False, True):

@@ -28,6 +28,7 @@ def errors_of(found: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [(v["label"], row["picture"], row["error"]) for v in found["vaes"] for row in v["rows"] if "error" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -156,6 +157,7 @@ def test_a_part_that_was_stopped_is_to_be_run(
     assert "with --shard 3/3, then" in last("1/3", limit=5)  # whose third part is one picture, not two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["index.html", "results.csv", "results.json"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_disk_that_fails_between_the_files(

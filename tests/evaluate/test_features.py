@@ -112,6 +112,7 @@ def test_values_are_those_of_an_independent_implementation(inception: Inception)
     np.testing.assert_allclose(summary(found), GOLDEN, rtol=1e-4, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "other"),
     [("average", lambda x: F.avg_pool2d(x, 3, stride=1, padding=1)), ("maximum", module._POOLS["average"])],

@@ -127,6 +127,7 @@ def test_gradients_reach_pictures_and_no_weights(any_net: LPIPS) -> None:
     assert not any_net.training
 
 
+@pytest.mark.slow
 def test_positions_that_are_all_zero_have_finite_gradients(any_net: LPIPS) -> None:
     """They have no direction, and the root of 0 no gradient."""
     silent = randomised(any_net.net)

@@ -122,6 +122,7 @@ def test_scikit_image_gives_the_same_on_kodak(shared: Path) -> None:
         agrees_with_scikit_image(photo, jpeg(photo, 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHOTOS)
 def test_piq_gives_the_same(piq: Any, name: str, quality: int) -> None:
     """Where it is told not to make pictures smaller first, which it does by default."""

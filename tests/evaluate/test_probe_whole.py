@@ -40,6 +40,7 @@ def test_one_picture_is_enough_for_most() -> None:
     assert found.left_out.keys() == {"kl", "interpolation", "labels", "lpips"}
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_the_order_and_all_on_the_seed() -> None:
     given = named(10)
     toy = Toy(logvar=-4.0, latent_format=ScaleShift(name="mine", channels=3, scaling_factor=1.0))
@@ -186,6 +187,7 @@ def test_progress_only_grows_and_ends_at_one() -> None:
     assert sum(part == 1.0 for part in seen) <= 2
 
 
+@pytest.mark.slow
 def test_work_does_not_grow_with_the_pictures_but_for_one_pass() -> None:
     few, many = Toy(logvar=-4.0), Toy(logvar=-4.0)
     probe(few, named(8))
@@ -193,6 +195,7 @@ def test_work_does_not_grow_with_the_pictures_but_for_one_pass() -> None:
     assert many.encoded - few.encoded == many.decoded - few.decoded == 20
 
 
+@pytest.mark.slow
 def test_pictures_are_cut_to_the_smallest_from_their_middles() -> None:
     large = np.zeros((200, 301, 3), np.uint8)
     large[64:136, 114:186] = 255  # 72 x 72 around the middle

@@ -210,6 +210,7 @@ def test_files_are_the_same_as_in_memory(
     assert names(tmp_path) == ["a-panel.png", "a-reconstruction.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
 @pytest.mark.parametrize("config", [SMALL, TinyConfig(), FOLDED])
 def test_long_pictures_and_other_networks(size: tuple[int, int], config: NetworkConfig, tmp_path: Path) -> None:
@@ -240,6 +241,7 @@ def test_it_does_not_matter_how_many_rows_are_decoded_at_a_time(
     assert same_image(panel, expected.panel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGBA", "I;16"])
 def test_other_kinds_of_pictures(mode: str, vae: VAE, tmp_path: Path) -> None:
     image = drawn(45, 61, mode)

@@ -33,6 +33,7 @@ from calotype.pixels import from_array, to_uint8
 from calotype.sources import open_source
 
 
+@pytest.mark.slow
 def test_another_protocol_is_another_evaluation(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     evaluate(data, setup(vaes[:1]), tmp_path / "r", limit=1)
     other = Protocol(name="mine", resize="bicubic", size=32)

@@ -30,6 +30,7 @@ from calotype.sources import open_source
 from calotype.vae import VAE
 
 
+@pytest.mark.slow
 def test_equal_pictures_keep_their_own_boxes(data: Path, vaes: tuple[str, ...], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

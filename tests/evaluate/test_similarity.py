@@ -28,6 +28,7 @@ def pair() -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(np.asarray(x).copy()).permute(2, 0, 1) for x in (one, Image.open(file)))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "shift", "data_range"), [(1, 0, (0.0, 255.0)), (1 / 127.5, -1, (-1.0, 1.0))])
 def test_reflected_is_torchmetrics(
     pair: tuple[Tensor, Tensor], scale: float, shift: float, data_range: tuple[float, float]

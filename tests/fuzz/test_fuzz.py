@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are w
 def test_mutants(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A few, or with --slow many."""
     many = request.config.getoption("--slow")
-    report = run(family, tmp_path, total=int(400 * MANY) if many else 200, seconds=MANY if many else 20)
+    report = run(family, tmp_path, total=int(400 * MANY) if many else 100, seconds=MANY if many else 20)
     print(family, report)
     assert not report.failures, "\n".join(report.failures)
     assert report.counts["refused"]

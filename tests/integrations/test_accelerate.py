@@ -44,6 +44,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 ENCODES = ("sd1-img2img", "flux2", "qwen-image-edit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PIPELINES)
 def test_pictures_are_those_of_diffusers(
     kind: str, module: Any, computed: list[str], monkeypatch: pytest.MonkeyPatch

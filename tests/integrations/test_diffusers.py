@@ -232,6 +232,7 @@ def test_a_shift_is_applied(diffusers: Any, ours: Any, theirs: Any, tmp_path: Pa
         assert_close(result, expected)
 
 
+@pytest.mark.slow
 def test_flux_makes_the_same_pictures(diffusers: Any, ours: Any, theirs: Any, tmp_path: Path) -> None:
     torch.manual_seed(5)
     transformer = diffusers.FluxTransformer2DModel(
@@ -258,6 +259,7 @@ def test_flux_makes_the_same_pictures(diffusers: Any, ours: Any, theirs: Any, tm
         assert_close(result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_whole_pipeline_goes_to_a_narrower_dtype(
     dtype: torch.dtype, diffusers: Any, ours: Any, theirs: Any, sdxl: Any, tmp_path: Path
@@ -272,6 +274,7 @@ def test_a_whole_pipeline_goes_to_a_narrower_dtype(
     assert (result - expected).abs().mean() < 0.01 < expected.std()
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_is_diffusers_own(diffusers: Any, ours: Any, theirs: Any, sd: Any, tmp_path: Path) -> None:
     vae = ours(calotype.load(make_folder(tmp_path / "vae", format_=KNOWN["sdxl"]), device="cpu"))
     pipe = diffusers.StableDiffusionPipeline(vae=vae, **sd)
@@ -460,6 +463,7 @@ def test_moves_leave_the_given_vae_alone(ours: Any, tmp_path: Path) -> None:
     assert torch.equal(vae.decode(z), expected)
 
 
+@pytest.mark.slow
 def test_encodes_are_in_the_pipelines_type_or_in_another(ours: Any, tmp_path: Path) -> None:
     vae = ours(calotype.load(make_folder(tmp_path), device="cpu"))
     x = pictures(0, 1, 16, 24)
@@ -478,6 +482,7 @@ def test_encodes_are_in_the_pipelines_type_or_in_another(ours: Any, tmp_path: Pa
         vae.encode_dtype = torch.float64
 
 
+@pytest.mark.slow
 def test_a_narrow_vae_stays_narrow(ours: Any, tmp_path: Path) -> None:
     vae = calotype.load(make_folder(tmp_path), device="cpu", dtype=torch.bfloat16)
     assert ours(vae).dtype == torch.bfloat16

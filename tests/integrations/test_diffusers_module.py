@@ -110,6 +110,7 @@ def test_it_may_be_called_itself(sample: bool, pair: tuple[Any, Any], computed: 
     assert computed == ["encode", "decode"] * 2
 
 
+@pytest.mark.slow
 def test_tiles_are_not_needed(pair: tuple[Any, Any], computed: list[str]) -> None:
     vae, reference = pair
     assert_close(vae.tiled_decode(Z).sample, reference.decode(Z).sample)
@@ -238,6 +239,7 @@ def merge(vae: Any) -> None:
             setattr(attention, name, getattr(attention, name).merge())
 
 
+@pytest.mark.slow
 def test_adapters_count_and_stay_when_they_are_merged(pair: tuple[Any, Any], computed: list[str]) -> None:
     vae, reference = pair
     same(vae, reference)
@@ -337,6 +339,7 @@ def test_a_gradient_for_the_latents_alone(pair: tuple[Any, Any]) -> None:
         assert z.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_training_changes_what_is_computed_after(pair: tuple[Any, Any], computed: list[str]) -> None:
     for each in pair:
         each.requires_grad_(True)
@@ -381,6 +384,7 @@ def test_from_pretrained_reads_folders(ours: Any, theirs: Any, folder: Path) -> 
     same(ours.from_single_file(folder / f"{STABLE}.safetensors"), reference)
 
 
+@pytest.mark.slow
 def test_from_pretrained_reads_any_layout(ours: Any, folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", tensors_of(kl(F8)), {"calotype_config": json.dumps(F8.to_dict())})
     vae = ours.from_pretrained(path, latent_format="sdxl")
@@ -446,6 +450,7 @@ def test_a_repository_in_the_cache_is_read(ours: Any, theirs: Any, folder: Path,
 # save_pretrained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upcast", [True, False])
 def test_what_is_saved_says_what_was_said(upcast: bool, ours: Any, theirs: Any, tmp_path: Path) -> None:
     mean, std = [0.5, -1.0, 2.0, 0.0], [1.5, 2.0, 0.5, 1.0]
@@ -468,6 +473,7 @@ def test_what_is_saved_says_what_was_said(upcast: bool, ours: Any, theirs: Any, 
     same(ours.from_pretrained(tmp_path / "saved"), again)
 
 
+@pytest.mark.slow
 def test_files_are_saved_as_asked(pair: tuple[Any, Any], theirs: Any, tmp_path: Path) -> None:
     vae, reference = pair
     vae.half().save_pretrained(tmp_path / "a", variant="fp16")

@@ -296,6 +296,7 @@ def test_it_loads_what_calotype_loads(pair: tuple[Any, Any], classes: Any, folde
 # Networks with something of their own
 
 
+@pytest.mark.slow
 def test_running_statistics_of_flux2_are_kept(classes: Any, folders: dict[str, Path]) -> None:
     theirs = VAES["AutoencoderKLFlux2"]()
     for vae in (
@@ -342,6 +343,7 @@ def test_a_picture_is_a_frame(pair: tuple[Any, Any]) -> None:
         one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLQwenImage"])
 def test_videos_are_diffusers_own_where_their_weights_are(
     name: str, classes: Any, folders: dict[str, Path], computed: list[str]
@@ -397,6 +399,7 @@ def test_their_kin_are_so_too(name: str, classes: Any, tmp_path: Path, computed:
 # What is refused
 
 
+@pytest.mark.slow
 def test_other_networks_are_refused(classes: Any, folders: dict[str, Path]) -> None:
     vaes = {
         name: calotype.load(folders[name], device="cpu")
@@ -434,6 +437,7 @@ def test_types_that_no_vae_computes_in(classes: Any) -> None:
         vae.double()
 
 
+@pytest.mark.slow
 def test_a_device_elsewhere_is_said(classes: Any) -> None:
     for name in ("AutoencoderKLWan", "AutoencoderDC"):
         vae = getattr(classes, name).of(VAES[name]())

@@ -92,6 +92,7 @@ def test_spectral_norm_keeps_every_convolution_at_one() -> None:
             assert largest == pytest.approx(1.0, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_learns_to_tell_pictures_apart(norm: Norm) -> None:
     network = small(norm)

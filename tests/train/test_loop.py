@@ -156,6 +156,7 @@ def stop_at(trainer: Trainer, step: int, number: signal.Signals = signal.SIGINT)
     trainer.ema.update = updated  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
 @pytest.mark.parametrize("optimiser", ["muon", "adamw"])
@@ -481,6 +482,7 @@ def test_kl_weighs_the_same_beside_a_scaled_picture() -> None:
     assert line["loss"] == pytest.approx(line["rec"] + 0.1 * line["kl"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
     lines = []
     for on in (False, True):

@@ -60,6 +60,7 @@ def test_maps_in_the_other_layout_are_left_to_torch() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_training_on_the_cpu_takes_it_and_keeps_its_keys() -> None:
     plain, fast = (
         make(changed(network=WIDE, phases=(), optimiser="adam", crop=32, channels_last=on)) for on in (False, None)

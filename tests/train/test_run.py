@@ -63,6 +63,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder(data: Path, tmp_path: Path) -> None:
     """The second is told who is there; a dry run writes nothing, so it may look."""
     with lock(tmp_path / "out" / checkpoint.LOCK, checkpoint.DOING, "wait"):
@@ -84,6 +85,7 @@ def test_two_trainings_in_one_folder(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / checkpoint.LOCK).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_leftovers_go_from_all_folders_of_a_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also from those that a run that is gone on with writes nothing into."""
@@ -124,6 +126,7 @@ def test_a_batch_that_can_not_be_shared(data: Path, tmp_path: Path, monkeypatch:
 # The folder in use
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_not_overwritten(finished: Path, data: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.parent.iterdir() if path.is_file()}
     with pytest.raises(UsageError, match="there is a checkpoint already; go on with --resume, or give another --out"):
@@ -146,6 +149,7 @@ def test_resuming_a_finished_run_writes_its_weights_again(finished: Path, data: 
     assert dict(after.loaded.metadata or {}) == dict(before.loaded.metadata or {})
 
 
+@pytest.mark.slow
 def test_what_is_changed_on_the_way_is_told(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     start(changed(steps=3, cooldown=0, phases=()), data, out)
@@ -194,6 +198,7 @@ def test_panels_of_pictures_of_any_size(tmp_path: Path) -> None:
         assert panel.size == (4 * 256, 5 * 256)
 
 
+@pytest.mark.slow
 def test_the_oldest_checkpoints_go_and_the_best_stays(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     start(changed(checkpoint_every=1, keep=2, steps=6, phases=()), data, out)

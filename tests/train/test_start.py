@@ -224,6 +224,7 @@ def test_the_loss_falls(run: Run) -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_what_was_not_trained_is_as_it_was(run: Run) -> None:
     """In the layout in which it came: the same names, shapes and types, and all but the decoder the same bytes."""
     before, after = (open_container(weights_in(place)) for place in (run.begin, as_it_came(run)))
@@ -283,6 +284,7 @@ def test_it_loads_in_diffusers(run: Run) -> None:
         assert_close(vae.module.decode(z).clamp(-1, 1) if run.case.frames else vae.module.decode(z), picture_)
 
 
+@pytest.mark.slow
 def test_flux2_keeps_its_statistics(tmp_path: Path, data: Path) -> None:
     begin = _flux2(tmp_path / "begin")
     path, _ = ran(recipe_for(begin, steps=1), data, tmp_path / "out")
@@ -297,6 +299,7 @@ def test_flux2_keeps_its_statistics(tmp_path: Path, data: Path) -> None:
     assert format_ == load_weights(begin).format
 
 
+@pytest.mark.slow
 def test_a_narrower_export_leaves_the_frozen_half_alone(tmp_path: Path, data: Path) -> None:
     begin = CASES["qwen-image"].make(tmp_path / "begin")
     path, _ = ran(recipe_for(begin, steps=1, export_dtype="float16"), data, tmp_path / "out")

@@ -170,6 +170,7 @@ def test_a_tensor_that_is_not_finite(tmp_path: Path, value: float) -> None:
     refuse(path, r"NaN or infinity in the tensor decoder\.norm_out\.bias\.$")
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     tensors = {**LDM, "decoder.extra.bias": torch.zeros(3), "decoder.norm_out.bias": torch.zeros(7)}
     del tensors["encoder.norm_out.bias"]
@@ -228,6 +229,7 @@ def test_unknown_models_have_their_keys_listed(tmp_path: Path) -> None:
     refuse(path, r"the file holds no VAE: its tensors fc0\.weight, .* and 4 more\.$")
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_that_can_not_be(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     mean, var = torch.zeros(16), torch.ones(16)

@@ -352,6 +352,7 @@ def test_diffusers_keeps_averages_so(tmp_path: Path) -> None:
 # Two VAEs
 
 
+@pytest.mark.slow
 def test_two_vaes_are_named_and_one_is_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {**under("first_stage_model.", A), **under("vae.", C)})
     refused(path, r"several VAEs, under 'first_stage_model\.', 'vae\.'; choose one with --prefix")

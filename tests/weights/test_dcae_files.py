@@ -89,6 +89,7 @@ def test_diffusers_own_converter_reads_the_original_names(name: str, tmp_path: P
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_every_layout_there_and_back_changes_no_bit(name: str, tmp_path: Path) -> None:
     path = folder(name, tmp_path)
@@ -147,6 +148,7 @@ def test_the_published_kinds_are_told_without_a_config(name: str, tmp_path: Path
                 require_format(loaded)
 
 
+@pytest.mark.slow
 def test_heads_that_nothing_tells(tmp_path: Path) -> None:
     """They are of 32 channels in all published ones, which a note says; where these do not fit, somebody must say."""
     path = folder("f32", tmp_path / "wide")
@@ -191,6 +193,7 @@ def test_halves_of_which_one_attends(name: str, layout: str, tmp_path: Path) -> 
     assert same_tensors(both.module, whole.module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sana", "f32"])
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 def test_halves_are_read_alone_and_together(name: str, layout: str, tmp_path: Path) -> None:

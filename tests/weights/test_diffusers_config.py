@@ -133,6 +133,7 @@ def test_the_activation_changes_the_result(tmp_path: Path) -> None:
             assert (one - other).abs().max() > 1e-2 * one.std()
 
 
+@pytest.mark.slow
 def test_keras_holds_one_of_the_two_convolutions(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     module = kl(AutoencoderConfig(ch=32, ch_mult=(1, 2), post_quant_conv=False, activation="relu"))
@@ -300,6 +301,7 @@ def test_a_config_that_is_no_object(text: str, tmp_path: Path) -> None:
     refused(write(tmp_path / "x.safetensors", tensors_of(kl())), r"config\.json.* is not valid JSON")
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"scaling_factor": 0.13025}')
     loaded = load_weights(write(tmp_path / "x.safetensors", tensors_of(kl())))

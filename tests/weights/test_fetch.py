@@ -154,6 +154,7 @@ def test_presets_of_one_repository_are_not_confused(hub: Hub, monkeypatch: pytes
         assert (vae.config, vae.latent_format) == (PRESETS[name].config, KNOWN[format_])
 
 
+@pytest.mark.slow
 def test_presets_whose_latents_are_model_latents(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = write(tmp_path / "taew2_1.safetensors", taekit.tensors("taew2_1"))
     preset = replace(PRESETS["lighttaew2_1"], latent_format="model:wan2.1")
@@ -366,6 +367,7 @@ def test_other_bytes_than_expected_are_not_kept(
     assert names(tmp_path / "calotype") == []
 
 
+@pytest.mark.slow
 def test_github_refuses_or_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FetchError, match=r"^taef2: taef2_encoder\.pth is not in the local cache, and it can't be read"):
         fetch("taef2")

@@ -221,6 +221,7 @@ def held(path: Path, kind: str | None) -> None:
     assert_close(loaded.module.float().decode(given), run_openvino(path, given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("levels", "parts"), [(256, "one"), (16, "channels"), (255, "two ranges")])
 def test_fake_quantisation(levels: int, parts: str, exported: Path, tmp_path: Path) -> None:
     opset = pytest.importorskip("openvino").opset13
@@ -236,6 +237,7 @@ def test_fake_quantisation(levels: int, parts: str, exported: Path, tmp_path: Pa
     held(changed(exported, tmp_path, change), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "group", "zero"),
     [("u4", 0, True), ("u4", 2, True), ("i4", 2, False), ("i4", 0, True), ("u8", 2, True), ("i8", 0, False)],
@@ -270,6 +272,7 @@ def test_compressed_weights(kind: str, group: int, zero: bool, exported: Path, t
     held(changed(exported, tmp_path, change), {"u": "uint", "i": "int"}[kind[0]] + kind[1])
 
 
+@pytest.mark.slow
 def test_fake_quantisation_of_activations_is_refused(exported: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     path = changed(exported, tmp_path, lambda value: openvino.opset13.constant(value))
@@ -282,6 +285,7 @@ def test_fake_quantisation_of_activations_is_refused(exported: Path, tmp_path: P
     refused(tmp_path / "a.xml", "FakeQuantize")
 
 
+@pytest.mark.slow
 def test_parts_of_constants(exported: Path, tmp_path: Path) -> None:
     """OpenVINO's Slice takes its steps before its axes."""
     openvino = pytest.importorskip("openvino")

@@ -312,6 +312,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     refuse(path, r"1 arrays are neither an encoder \(108\) nor a decoder \(140\)")
 
 
+@pytest.mark.slow
 def test_two_encoders_are_no_vae(tmp_path: Path) -> None:
     for name in ("a", "b"):
         by_hand(tmp_path / f"{name}.h5", kl(TEST), "encoder", nested=True)

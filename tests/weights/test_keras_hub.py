@@ -49,6 +49,7 @@ def preset(folder: Path, config: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_file_alone(tmp_path: Path, dtype: torch.dtype) -> None:
     module = kl(CONFIG, 1).to(dtype)
@@ -278,6 +279,7 @@ def test_truncated_files(tmp_path: Path, whole: bytes) -> None:
     refused(tmp_path / WEIGHTS, "this is no whole h5 file")
 
 
+@pytest.mark.slow
 def test_archives_that_lie(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "x.keras"
     with zipfile.ZipFile(path, "w") as archive:

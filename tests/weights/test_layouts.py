@@ -356,6 +356,7 @@ def test_batch_norm_statistics_are_in_the_file(tmp_path: Path, layout: Any) -> N
     assert loaded.format.running_mean == pytest.approx(format_.running_mean)
 
 
+@pytest.mark.slow
 def test_other_networks_are_written_under_their_own_keys(tmp_path: Path) -> None:
     for i, config in enumerate((TinyConfig(), TinyConfig(z_channels=32, pool=True), FoldedConfig(ch=(8, 8)))):
         module = tiny(config) if isinstance(config, TinyConfig) else fill(make_network(config), 0)

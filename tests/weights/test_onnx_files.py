@@ -113,6 +113,7 @@ def test_other_settings_of_the_exporter(options: dict[str, Any], tmp_path: Path)
     same(open_container(path), tensors(whole, "decoder"))
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path: Path) -> None:
     whole = vae(4).half()
     path = export(Decoder(whole), "decoder", tmp_path / "model.onnx")
@@ -154,6 +155,7 @@ class Pictures(nn.Module):
         return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_what_a_graph_does_around_its_vae(tmp_path: Path) -> None:
     whole = vae(7)
     path = export(Pictures(whole), "decoder", tmp_path / "model.onnx")

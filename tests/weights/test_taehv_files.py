@@ -32,6 +32,7 @@ def refused(path: Path, pattern: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model.", "module."])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_files_are_told_under_every_prefix(name: str, prefix: str, tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_files_are_told_under_every_prefix(name: str, prefix: str, tmp_path: Pat
     assert loaded.sha256 == whole.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".pth", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_is_written_is_read_again(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_a_half_does_its_half(side: str, tmp_path: Path) -> None:
         vae.decode(torch.zeros(1, 48, 2, 2)) if side == "encoder" else vae.encode(torch.zeros(1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_of_two_halves_one_is_made(tmp_path: Path) -> None:
     tensors = taekit.tensors("taew2_1")
     for side in ("encoder", "decoder"):
@@ -83,6 +86,7 @@ def test_of_two_halves_one_is_made(tmp_path: Path) -> None:
 # Latent formats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_files_do_not_tell_whose_latents_they_have(name: str, tmp_path: Path) -> None:
     path, space = (
@@ -192,6 +196,7 @@ def test_frames_are_refused(tmp_path: Path) -> None:
         one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_latents_of_another_space_are_refused(tmp_path: Path) -> None:
     first = load(write(tmp_path / "a.safetensors", taekit.tensors("taew2_1")), latent_format="wan2.1", device="cpu")
     second = load(write(tmp_path / "b.safetensors", taekit.tensors("taew2_2")), latent_format="wan2.2", device="cpu")

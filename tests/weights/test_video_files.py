@@ -138,6 +138,7 @@ def test_a_type_may_be_asked_for(tmp_path: Path) -> None:
     same(stored(folder), {key: value.to(torch.bfloat16) for key, value in tensors_of(module).items()})
 
 
+@pytest.mark.slow
 def test_a_network_of_one_picture_keeps_its_layouts(tmp_path: Path) -> None:
     """Of two dimensions it stays where frames need no more, and where the layout is of two dimensions."""
     module = theirs("wan-2.1")

@@ -161,6 +161,7 @@ def test_old_names_of_attention(tmp_path: Path) -> None:
     assert loaded.format == KNOWN["vq-f4"]
 
 
+@pytest.mark.slow
 def test_a_decoder_alone_decodes(tmp_path: Path) -> None:
     path = folder("movq", tmp_path)
     whole = load_weights(path)
