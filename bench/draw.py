@@ -164,7 +164,8 @@ class Bench:
         data: the folder of pictures.
         every: all their captions.
         names, drawings: how many are judged by what is nearest, and how many by how they look.
-        steps, guidance, above: of drawings; each guidance is measured, and counts above this part of noise.
+        steps, guidance, above: of drawings; each guidance is measured, and counts above this part of noise. How they
+            look is told of the last.
         grid: where held-out names are written.
     """
 
@@ -180,7 +181,8 @@ class Bench:
 
     def measured(self, drawer: Drawer, title: str) -> dict[str, Any]:
         """All figures of one model."""
-        size, usual = drawer.model.config.size, Settings(steps=self.steps, guidance_above=self.above)
+        size = drawer.model.config.size
+        usual = Settings(steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above)
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
         trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
@@ -206,7 +208,6 @@ class Bench:
                         }
                     )  # fmt: skip
 
-        looks = None
         for guidance in self.guidance:
             settings = dataclasses.replace(usual, guidance=guidance)
             wanted = many if guidance == usual.guidance else trained
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a drawing model; the built-in one where none is given")
     parser.add_argument("--beside", type=Path, help="another one, measured in the same run")
     parser.add_argument("--names", type=int, default=200)
-    parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the default guidance")
+    parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the last guidance")
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
     parser.add_argument("--guidance-above", type=float, default=Settings().guidance_above)
@@ -284,12 +285,11 @@ def main() -> None:
         measured.append(other.measured(load_drawer(arguments.beside), arguments.beside.name))
     table = Table("model", "kernel distance", "ground off white", "decoded", "gradients", "two seeds, levels apart")
     for one in measured:
-        if looks := one["looks"]:
-            table.add_row(
-                one["model"], f"{looks['kernel_distance']:.4f}", f"{looks['ground_off_white']:.2%}",
-                f"{looks['ground_off_white_decoded']:.2%}", f"{looks['gradients']:.2f}",
-                f"{one['seeds_apart_levels']:.1f}",
-            )  # fmt: skip
+        looks = one["looks"]
+        table.add_row(
+            one["model"], f"{looks['kernel_distance']:.4f}", f"{looks['ground_off_white']:.2%}",
+            f"{looks['ground_off_white_decoded']:.2%}", f"{looks['gradients']:.2f}", f"{one['seeds_apart_levels']:.1f}",
+        )  # fmt: skip
     console.print(table)
     times = [seconds_of_one() for _ in range(3)] if arguments.model is None else []
     if times:

@@ -22,7 +22,7 @@ from calotype.cache.local import work
 from calotype.cache.manifest import write_manifest
 from calotype.cache.parts import release
 from calotype.cache.reader import job_in
-from calotype.cache.receipts import Bad, Receipt, holds, is_lost, receipts
+from calotype.cache.receipts import Bad, Receipt, fingerprints, receipts
 from calotype.cache.rules import Rules
 from calotype.cache.scan import pictures, scan
 from calotype.cache.seen import scanned_now
@@ -368,9 +368,12 @@ def _require_free(store: Store, job: Job) -> None:
     Raises:
         UsageError: there is something else in it.
     """
-    if not store.root.is_dir() or store.size(JOB) is not None or holds(store, job.fingerprint):
+    if not store.root.is_dir() or store.size(JOB) is not None:
         return
-    if is_lost(store):
+    made = set(fingerprints(store))
+    if job.fingerprint in made:
+        return
+    if made:
         raise UsageError(
             f"{store}: this cache lost its {JOB}, and was made of another VAE or with other options; give those that "
             "it was made with, or another OUT."

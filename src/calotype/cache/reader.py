@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from calotype.cache.job import Job, job_from_dict
-from calotype.cache.receipts import is_lost, receipt_of
+from calotype.cache.receipts import fingerprints, receipt_of
 from calotype.cache.store import JOB, MANIFEST, Store, receipt_name, shard_name
 from calotype.cache.tables import MANIFEST as COLUMNS, count, metadata, read
 from calotype.errors import StorageError, UsageError
@@ -53,7 +53,7 @@ def job_in(store: Store) -> Job:
     try:
         return job_from_dict(json_table(store.read(JOB)))
     except (FileNotFoundError, NotADirectoryError):
-        if is_lost(store):
+        if any(fingerprints(store)):
             raise StorageError(
                 f"{store}: this cache lost its {JOB}; calotype cache make writes it again, given what the cache was "
                 "made of and with."

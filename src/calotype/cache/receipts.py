@@ -187,24 +187,15 @@ def receipts(store: Store, fingerprint: str) -> tuple[dict[str, Receipt], dict[s
     return good, wrong
 
 
-def holds(store: Store, fingerprint: str) -> bool:
-    """Whether a unit of a job is there, whatever the cache's cache.json says."""
-    return any(receipt.fingerprint == fingerprint for receipt in _readable(store))
-
-
-def is_lost(store: Store) -> bool:
-    """Whether there are units of a cache."""
-    return any(True for _ in _readable(store))
-
-
-def _readable(store: Store) -> Iterator[Receipt]:
+def fingerprints(store: Store) -> Iterator[str]:
+    """Jobs of all receipts that can be read, one by one, whatever is left of their cache."""
     names: list[str] = []
     with suppress(OSError):
         names = store.names(RECEIPTS, ".json")
     for unit in names:
         if of_cache(receipt_name(unit)):
             with suppress(TextError, OSError):
-                yield receipt_of(store.read(receipt_name(unit)))
+                yield receipt_of(store.read(receipt_name(unit))).fingerprint
 
 
 def total(found: Sequence[Receipt]) -> Sums | None:

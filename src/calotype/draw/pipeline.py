@@ -36,7 +36,7 @@ class Settings:
     """What a drawing depends on, beside prompt and seed.
 
     Attributes:
-        steps: calls of the denoiser, each for two texts.
+        steps: calls of the denoiser, each for two texts while guidance counts, and then for one.
         guidance: how much the text counts against the negative one, as `sampler.guided` has it; 1 leaves that out.
         guidance_above: it counts so while more than this part of the noise that a drawing begins with is left; then
             the text counts as it is. 0 is to the end.
