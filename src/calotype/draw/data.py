@@ -27,6 +27,7 @@ from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
+TOGETHER = 32  # pictures that are encoded at once; each as if it were alone
 
 
 class Captioned(ABC):
@@ -68,10 +69,19 @@ class Captioned(ABC):
 
     def latents_of(self, which: Sequence[int], vae: VAE, size: int, track: Track = lambda items: items) -> Tensor:
         """The same of some of them."""
-        made = []
+        made: list[Tensor] = []
+        waiting: list[np.ndarray[Any, Any]] = []
+
+        def encode() -> None:
+            made.append(vae.latent_format.to_model(vae.encode(from_array(np.stack(waiting))).mode().float()))
+            waiting.clear()
+
         for i in track(which):
-            raw = vae.encode(from_array(np.asarray(self.small(i, size))[None])).mode()
-            made.append(vae.latent_format.to_model(raw.float()))
+            waiting.append(np.asarray(self.small(i, size)))
+            if len(waiting) == TOGETHER:
+                encode()
+        if waiting:
+            encode()
         return torch.cat(made)
 
     def kept(self, vae: VAE, size: int, path: Path, track: Track) -> Tensor:
