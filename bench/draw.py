@@ -18,6 +18,9 @@ told by the pictures themselves, encoded and decoded. How finished drawings look
   by more than 4 levels in its drawing; and the same of the picture encoded and decoded.
 - gradients: energy of differences of neighbours, of all drawings over that of the pictures encoded and decoded.
 
+And what the denoiser is told from the start: the share of the variance of pictures' latents that sketches of their
+names explain, one minus their squared error over that of the mean of all that were trained.
+
 --beside measures another model in the same run. Prints tables and one JSON line, kept in bench/results/.
 """
 
@@ -50,10 +53,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional
 
 import calotype
 from calotype.draw.captions import Caption, is_variant, read_captions
-from calotype.draw.data import shown_small
+from calotype.draw.data import Listed, shown_small
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.edit.sheet import sheet
@@ -63,6 +67,7 @@ from calotype.evaluate.lpips import LPIPS, load_lpips
 from calotype.pixels import from_array, to_pil, write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = (("trained", False), ("held out", True))
 
 
 def chosen(captions: list[Caption], count: int) -> list[Caption]:
@@ -104,14 +109,14 @@ class Nearest:
 def deepest(network: LPIPS, pixels: Tensor) -> Tensor:
     """uint8 [1, 3, H, W] -> [1, D], whose squared distances are proportional to the last term of LPIPS."""
     stage = network.stages(pixels.float() / 127.5 - 1)[-1]
-    weighted: Tensor = torch.nn.functional.normalize(stage, dim=1) * network.heads[-1].sqrt()
+    weighted: Tensor = functional.normalize(stage, dim=1) * network.heads[-1].sqrt()
     return weighted.flatten(1)
 
 
 def pooled(extractor: Extractor, pixels: Tensor) -> Tensor:
     """uint8 [1, 3, H, W] -> [1, D] of length 1, where squared distances are in the order of cosines."""
     found: Tensor = extractor(pixels)
-    return torch.nn.functional.normalize(found.float(), dim=1)
+    return functional.normalize(found.float(), dim=1)
 
 
 def drawings(drawer: Drawer, captions: list[Caption], settings: Settings, doing: str) -> list[Image.Image]:
@@ -181,7 +186,7 @@ class Bench:
 
     def measured(self, drawer: Drawer, title: str) -> dict[str, Any]:
         """All figures of one model."""
-        size = drawer.model.config.size
+        size, listed = drawer.model.config.size, Listed(self.data)
         usual = Settings(steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above)
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
@@ -233,8 +238,22 @@ class Bench:
             "trained_steps": drawer.model.about.get("steps"),
             "results": results,
             "looks": looks,
+            "sketches_explain": self.explained(drawer, listed.latents(drawer.vae, size), apart),
             "seeds_apart_levels": statistics.median(float(np.sqrt(np.square(a - b).mean())) for a, b in pairs),
         }
+
+    @torch.no_grad()
+    def explained(self, drawer: Drawer, latents: Tensor, apart: set[str]) -> dict[str, float]:
+        """How much of what pictures [N, C, h, w] differ in their names' sketches say."""
+        shown = functional.adaptive_avg_pool2d(latents, drawer.model.config.text.sketch_side)
+        parts = {kind: [i for i, one in enumerate(self.every) if (one.name in apart) == held] for kind, held in KINDS}
+        mean = shown[parts["trained"]].mean(0)
+        found = {}
+        for kind, places in parts.items():
+            if places:
+                told = torch.cat([drawer.embed(self.every[i].name).sketch.cpu() for i in places])
+                found[kind] = 1 - float((told - shown[places]).square().sum() / (shown[places] - mean).square().sum())
+        return found
 
     def looks(self, drawer: Drawer, captions: list[Caption], images: list[Image.Image]) -> dict[str, float]:
         """How finished drawings look."""
@@ -283,12 +302,14 @@ def main() -> None:
     if arguments.beside:
         other = dataclasses.replace(bench, grid=None)
         measured.append(other.measured(load_drawer(arguments.beside), arguments.beside.name))
-    table = Table("model", "kernel distance", "ground off white", "decoded", "gradients", "two seeds, levels apart")
+    table = Table("model", "kernel distance", "ground off white", "decoded", "gradients", "two seeds, levels apart",
+                  "sketches explain")  # fmt: skip
     for one in measured:
         looks = one["looks"]
         table.add_row(
             one["model"], f"{looks['kernel_distance']:.4f}", f"{looks['ground_off_white']:.2%}",
             f"{looks['ground_off_white_decoded']:.2%}", f"{looks['gradients']:.2f}", f"{one['seeds_apart_levels']:.1f}",
+            f"{one['sketches_explain']['trained']:.1%}",
         )  # fmt: skip
     console.print(table)
     times = [seconds_of_one() for _ in range(3)] if arguments.model is None else []

@@ -19,7 +19,9 @@ from calotype.draw.model import DrawingConfig, DrawingModel
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.text import TextConfig, TextEncoder, make_tokenizer
 
-TEXT = TextConfig(vocab_size=160, width=32, depth=2, heads=4, context_length=8, sketch_side=2, sketch_width=48)
+TEXT = TextConfig(
+    vocab_size=160, width=32, depth=2, heads=4, context_length=8, sketch_side=2, sketch_width=48, sketch_inner=40
+)
 DENOISER = DenoiserConfig(
     in_channels=32, out_channels=16, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
     attention_resolutions=(2,), num_heads=4, context_dim=32, adm_in_channels=32,

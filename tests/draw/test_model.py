@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from drawkit import SIZES, TEXT, encoder, model, stretched
+from drawkit import SIZES, TEXT, encoder, model, stretched, tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import names, one_sentence, room, same_tensors, tensors_of
+from support import fill, names, one_sentence, room, same_tensors, tensors_of
 from torch import Tensor
 
-from calotype.draw.model import KEY, DrawingConfig, load_model, save_model
+from calotype.draw.model import KEY, DrawingConfig, DrawingModel, load_model, save_model
 from calotype.errors import StorageError, WeightsError
 
 Tensors = dict[str, Tensor]
@@ -178,6 +178,18 @@ def test_other_weights(tmp_path: Path) -> None:
     assert "no drawing model" in refused(tmp_path / "m.safetensors")
     torch.save({"a": torch.zeros(2)}, tmp_path / "m.pt")
     assert "no drawing model" in refused(tmp_path / "m.pt")
+
+
+def test_a_header_of_before_sketches_had_two_widths(tmp_path: Path) -> None:
+    """It has no word of the second one: both layers are of the first."""
+    config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, sketch_inner=0))
+    before = fill(DrawingModel(config, tokenizer(), ["red circle"], ["red"]), 1)
+    save_model(before, tmp_path / "m.safetensors", dtype=torch.float32)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        head = json.loads(file.metadata()[KEY])
+    del head["config"]["text"]["sketch_inner"]
+    save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "old.safetensors", {KEY: json.dumps(head)})
+    assert same_tensors(before, load_model(tmp_path / "old.safetensors"))
 
 
 def other_shape(tensors: Tensors, head: Head) -> None:

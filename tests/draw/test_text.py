@@ -119,17 +119,18 @@ def test_states_depend_on_the_words_and_their_order() -> None:
     assert (a - c).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(("inner", "wide"), [(40, 40), (0, 48)])
 @torch.no_grad()
-def test_a_sketch_is_made_of_the_mean_state() -> None:
+def test_a_sketch_is_made_of_the_mean_state(inner: int, wide: int) -> None:
     """Two layers with SiLU and one without, written out; channels before rows before columns."""
-    config = dataclasses.replace(TEXT, sketch_side=3)
+    config = dataclasses.replace(TEXT, sketch_side=3, sketch_inner=inner)
     module = encoder(config)
     made = module(["red circle", "blue square moon"])
     assert made.sketch.shape == (2, 16, 3, 3)
     assert (made.sketch[0] - made.sketch[1]).abs().max() > 0.01
     x = made.pooled
     weights = [value for key, value in module.state_dict().items() if key.startswith("sketch.")]
-    assert [tuple(one.shape) for one in weights] == [(48, 32), (48,), (48, 48), (48,), (16 * 9, 48), (16 * 9,)]
+    assert [tuple(one.shape) for one in weights] == [(wide, 32), (wide,), (48, wide), (48,), (16 * 9, 48), (16 * 9,)]
     for i in (0, 2, 4):
         x = x @ weights[i].T + weights[i + 1]
         x = x / (1 + torch.exp(-x)) if i < 4 else x

@@ -19,6 +19,7 @@ from support import names, one_sentence, same_tensors, tensors_of, tiny, write
 from torch import Tensor
 
 from calotype import VAE, load
+from calotype.draw import training
 from calotype.draw.captions import held_out, read_captions, weights_of
 from calotype.draw.data import Listed
 from calotype.draw.model import load_model
@@ -514,6 +515,18 @@ def test_each_part_leaves_the_other_as_it_is(data: Path) -> None:
     assert all(map(torch.equal, made.model.text(["red circle", ""]), told))
 
 
+def test_texts_in_parts_are_one_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of like length go together, and what is learned is what all at once would teach."""
+    recipe = replace(RECIPE, word_batch=7)
+    whole, parted = drawing(data, recipe), drawing(data, recipe)
+    loss = whole.advance_words()
+    monkeypatch.setattr(training, "TEXTS", 3)
+    assert parted.advance_words() == pytest.approx(loss, rel=1e-5)
+    for kept, one, other in zip(("momentum", "exp_avg"), whole.of_words, parted.of_words, strict=True):
+        for a, b in zip(one.param_groups[0]["params"], other.param_groups[0]["params"], strict=True):
+            torch.testing.assert_close(one.state[a][kept], other.state[b][kept], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.slow
 def test_every_parameter_is_trained_once(data: Path) -> None:
     made = drawing(data)
@@ -527,11 +540,12 @@ def test_every_parameter_is_trained_once(data: Path) -> None:
         id(p) for one in (made.of_words[0], made.optimisers[0]) for group in one.param_groups for p in group["params"]
     }
     by_name = dict(made.model.named_parameters())
-    for name in ("denoiser.middle_block.0.in_layers.2.weight", "text.sketch.4.weight", "text.layers.0.linear1.weight"):
+    for name in ("denoiser.middle_block.0.in_layers.2.weight", "text.sketch.2.weight", "text.layers.0.linear1.weight"):
         assert id(by_name[name]) in muon
     for name in (
         "text.token_embedding.weight",
         "text.positional_embedding",
+        "text.sketch.4.weight",
         "text.sketch.4.bias",
         "denoiser.input_blocks.0.0.weight",
         "denoiser.out.2.weight",

@@ -22,7 +22,7 @@ KINDS = {
 _BARE = re.compile(r"\s*\w+\s*=\s*(?![\[{\"'])[^\n]*")  # a key and a text
 MOST_SIZE = 2**14  # pixels a side
 RANGES: dict[str, tuple[float, float]] = {  # others: from 1 to COUNT where they are whole numbers, else from 0 on
-    **dict.fromkeys(("warmup", "cooldown"), (0, COUNT)),
+    **dict.fromkeys(("warmup", "cooldown", "sketch_inner"), (0, COUNT)),
     **dict.fromkeys(("batch", "word_batch"), (1, 2**20)),
     "seed": (0, 2**63 - 1),
     **dict.fromkeys(("held_out", "text_dropout", "ema_decay"), (0, 1)),

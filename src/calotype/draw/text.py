@@ -50,7 +50,8 @@ class TextConfig:
         heads: of every attention.
         context_length: tokens that are read; later ones are not.
         sketch_side: height and width of sketches, in latents.
-        sketch_width: of the layers that make a sketch.
+        sketch_width: of the last layer before a sketch, and so of how many parts it is put together at most.
+        sketch_inner: of the layer before that; the same where 0.
 
     Raises:
         UsageError: a number can't be, or the width can't be split into so many heads.
@@ -63,12 +64,14 @@ class TextConfig:
     context_length: int = 24
     sketch_side: int = 8
     sketch_width: int = 768
+    sketch_inner: int = 0
 
     def __post_init__(self) -> None:
         try:
             whole(self.vocab_size, "vocab_size", 16, 2**20)
             whole(self.depth, "depth", 1, MOST_BLOCKS)
             whole(self.sketch_side, "sketch_side", 1, 1024)
+            whole(self.sketch_inner, "sketch_inner", 0, MOST_CHANNELS)
             for name in ("width", "heads", "context_length", "sketch_width"):
                 whole(getattr(self, name), name, 1, MOST_CHANNELS)
         except TextError as error:
@@ -124,10 +127,11 @@ class Sketch(nn.Sequential):
 
     def __init__(self, config: TextConfig, channels: int) -> None:
         width = config.sketch_width
+        inner = config.sketch_inner or width
         super().__init__(
-            nn.Linear(config.width, width),
+            nn.Linear(config.width, inner),
             nn.SiLU(),
-            nn.Linear(width, width),
+            nn.Linear(inner, width),
             nn.SiLU(),
             nn.Linear(width, channels * config.sketch_side**2),
             nn.Unflatten(1, (channels, config.sketch_side, config.sketch_side)),

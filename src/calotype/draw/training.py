@@ -42,6 +42,7 @@ LATENTS = "latents.safetensors"
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 ADVICE = "give another --out"  # where a checkpoint is damaged
+TEXTS = 64  # that are sketched at once
 
 # what may differ between the parts of a run: its length and what lies ahead
 MAY_CHANGE = {
@@ -118,14 +119,19 @@ class Drawing:
         """One step of the first part; gives its loss, the mean squared error of sketches."""
         recipe = self.recipe
         picked, prompts, _ = self._picked(0, self.word_step, recipe.word_batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
-            sketched = self.model.text(prompts).sketch
-        loss = (sketched.float() - self.sketches[picked].to(self.device)).square().mean()
-        loss.backward()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the like-long have little padding
+        value = 0.0
+        for first in range(0, len(order), TEXTS):
+            some = order[first : first + TEXTS]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
+                sketched = self.model.text([prompts[i] for i in some]).sketch
+            off = (sketched.float() - self.sketches[picked[some]].to(self.device)).square().mean()
+            loss = off * (len(some) / len(order))
+            loss.backward()
+            value += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.text.parameters(), recipe.clip)
         self._move(self.of_words, (recipe.word_muon_rate, recipe.word_rate), recipe.word_share(self.word_step))
         self.word_step += 1
-        value: float = loss.item()
         return value
 
     def batch(self) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
@@ -194,9 +200,10 @@ class Drawing:
 
 
 def optimisers_of_words(text: nn.Module, recipe: DrawingRecipe) -> list[torch.optim.Optimizer]:
-    """What trains a text encoder to sketch: Muon for its matrices, AdamW for embeddings, norms and biases."""
+    """What trains a text encoder to sketch: Muon for inner matrices, AdamW for embeddings, the last layer, vectors."""
     named = dict(text.named_parameters())
-    matrices = [named.pop(key) for key in sorted(named) if named[key].ndim > 1 and "embedding" not in key]
+    ends = ("embedding", "sketch.4.")
+    matrices = [named.pop(key) for key in sorted(named) if named[key].ndim > 1 and not any(end in key for end in ends)]
     return [
         Muon(matrices, recipe.word_muon_rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(named.values(), recipe.word_rate, betas=(0.9, 0.99), weight_decay=0.0),
