@@ -3,9 +3,9 @@
     python bench/budget.py [--families wan2.1,flux2,...] [--size 2048] [--memory 512MB] [--exact] [--keep]
 
 Weights are random, at full size, in float32. Each run has a process of its own; measured is the most memory above what
-was there before, beside what goes in and what comes out (moments; the posterior's log-variances of their own, half as
-much, are in it). --exact also runs with what is free, and compares: the largest
-difference over max(1, the result's standard deviation).
+was there before, beside what goes in and what comes out (of an encode its moments; the posterior's log-variances,
+half as much, are in it). --exact also runs with what is free, and compares: the largest difference over max(1, the
+result's standard deviation).
 
 Prints a table and then one JSON line; --keep keeps each family as soon as it is measured, in bench/results/budget.json,
 by processor, size and budget.
