@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
     "budget": "Peak memory of a large picture within a budget, above the weights: planned and measured. What is "
-    "measured of an encode holds the posterior's log-variances too, which are what comes out (Wan at 4096x4096: 17 MB).",
+    "measured of an encode holds the posterior's log-variances too, which come out with it (Wan at 4096x4096: 17 MB).",
     "cache": "Making latents of a data set, and reading them: see [caches](cache.md).",
     "draw": "Whether the built-in model draws what it was told: see [drawing](draw.md#the-model-that-ships).",
     "engine": "Stable Diffusion's architecture beside other programs: see [the engine](engine.md#measured).",
