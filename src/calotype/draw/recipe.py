@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {  # others: from 1 to COUNT where they
     **dict.fromkeys(("warmup", "cooldown", "sketch_inner"), (0, COUNT)),
     **dict.fromkeys(("batch", "word_batch"), (1, 2**20)),
     "seed": (0, 2**63 - 1),
-    **dict.fromkeys(("held_out", "text_dropout", "ema_decay"), (0, 1)),
+    **dict.fromkeys(("held_out", "text_dropout", "sketch_doubt", "ema_decay"), (0, 1)),
     "time_mean": (-math.inf, math.inf),
     "size": (8, MOST_SIZE),
 }
@@ -48,6 +48,8 @@ class DrawingRecipe:
         word_muon_rate: learning rate of its matrices, by Muon; rates rise in the first and fall in the last steps.
         word_rate: learning rate of all else in it, by AdamW.
         sketch_noise: std of the noise on sketches in the second part, and in drawing.
+        sketch_doubt: share of the second part's prompts whose sketch is of a state up to half-way to another text's: so
+            unclear are those of texts never seen, and the denoiser learns to go by words there.
         batch: pictures of a step of the second part, in which the denoiser learns.
         steps: of the second part.
         warmup: steps in which rates rise from zero.
@@ -80,6 +82,7 @@ class DrawingRecipe:
     word_muon_rate: float = 0.02
     word_rate: float = 1e-3
     sketch_noise: float = 0.3
+    sketch_doubt: float = 0.0
     batch: int = 64
     steps: int = 10_000
     warmup: int = 100

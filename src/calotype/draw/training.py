@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,12 +43,33 @@ METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 ADVICE = "give another --out"  # where a checkpoint is damaged
 TEXTS = 64  # that are sketched at once
+FARTHEST = 0.5  # that a doubtful sketch's state lies on the way to another text's
 
 # what may differ between the parts of a run: its length and what lies ahead
 MAY_CHANGE = {
     "word_steps", "steps", "cooldown", "muon_rate", "learning_rate", "ema_decay", "clip", "time_mean", "time_std",
-    "log_every", "checkpoint_every",
+    "sketch_doubt", "log_every", "checkpoint_every",
 }  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """A step of the second part.
+
+    Attributes:
+        clean: latents, [N, C, h, w].
+        prompts: N of them.
+        t: times, [N], from 0 (latents) to 1 (noise).
+        noise: [N, C, h, w].
+        blur: noise on sketches, [N, C, s, s].
+        doubt: [N], how far the state that a sketch is made of lies on the way to another text's.
+    """
+
+    clean: Tensor
+    prompts: list[str]
+    t: Tensor
+    noise: Tensor
+    blur: Tensor
+    doubt: Tensor
 
 
 class Drawing:
@@ -134,8 +155,8 @@ class Drawing:
         self.word_step += 1
         return value
 
-    def batch(self) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
-        """Latents, prompts, times, noise and noise on sketches of this step of the second part."""
+    def batch(self) -> Batch:
+        """What this step of the second part is of."""
         recipe = self.recipe
         picked, prompts, generator = self._picked(1, self.step, recipe.batch)
         clean = self.drawn(picked, self.step)
@@ -143,20 +164,23 @@ class Drawing:
         # logit-normal times (Esser et al. 2024, arXiv:2403.03206, section 3.1)
         t = (recipe.time_mean + recipe.time_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
         blur = recipe.sketch_noise * torch.randn(self.sketches[picked].shape, generator=generator)
-        return (
-            clean.to(self.device), prompts, t.to(self.device), noise.to(self.device), blur.to(self.device)
-        )  # fmt: skip
+        chance, far = torch.rand(2, recipe.batch, generator=generator)
+        doubt = FARTHEST * far * (chance < recipe.sketch_doubt)
+        to = self.device
+        return Batch(clean.to(to), prompts, t.to(to), noise.to(to), blur.to(to), doubt.to(to))
 
     def advance(self) -> float:
         """One step of the second part; gives its loss, the mean squared error of the velocity."""
         recipe = self.recipe
-        clean, prompts, t, noise, blur = self.batch()
+        clean, prompts, t, noise, blur, doubt = self.batch()
         at = t[:, None, None, None]
         noisy = (1 - at) * clean + at * noise
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
             with torch.no_grad():
                 context = self.model.text(prompts)
-            predicted = self.model(noisy, t, context._replace(sketch=context.sketch + blur))
+                pooled = context.pooled
+                sketch = self.model.text.sketch(pooled.lerp(pooled.roll(1, 0), doubt[:, None].to(pooled)))
+            predicted = self.model(noisy, t, context._replace(sketch=sketch + blur))
         loss = (predicted.float() - (noise - clean)).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.denoiser.parameters(), recipe.clip)
