@@ -13,8 +13,10 @@ import torch
 from drawkit import picture, write_data, write_lines
 from PIL import Image
 from support import assert_close, one_sentence
+from torch import Tensor
 
 from calotype import VAE, load
+from calotype.draw import data as reading
 from calotype.draw.captions import (
     Caption,
     held_out,
@@ -25,6 +27,7 @@ from calotype.draw.captions import (
 )
 from calotype.draw.data import Listed
 from calotype.errors import PictureError, UsageError
+from calotype.posterior import Posterior
 
 GOOD = {"file": "pictures/a.png", "name": "a"}
 
@@ -205,6 +208,23 @@ def test_latents_are_of_the_posteriors_mode(tmp_path: Path, vae: VAE) -> None:
         pixels = torch.from_numpy(np.asarray(shown).astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         expected = vae.latent_format.to_model(vae.encode(pixels).mode())
         assert_close(made[row : row + 1], expected, 1e-4)
+
+
+def test_pictures_encoded_together_are_as_if_alone(tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Listed(write_data(tmp_path / "data"))
+    shapes = []
+    encode = vae.encode
+
+    def told(pixels: Tensor) -> Posterior:
+        shapes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(vae, "encode", told)
+    alone = torch.cat([listed.latents_of([i], vae, 32) for i in range(4)])
+    assert torch.equal(listed.latents(vae, 32), alone)
+    monkeypatch.setattr(reading, "PIXELS", 3 * 32**2)
+    assert torch.equal(listed.latents(vae, 32), alone)
+    assert shapes == [1, 1, 1, 1, 4, 3, 1]
 
 
 def test_transparent_is_white(tmp_path: Path, vae: VAE) -> None:

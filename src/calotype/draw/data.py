@@ -27,7 +27,7 @@ from calotype.vae import VAE
 from calotype.weights.container import open_container
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
-TOGETHER = 32  # pictures that are encoded at once; each as if it were alone
+TOGETHER, PIXELS = 32, 2**22  # pictures that are encoded at once, and pixels of them; each as if it were alone
 
 
 class Captioned(ABC):
@@ -70,6 +70,7 @@ class Captioned(ABC):
     def latents_of(self, which: Sequence[int], vae: VAE, size: int, track: Track = lambda items: items) -> Tensor:
         """The same of some of them."""
         made: list[Tensor] = []
+        together = max(1, min(TOGETHER, PIXELS // size**2))
         waiting: list[np.ndarray[Any, Any]] = []
 
         def encode() -> None:
@@ -78,7 +79,7 @@ class Captioned(ABC):
 
         for i in track(which):
             waiting.append(np.asarray(self.small(i, size)))
-            if len(waiting) == TOGETHER:
+            if len(waiting) == together:
                 encode()
         if waiting:
             encode()
