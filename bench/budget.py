@@ -115,8 +115,9 @@ def main() -> None:
         print(json.dumps(run_here(json.loads(given.child))))
         return
     parse_memory(given.memory)
+    some = "" if given.families == parser.get_default("families") else f" --families {given.families}"
     result = {
-        "command": f"python bench/budget.py --size {given.size} --memory {given.memory}", "processor": processor(),
+        "command": f"python bench/budget.py{some} --size {given.size} --memory {given.memory}", "processor": processor(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": version("diffusers"),
         "commit": git("rev-parse", "--short", "HEAD"), "size": given.size, "memory": given.memory,
     }  # fmt: skip
