@@ -117,9 +117,10 @@ def main() -> None:
     parse_memory(given.memory)
     some = "" if given.families == parser.get_default("families") else f" --families {given.families}"
     result = {
-        "command": f"python bench/budget.py{some} --size {given.size} --memory {given.memory}", "processor": processor(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": version("diffusers"),
-        "commit": git("rev-parse", "--short", "HEAD"), "size": given.size, "memory": given.memory,
+        "command": f"python bench/budget.py{some} --size {given.size} --memory {given.memory}",
+        "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"), "size": given.size,
+        "memory": given.memory,
     }  # fmt: skip
     rows = []
     for name in given.families.split(","):
