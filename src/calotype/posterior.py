@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,12 +29,16 @@ class DiagonalGaussian:
         if moments.ndim != 4 or moments.shape[1] % 2:
             raise UsageError(f"moments must be [N, 2C, h, w], not {list(moments.shape)}.")
         self.moments = moments  # [N, 2C, h, w]
-        self.mean, logvar = moments.chunk(2, dim=1)
-        self.logvar = logvar.clamp(-30.0, 20.0)  # [N, C, h, w], as the mean
+        self.mean = moments.chunk(2, dim=1)[0]  # [N, C, h, w]
 
     def float(self) -> DiagonalGaussian:
         """The same posterior in float32."""
         return DiagonalGaussian(self.moments.float())
+
+    @cached_property
+    def logvar(self) -> Tensor:
+        """Log-variance, clamped: [N, C, h, w]. Made when it is first asked for, as a mode does without."""
+        return self.moments.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
     @property
     def std(self) -> Tensor:
@@ -109,6 +114,11 @@ class Point:
     def float(self) -> Point:
         """The same posterior in float32."""
         return Point(self.mean.float())
+
+    @cached_property
+    def logvar(self) -> Tensor:
+        """Log-variance, clamped: [N, C, h, w]. Made when it is first asked for, as a mode does without."""
+        return self.moments.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
     @property
     def std(self) -> Tensor:
