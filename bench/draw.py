@@ -21,7 +21,10 @@ told by the pictures themselves, encoded and decoded. How finished drawings look
 And what the denoiser is told from the start: the share of the variance of pictures' latents that sketches of their
 names explain, one minus their squared error over that of the mean of all that were trained.
 
---beside measures another model in the same run. Prints tables and one JSON line, kept in bench/results/.
+And what `calotype draw` takes for one picture in a process of its own, imports included (median of 3).
+
+--beside measures another model in the same run, with --beside-as in other settings. Prints tables and one JSON line,
+kept in bench/results/.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ from calotype.pixels import from_array, to_pil, write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (("trained", False), ("held out", True))
+OTHERS = ("ground_std", "sketch_noise")  # of a drawing model's settings, drawing alone depends on them
 
 
 def chosen(captions: list[Caption], count: int) -> list[Caption]:
@@ -104,6 +108,12 @@ class Nearest:
             nearer = (distance < distance[right].min()).nonzero()[:, 0].tolist()
             ranks[name] = len({self.same[i] for i in nearer})
         return ranks
+
+
+@cache
+def nearest_of(data: Path, size: int) -> Nearest:
+    """All the pictures of a folder; they are looked at once, however many models are measured."""
+    return Nearest(data, read_captions(data), size)
 
 
 def deepest(network: LPIPS, pixels: Tensor) -> Tensor:
@@ -151,13 +161,15 @@ def features_of(extractor: Extractor, images: list[Image.Image]) -> Tensor:
     return torch.cat([extractor(one).float() for one in pixels])
 
 
-def seconds_of_one() -> float:
+def seconds_of_one(model: Path | None, settings: Settings) -> float:
     """What `calotype draw` takes in a process of its own, with its imports."""
+    told = {"--steps": settings.steps, "--guidance": settings.guidance, "--guidance-above": settings.guidance_above}
+    options = [text for option, value in told.items() for text in (option, str(value))]
     with tempfile.TemporaryDirectory() as folder:
+        options += ["--out", folder, *(["--model", str(model)] if model else [])]
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "calotype", "draw", "a red apple", "--out", folder], check=True, capture_output=True
-        )
+        command = [sys.executable, "-m", "calotype", "draw", "a red apple", *options]
+        subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - began
 
 
@@ -184,18 +196,20 @@ class Bench:
     grid: Path | None
     console: Console
 
-    def measured(self, drawer: Drawer, title: str) -> dict[str, Any]:
-        """All figures of one model."""
-        size, listed = drawer.model.config.size, Listed(self.data)
+    def measured(self, drawer: Drawer, model: Path | None) -> dict[str, Any]:
+        """All figures of one model, of a file or the one that ships."""
+        size, listed, title = drawer.model.config.size, Listed(self.data), model.name if model else "built-in"
         usual = Settings(steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above)
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
         trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
-        nearest = Nearest(self.data, self.every, size)
         table = Table("features", "names", "guidance", "drawn", "nearest is right", "among five", title=title)
         results: list[dict[str, Any]] = []
 
         def judge(kind: str, guidance: float | None, captions: list[Caption], images: list[Image.Image]) -> None:
+            if not captions:
+                return
+            nearest = nearest_of(self.data, size)
             ranks = [nearest.ranks(image, one) for image, one in zip(images, captions, strict=True)]
             parts = {kind: list(range(len(captions)))}
             if captions is trained:
@@ -228,17 +242,19 @@ class Bench:
                 self.console.print("In the grid: " + "; ".join(held[i].name for i in shown))
             judge("held out", guidance, held, images)
         judge("pictures themselves", None, trained, self.decoded(drawer, trained))
-        self.console.print(table)
+        if results:
+            self.console.print(table)
         pairs = [
             [np.asarray(drawer.vae.decode_image(drawer.draw(one.name, seed, usual)), np.float32) for seed in (1, 2)]
-            for one in track(trained[:20], "Two seeds", transient=True)
+            for one in track(many[:20], "Two seeds", transient=True)
         ]
         return {
             "model": title,
             "trained_steps": drawer.model.about.get("steps"),
             "results": results,
             "looks": looks,
-            "sketches_explain": self.explained(drawer, listed.latents(drawer.vae, size), apart),
+            "sketches_explain": self.explained(drawer, listed.latents(drawer.vae, size), apart) if results else {},
+            "seconds_one_picture": statistics.median(seconds_of_one(model, usual) for _ in range(3)),
             "seeds_apart_levels": statistics.median(float(np.sqrt(np.square(a - b).mean())) for a, b in pairs),
         }
 
@@ -283,11 +299,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl")
     parser.add_argument("--model", type=Path, help="a drawing model; the built-in one where none is given")
     parser.add_argument("--beside", type=Path, help="another one, measured in the same run")
-    parser.add_argument("--names", type=int, default=200)
+    parser.add_argument("--beside-as", type=float, nargs=3, metavar=("STEPS", "GUIDANCE", "ABOVE"),
+                        help="how the other one draws; as the first where nothing is given")  # fmt: skip
+    parser.add_argument("--names", type=int, default=200, help="0 for how drawings look alone")
     parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the last guidance")
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
     parser.add_argument("--guidance-above", type=float, default=Settings().guidance_above)
+    parser.add_argument("--ground-std", type=float, help="draw with this one in place of the model's")
+    parser.add_argument("--sketch-noise", type=float, help="draw with this one in place of the model's")
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
     parser.add_argument("--grid", type=Path, help="write held-out names here: drawings above, pictures below")
     parser.add_argument("--stamp", type=Path, help="write the model here, with these figures in its header")
@@ -298,27 +318,28 @@ def main() -> None:
         arguments.guidance, arguments.guidance_above, arguments.grid, console,
     )  # fmt: skip
     drawer = load_drawer(arguments.model)
-    measured = [bench.measured(drawer, "built-in" if arguments.model is None else arguments.model.name)]
+    others = {key: value for key in OTHERS if (value := getattr(arguments, key)) is not None}
+    drawer.model.config = dataclasses.replace(drawer.model.config, **others)
+    measured = [bench.measured(drawer, arguments.model)]
     if arguments.beside:
-        other = dataclasses.replace(bench, grid=None)
-        measured.append(other.measured(load_drawer(arguments.beside), arguments.beside.name))
+        other = dataclasses.replace(bench, grid=None, guidance=bench.guidance[-1:])
+        if arguments.beside_as:
+            steps, guidance, above = arguments.beside_as
+            other = dataclasses.replace(other, steps=int(steps), guidance=[guidance], above=above)
+        measured.append(other.measured(load_drawer(arguments.beside), arguments.beside))
     table = Table("model", "kernel distance", "ground off white", "decoded", "gradients", "two seeds, levels apart",
-                  "sketches explain")  # fmt: skip
+                  "sketches explain", "seconds a picture")  # fmt: skip
     for one in measured:
         looks = one["looks"]
         table.add_row(
             one["model"], f"{looks['kernel_distance']:.4f}", f"{looks['ground_off_white']:.2%}",
             f"{looks['ground_off_white_decoded']:.2%}", f"{looks['gradients']:.2f}", f"{one['seeds_apart_levels']:.1f}",
-            f"{one['sketches_explain']['trained']:.1%}",
+            f"{explain['trained']:.1%}" if (explain := one["sketches_explain"]) else "",
+            f"{one['seconds_one_picture']:.1f}",
         )  # fmt: skip
     console.print(table)
-    times = [seconds_of_one() for _ in range(3)] if arguments.model is None else []
-    if times:
-        console.print(
-            f"`calotype draw` takes {statistics.median(times):.1f} s for one picture, with imports (median of 3)."
-        )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    first, *others = measured
+    first, *beside = measured
     line = {
         "command": f"python bench/draw.py --data DATA --names {arguments.names} --drawings {arguments.drawings}",
         "date": date.today().isoformat(),
@@ -334,8 +355,7 @@ def main() -> None:
         "steps": arguments.steps,
         "guidance_above": arguments.guidance_above,
         **first,
-        "beside": others,
-        "seconds_one_picture": times,
+        "beside": beside,
     }
     print(json.dumps(line))
     if arguments.stamp:
