@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from calotype.cli.drawing import slug
+from calotype.draw.model import load_model, save_model
 from calotype.draw.pipeline import Drawer, Settings
 from calotype.draw.record import read_record
 
@@ -242,6 +244,24 @@ def test_an_empty_prompt_is_drawn_without_words(calotype: Calotype, drawer: Draw
     assert (ran.code, ran.out) == (0, "drawing-0.png\n")
     assert ran.said == ["calotype: The prompt is empty, so it is drawn without words."]
     assert np.array_equal(levels("drawing-0.png"), pixels(drawer, "", 0, steps=1))
+
+
+def test_a_prompt_far_from_all_names_is_drawn_as_one_of_them(calotype: Calotype, model: Path, drawer: Drawer) -> None:
+    """The command says which, and a picture of a seed is that of the name that it is."""
+    strict = load_model(model)
+    strict.config = replace(strict.config, known_within=1e-3)
+    save_model(strict, "strict.safetensors")
+    asked = ("draw", "green sun", "-n", 1, "--steps", 2, "--model", "strict.safetensors")
+    ran = calotype(*asked)
+    [said] = ran.said
+    known = Drawer(strict, drawer.vae)
+    near = known.near("green sun")
+    assert said.startswith("calotype: The model learned no picture called 'green sun'; it draws, by the seed: '")
+    assert all(repr(name) in said for name in near)
+    assert (ran.code, ran.out) == (0, "green-sun-0.png\n")
+    assert np.array_equal(levels("green-sun-0.png"), pixels(drawer, known.meant("green sun", 0), 0))
+    assert known.meant("a red apple", 0) == "a red apple"
+    assert calotype("draw", "a red apple", *asked[2:]).said == []
 
 
 @pytest.mark.slow

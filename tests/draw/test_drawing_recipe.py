@@ -128,7 +128,7 @@ def test_unknown_keys(tmp_path: Path, text: str, key: str) -> None:
         "denoiser.channel_mult=[1, 0]", 'denoiser.attention_resolutions=["2"]', "denoiser.num_res_blocks=0",
         "text.heads=3", "text.width=0", "text.vocab_size=4", "text.context_length=0", "text.depth=0",
         "text.sketch_side=0", "text.sketch_width=0", "text.sketch_side=2.5",
-        "text.sketch_inner=-1",
+        "text.sketch_inner=-1", "sketch_std=-0.1", "sketch_std=inf", "ground_std=1.5",
     ],
 )  # fmt: skip
 def test_values_that_cannot_be(setting: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from support import fill, names, one_sentence, room, same_tensors, tensors_of
 from torch import Tensor
 
-from calotype.draw.model import KEY, DrawingConfig, DrawingModel, load_model, save_model
+from calotype.draw.model import KEY, DrawingConfig, DrawingModel, guessed_velocity, load_model, save_model
 from calotype.errors import StorageError, WeightsError
 
 Tensors = dict[str, Tensor]
@@ -119,6 +120,40 @@ def test_a_sketch_is_told_beside_latents_of_any_size(height: int, width: int) ->
     torch.testing.assert_close(other[1], made[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("time", [0.02, 0.3, 0.7, 1.0])
+def test_the_velocity_that_a_sketch_tells(time: float) -> None:
+    """The least squares there are where latents are normal about it: what is left is of noise, and as large as told."""
+    std, t = 0.3, torch.full((1, 1, 1, 1), time)
+    sketch, off, noise = torch.randn(3, 1, 1, 400, 400, generator=torch.Generator().manual_seed(0))
+    clean = sketch + std * off
+    x = (1 - t) * clean + t * noise
+    mean, left = guessed_velocity(x, sketch, t, std)
+    rest = noise - clean - mean
+    assert rest.std() / left.item() == pytest.approx(1, abs=0.01)
+    for known in (x, sketch):
+        assert abs((rest * known).mean()) < 0.01
+    spread = time / math.hypot((1 - time) * std, time) * std  # of what a picture may be, given both
+    assert left.item() * time == pytest.approx(spread)
+
+
+def test_where_there_is_no_noise_left_the_picture_is_what_it_is() -> None:
+    x, sketch = torch.randn(2, 1, 16, 4, 4)
+    mean, left = guessed_velocity(x, sketch, torch.zeros(1, 1, 1, 1), 0.3)
+    torch.testing.assert_close(mean, -x)
+    assert left.item() == pytest.approx(1)
+
+
+@torch.no_grad()
+def test_a_model_learns_what_a_sketch_leaves_open() -> None:
+    """What it gives lies about what the sketch tells, and the network's part in units of what that leaves."""
+    told = DrawingModel(dataclasses.replace(SIZES, sketch_std=0.3), encoder().tokenizer)
+    plain = model()
+    told.load_state_dict(plain.state_dict())
+    x, t, context = torch.randn(2, 16, 4, 4), torch.tensor([0.25, 1.0]), plain.text(["red", "blue moon"])
+    mean, std = guessed_velocity(x, stretched(context.sketch, 4, 4), t[:, None, None, None], 0.3)
+    torch.testing.assert_close(told(x, t, context), mean + std * plain(x, t, context), atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_words_of_a_batch_do_not_meet() -> None:
     """A picture's prediction is the same whatever is asked for beside it."""
@@ -180,14 +215,15 @@ def test_other_weights(tmp_path: Path) -> None:
     assert "no drawing model" in refused(tmp_path / "m.pt")
 
 
-def test_a_header_of_before_sketches_had_two_widths(tmp_path: Path) -> None:
-    """It has no word of the second one: both layers are of the first."""
+def test_an_older_header(tmp_path: Path) -> None:
+    """It has no word of a second width of sketches (both layers are of the first), what they tell alone, a ground."""
     config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, sketch_inner=0))
     before = fill(DrawingModel(config, tokenizer(), ["red circle"], ["red"]), 1)
     save_model(before, tmp_path / "m.safetensors", dtype=torch.float32)
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         head = json.loads(file.metadata()[KEY])
-    del head["config"]["text"]["sketch_inner"]
+    del head["config"]["text"]["sketch_inner"], head["config"]["sketch_std"], head["config"]["ground_std"]
+    del head["config"]["known_within"]
     save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "old.safetensors", {KEY: json.dumps(head)})
     assert same_tensors(before, load_model(tmp_path / "old.safetensors"))
 
@@ -259,5 +295,7 @@ def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 
 def test_sizes_go_through_json() -> None:
-    config = dataclasses.replace(SIZES, text=dataclasses.replace(TEXT, depth=3), sketch_noise=0.7)
+    config = dataclasses.replace(
+        SIZES, text=dataclasses.replace(TEXT, depth=3), sketch_noise=0.7, sketch_std=0.2, ground_std=0.1
+    )
     assert DrawingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -102,6 +102,24 @@ def test_noise_on_sketches_is_a_seeds_own(drawer: Drawer) -> None:
     assert torch.isfinite(drawer.sketch_noise(2**64 - 1)).all()
 
 
+def test_prompts_are_meant_as_names_wherever_they_are_drawn(vae: VAE, photo: Path) -> None:
+    """Drawn, redrawn and walked between: the same as the names that they are taken for, of their seeds."""
+    plain, strict = drawer_of(vae), drawer_of(vae)
+    strict.model.config = replace(strict.model.config, known_within=1e-3)
+    strict = Drawer(strict.model, vae)
+    prompts, seeds = ("moon", "a square or a star"), (3, 4)
+    meant = [strict.meant(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert set(meant) <= set(strict.model.names)
+    assert torch.equal(strict.draw("moon", 3, FEW).tensor, plain.draw(meant[0], 3, FEW).tensor)
+    source = vae.encode_image(photo)
+    changed = [one.redraw(source, prompt, 4, FEW).tensor for one, prompt in ((strict, prompts[1]), (plain, meant[1]))]
+    assert torch.equal(*changed)
+    walks = [walk(one, said, seeds, FEW, Way(frames=3)) for one, said in ((strict, prompts), (plain, meant))]
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(*walks, strict=True))
+    with pytest.raises(UsageError):
+        next(walk(strict, prompts, seeds[:1], FEW))
+
+
 def test_guidance_is_a_sum_of_two_predictions(drawer: Drawer) -> None:
     """One Euler step from noise is linear in the prediction, and so in the guidance."""
     one = [drawer.draw("red circle", 1, Settings(steps=1, guidance=g, sampler="euler")).tensor for g in (0.0, 1.0, 3.0)]

@@ -22,7 +22,7 @@ from calotype import VAE, load
 from calotype.draw import training
 from calotype.draw.captions import held_out, read_captions, weights_of
 from calotype.draw.data import Listed
-from calotype.draw.model import load_model
+from calotype.draw.model import guessed_velocity, load_model
 from calotype.draw.recipe import DrawingRecipe
 from calotype.draw.training import Drawing, train_drawing
 from calotype.errors import PictureError, UsageError
@@ -240,7 +240,7 @@ def test_a_run_is_not_written_over(data: Path, finished: Path, vae: VAE) -> None
     "changes",
     [
         {"size": 48}, {"seed": 4}, {"batch": 5}, {"held_out": 0.1}, {"text": {}}, {"word_batch": 5}, {"word_rate": 0.1},
-        {"word_muon_rate": 0.1}, {"sketch_noise": 0.1},
+        {"word_muon_rate": 0.1}, {"sketch_noise": 0.1}, {"sketch_std": 0.1},
     ],
 )  # fmt: skip
 def test_another_recipe_is_refused(data: Path, finished: Path, vae: VAE, changes: dict[str, Any]) -> None:
@@ -432,7 +432,7 @@ def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
 def test_what_batches_are_made_of(data: Path) -> None:
     """Pictures as often as they should be, prompts of the same pictures, an empty one now and then, and noise."""
     made = drawing(data, replace(RECIPE, batch=4000, text_dropout=0.25))
-    clean, prompts, t, noise, blur, _ = made.batch()
+    clean, prompts, t, noise, blur = made.batch()
     assert clean.shape == noise.shape == (4000, 16, 4, 4)
     assert blur.shape == (4000, 16, 2, 2)
     which = clean[:, 0, 0, 0].long()
@@ -463,6 +463,16 @@ def test_an_untrained_network_has_the_loss_of_predicting_zero(data: Path) -> Non
     assert made.step == 1
 
 
+def test_an_untrained_network_has_the_loss_of_what_sketches_tell(data: Path) -> None:
+    made = drawing(data, replace(RECIPE, sketch_std=0.5))
+    clean, prompts, t, noise, blur = made.batch()
+    with torch.no_grad():
+        sketch = stretched(made.model.text(prompts).sketch + blur, 4, 4)
+    at = t[:, None, None, None]
+    mean, _ = guessed_velocity((1 - at) * clean + at * noise, sketch, at, 0.5)
+    assert made.advance() == pytest.approx(float((noise - clean - mean).square().mean()), rel=1e-4)
+
+
 def without_sketches(made: Drawing) -> Drawing:
     """All of them are zero."""
     with torch.no_grad():
@@ -485,28 +495,11 @@ def test_sketches_with_noise_are_told(data: Path) -> None:
     made = without_sketches(drawing(data))
     given: dict[str, Tensor] = {}
     made.model.denoiser.register_forward_pre_hook(lambda _, inputs: given.update(seen=inputs[0]))
-    clean, _, t, noise, blur, _ = made.batch()
+    clean, _, t, noise, blur = made.batch()
     made.advance()
     at = t[:, None, None, None]
     torch.testing.assert_close(given["seen"][:, :16], (1 - at) * clean + at * noise)
     torch.testing.assert_close(given["seen"][:, 16:], stretched(blur, 4, 4), atol=1e-5, rtol=1e-5)
-
-
-def test_sketches_in_doubt_are_told(data: Path) -> None:
-    """Of states between two texts', as far as the batch says; about as many as the recipe says."""
-    made = drawing(data, replace(RECIPE, sketch_doubt=0.4, sketch_noise=0.0, batch=200))
-    given: dict[str, Tensor] = {}
-    made.model.denoiser.register_forward_pre_hook(lambda _, inputs: given.update(seen=inputs[0]))
-    _, prompts, _, _, _, doubt = made.batch()
-    assert doubt.max() <= 0.5
-    assert 0.25 < (doubt > 0).float().mean() < 0.55
-    made.advance()
-    with torch.no_grad():
-        states = made.model.text(prompts).pooled
-        between = states + doubt[:, None] * (states[[-1, *range(len(states) - 1)]] - states)
-        torch.testing.assert_close(
-            given["seen"][:, 16:], stretched(made.model.text.sketch(between), 4, 4), atol=1e-4, rtol=1e-4
-        )
 
 
 @pytest.mark.slow

@@ -280,6 +280,9 @@ class OwnModel(Model):
             words += f" and {more} more" if (more := len(unknown) - _MOST_WORDS) > 0 else ""
             near = ", ".join(self.drawer.nearest(prompt))
             notices += [f"The model does not know {words}; the nearest that it knows: {near}."]
+        if meant := list(self.drawer.near(prompt)):
+            names = ", ".join(map(repr, meant[:_MOST_WORDS]))
+            notices += [f"The model learned no picture called {_short(prompt)}; it draws, by the seed: {names}."]
         return notices
 
 

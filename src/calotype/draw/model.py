@@ -25,6 +25,7 @@ from calotype.weights.container import open_container
 
 BUILTIN = Path(__file__).parent / "builtin" / "drawing.safetensors"
 KEY = "calotype.drawing"
+LATER = ("sketch_std", "ground_std", "known_within")  # are not in headers of before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class DrawingConfig:
         size: side in pixels of the pictures it was trained on.
         vae: sha256 of the VAE's weights in whose latents it draws.
         sketch_noise: std of the noise on sketches, so that what they have wrong is not copied.
+        sketch_std: of latents about such a sketch, which the velocity is guessed from; 0 where nothing is guessed. See
+            `guessed_velocity`.
+        ground_std: of latents about those of plain white where a drawing's ground is; 0 where pictures don't stand on
+            white. See `ground.Ground`.
+        known_within: how far a text's state may lie from those of all names; one that lies farther is drawn as one of
+            the names near it. 0 where every text is drawn as it is. See `meaning.Names`.
     """
 
     denoiser: DenoiserConfig
@@ -44,6 +51,9 @@ class DrawingConfig:
     size: int
     vae: str
     sketch_noise: float = 0.0
+    sketch_std: float = 0.0
+    ground_std: float = 0.0
+    known_within: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, for a file."""
@@ -58,7 +68,29 @@ class DrawingConfig:
             size=whole(values["size"], "size", 1, MOST_SIZE),
             vae=values["vae"],
             sketch_noise=number(values["sketch_noise"], "sketch_noise", 0),
+            **{key: number(values.get(key, 0.0), key, 0) for key in LATER},
         )
+
+
+def guessed_velocity(x: Tensor, sketch: Tensor, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    """The velocity, noise minus latents, that noisy latents and a sketch tell by themselves.
+
+    Were latents normal about their sketch, this would be the best there is. A network that learns the rest alone, in
+    units of its std, begins with drawings that look like their sketches. (A network's output of unit variance at every
+    noise: Karras et al. 2022, arXiv:2206.00364, section 5; here latents have a mean that is told.)
+
+    Args:
+        x: (1 - t) latents + t noise, [N, C, H, W].
+        sketch: [N, C, H, W].
+        t: [N, 1, 1, 1], from 0 to 1.
+        std: of the latents about the sketch, above 0.
+
+    Returns:
+        The velocity's mean [N, C, H, W], and the std about it [N, 1, 1, 1].
+    """
+    clean = 1 - t
+    variance = (clean * std) ** 2 + t**2  # of x about the sketch
+    return ((t - clean * std**2) * x - t * sketch) / variance, std / variance.sqrt()
 
 
 class DrawingModel(nn.Module):
@@ -91,10 +123,13 @@ class DrawingModel(nn.Module):
 
         Sketches are made as large as the latents (bilinear) and are further channels of what the denoiser sees.
         """
-        sketch = functional.interpolate(context.sketch, x.shape[2:], mode="bilinear", align_corners=False)
-        seen = torch.cat([x, sketch.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
+        sketch = functional.interpolate(context.sketch, x.shape[2:], mode="bilinear", align_corners=False).to(x.dtype)
+        seen = torch.cat([x, sketch], 1).contiguous(memory_format=torch.channels_last)
         made: Tensor = self.denoiser(seen, t * 1000, context.states, context.mask, context.pooled)
-        return made
+        if not self.config.sketch_std:
+            return made
+        mean, std = guessed_velocity(x, sketch, t[:, None, None, None], self.config.sketch_std)
+        return mean + std * made
 
 
 def save_model(model: DrawingModel, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
@@ -155,5 +190,6 @@ def load_model(path: str | os.PathLike[str] | None = None) -> DrawingModel:
             key for key in wanted.keys() | container.shapes.keys() if wanted.get(key) != container.shapes.get(key)
         )
         raise WeightsError(f"{path}: {differing[0]} is missing, is too many or has another shape than its header says.")
-    model.load_state_dict({key: container.read(key).float() for key in wanted}, assign=True)
+    # copied, as kernels may round in another way where a tensor lies as it happens to lie in its file
+    model.load_state_dict({key: container.read(key).to(torch.float32, copy=True) for key in wanted}, assign=True)
     return model.eval().requires_grad_(False)

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from calotype.draw.ground import Ground, white_ground
+from calotype.draw.meaning import SMALL, Names
 from calotype.draw.model import DrawingModel, load_model
 from calotype.draw.sampler import Keep, Step, guided, noise_for, sample
 from calotype.draw.schedule import Flow, Sampler
@@ -24,11 +26,6 @@ from calotype.vae import VAE, load
 OnStep = Callable[[Step], None]  # is called after each step of a drawing
 
 _OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
-
-# words that say nothing about what is to be seen
-_SMALL = frozenset(
-    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "some", "the", "to", "with"]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +87,23 @@ class Drawer:
         self.model = model.to(vae.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae = vae
         self._schedule = Flow()
+        self._names = Names(self.model.text, self.model.names, self.model.config.known_within)
+        self._grounds: dict[tuple[int, int], Ground] = {}  # by height and width
+
+    def near(self, prompt: str) -> dict[str, float]:
+        """The names that a prompt is drawn as, with their shares; none where it is drawn as it is.
+
+        So it is with the names that the model learned and texts near them, and with models that know of no distance
+        within which texts are known (`DrawingConfig.known_within`).
+        """
+        return self._names.near(prompt) if self.model.config.known_within else {}
+
+    def meant(self, prompt: str, seed: int) -> str:
+        """What a prompt is drawn as: itself, or one of the names `near` it, by the seed."""
+        return self._names.meant(prompt, seed) if self.model.config.known_within else prompt
 
     def embed(self, *texts: str) -> Context:
-        """What the denoiser is told of texts."""
+        """What the denoiser is told of texts, as they are."""
         with torch.no_grad():
             context: Context = self.model.text(texts)
         return context
@@ -136,7 +147,7 @@ class Drawer:
         """
         padding = self.padding(settings)
         noise = self.noise(seed, padding)
-        texts = self.sketched(self.embed(prompt, settings.negative), self.sketch_noise(seed))
+        texts = self.sketched(self.embed(self.meant(prompt, seed), settings.negative), self.sketch_noise(seed))
         return self.from_noise(texts, noise, padding, settings, on_step=on_step)
 
     def from_noise(
@@ -162,6 +173,8 @@ class Drawer:
 
         above = settings.guidance_above * strength  # a redraw begins with as much noise
         told = guided(network, texts.rows(0, 1), texts.rows(1, 2), settings.guidance, above)
+        if ground := self._ground(*noise.shape[2:]):
+            told = ground.held(told)
         model_latents = sample(
             told, noise.to(self.vae.device), self._schedule,
             steps=settings.steps, sampler=settings.sampler, start=start, strength=strength, keep=keep, on_step=on_step,
@@ -171,6 +184,13 @@ class Drawer:
             tensor=raw, space="raw", format=self.vae.latent_format, vae=self.vae.sha256, vae_name=self.vae.name,
             padding=padding,
         )  # fmt: skip
+
+    def _ground(self, height: int, width: int) -> Ground | None:
+        """What drawings of so many latents stand on, where the model's stand on white."""
+        std, size = self.model.config.ground_std, (height * self.vae.factor, width * self.vae.factor)
+        if std and size not in self._grounds:
+            self._grounds[size] = white_ground(self.vae, std, *size)
+        return self._grounds.get(size)
 
     def redraw(
         self,
@@ -212,7 +232,7 @@ class Drawer:
             whole = functional.pad(mask[None, None].float(), more, mode="replicate")[0, 0]
             keep = Keep(latents=start, mask=whole.to(start.device))
         noise = noise_for([seed], start.shape[1:])
-        texts = self.sketched(self.embed(prompt, settings.negative), self.sketch_noise(seed))
+        texts = self.sketched(self.embed(self.meant(prompt, seed), settings.negative), self.sketch_noise(seed))
         made = self.from_noise(
             texts, noise, source.padding, settings,
             start=start, strength=strength, keep=keep, on_step=on_step,
@@ -231,7 +251,7 @@ class Drawer:
         known = set(self.model.words)
         if not known:
             return []
-        return [word for word in dict.fromkeys(words_of(prompt)) if word not in known and word not in _SMALL]
+        return [word for word in dict.fromkeys(words_of(prompt)) if word not in known and word not in SMALL]
 
     def nearest(self, prompt: str, count: int = 3) -> list[str]:
         """The trained names whose words are most like those of a prompt, by the letters they share.
@@ -259,7 +279,7 @@ def load_drawer(
 
 
 def _trigrams(text: str) -> frozenset[str]:
-    return frozenset(f" {word} "[i : i + 3] for word in words_of(text) if word not in _SMALL for i in range(len(word)))
+    return frozenset(f" {word} "[i : i + 3] for word in words_of(text) if word not in SMALL for i in range(len(word)))
 
 
 def _likeness(a: frozenset[str], b: frozenset[str]) -> float:

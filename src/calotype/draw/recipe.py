@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {  # others: from 1 to COUNT where they
     **dict.fromkeys(("warmup", "cooldown", "sketch_inner"), (0, COUNT)),
     **dict.fromkeys(("batch", "word_batch"), (1, 2**20)),
     "seed": (0, 2**63 - 1),
-    **dict.fromkeys(("held_out", "text_dropout", "sketch_doubt", "ema_decay"), (0, 1)),
+    **dict.fromkeys(("held_out", "text_dropout", "ground_std", "ema_decay"), (0, 1)),
     "time_mean": (-math.inf, math.inf),
     "size": (8, MOST_SIZE),
 }
@@ -48,8 +48,12 @@ class DrawingRecipe:
         word_muon_rate: learning rate of its matrices, by Muon; rates rise in the first and fall in the last steps.
         word_rate: learning rate of all else in it, by AdamW.
         sketch_noise: std of the noise on sketches in the second part, and in drawing.
-        sketch_doubt: share of the second part's prompts whose sketch is of a state up to half-way to another text's: so
-            unclear are those of texts never seen, and the denoiser learns to go by words there.
+        sketch_std: of latents about such a sketch, so that the denoiser learns only what it leaves open; 0 where it
+            learns everything. See `model.guessed_velocity`.
+        ground_std: what drawings' latents are off by where pictures are plain white, and are made so; 0 where they are
+            left as they are. Training does without it. See `ground.Ground`.
+        known_within: how far from all names a text may be that is drawn as it is; a farther one is drawn as a name near
+            it. 0 where every text is drawn as it is. Training does without it. See `meaning.Names`.
         batch: pictures of a step of the second part, in which the denoiser learns.
         steps: of the second part.
         warmup: steps in which rates rise from zero.
@@ -82,7 +86,9 @@ class DrawingRecipe:
     word_muon_rate: float = 0.02
     word_rate: float = 1e-3
     sketch_noise: float = 0.3
-    sketch_doubt: float = 0.0
+    sketch_std: float = 0.0
+    ground_std: float = 0.0
+    known_within: float = 0.0
     batch: int = 64
     steps: int = 10_000
     warmup: int = 100

@@ -29,12 +29,13 @@ def start_of(recipe: DrawingRecipe, vae: VAE) -> DrawingModel | None:
     wanted = (
         *recipe.text_config().to_dict().items(),
         *recipe.denoiser_config(there.denoiser.out_channels).to_dict().items(),
+        ("sketch_std", recipe.sketch_std),  # its weights give something else at another one
     )
-    has = {**there.text.to_dict(), **there.denoiser.to_dict()}
+    has = {**there.text.to_dict(), **there.denoiser.to_dict(), "sketch_std": there.sketch_std}
     if other := [f"{key} {has[key]}, not {value}" for key, value in wanted if has[key] != value]:
         raise UsageError(
             f"start = {recipe.start}: this model has other sizes than the recipe ({'; '.join(other)}); give the recipe "
-            "its [text] and [denoiser], or begin from nothing, with --set start=."
+            "its sketch_std, [text] and [denoiser], or begin from nothing, with --set start=."
         )
     return model
 

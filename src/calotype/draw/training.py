@@ -43,12 +43,11 @@ METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
 ADVICE = "give another --out"  # where a checkpoint is damaged
 TEXTS = 64  # that are sketched at once
-FARTHEST = 0.5  # that a doubtful sketch's state lies on the way to another text's
 
 # what may differ between the parts of a run: its length and what lies ahead
 MAY_CHANGE = {
     "word_steps", "steps", "cooldown", "muon_rate", "learning_rate", "ema_decay", "clip", "time_mean", "time_std",
-    "sketch_doubt", "log_every", "checkpoint_every",
+    "ground_std", "known_within", "log_every", "checkpoint_every",
 }  # fmt: skip
 
 
@@ -61,7 +60,6 @@ class Batch(NamedTuple):
         t: times, [N], from 0 (latents) to 1 (noise).
         noise: [N, C, h, w].
         blur: noise on sketches, [N, C, s, s].
-        doubt: [N], how far the state that a sketch is made of lies on the way to another text's.
     """
 
     clean: Tensor
@@ -69,7 +67,6 @@ class Batch(NamedTuple):
     t: Tensor
     noise: Tensor
     blur: Tensor
-    doubt: Tensor
 
 
 class Drawing:
@@ -103,7 +100,8 @@ class Drawing:
         tokenizer = _tokenizer(captions, recipe, start)
         config = DrawingConfig(
             denoiser=recipe.denoiser_config(latents.shape[1]), text=text, size=recipe.size, vae=vae,
-            sketch_noise=recipe.sketch_noise,
+            sketch_noise=recipe.sketch_noise, sketch_std=recipe.sketch_std, ground_std=recipe.ground_std,
+            known_within=recipe.known_within,
         )  # fmt: skip
         torch.manual_seed(recipe.seed)
         names, words = [one.name for one in captions], {word for text in _texts(captions) for word in words_of(text)}
@@ -164,23 +162,19 @@ class Drawing:
         # logit-normal times (Esser et al. 2024, arXiv:2403.03206, section 3.1)
         t = (recipe.time_mean + recipe.time_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
         blur = recipe.sketch_noise * torch.randn(self.sketches[picked].shape, generator=generator)
-        chance, far = torch.rand(2, recipe.batch, generator=generator)
-        doubt = FARTHEST * far * (chance < recipe.sketch_doubt)
         to = self.device
-        return Batch(clean.to(to), prompts, t.to(to), noise.to(to), blur.to(to), doubt.to(to))
+        return Batch(clean.to(to), prompts, t.to(to), noise.to(to), blur.to(to))
 
     def advance(self) -> float:
         """One step of the second part; gives its loss, the mean squared error of the velocity."""
         recipe = self.recipe
-        clean, prompts, t, noise, blur, doubt = self.batch()
+        clean, prompts, t, noise, blur = self.batch()
         at = t[:, None, None, None]
         noisy = (1 - at) * clean + at * noise
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
             with torch.no_grad():
                 context = self.model.text(prompts)
-                pooled = context.pooled
-                sketch = self.model.text.sketch(pooled.lerp(pooled.roll(1, 0), doubt[:, None].to(pooled)))
-            predicted = self.model(noisy, t, context._replace(sketch=sketch + blur))
+            predicted = self.model(noisy, t, context._replace(sketch=context.sketch + blur))
         loss = (predicted.float() - (noise - clean)).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.denoiser.parameters(), recipe.clip)

@@ -45,7 +45,8 @@ def walk(
         raise UsageError(f"A walk leads from one prompt to another, and {len(prompts)} was given.")
     if len(seeds) != len(prompts):
         raise UsageError(f"There are {len(seeds)} seeds for {len(prompts)} prompts; give one each.")
-    texts = drawer.embed(*prompts, settings.negative)
+    meant = [drawer.meant(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    texts = drawer.embed(*meant, settings.negative)
     padding = drawer.padding(settings)
     noises = [drawer.noise(seed, padding) for seed in seeds]
     of_sketches = [drawer.sketch_noise(seed) for seed in seeds]
