@@ -235,7 +235,7 @@ class Bench:
             if guidance == usual.guidance:
                 looks = self.looks(drawer, many[: self.drawings], images[: self.drawings])
             images = drawings(drawer, held, settings, f"{title}: held out, guidance {guidance:g}")
-            if self.grid and guidance == usual.guidance:
+            if self.grid and held and guidance == usual.guidance:
                 shown = range(min(8, len(images)))
                 pictures = [shown_small(self.data / held[i].file, size) for i in shown]
                 write_picture(self.grid, sheet([images[i] for i in shown] + pictures, columns=len(shown)))
@@ -340,8 +340,12 @@ def main() -> None:
     console.print(table)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     first, *beside = measured
+    told = []  # what is not as usual, paths left out
+    for key, value in vars(arguments).items():
+        if value != parser.get_default(key) and not isinstance(value, Path | bool):
+            told += [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     line = {
-        "command": f"python bench/draw.py --data DATA --names {arguments.names} --drawings {arguments.drawings}",
+        "command": " ".join(["python bench/draw.py --data DATA", *told]),
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "versions": {

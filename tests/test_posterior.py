@@ -171,6 +171,7 @@ def test_float_widens_the_moments() -> None:
 def test_a_point_has_no_spread_and_draws_itself() -> None:
     latents = torch.randn(SHAPE)
     point = Point(latents)
+    assert not hasattr(point, "logvar")  # of no variance there is no log
     assert torch.equal(point.mode(), latents)
     assert torch.equal(point.sample(torch.Generator().manual_seed(1)), latents)
     assert torch.equal(point.moments, latents)

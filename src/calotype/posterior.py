@@ -115,11 +115,6 @@ class Point:
         """The same posterior in float32."""
         return Point(self.mean.float())
 
-    @cached_property
-    def logvar(self) -> Tensor:
-        """Log-variance, clamped: [N, C, h, w]. Made when it is first asked for, as a mode does without."""
-        return self.moments.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
-
     @property
     def std(self) -> Tensor:
         """Zeros, [N, C, h, w]."""

@@ -81,3 +81,4 @@ def test_of_a_real_encoder() -> None:
     strict = Names(encoder(), ["red circle", "moon, night"], 1e-3)
     assert all(strict.near(one) for one in prompts)
     assert Names(encoder(), [], 1.0).near("star") == {}
+    assert Names(encoder(), ["red circle"], 0.0).meant("star", 1) == "star"

@@ -296,6 +296,11 @@ def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 def test_sizes_go_through_json() -> None:
     config = dataclasses.replace(
-        SIZES, text=dataclasses.replace(TEXT, depth=3), sketch_noise=0.7, sketch_std=0.2, ground_std=0.1
+        SIZES,
+        text=dataclasses.replace(TEXT, depth=3),
+        sketch_noise=0.7,
+        sketch_std=0.2,
+        ground_std=0.1,
+        known_within=2.5,
     )
     assert DrawingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

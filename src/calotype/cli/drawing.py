@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 CHECKPOINT_STEPS = 30
 MOST_SEED = 2**63 - 1
-_MOST_WORDS = 6  # that the model does not know, and that are named
+_MOST_WORDS = 6  # that the model does not know, or draws instead, and that are named
 _LONGEST = 60  # bytes of a name that a prompt is made
 
 
@@ -276,13 +276,10 @@ class OwnModel(Model):
         if prompt.strip() and not words_of(prompt):
             notices += [f"{_short(prompt)} has no words, and the model knows nothing else; say in words what to draw."]
         if unknown := self.drawer.unknown(prompt):
-            words = ", ".join(map(_short, unknown[:_MOST_WORDS]))
-            words += f" and {more} more" if (more := len(unknown) - _MOST_WORDS) > 0 else ""
             near = ", ".join(self.drawer.nearest(prompt))
-            notices += [f"The model does not know {words}; the nearest that it knows: {near}."]
+            notices += [f"The model does not know {_some(unknown)}; the nearest that it knows: {near}."]
         if meant := list(self.drawer.near(prompt)):
-            names = ", ".join(map(repr, meant[:_MOST_WORDS]))
-            notices += [f"The model learned no picture called {_short(prompt)}; it draws, by the seed: {names}."]
+            notices += [f"The model learned no picture called {_short(prompt)}; it draws, by the seed: {_some(meant)}."]
         return notices
 
 
@@ -381,6 +378,12 @@ def load_model(
 
     kind = None if dtype is None else getattr(torch, dtype.value)
     return CheckpointModel(load_checkpoint(path, vae=vae, config=config, device=device, dtype=kind), name, digest(path))
+
+
+def _some(texts: list[str]) -> str:
+    """The first of them, and how many there are beside."""
+    more = len(texts) - _MOST_WORDS
+    return ", ".join(map(_short, texts[:_MOST_WORDS])) + (f" and {more} more" if more > 0 else "")
 
 
 def _short(prompt: str) -> str:

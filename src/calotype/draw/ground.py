@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from calotype.draw.sampler import Network
-from calotype.pixels import from_array
 from calotype.vae import VAE
 
 
@@ -52,5 +51,5 @@ class Ground:
 @torch.no_grad()
 def white_ground(vae: VAE, std: float, height: int, width: int) -> Ground:
     """The ground of pictures of so many pixels in a VAE's latents; both sides are multiples of its factor."""
-    white = from_array(torch.full((1, height, width, 3), 255, dtype=torch.uint8).numpy())
+    white = torch.ones(1, 3, height, width)
     return Ground(latents=vae.latent_format.to_model(vae.encode(white).mode().float()), std=std)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +35,7 @@ class Names:
     Args:
         text: the model's encoder.
         names: of pictures.
-        within: the distance from the nearest name's state up to which a text is known, above 0.
+        within: the distance from the nearest name's state up to which a text is known; all are where it is 0.
     """
 
     def __init__(self, text: TextEncoder, names: Sequence[str], within: float) -> None:
@@ -52,7 +51,7 @@ class Names:
         Empty where the prompt is known, or says nothing.
         """
         asked = _content(prompt)
-        if not asked or not self.names or _plain(prompt) in self._plain:
+        if not (self.within and self.names and asked) or _plain(prompt) in self._plain:
             return {}
         if self._states is None:  # takes a second, which most prompts need not
             parts = range(0, len(self.names), AT_ONCE)
@@ -63,7 +62,7 @@ class Names:
         away -= SHARED * torch.tensor([bool(asked & words) for words in self._words], device=away.device)
         shares = (-0.5 * (away.clamp(min=0) / SPREAD).square()).softmax(0).tolist()
         likely = sorted(range(len(shares)), key=lambda i: (-shares[i], self.names[i]))
-        found = {self.names[i]: shares[i] for i in likely[: math.ceil(1 / LEAST)] if shares[i] >= LEAST}
+        found = {self.names[i]: shares[i] for i in likely if shares[i] >= LEAST}
         found = found or {self.names[likely[0]]: 1.0}
         return {name: share / sum(found.values()) for name, share in found.items()}
 

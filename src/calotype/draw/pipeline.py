@@ -96,11 +96,11 @@ class Drawer:
         So it is with the names that the model learned and texts near them, and with models that know of no distance
         within which texts are known (`DrawingConfig.known_within`).
         """
-        return self._names.near(prompt) if self.model.config.known_within else {}
+        return self._names.near(prompt)
 
     def meant(self, prompt: str, seed: int) -> str:
         """What a prompt is drawn as: itself, or one of the names `near` it, by the seed."""
-        return self._names.meant(prompt, seed) if self.model.config.known_within else prompt
+        return self._names.meant(prompt, seed)
 
     def embed(self, *texts: str) -> Context:
         """What the denoiser is told of texts, as they are."""

@@ -45,10 +45,10 @@ def walk(
         raise UsageError(f"A walk leads from one prompt to another, and {len(prompts)} was given.")
     if len(seeds) != len(prompts):
         raise UsageError(f"There are {len(seeds)} seeds for {len(prompts)} prompts; give one each.")
-    meant = [drawer.meant(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    texts = drawer.embed(*meant, settings.negative)
     padding = drawer.padding(settings)
     noises = [drawer.noise(seed, padding) for seed in seeds]
+    meant = [drawer.meant(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    texts = drawer.embed(*meant, settings.negative)
     of_sketches = [drawer.sketch_noise(seed) for seed in seeds]
     without = texts.rows(len(prompts), len(prompts) + 1)
     total, count = way.decoded(len(prompts)), 0
