@@ -15,6 +15,7 @@ AT_ONCE = 128  # names that go through a text encoder together
 # in units of the distance within which texts are known
 SPREAD = 0.4  # how far from the nearest name others are drawn too
 SHARED = 0.6  # how much nearer a word in common brings a name
+SAME = 1.2  # and how much more the word that says what the prompt is of
 
 LEAST = 0.02  # share of drawings below which a name is left out
 
@@ -22,6 +23,13 @@ LEAST = 0.02  # share of drawings below which a name is left out
 SMALL = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "some", "the", "to", "with"]
 )
+# words that begin an addition to what stands before them
+ASIDE = frozenset(
+    [
+        "and", "at", "behind", "by", "for", "from", "in", "is", "near", "of", "on", "or", "over", "to", "under",
+        "with",
+    ]
+)  # fmt: skip
 
 
 class Names:
@@ -59,7 +67,9 @@ class Names:
         away = torch.linalg.vector_norm(self._states - self.text([prompt]).pooled, dim=1).double() / self.within
         if away.min() <= 1:
             return {}
-        away -= SHARED * torch.tensor([bool(asked & words) for words in self._words], device=away.device)
+        head = _head(prompt)
+        nearer = [SHARED * bool(asked & words) + SAME * (head in words) for words in self._words]
+        away -= torch.tensor(nearer, dtype=away.dtype, device=away.device)
         shares = (-0.5 * (away.clamp(min=0) / SPREAD).square()).softmax(0).tolist()
         likely = sorted(range(len(shares)), key=lambda i: (-shares[i], self.names[i]))
         found = {self.names[i]: shares[i] for i in likely if shares[i] >= LEAST}
@@ -76,6 +86,16 @@ class Names:
 
 def _content(text: str) -> frozenset[str]:
     return frozenset(words_of(text)) - SMALL
+
+
+def _head(text: str) -> str:
+    """What a text is of, in English: the last word before one that begins an addition (a big HOUSE on fire)."""
+    found = ""
+    for word in words_of(text):
+        if word in ASIDE and found:
+            break
+        found = found if word in SMALL else word
+    return found
 
 
 def _plain(text: str) -> str:
