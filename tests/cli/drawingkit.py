@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from support import fill
 
 from calotype.draw.denoiser import DenoiserConfig
 from calotype.draw.model import DrawingConfig, DrawingModel, save_model
-from calotype.draw.pipeline import Drawer, Settings
+from calotype.draw.pipeline import Drawer
 from calotype.draw.text import TextConfig, make_tokenizer
 from calotype.vae import load
 
@@ -41,8 +42,8 @@ def small_model(path: Path, seed: int = 0) -> Path:
 
 
 def pixels(drawer: Drawer, prompt: str, seed: int, **settings: Any) -> np.ndarray:
-    """What a drawer draws in two steps."""
-    latents = drawer.draw(prompt, seed, Settings(**{"steps": 2, **settings}))
+    """What a drawer draws in two steps, and else as usual."""
+    latents = drawer.draw(prompt, seed, replace(drawer.usual, **{"steps": 2, **settings}))
     return np.asarray(drawer.vae.decode_image(latents)).astype(np.float64)
 
 

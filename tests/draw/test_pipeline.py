@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calotype.draw.area import thin, whole_latents
 from calotype.draw.model import DrawingModel, save_model
-from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.draw.pipeline import LONG, Drawer, Settings, load_drawer
 from calotype.draw.redraw import latent_mask, redrawn, write_redrawn
 from calotype.draw.sampler import Step, noise_for
 from calotype.draw.text import Context
@@ -167,8 +167,20 @@ def test_guidance_counts_above_a_part_of_the_noise(drawer: Drawer, monkeypatch: 
     assert seen == [(1.0, 2), (0.8, 2), (0.6, 2), (0.4, 1), (0.2, 1)]
     for above, counts in ((0.5, [2, 2, 1, 1]), (0.0, [2, 2, 2, 2])):
         seen.clear()
-        drawer.redraw(source, "blue square", 1, Settings(steps=8, guidance_above=above), strength=0.5)
+        drawer.redraw(source, "blue square", 1, Settings(steps=8, guidance=2.0, guidance_above=above), strength=0.5)
         assert seen == list(zip((0.5, 0.375, 0.25, 0.125), counts, strict=True))
+
+
+def test_models_draw_as_is_usual_for_them(drawer: Drawer) -> None:
+    assert drawer.usual == LONG
+    config = replace(drawer.model.config, sketch_std=0.2)
+    sketching = Drawer(DrawingModel(config, drawer.model.text.tokenizer), drawer.vae)
+    assert sketching.usual == Settings(steps=2, guidance=1.0)
+    for one in (sketching, drawer):
+        made = one.draw("red circle", 1)
+        assert torch.equal(made.tensor, one.draw("red circle", 1, one.usual).tensor)
+        (again,) = redrawn(one, made, ["blue square"], 2)
+        assert torch.equal(again.tensor, one.redraw(made, "blue square", 2, one.usual).tensor)
 
 
 def test_another_vae_is_refused(drawer: Drawer) -> None:
@@ -185,6 +197,7 @@ def test_another_vae_is_refused(drawer: Drawer) -> None:
         ({"guidance_above": 1.0}, "a part of noise"),
         ({"guidance_above": -0.1}, "a part of noise"),
         ({"size": (4, 64)}, "pixels wide"),
+        ({"negative": "blue"}, "does nothing at guidance 1"),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:

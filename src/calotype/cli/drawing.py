@@ -6,7 +6,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -72,11 +72,11 @@ SeedsOption = Annotated[
 ]
 StepsOption = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, help="Steps of a drawing.", show_default=f"24; checkpoints {CHECKPOINT_STEPS}"),
+    typer.Option(min=1, max=1000, help="Steps of a drawing.", show_default=f"2; checkpoints {CHECKPOINT_STEPS}"),
 ]
 GuidanceOption = Annotated[
     float | None,
-    typer.Option(help="How much the prompt counts; 1 is as it is.", show_default="4; checkpoints what is usual"),
+    typer.Option(help="How much the prompt counts; 1 is as it is.", show_default="1; checkpoints what is usual"),
 ]
 GuidanceAboveOption = Annotated[
     float | None,
@@ -121,7 +121,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.negative and self.guidance == 1.0:
-            raise UsageError("A negative prompt does nothing at guidance 1; give --guidance above 1, or none.")
+            raise UsageError(
+                "A negative prompt does nothing at guidance 1; give another guidance, or no negative prompt."
+            )
         require_text(self.negative)
 
 
@@ -212,9 +214,7 @@ class OwnModel(Model):
 
     def settings(self, asked: Asked) -> Settings:
         """What was asked for, and the defaults for what was not."""
-        from calotype.draw.pipeline import Settings
-
-        return Settings(**{key: value for key, value in vars(asked).items() if value is not None})
+        return replace(self.drawer.usual, **{key: value for key, value in vars(asked).items() if value is not None})
 
     def made_with(self, asked: Asked) -> dict[str, Any]:
         found = self.settings(asked)

@@ -32,21 +32,23 @@ _OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
 class Settings:
     """What a drawing depends on, beside prompt and seed.
 
+    These defaults are for models whose velocity is guessed from their sketches; see `Drawer.usual`.
+
     Attributes:
         steps: calls of the denoiser, each for two texts while guidance counts, and then for one.
         guidance: how much the text counts against the negative one, as `sampler.guided` has it; 1 leaves that out.
         guidance_above: it counts so while more than this part of the noise that a drawing begins with is left; then
             the text counts as it is. 0 is to the end.
         sampler: see `schedule.SAMPLERS`.
-        negative: what not to draw; the empty text where nothing is given.
+        negative: what not to draw, for a guidance other than 1; the empty text where nothing is given.
         size: (width, height) in pixels; what the model was trained on where none is given.
 
     Raises:
-        UsageError: a guidance, a part of noise or a size that can't be.
+        UsageError: a guidance, a part of noise or a size that can't be, or a negative text that guidance leaves out.
     """
 
-    steps: int = 24
-    guidance: float = 4.0
+    steps: int = 2
+    guidance: float = 1.0
     guidance_above: float = 0.4
     sampler: Sampler = "dpm++"
     negative: str = ""
@@ -59,8 +61,15 @@ class Settings:
             raise UsageError(
                 f"Guidance counts above a part of noise from 0 (to the end) to below 1, not {self.guidance_above:g}."
             )
+        if self.negative and self.guidance == 1.0:
+            raise UsageError(
+                "A negative prompt does nothing at guidance 1; give another guidance, or no negative prompt."
+            )
         if self.size is not None and not all(8 <= side <= 4096 for side in self.size):
             raise UsageError(f"A picture is 8 to 4096 pixels wide and high, not {self.size[0]}x{self.size[1]}.")
+
+
+LONG = Settings(steps=24, guidance=4.0)
 
 
 class Drawer:
@@ -108,6 +117,11 @@ class Drawer:
             context: Context = self.model.text(texts)
         return context
 
+    @property
+    def usual(self) -> Settings:
+        """How this model draws best: in few steps what its sketches tell, and else in many, guided."""
+        return Settings() if self.model.config.sketch_std else LONG
+
     def padding(self, settings: Settings) -> Padding:
         """The size of a drawing, and what is added to it so that the denoiser can halve its latents."""
         size = self.model.config.size
@@ -130,13 +144,14 @@ class Drawer:
         return noise_for([seed ^ _OTHER], (self.model.config.denoiser.out_channels, side, side))
 
     def draw(
-        self, prompt: str, seed: int, settings: Settings = Settings(), *, on_step: OnStep | None = None
+        self, prompt: str, seed: int, settings: Settings | None = None, *, on_step: OnStep | None = None
     ) -> Latents:
         """One picture.
 
         Args:
             prompt: empty draws without words.
             seed: of the noise.
+            settings: the `usual` ones where none are given.
             on_step: called after every step.
 
         Returns:
@@ -145,6 +160,7 @@ class Drawer:
         Raises:
             UsageError: a seed, sampler or number of steps that can't be.
         """
+        settings = settings or self.usual
         padding = self.padding(settings)
         noise = self.noise(seed, padding)
         texts = self.sketched(self.embed(self.meant(prompt, seed), settings.negative), self.sketch_noise(seed))
@@ -197,7 +213,7 @@ class Drawer:
         source: Latents,
         prompt: str,
         seed: int,
-        settings: Settings = Settings(),
+        settings: Settings | None = None,
         *,
         strength: float = 0.6,
         mask: Tensor | None = None,
@@ -206,7 +222,8 @@ class Drawer:
         """A picture changed by words.
 
         Args:
-            source: the picture's latents; `settings.size` is not looked at.
+            source: the picture's latents.
+            settings: the `usual` ones where none are given; `size` is not looked at.
             strength: 0 gives the source itself, 1 does not look at it.
             mask: [h, w] of the model latents, in [0, 1]: 1 where it is redrawn, 0 where the source is kept; see
                 `redraw.latent_mask`.
@@ -218,6 +235,7 @@ class Drawer:
             LatentsError: if the latents are of another space; see `VAE.adopt`.
             UsageError: a strength outside 0 to 1, a mask of another size, or as `draw`.
         """
+        settings = settings or self.usual
         own = self.vae.adopt(source)
         raw = own.tensor[None]
         model = self.vae.latent_format.to_model(raw.float())

@@ -38,7 +38,7 @@ def redrawn(
     source: Latents,
     prompts: Sequence[str],
     seed: int,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     *,
     strength: float = 0.6,
     mask: Tensor | None = None,
@@ -49,6 +49,7 @@ def redrawn(
     So what a prompt does not touch is as it was, and the picture does not wear out by round trips through pixels.
 
     Args:
+        settings: those that are usual for the model where none are given.
         mask: of latents, see `latent_mask`.
         on_step: stage, from 0 -> what is called after its steps.
         seed: of the first stage; the others count on.

@@ -21,7 +21,7 @@ def walk(
     drawer: Drawer,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     way: Way = Way(),
     *,
     progress: Progress | None = None,
@@ -35,6 +35,7 @@ def walk(
     Args:
         prompts: two or more.
         seeds: one for each prompt.
+        settings: those that are usual for the model where none are given.
         way: its frames, easing and whether it is closed; `kind` is not looked at.
         progress: is told which part is done, from 0 to 1.
 
@@ -45,6 +46,7 @@ def walk(
         raise UsageError(f"A walk leads from one prompt to another, and {len(prompts)} was given.")
     if len(seeds) != len(prompts):
         raise UsageError(f"There are {len(seeds)} seeds for {len(prompts)} prompts; give one each.")
+    settings = settings or drawer.usual
     padding = drawer.padding(settings)
     noises = [drawer.noise(seed, padding) for seed in seeds]
     meant = [drawer.meant(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
