@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=200, help="0 for how drawings look alone")
     parser.add_argument("--drawings", type=int, default=500, help="for how they look, at the last guidance")
     parser.add_argument("--steps", type=int, default=Settings().steps)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, Settings().guidance])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, Settings().guidance])
     parser.add_argument("--guidance-above", type=float, default=Settings().guidance_above)
     parser.add_argument("--ground-std", type=float, help="draw with this one in place of the model's")
     parser.add_argument("--sketch-noise", type=float, help="draw with this one in place of the model's")

@@ -13,9 +13,7 @@ from calotype.draw.model import BUILTIN
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.evaluate.features import load_extractor
 
-GRID = Path(__file__).with_name(
-    "grid.png"
-)  # 4 x 3 pictures of 128 x 128, drawn when the weights were chosen, and guided to the end
+GRID = Path(__file__).with_name("grid.png")  # 4 x 3 pictures of 128 x 128, drawn when the weights were chosen
 PROMPTS = (
     "a red apple", "cat face", "flag of france", "fire engine",
     "crying face", "airplane", "sunflower", "pizza",
@@ -41,7 +39,7 @@ def test_it_ships_whole(drawer: Drawer) -> None:
     for features in ("lpips-vgg", "efficientnet-lite0"):
         of_names = about["figures"][features]["trained"]
         assert of_names["count"] == 200
-        assert 0 < of_names["first"] < of_names["five"] < 1
+        assert 0 < of_names["first"] < of_names["five"] <= 1
     assert len(drawer.model.names) == about["pictures"] > 3000
     assert not set(about["held_out"]) & set(drawer.model.names)
     assert all(torch.isfinite(value).all() for value in drawer.model.state_dict().values())
@@ -68,7 +66,7 @@ def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
     known = torch.stack([features(cell) for cell in cells])
     assert len(cells) == len(PROMPTS)
     for place, (prompt, cell) in list(enumerate(zip(PROMPTS, cells, strict=True)))[::2]:
-        image = np.asarray(drawer.vae.decode_image(drawer.draw(prompt, place, Settings(guidance_above=0.0))))
+        image = np.asarray(drawer.vae.decode_image(drawer.draw(prompt, place)))
         likeness = known @ features(image)
         assert int(likeness.argmax()) == place
         assert float(likeness[place]) > 0.95, prompt
@@ -77,11 +75,22 @@ def test_a_grid_is_drawn_as_it_was(drawer: Drawer) -> None:
 
 @pytest.mark.slow
 def test_words_change_the_picture_and_seeds_do(drawer: Drawer) -> None:
-    few = Settings(steps=6)
+    """A name's picture a little, as there is one of it; that of words for many things by much."""
+    few = Settings(steps=2)
     apple, again, other, cat = (
         np.asarray(drawer.vae.decode_image(drawer.draw(prompt, seed, few)), np.float32)
         for prompt, seed in (("a red apple", 0), ("a red apple", 0), ("a red apple", 1), ("cat face", 0))
     )
     assert np.array_equal(apple, again)
-    assert np.abs(apple - other).mean() > 1
+    assert 0.1 < np.abs(apple - other).mean() < 5
     assert np.abs(apple - cat).mean() > 10
+
+
+@pytest.mark.slow
+def test_what_it_has_no_picture_of_is_drawn_as_what_is_near(drawer: Drawer) -> None:
+    assert next(iter(drawer.near("a house on fire"))) == "house"
+    assert "elephant" in drawer.near("a pink elephant")
+    hearts = {drawer.meant("heart", seed) for seed in range(20)}
+    assert len(hearts) > 2
+    assert all("heart" in one for one in hearts)
+    assert all(drawer.meant(prompt, 0) == prompt for prompt in (*PROMPTS, *drawer.model.about["held_out"]))

@@ -125,6 +125,7 @@ def test_the_recipe_draw_begins_with_the_model_that_ships(vae: VAE) -> None:
         (["start=nowhere.safetensors"], WeightsError, "nowhere.safetensors: there is no such file"),
         (["denoiser.model_channels=64"], UsageError, "model_channels 96, not 64"),
         (["text.depth=3"], UsageError, "depth 2, not 3"),
+        (["sketch_std=0.2"], UsageError, "sketch_std 0.12, not 0.2"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be_begun_with(vae: VAE, settings: list[str], error: type[Exception], said: str) -> None:

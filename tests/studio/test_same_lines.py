@@ -33,7 +33,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "transfer": {"tab": "edit.transfer", "content": "a", "style": "b", "strength": 0.7},
     "draw": {"tab": "draw", "prompt": "a red apple", "seed": 3, "steps": 2, "guidance": 3},
     "redraw": {"tab": "draw.redraw", "picture": "a", "prompt": "a pear", "steps": 2, "mask": "whole", "feather": 4},
-    "redraw all": {"tab": "draw.redraw", "picture": "a", "prompt": "-a pear", "steps": 2, "negative": "apple"},
+    "redraw all": {
+        "tab": "draw.redraw", "picture": "a", "prompt": "-a pear", "steps": 2, "guidance": 3, "negative": "apple",
+    },
     "learn": {"tab": "edit.learn", "start": 0, "end": 1},
     "apply": {"tab": "edit.apply", "picture": "a", "direction": "direction", "strength": -0.5},
 }  # fmt: skip

@@ -19,9 +19,9 @@ def _settings(shelf: Shelf, form: dict[str, Any]) -> list[Word]:
     """Options that drawing and redrawing share."""
     options: list[Word] = ["--seed", str(forms.whole(form, "seed", 0, 0, _MOST_SEED))]
     if form.get("steps") not in (None, ""):
-        options += ["--steps", str(forms.whole(form, "steps", 24, 1, 1000))]
+        options += ["--steps", str(forms.whole(form, "steps", 2, 1, 1000))]
     if form.get("guidance") not in (None, ""):
-        options += ["--guidance", forms.written(forms.number(form, "guidance", 4.0, 0.0, 100.0))]
+        options += ["--guidance", forms.written(forms.number(form, "guidance", 1.0, 0.0, 100.0))]
     if form.get("negative"):
         options += ["--negative", forms.text(form, "negative", "negative prompt")]
     model = shelf.model(form.get("model", 0))

@@ -14,8 +14,8 @@ export function open(section) {
   const prompt = field("What to draw", make("textarea", { name: "prompt", placeholder: "a red apple", maxlength: 2000 }));
   const negative = text("Negative prompt", { name: "negative", placeholder: "nothing" });
   const seed = amount("Seed", 0, { least: 0, name: "seed" });
-  const steps = amount("Steps", null, { least: 1, most: 1000, name: "steps", hint: "24" });
-  const guidance = amount("Guidance", null, { step: 0.5, name: "guidance", hint: "4" });
+  const steps = amount("Steps", null, { least: 1, most: 1000, name: "steps", hint: "2" });
+  const guidance = amount("Guidance", null, { step: 0.5, name: "guidance", hint: "1" });
   const model = options("Model", [], { name: "model" });
   model.value = () => Number(model.input.value || 0);
   const wanted = text("Size (W×H)", { name: "size", placeholder: "the model's" });
