@@ -70,6 +70,7 @@ class Settings:
 
 
 LONG = Settings(steps=24, guidance=4.0)
+"""How models are drawn whose denoiser has all to find out itself; see `Drawer.usual`."""
 
 
 class Drawer:
