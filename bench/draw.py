@@ -63,6 +63,7 @@ from calotype.draw.captions import Caption, is_variant, read_captions
 from calotype.draw.data import Listed, shown_small
 from calotype.draw.model import save_model
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
+from calotype.draw.schedule import SAMPLERS, Sampler
 from calotype.edit.sheet import sheet
 from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import Extractor, load_extractor
@@ -183,6 +184,8 @@ class Bench:
         names, drawings: how many are judged by what is nearest, and how many by how they look.
         steps, guidance, above: of drawings; each guidance is measured, and counts above this part of noise. How they
             look is told of the last.
+        sampler: of drawings.
+        noise: std of what is added to the model latents of pictures that are encoded and decoded.
         grid: where held-out names are written.
     """
 
@@ -193,13 +196,17 @@ class Bench:
     steps: int
     guidance: list[float]
     above: float
+    sampler: Sampler
+    noise: float
     grid: Path | None
     console: Console
 
     def measured(self, drawer: Drawer, model: Path | None) -> dict[str, Any]:
         """All figures of one model, of a file or the one that ships."""
         size, listed, title = drawer.model.config.size, Listed(self.data), model.name if model else "built-in"
-        usual = Settings(steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above)
+        usual = Settings(
+            steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above, sampler=self.sampler
+        )  # fmt: skip
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
         trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
@@ -290,7 +297,12 @@ class Bench:
         """The pictures themselves, encoded and decoded."""
         size = drawer.model.config.size
         prepared = [from_array(np.asarray(shown_small(self.data / one.file, size))[None]) for one in captions]
-        return [to_pil(drawer.vae.decode(drawer.vae.encode(one).mode())[0].float().cpu()) for one in prepared]
+        generator, made, scale = torch.Generator().manual_seed(0), [], drawer.vae.latent_format
+        for one in prepared:
+            latents = scale.to_model(drawer.vae.encode(one).mode().float().cpu())
+            latents += self.noise * torch.randn(latents.shape, generator=generator)
+            made.append(to_pil(drawer.vae.decode(scale.to_raw(latents))[0].float().cpu()))
+        return made
 
 
 def main() -> None:
@@ -306,6 +318,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, Settings().guidance])
     parser.add_argument("--guidance-above", type=float, default=Settings().guidance_above)
+    parser.add_argument("--sampler", choices=SAMPLERS, default=Settings().sampler)
+    parser.add_argument("--decoded-noise", type=float, default=0.0, help="std, on the latents of pictures themselves")
     parser.add_argument("--ground-std", type=float, help="draw with this one in place of the model's")
     parser.add_argument("--sketch-noise", type=float, help="draw with this one in place of the model's")
     parser.add_argument("--keep", action="store_true", help="write bench/results/draw.json")
@@ -315,7 +329,8 @@ def main() -> None:
     console = Console()
     bench = Bench(
         arguments.data, read_captions(arguments.data), arguments.names, arguments.drawings, arguments.steps,
-        arguments.guidance, arguments.guidance_above, arguments.grid, console,
+        arguments.guidance, arguments.guidance_above, arguments.sampler, arguments.decoded_noise, arguments.grid,
+        console,
     )  # fmt: skip
     drawer = load_drawer(arguments.model)
     others = {key: value for key in OTHERS if (value := getattr(arguments, key)) is not None}
