@@ -204,9 +204,7 @@ class Bench:
     def measured(self, drawer: Drawer, model: Path | None) -> dict[str, Any]:
         """All figures of one model, of a file or the one that ships."""
         size, listed, title = drawer.model.config.size, Listed(self.data), model.name if model else "built-in"
-        usual = Settings(
-            steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above, sampler=self.sampler
-        )  # fmt: skip
+        usual = Settings(steps=self.steps, guidance=self.guidance[-1], guidance_above=self.above, sampler=self.sampler)
         apart = set(drawer.model.about.get("held_out", []))
         many = chosen([one for one in self.every if one.name not in apart], max(self.names, self.drawings))
         trained, held = many[: self.names], chosen([one for one in self.every if one.name in apart], self.names)
