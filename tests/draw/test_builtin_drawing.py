@@ -12,6 +12,7 @@ from PIL import Image
 from calotype.draw.model import BUILTIN
 from calotype.draw.pipeline import Drawer, Settings, load_drawer
 from calotype.evaluate.features import load_extractor
+from calotype.latents import Latents
 
 GRID = Path(__file__).with_name("grid.png")  # 4 x 3 pictures of 128 x 128, drawn when the weights were chosen
 PROMPTS = (
@@ -84,6 +85,30 @@ def test_words_change_the_picture_and_seeds_do(drawer: Drawer) -> None:
     assert np.array_equal(apple, again)
     assert 0.1 < np.abs(apple - other).mean() < 5
     assert np.abs(apple - cat).mean() > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 8])
+def test_a_redraw_has_no_blotches_at_any_strength(drawer: Drawer, steps: int) -> None:
+    """No stronger changes from pixel to pixel than the two pictures it is between have, and nearer to the second."""
+
+    def levels(latents: Latents) -> np.ndarray:
+        return np.asarray(drawer.vae.decode_image(latents), np.float64)
+
+    def changes(picture: np.ndarray) -> float:
+        return sum(float(np.square(np.diff(picture, axis=axis)).sum()) for axis in (0, 1))
+
+    for name, other in (("red apple", "green apple"), ("red apple", "lemon"), ("cat face", "dog face")):
+        source, target = drawer.draw(name, 0), levels(drawer.draw(other, 0))
+        most = max(changes(levels(source)), changes(target))
+        between = [
+            levels(drawer.redraw(source, other, 0, Settings(steps=steps), strength=strength))
+            for strength in (0.2, 0.4, 0.5, 0.6, 0.8)
+        ]
+        assert max(map(changes, between)) < 1.1 * most, (name, other)
+        off = [float(np.abs(picture - target).mean()) for picture in (levels(source), *between)]
+        assert off[:5] == sorted(off[:5], reverse=True)
+        assert off[4] < 0.2 * off[0]
 
 
 @pytest.mark.slow

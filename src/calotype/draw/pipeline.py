@@ -26,6 +26,7 @@ from calotype.vae import VAE, load
 OnStep = Callable[[Step], None]  # is called after each step of a drawing
 
 _OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
+_TURNED = 0.7  # the strength from which on a redraw follows its words' sketch alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,8 @@ class Drawer:
         Args:
             source: the picture's latents.
             settings: the `usual` ones where none are given; `size` is not looked at.
-            strength: 0 gives the source itself, 1 does not look at it.
+            strength: 0 gives the source itself, 1 does not look at it. Where the model guesses from sketches, what it
+                is told is between the source and the text's sketch up to a strength of 0.7, and then the text's alone.
             mask: [h, w] of the model latents, in [0, 1]: 1 where it is redrawn, 0 where the source is kept; see
                 `redraw.latent_mask`.
 
@@ -251,7 +253,10 @@ class Drawer:
             whole = functional.pad(mask[None, None].float(), more, mode="replicate")[0, 0]
             keep = Keep(latents=start, mask=whole.to(start.device))
         noise = noise_for([seed], start.shape[1:])
-        texts = self.sketched(self.embed(self.meant(prompt, seed), settings.negative), self.sketch_noise(seed))
+        texts = self.embed(self.meant(prompt, seed), settings.negative)
+        if self.model.config.sketch_std:
+            texts, start = _turned(texts, start, strength)
+        texts = self.sketched(texts, self.sketch_noise(seed))
         made = self.from_noise(
             texts, noise, source.padding, settings,
             start=start, strength=strength, keep=keep, on_step=on_step,
@@ -295,6 +300,20 @@ def load_drawer(
         WeightsError, UsageError: as `load_model`, `calotype.load` and `Drawer` raise them.
     """
     return Drawer(load_model(model), load(vae, device=device))
+
+
+def _turned(texts: Context, start: Tensor, strength: float) -> tuple[Context, Tensor]:
+    """Sketches between a picture's own and those of two texts, and the picture moved as far as the first of them.
+
+    To a network that guesses from sketches (`model.guessed_velocity`) a picture that is far from its sketch is like
+    none it learned from, and it answers with blotches.
+    """
+    part = min(1.0, strength / _TURNED)
+    part = part * part * (3.0 - 2.0 * part)  # without a jolt at either end
+    own = functional.adaptive_avg_pool2d(start, texts.sketch.shape[2:]).to(texts.sketch)
+    sketch = torch.lerp(own.expand_as(texts.sketch), texts.sketch, part)
+    moved = functional.interpolate(sketch[:1] - own, start.shape[2:], mode="bilinear", align_corners=False)
+    return texts._replace(sketch=sketch), start + moved.to(start)
 
 
 def _trigrams(text: str) -> frozenset[str]:

@@ -198,9 +198,14 @@ class Job:
 
     def local_positions(self, step: Local) -> int:
         """Positions that a step takes at once which makes each by itself."""
+        values = self._local_values
+        if isinstance(
+            step, Quantized | SpatialNorm
+        ):  # of torch beside the kernels too: its allocator keeps many blocks
+            values //= 4
         if isinstance(step, Quantized):  # a distance, in float64, to each entry
-            return max(1, self._local_values // (2 * (min(ENTRIES, step.entries) + step.source.channels)))
-        return max(1, self._local_values // step.source.channels)
+            return max(1, values // (2 * (min(ENTRIES, step.entries) + step.source.channels)))
+        return max(1, values // step.source.channels)
 
     def guided_block(self, step: SpatialNorm) -> tuple[int, int]:
         """Rows of its target and columns of its guide that a norm takes at once: rows of one row of the guide."""
