@@ -310,7 +310,7 @@ def _turned(texts: Context, start: Tensor, strength: float) -> tuple[Context, Te
     """
     part = min(1.0, strength / _TURNED)
     part = part * part * (3.0 - 2.0 * part)  # without a jolt at either end
-    own = functional.adaptive_avg_pool2d(start, texts.sketch.shape[2:]).to(texts.sketch)
+    own = functional.adaptive_avg_pool2d(start, texts.sketch.shape[-1]).to(texts.sketch)
     sketch = torch.lerp(own.expand_as(texts.sketch), texts.sketch, part)
     moved = functional.interpolate(sketch[:1] - own, start.shape[2:], mode="bilinear", align_corners=False)
     return texts._replace(sketch=sketch), start + moved.to(start)
