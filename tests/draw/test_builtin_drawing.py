@@ -89,7 +89,7 @@ def test_words_change_the_picture_and_seeds_do(drawer: Drawer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 8])
-def test_a_redraw_has_no_blotches_at_any_strength(drawer: Drawer, steps: int) -> None:
+def test_redraws_of_drawings_have_no_blotches(drawer: Drawer, steps: int) -> None:
     """No stronger changes from pixel to pixel than the two pictures it is between have, and nearer to the second."""
 
     def levels(latents: Latents) -> np.ndarray:

@@ -93,6 +93,11 @@ def guessed_velocity(x: Tensor, sketch: Tensor, t: Tensor, std: float) -> tuple[
     return ((t - clean * std**2) * x - t * sketch) / variance, std / variance.sqrt()
 
 
+def enlarged(sketch: Tensor, x: Tensor) -> Tensor:
+    """Sketches [N, C, s, s] as large as latents [N, C, H, W], bilinear, and of their type."""
+    return functional.interpolate(sketch, x.shape[2:], mode="bilinear", align_corners=False).to(x.dtype)
+
+
 class DrawingModel(nn.Module):
     """Noisy model latents, a time and a text -> the velocity of a rectified flow, noise minus latents.
 
@@ -121,9 +126,9 @@ class DrawingModel(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """x [N, C, H, W], t [N] from 0 (clean) to 1 (noise) and N texts -> [N, C, H, W].
 
-        Sketches are made as large as the latents (bilinear) and are further channels of what the denoiser sees.
+        Sketches are made as large as the latents and are further channels of what the denoiser sees.
         """
-        sketch = functional.interpolate(context.sketch, x.shape[2:], mode="bilinear", align_corners=False).to(x.dtype)
+        sketch = enlarged(context.sketch, x)
         seen = torch.cat([x, sketch], 1).contiguous(memory_format=torch.channels_last)
         made: Tensor = self.denoiser(seen, t * 1000, context.states, context.mask, context.pooled)
         if not self.config.sketch_std:

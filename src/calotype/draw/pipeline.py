@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from calotype.draw.ground import Ground, white_ground
 from calotype.draw.meaning import SMALL, Names
-from calotype.draw.model import DrawingModel, load_model
+from calotype.draw.model import DrawingModel, enlarged, load_model
 from calotype.draw.sampler import Keep, Step, guided, noise_for, sample
 from calotype.draw.schedule import Flow, Sampler
 from calotype.draw.text import Context, words_of
+from calotype.edit.paths import EASINGS
 from calotype.errors import UsageError
 from calotype.families import require_as_large
 from calotype.latents import Latents
@@ -26,7 +27,7 @@ from calotype.vae import VAE, load
 OnStep = Callable[[Step], None]  # is called after each step of a drawing
 
 _OTHER = 0x9E3779B97F4A7C15  # makes another seed of a seed
-_TURNED = 0.7  # the strength from which on a redraw follows its words' sketch alone
+_TEXT_ALONE = 0.7  # the strength from which on a redraw follows its words' sketch alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,7 @@ class Drawer:
         noise = noise_for([seed], start.shape[1:])
         texts = self.embed(self.meant(prompt, seed), settings.negative)
         if self.model.config.sketch_std:
-            texts, start = _turned(texts, start, strength)
+            texts, start = _blended(texts, start, strength)
         texts = self.sketched(texts, self.sketch_noise(seed))
         made = self.from_noise(
             texts, noise, source.padding, settings,
@@ -302,18 +303,16 @@ def load_drawer(
     return Drawer(load_model(model), load(vae, device=device))
 
 
-def _turned(texts: Context, start: Tensor, strength: float) -> tuple[Context, Tensor]:
+def _blended(texts: Context, start: Tensor, strength: float) -> tuple[Context, Tensor]:
     """Sketches between a picture's own and those of two texts, and the picture moved as far as the first of them.
 
     To a network that guesses from sketches (`model.guessed_velocity`) a picture that is far from its sketch is like
     none it learned from, and it answers with blotches.
     """
-    part = min(1.0, strength / _TURNED)
-    part = part * part * (3.0 - 2.0 * part)  # without a jolt at either end
+    part = EASINGS["smoothstep"](min(1.0, strength / _TEXT_ALONE))  # without a jolt at either end
     own = functional.adaptive_avg_pool2d(start, texts.sketch.shape[-1]).to(texts.sketch)
     sketch = torch.lerp(own.expand_as(texts.sketch), texts.sketch, part)
-    moved = functional.interpolate(sketch[:1] - own, start.shape[2:], mode="bilinear", align_corners=False)
-    return texts._replace(sketch=sketch), start + moved.to(start)
+    return texts._replace(sketch=sketch), start + enlarged(sketch[:1] - own, start)
 
 
 def _trigrams(text: str) -> frozenset[str]:

@@ -199,9 +199,7 @@ class Job:
     def local_positions(self, step: Local) -> int:
         """Positions that a step takes at once which makes each by itself."""
         values = self._local_values
-        if isinstance(
-            step, Quantized | SpatialNorm
-        ):  # of torch beside the kernels too: its allocator keeps many blocks
+        if isinstance(step, Quantized | SpatialNorm):  # by torch beside the kernels too, whose allocator keeps many
             values //= 4
         if isinstance(step, Quantized):  # a distance, in float64, to each entry
             return max(1, values // (2 * (min(ENTRIES, step.entries) + step.source.channels)))
