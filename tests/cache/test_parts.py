@@ -211,17 +211,18 @@ def test_pictures_take_little_each(tmp_path: Path) -> None:
 GROWTH = """
 import re, sys
 from pathlib import Path
-import torch
-from calotype.cache import Rules, looked, manifest, parts, tables
+import numpy, torch
+from calotype.cache import Rules, looked, manifest, parts, tables, worker
 from calotype.cache.make import job_of, make
-from calotype.cache.worker import Worker
 from calotype.vae import load
 for module in (tables, parts, looked, manifest):
     module.GROUP = 2**12  # or memory would grow until the first one is full
-Worker.encode = lambda self, pictures: [{name: zeros for name in self.job.tensors} for _ in pictures]
+worker.picture = lambda *_: pixels  # neither of which grows with their number
+worker.Worker.encode = lambda self, pictures: [{name: zeros for name in self.job.tensors} for _ in pictures]
 vae = load(device="cpu")
 job = job_of(vae, Rules(size=(64, 64)))
 zeros = torch.zeros(job.shape((64, 64)), dtype=torch.float16)
+pixels = numpy.zeros((64, 64, 3), dtype=numpy.uint8)
 def memory(name): return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 before = memory("VmRSS")
 make(sys.argv[1], sys.argv[2], vae, job, memory="512MB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ from calotype.files import as_text
 from calotype.pixels import upright_size
 from calotype.sources import Stored, open_source
 
-THREADS = 4
+THREADS = 4  # where each picture is waited for
+_TRIED, _AGAIN = 16, 1024  # so many pictures of so many tell whether it is
 _STEP = 2**20
 
 
@@ -101,7 +103,10 @@ def _twice(names: Sequence[str], numbers: Sequence[int]) -> set[int]:
 def _looked(
     source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], say: Callable[[int], Words], known: Known
 ) -> Iterator[tuple[int, str, Found, Words]]:
-    """Every picture in order, looked at by threads that are a little ahead."""
+    """Every picture in order: looked at by this thread, or where each waits by several that are a little ahead.
+
+    Several take two to three times as long over files that are in memory: each hands Python's lock on at every read.
+    """
     waiting: deque[tuple[int, Future[tuple[str, Found, Words]]]] = deque()
 
     def one(i: int) -> tuple[str, Found, Words]:
@@ -109,13 +114,25 @@ def _looked(
         return told, known.get(as_text(source.names[i]), told) or look(source, i), say(i)
 
     threads = AT_ONCE if source.far else THREADS
+    several, wall, busy = source.far, 0.0, 0.0
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for i in numbers:
-                waiting.append((i, pool.submit(one, i)))
-                if len(waiting) >= 16 * threads:
-                    i, future = waiting.popleft()
-                    yield i, *future.result()
+            for done, i in enumerate(numbers):
+                tried = not source.far and done % _AGAIN < _TRIED
+                while waiting and (tried or len(waiting) >= 16 * threads):
+                    other, future = waiting.popleft()
+                    yield other, *future.result()
+                if several and not tried:
+                    waiting.append((i, pool.submit(one, i)))
+                    continue
+                begin, began = time.perf_counter(), time.thread_time()
+                found = one(i)
+                if tried:
+                    wall += time.perf_counter() - begin
+                    busy += time.thread_time() - began
+                    if done % _AGAIN == _TRIED - 1:
+                        several, wall, busy = busy < wall / 3, 0.0, 0.0
+                yield i, *found
             while waiting:
                 i, future = waiting.popleft()
                 yield i, *future.result()
