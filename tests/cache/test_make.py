@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +22,6 @@ from support import one_sentence
 from calotype.cache import Job, Rules, looked, open_cache, scan
 from calotype.cache.looked import Found
 from calotype.cache.make import A_FEW, Progress, _begun, allowed, job_of, make
-from calotype.cache.seen import scanned
 from calotype.cache.store import Store
 from calotype.cache.worker import resized
 from calotype.errors import CalotypeError, UsageError
@@ -135,36 +132,6 @@ def test_a_scan_that_was_killed_goes_on(data: Path, out: Path, vae: VAE, monkeyp
     whole = out.with_name("whole")
     fill(data, whole, vae)
     assert contents(out) == contents(whole)
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_several_threads_look_at_what_is_waited_for(
-    waits: bool, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = picture(tmp_path / "data/0.png")
-    for i in range(1, 100):
-        (first.parent / f"{i}.png").hardlink_to(first)
-    look, threads = scan.look, []
-
-    def looking(source: Stored, i: int) -> Found:
-        threads.append(threading.current_thread())
-        clock[0] += 1
-        return look(source, i)
-
-    clock, busy = [0.0], 0.3 if waits else 0.4
-    clocks = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=lambda: busy * clock[0])
-    monkeypatch.setattr(scan, "time", clocks)
-    monkeypatch.setattr(scan, "look", looking)
-    monkeypatch.setattr(scan, "_AGAIN", 80)
-    source, numbers = scan.pictures(first.parent)
-    told: list[int] = []
-    scan.scan(source, numbers, Store(out), "data", tell=lambda done, total: told.append(done))
-    assert told == list(range(1, 101))
-    with scanned(Store(out)) as rows:
-        assert [name for part in rows.parts("name") for name in part["name"].to_pylist()] == list(source.names)
-    others = [one is not threading.main_thread() for one in threads]
-    assert len(others) == 100
-    assert sum(others) == (64 + 4 if waits else 0), "sixteen of each eighty tell"
 
 
 def test_an_edited_picture_is_made_again_and_nothing_else(data: Path, out: Path, vae: VAE) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from calotype.addresses import AT_ONCE, is_address, local_path
+from calotype.addresses import is_address, local_path
 from calotype.cache.looked import NOTHING, Found, Known, Rows
 from calotype.cache.store import Store
 from calotype.cache.units import sample_id
@@ -23,9 +20,8 @@ from calotype.errors import PictureError, UsageError
 from calotype.files import as_text
 from calotype.pixels import upright_size
 from calotype.sources import Stored, open_source
+from calotype.sources.looking import looked
 
-THREADS = 4  # where each picture is waited for
-_TRIED, _AGAIN = 16, 1024  # so many pictures of so many tell whether it is
 _STEP = 2**20
 
 
@@ -80,7 +76,12 @@ def scan(
     rows, places = Rows(store), array("q")
     twice, seen = _twice(source.names, numbers), set()
     known = Known(store)
-    for done, (i, stamp, found, said) in enumerate(_looked(source, numbers, beside.stamp, say, known), 1):
+
+    def one(i: int) -> tuple[str, Found, Words]:
+        stamp = beside.stamp(i)
+        return stamp, known.get(as_text(source.names[i]), stamp) or look(source, i), say(i)
+
+    for done, (i, (stamp, found, said)) in enumerate(looked(numbers, one, far=source.far), 1):
         name = as_text(source.names[i])
         tell(done, len(numbers))
         if hash(name) in twice:
@@ -98,46 +99,6 @@ def _twice(names: Sequence[str], numbers: Sequence[int]) -> set[int]:
     hashes = np.fromiter((hash(as_text(names[i])) for i in numbers), dtype=np.int64, count=len(numbers))
     hashes.sort()
     return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-
-
-def _looked(
-    source: Stored, numbers: Sequence[int], stamp: Callable[[int], str], say: Callable[[int], Words], known: Known
-) -> Iterator[tuple[int, str, Found, Words]]:
-    """Every picture in order: looked at by this thread, or where each waits by several that are a little ahead.
-
-    Several take two to three times as long over files that are in memory: each hands Python's lock on at every read.
-    """
-    waiting: deque[tuple[int, Future[tuple[str, Found, Words]]]] = deque()
-
-    def one(i: int) -> tuple[str, Found, Words]:
-        told = stamp(i)
-        return told, known.get(as_text(source.names[i]), told) or look(source, i), say(i)
-
-    threads = AT_ONCE if source.far else THREADS
-    several, wall, busy = source.far, 0.0, 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for done, i in enumerate(numbers):
-                tried = not source.far and done % _AGAIN < _TRIED
-                while waiting and (tried or len(waiting) >= 16 * threads):
-                    other, future = waiting.popleft()
-                    yield other, *future.result()
-                if several and not tried:
-                    waiting.append((i, pool.submit(one, i)))
-                    continue
-                begin, began = time.perf_counter(), time.thread_time()
-                found = one(i)
-                if tried:
-                    wall += time.perf_counter() - begin
-                    busy += time.thread_time() - began
-                    if done % _AGAIN == _TRIED - 1:
-                        several, wall, busy = busy < wall / 3, 0.0, 0.0
-                yield i, *found
-            while waiting:
-                i, future = waiting.popleft()
-                yield i, *future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def look(source: Stored, i: int) -> Found:

@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from calotype.errors import PictureError, UsageError
 from calotype.pixels import from_array, pad
 from calotype.sources import Array, Pictures, open_source
+from calotype.sources.looking import looked
 from calotype.train.recipe import Source
 
 Rule = Literal["random", "resized", "centre"]
@@ -210,22 +210,15 @@ def require_size(pictures: Picked, crop: int) -> None:
     """
     pictures = pictures.once()
 
-    def below(numbers: range) -> list[tuple[int, int]]:
-        found = []
-        for i in numbers:
-            with suppress(PictureError):  # it is told when it is read
-                if (side := pictures.side(i)) < crop:
-                    found.append((i, side))
-        return found
-
-    everything = range(len(pictures))
-    blocks = [everything[start : start + 256] for start in everything[::256]]
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    def side(i: int) -> int:
         try:
-            small = [entry for block in pool.map(below, blocks) for entry in block]
-        finally:
-            pool.shutdown(cancel_futures=True)  # or whoever stops it would wait for all of them
+            return pictures.side(i)
+        except PictureError:  # it is told when it is read
+            return crop
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        small = [(i, found) for i, found in looked(range(len(pictures)), side) if found < crop]
     if small:
         first, pixels = small[0]
         raise UsageError(
