@@ -59,12 +59,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import calotype
 from calotype.cache import Job, LatentDataset, Rules
+from calotype.cache.attempt import Attempt
 from calotype.cache.job import Made, Value, canonical
 from calotype.cache.make import job_of, make as fill
 from calotype.cache.manifest import write_manifest
 from calotype.cache.store import JOB, Store
 from calotype.cache.units import UNIT_SAMPLES, Sample, Unit
-from calotype.cache.worker import Attempt
 from calotype.families.kl.config import AutoencoderConfig
 from calotype.latents import KNOWN
 from calotype.posterior import DiagonalGaussian

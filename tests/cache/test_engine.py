@@ -7,26 +7,28 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cachekit import contents, fill, picture, units_of
+from cachekit import contents, fill, picture, shards, units_of
 from support import one_sentence, room
 
-from calotype.cache import Rules, guard, local, open_cache, units, worker
+from calotype.cache import Rules, attempt, guard, local, open_cache, units, worker
 from calotype.cache.make import Progress, job_of
 from calotype.cache.manifest import write_manifest
 from calotype.cache.reader import job_in
-from calotype.cache.receipts import Receipt, Sums
+from calotype.cache.receipts import Bad, Receipt, Sums
 from calotype.cache.store import Store, receipt_name, samples_name, shard_name
 from calotype.cache.tables import SAMPLES, SCAN, parquet, table
+from calotype.engine.executor import Executor, Source
 from calotype.engine.run import Engine
-from calotype.errors import NonFiniteError, StorageError, UsageError
+from calotype.errors import RemoteError, StorageError, UsageError
 from calotype.pixels import read_picture
-from calotype.sources import open_source
+from calotype.sources import Stored, open_source
 from calotype.steps import Direction
 from calotype.vae import VAE
 
@@ -113,7 +115,7 @@ def test_what_a_disk_refuses_is_told_and_only_a_unit_is_lost(
 
     with monkeypatch.context() as patch:
         if name == "shards":
-            patch.setattr(worker, "look", refuse)
+            patch.setattr(attempt, "look", refuse)
         else:
             write = Store.write
             patch.setattr(Store, "write", lambda self, n, d: refuse() if n.startswith(name) else write(self, n, d))
@@ -165,10 +167,11 @@ def test_a_place_that_can_not_be_written(data: Path, tmp_path: Path, vae: VAE) -
         one_sentence(str(refused.value))
 
 
-@pytest.mark.parametrize(("side", "most"), [(100, 3), (5000, 1)])
+@pytest.mark.parametrize(("count", "side", "most"), [(1, 100, 3), (1, 5000, 1), (2, 100, 2), (2, 5000, 1)])
 def test_large_pictures_are_read_one_at_a_time(
-    side: int, most: int, data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    count: int, side: int, most: int, data: Path, out: Path, vae: VAE, threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     lock, now, seen = threading.Lock(), [0], [0]
 
     def read(source: object, sample: units.Sample, rules: object, placed: object, alpha: object) -> Any:
@@ -184,6 +187,7 @@ def test_large_pictures_are_read_one_at_a_time(
     samples = tuple(
         units.Sample(i, hashlib.sha256(bytes([i])).digest(), f"{i}", (side, side), (side, side)) for i in range(6)
     )
+    threads(count)
     one = worker.Worker(job_of(vae, Rules(size=(16, 16))), vae, open_source(data), Store(out))
     assert one.run(units.Unit("0" * 32, (16, 16), samples)).count == 6
     assert seen[0] == most
@@ -285,40 +289,94 @@ def _made_up(store: Store, count: int, each: int) -> None:
     assert write_manifest(store, job)["done"] == count
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's threads, for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("value", ["moments", "sample"])
 def test_pictures_that_are_encoded_together_are_what_each_is_alone(
-    value: str, data: Path, tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch
+    value: str, data: Path, tmp_path: Path, vae: VAE, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    call = Engine.__call__
+    call, each = Engine.__call__, Engine.each
 
     def watched(self: Engine, direction: Direction, x: torch.Tensor, **more: Any) -> torch.Tensor:
         sizes.append(len(x))
         return call(self, direction, x, **more)
 
+    def together(
+        self: Engine, direction: Direction, height: int, width: int, number: int, *more: Any, **n: Any
+    ) -> None:
+        sizes.append(number)
+        each(self, direction, height, width, number, *more, **n)
+
     monkeypatch.setattr(Engine, "__call__", watched)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            with units_of(5):
-                fill(data, tmp_path / str(count), vae, rules=Rules(size=(16, 16), flip=True), value=value)
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(Engine, "each", together)
+    for count in (1, 2):
+        threads(count)
+        with units_of(5):
+            fill(data, tmp_path / str(count), vae, rules=Rules(size=(16, 16), flip=True), value=value)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     if vae.engine_of("encode").name == "winograd":
-        assert sizes == [2] * 7 + [10, 4], "one at a time by one thread, a unit by two; each picture and its mirror"
+        assert sizes == [2] * 7 + [5, 2], "each and its mirror by one thread, a unit by two"
 
 
-def test_one_that_overflows_is_bad_alone(data: Path, out: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, worst = Engine.__call__, read_picture(data / "3.png").pixels.mean()
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_that_overflows_is_bad_alone(
+    count: int, data: Path, out: Path, vae: VAE, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worst = read_picture(data / "3.png").pixels.mean()
+    run = Executor.run
 
-    def overflowing(self: Engine, direction: Direction, x: torch.Tensor, **more: Any) -> torch.Tensor:
-        if any((one.mean() - worst).abs() < 0.02 for one in x):
-            raise NonFiniteError("float32 gave NaN or infinity.")
-        return call(self, direction, x, **more)
+    def overflowing(self: Executor, source: Source) -> Iterator[tuple[int, int, torch.Tensor]]:
+        bad = (source(0, 32).mean() - worst).abs() < 0.02
+        for start, end, rows in run(self, source):
+            yield start, end, rows * torch.nan if bad else rows
 
-    monkeypatch.setattr(Engine, "__call__", overflowing)
+    monkeypatch.setattr(Executor, "run", overflowing)
+    threads(count)
     outcome = fill(data, out, vae, rules=Rules(size=(32, 32)))
     assert [(one.name, one.reason) for one in outcome.bad] == [("3.png", "the VAE gives NaN or infinity for it.")]
     assert open_cache(out).samples["name"].to_pylist() == [f"{i}.png" for i in range(7) if i != 3]
+
+
+def test_pictures_that_are_gone_or_bad_are_told_by_two_threads_as_by_one(
+    data: Path, tmp_path: Path, vae: VAE, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, told = worker.picture, []
+
+    def reading(source: Stored, sample: units.Sample, *more: Any) -> Any:
+        if sample.name == "2.png":
+            return Bad(sample.name, sample.key.hex(), "it is gone.", again=True)
+        return read(source, sample, *more)
+
+    monkeypatch.setattr(worker, "picture", reading)
+    for count in (1, 2):
+        threads(count)
+        outcome = fill(data, tmp_path / str(count), vae, rules=Rules(size=(32, 32)))
+        told.append([(one.name, one.reason) for one in outcome.bad])
+        assert outcome.made == 6
+    assert told[0] == told[1] != []
+    assert shards(tmp_path / "1") == shards(tmp_path / "2")
+
+
+def test_what_reading_raises_leaves_nothing_of_a_unit(
+    data: Path, out: Path, vae: VAE, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(source: object, sample: units.Sample, *more: Any) -> Any:
+        if sample.name == "5.png":
+            raise RemoteError("the server is gone.")
+        return read(source, sample, *more)  # type: ignore[arg-type]
+
+    read = worker.picture
+    monkeypatch.setattr(worker, "picture", reading)
+    threads(2)
+    with pytest.raises(RemoteError, match="the server is gone"):
+        fill(data, out, vae, rules=Rules(size=(32, 32)))
+    whole = {path.stem for path in out.glob("receipts/*.json")}
+    assert len(whole) < 3
+    assert {path.stem for path in out.glob("shards/*/*")} == whole, "nothing is left of the unit"

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 
 from calotype import __version__
+from calotype.cache.attempt import Attempt
 from calotype.cache.guard import claim, running
 from calotype.cache.job import Job
 from calotype.cache.local import there
@@ -27,7 +28,7 @@ from calotype.cache.receipts import Receipt
 from calotype.cache.scan import pictures
 from calotype.cache.store import SHARDS, Store
 from calotype.cache.units import Unit
-from calotype.cache.worker import FINISH, Attempt, Step, Worker, versions
+from calotype.cache.worker import FINISH, Step, Worker, versions
 from calotype.engine.memory import PLENTY, keep_freed
 from calotype.errors import CalotypeError, StorageError, UsageError
 from calotype.temporaries import sweep

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from calotype.cache.attempt import Attempt
 from calotype.cache.check import drop, strays
 from calotype.cache.guard import alone
 from calotype.cache.job import Job
@@ -33,7 +34,6 @@ from calotype.cache.store import (
 )
 from calotype.cache.tables import SAMPLES as COLUMNS, read
 from calotype.cache.units import Held, Ids, Sample, Unit, among, held, ids_in, ids_of, sample_id, unit_id
-from calotype.cache.worker import Attempt
 from calotype.errors import UsageError
 from calotype.temporaries import is_temporary
 from calotype.texts import TextError, json_table

@@ -134,7 +134,7 @@ def again(
             yield f"{name}: {levels.reason.rstrip('.')}"
             continue
         pixels = from_array(levels)
-        fresh = worker.encode([(levels, row["key"])])[0]
+        fresh = worker.encode(levels, row["key"])
         if isinstance(fresh, NonFiniteError):
             yield f"{name}: {str(fresh).rstrip('.')}"
             continue

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from calotype.cache.attempt import Attempt
 from calotype.cache.guard import claim
 from calotype.cache.receipts import Receipt, receipt_of
 from calotype.cache.store import Store, receipt_name
 from calotype.cache.units import Cut, Unit
-from calotype.cache.worker import Attempt, Step, Worker
+from calotype.cache.worker import Step, Worker
 from calotype.texts import TextError
 
 PAUSE = 0.5  # seconds between looks at units that other processes have claimed

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from calotype import __version__
+from calotype.cache.attempt import Attempt
 from calotype.cache.buckets import Size
 from calotype.cache.job import Job, Stored, Value
 from calotype.cache.make import job_of
@@ -27,7 +28,6 @@ from calotype.cache.trial import Checked, require_right
 from calotype.cache.units import Sample, Unit, unit_id, unit_samples
 from calotype.cache.whole import whole
 from calotype.cache.words import words
-from calotype.cache.worker import Attempt
 from calotype.errors import LatentsError, NonFiniteError, UsageError
 from calotype.files import as_text, make_folder
 from calotype.latent_files import LatentFile, musubi, open_latents, sd_scripts

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,18 +25,16 @@ from torch import Tensor
 
 from calotype import __version__
 from calotype.addresses import AT_ONCE
+from calotype.cache.attempt import Attempt
 from calotype.cache.job import Job
-from calotype.cache.receipts import Bad, Receipt, Sums
+from calotype.cache.receipts import Bad, Receipt
 from calotype.cache.rules import Placed, Rules
 from calotype.cache.scan import reason, unnamed
-from calotype.cache.shards import Row, Writer, look
-from calotype.cache.store import Store, receipt_name, samples_name, shard_name
-from calotype.cache.tables import SAMPLES, parquet, table
+from calotype.cache.store import Store
 from calotype.cache.units import Sample, Unit
 from calotype.engine.budget import parse_memory
-from calotype.engine.run import Engine
-from calotype.errors import CalotypeError, NonFiniteError, PictureError, RemoteError, StorageError
-from calotype.files import refusal
+from calotype.engine.run import Compute, Engine
+from calotype.errors import CalotypeError, NonFiniteError, PictureError, RemoteError
 from calotype.names import Names
 from calotype.pixels import AlphaMode, alpha_mode, from_array, luma, read_picture_rows
 from calotype.posterior import DiagonalGaussian, Posterior
@@ -53,11 +50,13 @@ _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
 _NAMED, _LISTED = 64, 1000  # bytes that are held of each picture: of a source whose names are packed, and of others
 
-_TURNS = 8  # of the engine's threads, for what is encoded together: at the end of each they wait for the last
-_TOGETHER = 2**26  # bytes of pixels of these at most
+_TURNS = 8, 32  # of the engine's threads, for what is encoded together: after so many they wait for the last
+_LASTS = 2.0  # seconds of these, before it is told how far they are
+_TOGETHER = 2**26  # bytes of their pixels at most
 
 Array = NDArray[np.uint8]  # a picture: [H, W, P], levels
-_T = TypeVar("_T")
+_Read = tuple[Sample, Placed, Array | Bad | None]
+"""A picture, as it was read, or why it could not be; None where it was not read yet."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ class Worker:
         if limit is not None:  # what encodes has no less for it, or pictures could be too many for one to be encoded
             known = len(source) * (_NAMED if isinstance(source.names, Names) else _LISTED)
             self._reading = max(0, self._reading - known)
+        self._room = _Room(self._reading)
         self._alpha: AlphaMode = alpha_mode(vae.picture_channels, None)
         self._wide: Engine | None = None
 
@@ -125,19 +125,13 @@ class Worker:
         """
         attempt = Attempt(self.job, unit, self.store)
         try:
-            at_once = self._at_once(unit)
-            for group in _groups(self._read(unit, max(_AHEAD, 2 * at_once, 2 * self._threads)), at_once):
-                made = iter(self.encode([(levels, one.key) for one, _, levels in group if not isinstance(levels, Bad)]))
-                for sample, placed, levels in group:
-                    result = levels if isinstance(levels, Bad) else next(made)
-                    if isinstance(result, NonFiniteError):
-                        result = Bad(sample.name, sample.key.hex(), str(result))
-                    if isinstance(result, Bad):
-                        attempt.bad.append(result)
-                        tell(Step(result))
-                    else:
-                        attempt.add(sample, placed, result)
-                        tell(Step(None))
+            for sample, placed, result in self._results(unit):
+                if isinstance(result, Bad):
+                    attempt.bad.append(result)
+                    tell(Step(result))
+                else:
+                    attempt.add(sample, placed, result)
+                    tell(Step(None))
         except BaseException:
             attempt.drop()
             raise
@@ -151,38 +145,85 @@ class Worker:
         """
         return attempt.commit({"device": self.vae.device.type, **(self.job.versions or {})})
 
-    def encode(self, pictures: Sequence[tuple[Array, bytes]]) -> list[dict[str, Tensor] | NonFiniteError]:
-        """The tensors of each picture, [C, h, w] each, in the type that is stored; or why there are none.
+    def encode(self, levels: Array, key: bytes) -> dict[str, Tensor] | NonFiniteError:
+        """The tensors of a picture, [C, h, w] each, in the type that is stored; or why there are none.
 
         Args:
-            pictures: uint8 [H, W, 3 or 4], of the bucket's size; and the sha256 of the picture's encoded bytes, of
-                which a sample's noise depends.
+            levels: uint8 [H, W, 3 or 4], of the bucket's size.
+            key: sha256 of the picture's encoded bytes, of which a sample's noise depends.
 
         Raises:
             MemoryLimitError: there is not memory enough.
         """
-        ways = ("", "_flip") if self.job.rules.flip else ("",)
-        seen = [levels[:, ::-1] if way else levels for levels, _ in pictures for way in ways]
-        posteriors = iter(self._posteriors([self._pixels(levels) for levels in seen]))
-        found: list[dict[str, Tensor] | NonFiniteError] = []
-        for _, key in pictures:
-            of_ways = [next(posteriors) for _ in ways]
-            try:
-                found.append(self._stored(of_ways, ways, key))
-            except NonFiniteError as error:
-                found.append(error)
-        return found
+        try:
+            return self._stored(self._posteriors(self._ways(levels)), key)
+        except NonFiniteError as error:
+            return error
+
+    def _results(self, unit: Unit) -> Iterator[tuple[Sample, Placed, dict[str, Tensor] | Bad]]:
+        """Pictures of a unit in order, with their tensors, or why there are none."""
+        at_once = self._at_once(unit)
+        if at_once == 1:
+            for sample, placed, levels in self._read(unit, max(_AHEAD, 2 * self._threads)):
+                yield sample, placed, self._alone(sample, levels)
+            return
+        least, most = (min(turns * at_once, self._most(unit)) for turns in _TURNS)
+        # threads that read beside those that encode would hold these up
+        far = self.source.far
+        pictures: Iterator[_Read] = self._read(unit, max(2 * most, 2 * self._threads)) if far else self._unread(unit)
+        size = least
+        while group := list(islice(pictures, size)):
+            begin = time.monotonic()
+            for (sample, placed, _), result in zip(group, self._together(unit, group), strict=True):
+                yield sample, placed, result
+            size = max(least, min(most, int(_LASTS * len(group) / (time.monotonic() - begin))))
+
+    def _alone(self, sample: Sample, levels: Array | Bad) -> dict[str, Tensor] | Bad:
+        result = levels if isinstance(levels, Bad) else self.encode(levels, sample.key)
+        return Bad(sample.name, sample.key.hex(), str(result)) if isinstance(result, NonFiniteError) else result
+
+    def _together(self, unit: Unit, group: Sequence[_Read]) -> list[dict[str, Tensor] | Bad]:
+        """What each picture gives, a thread each, which reads it too where it was not."""
+        found: dict[int, dict[str, Tensor] | Array | Bad] = {}
+        engine, (width, height) = self.vae.engine_of("encode"), unit.bucket
+        target = engine.program("encode").target
+
+        def one(i: int, compute: Compute) -> None:
+            sample, placed, levels = group[i]
+            if levels is None:
+                with self._room.of(_cost(sample)):
+                    levels = picture(self.source, sample, self.job.rules, placed, self._alpha)
+            found[i] = levels
+            if isinstance(levels, Bad):
+                return
+            posteriors = []
+            with suppress(NonFiniteError):  # it is encoded once more, by itself
+                for x in self._ways(levels):
+                    moments = torch.empty(1, target.channels, *target.size(height, width))
+                    compute(x, moments[0])
+                    posteriors.append(posterior_of(self.vae.config, moments))
+                found[i] = self._stored(posteriors, sample.key)
+
+        with torch.no_grad(), enough_memory((len(group), self.vae.picture_channels, height, width)):
+            engine.each("encode", height, width, len(group), one, memory=self._memory)
+        results = [found[i] for i in range(len(group))]
+        return [
+            result if isinstance(result, dict) else self._alone(sample, result)
+            for (sample, *_), result in zip(group, results, strict=True)
+        ]
+
+    def _ways(self, levels: Array) -> list[Tensor]:
+        """Pixels [C, H, W] of a picture, and of the mirrored one if that is kept."""
+        return [self._pixels(levels[:, ::-1] if flip else levels) for flip in (False, True)[: 1 + self.job.rules.flip]]
 
     def _pixels(self, levels: Array) -> Tensor:
         pixels = from_array(levels)
         return luma(pixels) if self.vae.picture_channels == 1 else pixels
 
-    def _stored(
-        self, posteriors: Sequence[Posterior | NonFiniteError], ways: Sequence[str], key: bytes
-    ) -> dict[str, Tensor]:
+    def _stored(self, posteriors: Sequence[Posterior | NonFiniteError], key: bytes) -> dict[str, Tensor]:
         dtype: torch.dtype = getattr(torch, self.job.store)
         stored = {}
-        for posterior, way in zip(posteriors, ways, strict=True):
+        for posterior, way in zip(posteriors, ("", "_flip"), strict=False):
             if isinstance(posterior, NonFiniteError):
                 raise posterior
             for name, tensor in self._tensors(posterior, key, way).items():
@@ -232,24 +273,25 @@ class Worker:
             return engine("encode", pixels, memory=self._memory)
 
     def _at_once(self, unit: Unit) -> int:
-        """Pictures that are encoded together: several where the engine computes some at the same time."""
+        """Pictures that the engine computes at the same time."""
         width, height = unit.bucket
-        together = self.vae.engine_of("encode").at_once("encode", height, width, self._memory)
-        if together == 1:
-            return 1
-        ways = 2 if self.job.rules.flip else 1
-        return max(1, min(_TURNS * together, _TOGETHER // (4 * ways * self.vae.picture_channels * width * height)))
+        return self.vae.engine_of("encode").at_once("encode", height, width, self._memory)
+
+    def _most(self, unit: Unit) -> int:
+        """Pictures that are encoded together at most."""
+        (width, height), ways = unit.bucket, 2 if self.job.rules.flip else 1
+        return max(1, _TOGETHER // (4 * ways * self.vae.picture_channels * width * height))
 
     def _read(self, unit: Unit, ahead: int) -> Iterator[tuple[Sample, Placed, Array | Bad]]:
         """Pictures of a unit in order, cropped to its bucket; threads are a little ahead, in bounded memory."""
         waiting: deque[tuple[Sample, Placed, int, Future[Array | Bad]]] = deque()
         taken, rest = 0, deque(unit.samples)
-        known = {(one.name, one.key): one for one in unit.bad}
+        known = _known(unit)
         with ThreadPoolExecutor(self._threads) as pool:
             try:
                 while rest or waiting:
                     while rest and len(waiting) < ahead:
-                        cost = _PIXEL_BYTES * rest[0].upright[0] * rest[0].upright[1]
+                        cost = _cost(rest[0])
                         if waiting and taken + cost > self._reading:
                             break
                         sample = rest.popleft()
@@ -267,6 +309,43 @@ class Worker:
                     yield sample, placed, levels
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _unread(self, unit: Unit) -> Iterator[_Read]:
+        """Pictures of a unit in order, that are still to be read."""
+        known = _known(unit)
+        for sample in unit.samples:
+            placed = self.job.rules.place(*sample.upright, sample.key)
+            yield sample, placed, known.get((sample.name, sample.key.hex()))
+
+
+class _Room:
+    """Bytes for pictures that are being read; one that is alone always has room."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._taken, self._changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, cost: int) -> Iterator[None]:
+        """Waits until there is so much."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + cost <= self._limit)
+            self._taken += cost
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= cost
+                self._changed.notify_all()
+
+
+def _cost(sample: Sample) -> int:
+    """Bytes that a picture takes while it is read."""
+    return _PIXEL_BYTES * sample.upright[0] * sample.upright[1]
+
+
+def _known(unit: Unit) -> dict[tuple[str, str], Bad]:
+    """Pictures of which it was found before that they are bad, by name and key."""
+    return {(one.name, one.key): one for one in unit.bad}
 
 
 def versions() -> dict[str, str]:
@@ -288,126 +367,6 @@ def drawn(posterior: Posterior, seed: int, key: bytes, *, mirrored: bool) -> Ten
     """
     digest = hashlib.sha256(f"sample {seed} {key.hex()}{' flip' if mirrored else ''}".encode()).digest()
     return posterior.sample([torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)])[0]
-
-
-def _groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """So many at a time, and at last what is left."""
-    waiting = iter(items)
-    while group := list(islice(waiting, size)):
-        yield group
-
-
-class Attempt:
-    """A unit that is made, and that nothing knows of yet.
-
-    Attributes:
-        bad: pictures that could not be cached.
-    """
-
-    def __init__(self, job: Job, unit: Unit, store: Store) -> None:
-        self._job, self._unit, self._store = job, unit, store
-        self.bad: list[Bad] = []
-        self._rows: list[tuple[Sample, Placed, Row]] = []
-        self._began = time.monotonic()
-        self._name = shard_name(unit.id, unit.bucket)
-        self._context = store.attempt(self._name)
-        self._path = self._context.__enter__()
-        try:
-            self._writer = Writer(self._path, job, unit.bucket, len(unit.samples))
-        except BaseException as error:
-            self._end(error)
-            raise
-
-    def add(self, sample: Sample, placed: Placed, tensors: Mapping[str, Tensor]) -> None:
-        """Writes a picture's tensors, each [C, h, w], by their names.
-
-        Raises:
-            StorageError: the disk refuses it.
-        """
-        try:
-            row = self._writer.add(tensors)
-        except OSError as error:
-            raise StorageError(refusal(self._store.path(self._name), error)) from None
-        self._rows.append((sample, placed, row))
-
-    def drop(self) -> None:
-        """Leaves nothing of it."""
-        self._writer.close()
-        self._end(_Dropped())
-
-    def _end(self, error: BaseException | None) -> None:
-        self._context.__exit__(type(error) if error else None, error, None)
-
-    def commit(self, made: Mapping[str, Any]) -> Receipt:
-        """See `Worker.commit`.
-
-        Args:
-            made: by what.
-
-        Raises:
-            StorageError: the disk refuses it, or what came back from it is not what was written.
-        """
-        count, digest, size = self._writer.count, "", 0
-        if count:
-            try:
-                self._writer.finish()
-                digest, size = look(self._path, self._job, self._unit.bucket, count)
-            except OSError as error:
-                self.drop()
-                raise StorageError(refusal(self._store.path(self._name), error)) from None
-            except StorageError as error:
-                self.drop()
-                raise StorageError(
-                    f"{self._store.path(self._name)}: the disk did not keep what was written: {error}; look at the "
-                    f"disk."
-                ) from None
-            self._end(None)
-        else:
-            self.drop()
-        samples = parquet(table(samples_columns(self._rows), SAMPLES))
-        self._store.write(samples_name(self._unit.id), samples)
-        writer, shape = self._writer, self._job.shape(self._unit.bucket)
-        receipt = Receipt(
-            unit=self._unit.id,
-            fingerprint=self._job.fingerprint,
-            bucket=self._unit.bucket,
-            count=count,
-            shard_bytes=size,
-            shard_sha256=digest,
-            samples_bytes=len(samples),
-            samples_sha256=hashlib.sha256(samples).hexdigest(),
-            sums=Sums(
-                count * shape[1] * shape[2],
-                tuple(map(float, writer.sum)),
-                tuple(map(float, writer.squares)),
-                tuple(map(float, writer.variance)) if self._job.value == "moments" else (),
-            ),
-            bad=tuple(self.bad),
-            made={
-                **made,
-                "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-                "seconds": round(time.monotonic() - self._began, 3),
-            },
-        )
-        self._store.write(receipt_name(self._unit.id), receipt.to_bytes())
-        return receipt
-
-
-class _Dropped(Exception):
-    """Tells what holds a temporary that it is not to be kept."""
-
-
-def samples_columns(rows: Sequence[tuple[Sample, Placed, Row]]) -> dict[str, list[Any]]:
-    """Columns of samples/UNIT.parquet, by their names, from the rows that a shard got."""
-    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES}
-    for number, (sample, placed, row) in enumerate(rows):
-        values = (
-            sample.key, sample.name, *sample.stored, *sample.upright, *placed.resized, *placed.corner, *placed.bucket,
-            sample.caption, sample.label, number, row.least, row.most, row.crc32,
-        )  # fmt: skip
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    return columns
 
 
 def picture(source: Stored, sample: Sample, rules: Rules, placed: Placed, alpha: AlphaMode) -> Array | Bad:

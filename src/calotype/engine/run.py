@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from calotype.engine.winograd import Winograd, Workers
 
 EngineName = Literal["auto", "winograd", "fused", "reference"]  # auto: the fastest that runs here
+
+Compute = Callable[[Tensor, Tensor], None]
+"""(x [C, H, W], result [C', H', W']) -> computes one picture, into the result."""
 
 _log = logging.getLogger("calotype")
 _said: list[bool] = []
@@ -247,12 +250,19 @@ class Engine:
         height, width = (n * factor for n in x.shape[2:])
         result = torch.empty(len(x), target.channels, *target.size(height, width), device=x.device)
         if len(x) > 1 and self.at_once(direction, height, width, memory) > 1:
-            self._together(self.plan(direction, height, width, memory), x, result, progress)
+            lock, done = threading.Lock(), count(1)
+
+            def told(i: int, compute: Compute) -> None:
+                compute(x[i], result[i])
+                if progress is not None:
+                    with lock:
+                        progress(next(done) / len(x))
+
+            self.each(direction, height, width, len(x), told, memory=memory)
             return result
         for i, one in enumerate(x):
-            told = share(progress, i, len(x))
-            source = rows_of(one)
-            for start, end, rows in self.rows(direction, source, height, width, memory=memory, progress=told):
+            part, source = share(progress, i, len(x)), rows_of(one)
+            for start, end, rows in self.rows(direction, source, height, width, memory=memory, progress=part):
                 result[i, :, start:end] = rows
         return result
 
@@ -272,25 +282,41 @@ class Engine:
         limit = TOGETHER if memory is None else min(TOGETHER, parse_memory(memory))
         return made.job.threads if made.job.threads * made.peak + shared_bytes(made) <= limit else 1
 
-    def _together(self, made: Plan, x: Tensor, result: Tensor, progress: Progress | None) -> None:
-        """Small pictures, a thread each, with the same transformed weights."""
+    def each(
+        self,
+        direction: Direction,
+        height: int,
+        width: int,
+        number: int,
+        work: Callable[[int, Compute], None],
+        *,
+        memory: int | str | None = None,
+    ) -> None:
+        """Calls work(i, compute) for every i below `number`, as many at a time as `at_once` says, a thread each.
+
+        For who has more to do for each picture than to compute it. Weights are transformed once for all.
+
+        Raises:
+            MemoryLimitError, NonFiniteError: as the call of `self`; and what `work` raises.
+        """
         from calotype.engine.winograd import Shared, Winograd, Workers
 
-        shared, lock, done = Shared(made), threading.Lock(), count(1)
+        made = self.plan(direction, height, width, memory)
+        shared = Shared(made)
         inference = torch.is_inference_mode_enabled()  # which other threads are not in
 
-        def one(_: int, i: int) -> None:
+        def compute(x: Tensor, result: Tensor) -> None:
             backend = Winograd(Workers(1), made.job, shared)
+            for start, end, rows in self._executed(made, torch.float32, backend, rows_of(x), None):
+                self._require_finite(rows)
+                result[:, start:end] = rows
+
+        def one(_: int, i: int) -> None:
             with torch.inference_mode(inference):
-                for start, end, rows in self._executed(made, torch.float32, backend, rows_of(x[i]), None):
-                    self._require_finite(rows)
-                    result[i, :, start:end] = rows
-            if progress is not None:
-                with lock:
-                    progress(next(done) / len(x))
+                work(i, compute)
 
         try:
-            workers(made.job.threads).run(len(x), one)
+            workers(made.job.threads).run(number, one)
         finally:
             shared.memory.close()
 
