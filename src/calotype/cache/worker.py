@@ -1,4 +1,4 @@
-"""The worker: takes a unit, reads its pictures ahead of the VAE, writes its shard and commits it.
+"""The worker: takes a unit, reads its pictures, ahead of the VAE or by its threads, writes its shard and commits it.
 
 It knows of no engine: whoever has units calls `run` with one after another.
 """

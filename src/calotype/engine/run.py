@@ -252,13 +252,13 @@ class Engine:
         if len(x) > 1 and self.at_once(direction, height, width, memory) > 1:
             lock, done = threading.Lock(), count(1)
 
-            def told(i: int, compute: Compute) -> None:
+            def computed(i: int, compute: Compute) -> None:
                 compute(x[i], result[i])
                 if progress is not None:
                     with lock:
                         progress(next(done) / len(x))
 
-            self.each(direction, height, width, len(x), told, memory=memory)
+            self.each(direction, height, width, len(x), computed, memory=memory)
             return result
         for i, one in enumerate(x):
             part, source = share(progress, i, len(x)), rows_of(one)
@@ -292,7 +292,7 @@ class Engine:
         *,
         memory: int | str | None = None,
     ) -> None:
-        """Calls work(i, compute) for every i below `number`, as many at a time as `at_once` says, a thread each.
+        """Calls work(i, compute) for every i below `number`, each by one of the threads, where `at_once` is above one.
 
         For who has more to do for each picture than to compute it. Weights are transformed once for all.
 
