@@ -39,6 +39,14 @@ def memory(what):  # in MB; what getrusage tells is that of who started the proc
 """
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's threads, for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def test_a_claimed_unit_is_left_to_its_process_and_taken_over_when_that_ends(
     data: Path, out: Path, tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,10 +217,11 @@ def test_memory_stays_bounded(tmp_path: Path, weights: Path) -> None:
     for i in range(30):
         picture(tmp_path / f"data/{i}.jpg", 3000, 2000, seed=i)
     code = (
-        "import sys\n"
+        "import sys, torch\n"
         "from calotype.cache import Rules\n"
         "from calotype.cache.make import job_of, make\n"
         "from calotype.vae import load\n"
+        "torch.set_num_threads(2)\n"  # which read and encode, each a picture
         "vae = load(device='cpu')\n"
         "job = job_of(vae, Rules(size=(256, 256)))\n"
         f"{MEMORY}"
@@ -287,14 +296,6 @@ def _made_up(store: Store, count: int, each: int) -> None:
         store.write(receipt_name(unit), receipt.to_bytes())
     store.write("scan.parquet", parquet(rows(SCAN, 0, count), {"data": "data"}))
     assert write_manifest(store, job)["done"] == count
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's threads, for a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("value", ["moments", "sample"])

@@ -21,7 +21,7 @@ def looked(items: Sequence[_T], look: Callable[[_T], _R], *, far: bool = False) 
     """Every item in order, with what `look` gives for it, whose exceptions are raised.
 
     This thread looks itself, or where each picture is waited for several do, a little ahead. Over files that are in
-    memory several take two to three times as long as one, since each hands Python's lock on at every read.
+    memory several hinder each other: each hands Python's lock on at every read.
 
     Args:
         far: whether they are on a server, which is always waited for.
