@@ -116,8 +116,9 @@ def main() -> None:
         return
     parse_memory(given.memory)
     some = "" if given.families == parser.get_default("families") else f" --families {given.families}"
+    exact = " --exact" if given.exact else ""
     result = {
-        "command": f"python bench/budget.py{some} --size {given.size} --memory {given.memory}",
+        "command": f"python bench/budget.py{some} --size {given.size} --memory {given.memory}{exact}",
         "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "diffusers": version("diffusers"), "commit": git("rev-parse", "--short", "HEAD"), "size": given.size,
         "memory": given.memory,

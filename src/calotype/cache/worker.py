@@ -48,6 +48,7 @@ _PACKAGES = ("torch", "pillow", "numpy")
 _AHEAD = 8  # pictures at least, small ones
 _PIXEL_BYTES = 10  # of a pixel while its picture is read and made smaller
 _READING = 400 * 10**6  # bytes that pictures which are being read take at most, but for one that alone takes more
+_LIBRARIES = 2**25  # bytes of a limit, an eighth at most, that are left for what is loaded as it begins, pyarrow first
 _NAMED, _LISTED = 64, 1000  # bytes that are held of each picture: of a source whose names are packed, and of others
 
 _TURNS = 8, 32  # of the engine's threads, for what is encoded together: after so many they wait for the last
@@ -95,6 +96,8 @@ class Worker:
         self.job, self.vae, self.source, self.store = job, vae, source, store
         self._threads = threads or (AT_ONCE if source.far else THREADS)
         limit = None if memory is None else parse_memory(memory)
+        if limit is not None:
+            limit -= min(_LIBRARIES, limit // 8)
         self._reading = _READING if limit is None else min(_READING, limit // 4)
         self._memory = None if limit is None else limit - self._reading
         if limit is not None:  # what encodes has no less for it, or pictures could be too many for one to be encoded
