@@ -1,14 +1,15 @@
 """Large pictures of every family within a budget: what runs really take beside what was allowed and what was planned.
 
-    python bench/budget.py [--families wan2.1,flux2,...] [--size 2048] [--memory 512MB] [--exact] [--keep]
+    python bench/budget.py [--families wan2.1,flux2,...] [--directions encode decode] [--size 2048] [--memory 512MB]
+        [--exact] [--keep]
 
 Weights are random, at full size, in float32. Each run has a process of its own; measured is the most memory above what
 was there before, beside what goes in and what comes out (of an encode its moments; the posterior's log-variances,
 half as much, are in it). --exact also runs with what is free, and compares: the largest difference over max(1, the
 result's standard deviation).
 
-Prints a table and then one JSON line; --keep keeps each family as soon as it is measured, in bench/results/budget.json,
-by processor, size and budget.
+Prints a table and then one JSON line; --keep keeps each direction as soon as it is measured, in
+bench/results/budget.json, by processor, size and budget.
 """
 
 from __future__ import annotations
@@ -72,21 +73,20 @@ def run_here(task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def measure(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Both directions of one family."""
-    theirs(name).save_pretrained(folder)
-    row: dict[str, Any] = {"family": name}
-    for direction in DIRECTIONS:
-        say(f"{name}: {direction}")
-        task = {
-            "name": name, "folder": str(folder), "direction": direction, "size": given.size, "memory": given.memory,
-            "exact": given.exact, "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        done = subprocess.run([sys.executable, __file__, "--child", json.dumps(task)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        row[direction] = json.loads(done.stdout.splitlines()[-1])
-    return row
+def measure(name: str, folder: Path, direction: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One direction of one family, whose weights are put in `folder` where there are none."""
+    say(f"{name}: {direction}")
+    if not any(folder.iterdir()):
+        theirs(name).save_pretrained(folder)
+    task = {
+        "name": name, "folder": str(folder), "direction": direction, "size": given.size, "memory": given.memory,
+        "exact": given.exact, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, __file__, "--child", json.dumps(task)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def table(rows: list[dict[str, Any]], size: int, memory: str) -> Table:
@@ -95,9 +95,9 @@ def table(rows: list[dict[str, Any]], size: int, memory: str) -> Table:
     shown.title = f"{size} x {size} in {memory}, MB"
     for row in rows:
         cells = []
-        for found in (row[direction] for direction in DIRECTIONS):
-            cells += [f"{found['predicted'] / 1e6:.0f}", f"{found['measured'] / 1e6:.0f}"]
-            cells.append(f"{found['error']:.1e}" if "error" in found else "")
+        for found in (row.get(direction) for direction in DIRECTIONS):
+            cells += [f"{found[key] / 1e6:.0f}" if found else "" for key in ("predicted", "measured")]
+            cells.append(f"{found['error']:.1e}" if found and "error" in found else "")
         shown.add_row(row["family"], *cells)
     return shown
 
@@ -105,6 +105,7 @@ def table(rows: list[dict[str, Any]], size: int, memory: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default=",".join(NETWORKS))
+    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--memory", default="512MB")
     parser.add_argument("--exact", action="store_true")
@@ -128,11 +129,13 @@ def main() -> None:
         if NETWORKS[name][0] not in CLASSES:
             say(f"{name}: {NETWORKS[name][0]} is not known here")
             continue
+        rows.append({"family": name})
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(name, Path(folder), given))
-        say(json.dumps(rows[-1]))
-        if given.keep:
-            keep("budget.json", f"{result['processor']}, {given.size} in {given.memory}", result, rows[-1])
+            for direction in given.directions:
+                rows[-1][direction] = measure(name, Path(folder), direction, given)
+                say(json.dumps(rows[-1]))
+                if given.keep:
+                    keep("budget.json", f"{result['processor']}, {given.size} in {given.memory}", result, rows[-1])
     Console().print(table(rows, given.size, given.memory))
     print(json.dumps({**result, "families": rows}))
 
