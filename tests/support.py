@@ -24,6 +24,7 @@ from calotype.families.network import Network
 from calotype.families.taehv.config import TaehvConfig
 from calotype.families.tiny.config import TinyConfig
 from calotype.families.tiny.network import TinyAutoencoder
+from calotype.weights.load import load_tensors
 
 SMALL = AutoencoderConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=4)  # f2
 NARROW = AutoencoderConfig(ch=32)  # kl-f8, at a quarter of its width; its norms have the usual 32 groups
@@ -135,6 +136,12 @@ def import_diffusers() -> Any:
         for name in ("AutoencoderKL", "AutoencoderTiny"):
             getattr(diffusers, name)
     return diffusers
+
+
+def taken_over(theirs: Any) -> Network:
+    """Ours, with the weights that a network of diffusers holds in memory: gigabytes take long to write."""
+    name = type(theirs).__name__
+    return load_tensors(theirs.state_dict(), {**theirs.config, "_class_name": name}, where=name).module
 
 
 def pictures(seed: int, *shape: int) -> Tensor:

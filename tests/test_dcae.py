@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dcaekit import SANA, SMALL, reference, shuffled
-from support import assert_close, import_diffusers, pictures
+from support import assert_close, import_diffusers, pictures, taken_over
 
 from calotype.errors import UsageError
 from calotype.families import config_from_dict, make_network
@@ -46,10 +46,9 @@ def test_it_agrees_with_diffusers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [SANA, shuffled(6)], ids=["sana", "f32"])
-def test_it_agrees_with_diffusers_at_full_size(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_it_agrees_with_diffusers_at_full_size(fields: dict[str, Any]) -> None:
     theirs = reference(fields)
-    theirs.save_pretrained(tmp_path)
-    module = load_weights(tmp_path).module
+    module = taken_over(theirs)
     x, z = pictures(1, 1, 96, 64), torch.randn(1, 32, 3, 2)
     with torch.inference_mode():
         assert_close(module.encode(x).mode(), theirs.encode(x).latent)

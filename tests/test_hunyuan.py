@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, fill, import_diffusers, network, pictures, same_tensors, tensors_of, write
+from support import assert_close, fill, import_diffusers, network, pictures, same_tensors, taken_over, tensors_of, write
 
 from calotype.families.hunyuan.config import HunyuanImageConfig
 from calotype.families.hunyuan.names import to_diffusers
@@ -19,38 +19,45 @@ from calotype.weights.save import save_weights
 
 SMALLEST = HunyuanImageConfig(channels=(32, 64, 64), num_res_blocks=1, z_channels=16)
 WIDER = HunyuanImageConfig(channels=(32, 128, 64, 64), num_res_blocks=2, z_channels=8)
-CONFIGS = {
-    "smallest": SMALLEST,
-    "wider": WIDER,
-    "published": HunyuanImageConfig(),
-}
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        *((name, size) for name in ("smallest", "wider") for size in ((2, 4), (3, 5))),
-        pytest.param("published", (3, 2), marks=pytest.mark.slow),
-    ],
-)
-def test_it_agrees_with_diffusers(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    config = CONFIGS[name]
-    theirs: Any = import_diffusers().AutoencoderKLHunyuanImage(
+def reference(config: HunyuanImageConfig) -> Any:
+    """diffusers' network, with random weights."""
+    made = import_diffusers().AutoencoderKLHunyuanImage(
         in_channels=3, out_channels=3, latent_channels=config.z_channels, block_out_channels=config.channels,
         layers_per_block=config.num_res_blocks, spatial_compression_ratio=config.factor, sample_size=64,
         scaling_factor=0.75289,
     )  # fmt: skip
-    fill(theirs, 1).save_pretrained(tmp_path)
+    return fill(made, 1)
+
+
+@pytest.mark.parametrize("size", [(2, 4), (3, 5)])
+@pytest.mark.parametrize("config", [SMALLEST, WIDER], ids=["smallest", "wider"])
+def test_it_agrees_with_diffusers(config: HunyuanImageConfig, size: tuple[int, int], tmp_path: Path) -> None:
+    theirs = reference(config)
+    theirs.save_pretrained(tmp_path)
     loaded = load_weights(tmp_path)
     assert (loaded.layout, loaded.module.config) == ("diffusers", config)
     assert loaded.format is not None
     assert loaded.format.to_dict()["scaling_factor"] == 0.75289
-    height, width = (side * config.factor for side in size)
-    z = torch.randn(2, config.z_channels, *size)
-    x = pictures(3, 2, height, width)
+    agree(loaded.module, theirs, 2, *size)
+
+
+@pytest.mark.slow
+def test_it_agrees_with_diffusers_at_full_size() -> None:
+    theirs = reference(HunyuanImageConfig())
+    ours = taken_over(theirs)
+    assert ours.config == HunyuanImageConfig()
+    agree(ours, theirs, 1, 3, 2)
+
+
+def agree(ours: Any, theirs: Any, count: int, height: int, width: int) -> None:
+    """Moments and pictures of so many latents, as diffusers' class has them."""
+    f = ours.config.factor
+    z, x = torch.randn(count, ours.config.z_channels, height, width), pictures(3, count, height * f, width * f)
     with torch.inference_mode():
-        assert_close(loaded.module.decode(z), theirs.decode(z).sample)
-        assert_close(loaded.module.encode(x).moments, theirs.encode(x).latent_dist.parameters)
+        assert_close(ours.decode(z), theirs.decode(z).sample)
+        assert_close(ours.encode(x).moments, theirs.encode(x).latent_dist.parameters)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -258,11 +259,14 @@ def test_a_million_samples_are_opened_at_once(data: Path, out: Path, vae: VAE, t
     )
     for what in ("open", "status"):
         words = [sys.executable, "-c", code, str(out), what]
-        turns = [subprocess.run(words, check=True, capture_output=True, text=True).stdout.split() for _ in range(5)]
-        seconds, megabytes = zip(*((float(one), float(other)) for one, other in turns), strict=True)
+        seconds: list[float] = []
         # the first touch of memory costs nothing or seconds, as the host of a virtual machine has it at hand or not
-        assert min(seconds) <= 1.5
-        assert max(megabytes) <= 500
+        while len(seconds) < 5 and min(seconds, default=inf) > 1.5:
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            taken, megabytes = map(float, done.stdout.split())
+            seconds.append(taken)
+            assert megabytes <= 500
+        assert min(seconds) <= 1.5, seconds
 
 
 def _made_up(store: Store, count: int, each: int) -> None:
