@@ -135,7 +135,8 @@ def main() -> None:
                 rows[-1][direction] = measure(name, Path(folder), direction, given)
                 say(json.dumps(rows[-1]))
                 if given.keep:
-                    keep("budget.json", f"{result['processor']}, {given.size} in {given.memory}", result, rows[-1])
+                    key = f"{result['processor']}, {given.size} in {given.memory}"
+                    keep("budget.json", key, result, rows[-1], [direction])
     Console().print(table(rows, given.size, given.memory))
     print(json.dumps({**result, "families": rows}))
 

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,22 +263,25 @@ def main() -> None:
             rows.append(measure(name, Path(folder), given.sections, given.size, given.repeats))
         say(json.dumps(rows[-1]))
         if given.keep:
-            keep("families.json", result["processor"], result, rows[-1])
+            keep("families.json", result["processor"], result, rows[-1], given.sections)
     Console().print(table(rows))
     print(json.dumps({**result, "families": rows}))
 
 
-def keep(name: str, key: str, result: dict[str, Any], row: dict[str, Any]) -> None:
+def keep(name: str, key: str, result: dict[str, Any], row: dict[str, Any], parts: Sequence[str]) -> None:
     """Puts what was measured of a family in the place of what a file of results kept of it.
 
     Args:
         key: of all that was measured alike: a processor.
         row: of the family; what another run measured of it and this one did not stays.
+        parts: of a row, those that were measured now; each is kept with the commit that it is of.
     """
     path = ROOT / "bench" / "results" / name
     kept = json.loads(path.read_text()) if path.exists() else {}
     before = {one["family"]: one for one in kept.get(key, {}).get("families", [])}
-    before[row["family"]] = {**before.get(row["family"], {}), **row, "commit": result["commit"]}
+    old = before.get(row["family"], {})
+    commits = old.get("commits", {}) | dict.fromkeys(parts, result["commit"])
+    before[row["family"]] = {**old, **row, "commits": commits}
     keep_as(name, key, {**result, "families": list(before.values())})
 
 

@@ -33,7 +33,7 @@ OPENING = """Made by `python scripts/docs.py` from `bench/results/*.json`. Each 
 begins with the command that measures anew; results are of the processor that is named."""
 BYTES = re.compile(r"(^|[_.])(measured|predicted|peak|resident|spill|bytes|memory)([_.]|$)")
 ELSEWHERE = {"builtin-choice"}  # has a page of its own: docs/builtin.md
-LEFT_OUT = {"commit", "sha256", "pictures", "how", "changed", "versions", "results", "costs", "own_minus"}
+LEFT_OUT = {"commit", "commits", "sha256", "pictures", "how", "changed", "versions", "results", "costs", "own_minus"}
 IN_ROWS = LEFT_OUT | {"seconds_min", "seconds_max", "cost"}  # where they are tables of their own
 UNTOLD = "A processor that was not noted"
 
